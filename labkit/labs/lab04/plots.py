@@ -7,6 +7,7 @@ from labkit.plots import INK, OVER_GUESS, PALETTE, PAPER, figure, smooth, traced
 
 BASES = {"plain": PALETTE[0], "NF4": PALETTE[1]}  # and LoRA, QLoRA
 FORMATS = [BASES["NF4"], PALETTE[0], *PALETTE[2:]]  # NF4 comes first
+SMOOTHING = 0.4  # that of the live curve of so short a training
 
 
 def spoiled(clean, spoilt, outlier):
@@ -32,12 +33,17 @@ def codebooks(books):
     x = np.linspace(-1, 1, 400)
     density = np.exp(-((x * 2.6) ** 2) / 2)  # a block of 64 normal numbers ends near 2.6 sigma
     ax.fill_between(x, density, color=INK, alpha=0.12)
-    ax.text(0.42, 0.75, "normal weights of a\nblock, over its absmax", color=INK)
+    ax.text(0.5, 0.7, "normal weights of a\nblock, over its absmax", color=INK)
+    near = {name: int((values.abs() < 0.6).sum()) for name, values in books.items()}
     for row, ((name, values), colour) in enumerate(zip(books.items(), FORMATS, strict=False)):
         y = -0.22 - 0.27 * row
-        ax.vlines(values.numpy(), y - 0.09, y + 0.09, color=colour, lw=2)
+        ax.vlines(values.numpy(), y - 0.09, y + 0.09, color=colour, lw=1.6)
         ax.text(-1.06, y, name, ha="right", va="center", color=colour)
-    near = {name: int((values.abs() < 0.6).sum()) for name, values in books.items()}
+        alike = int((values.abs() < 0.01).sum())
+        told = f"{near[name]}" + (f" ({alike} near 0)" if alike > 1 else "")
+        ax.text(1.06, y, told, va="center", color=colour)
+    ax.text(1.06, 0.02, "values\nbetween the\ndotted lines", va="bottom", fontsize=9)
+    ax.vlines((-0.6, 0.6), -0.4 - 0.27 * row, 0.3, color=INK, ls=":", lw=1.4)
     ax.set(
         yticks=[],
         xlabel="value, over the absmax",
@@ -45,8 +51,9 @@ def codebooks(books):
         ylim=(-0.4 - 0.27 * row, 1.05),
     )
     ax.spines["left"].set_visible(False)
-    told = ", ".join(f"{name} {n}" for name, n in near.items())
-    ax.set_title(f"Values between -0.6 and 0.6, where most weights are:\n{told}")
+    most = max(near, key=near.get)
+    told = f"{near[most]} of its {len(books[most])} lie between -0.6 and 0.6"
+    ax.set_title(f"{most} has the most values where most weights are:\n{told}")
     return fig
 
 
@@ -82,7 +89,8 @@ def code_use(shares, misses, guess):
     ax.set_xlim(-1.4, 15.8)
     ax.set_xticks(places)
     top = max(share.max().item() for share in shares.values())
-    ax.set(xlabel="code", ylabel="% of the numbers", ylim=(0, 1.3 * top))
+    ax.set(xlabel="code (0: the lowest value, 15: the highest)", ylim=(0, 1.3 * top))
+    ax.set_ylabel("% of the numbers")
     ax.legend(loc="upper left", ncols=2, **OVER_GUESS)
     first = next(iter(shares))
     low, high = shares[first].min().item(), shares[first].max().item()
@@ -148,32 +156,32 @@ def losses(curves):
     fig, ax = figure(height=3)
     colours = BASES.values()
     for (name, curve), colour, style in zip(curves.items(), colours, ("-", "--"), strict=False):
-        traced(ax, curve.losses, colour, 0.6, ls=style, label=name)
+        traced(ax, curve.losses, colour, SMOOTHING, ls=style, label=name)
     ax.set(xlim=(1, len(curve.losses)), yscale="log", ylabel="training loss, nats a token")
-    ax.set_xlabel("step (faint: each step; bold: smoothed)")
+    ax.set_xlabel("step (faint: each step; bold: running mean)")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
-    ends = [f"{name} {smooth(curve.losses, 0.6)[-1]:.2f}" for name, curve in curves.items()]
-    ax.set_title(f"Training loss at the end, smoothed: {', '.join(ends)}")
+    ends = [f"{name} {smooth(curve.losses, SMOOTHING)[-1]:.2f}" for name, curve in curves.items()]
+    ax.set_title(f"Training loss at the end, running mean: {', '.join(ends)}")
     return fig
 
 
 def crossed(start, end, costs, guess):
     """Held-out loss of each adapter on each base, and of none.
 
-    `start` maps a base to a loss, `end` a pair (trained on, asked on) to one; `costs` maps what
+    `start` maps a base to a loss, `end` a pair (trained on, evaluated on) to one; `costs` maps what
     an adapter was trained on to what NF4 adds to its loss and the error of that; `guess` is of
-    the adapter trained on NF4 and asked on the plain base.
+    the adapter trained on NF4 and evaluated on the plain base.
     """
     fig, ax = figure(height=3.4)
     trained = list(dict.fromkeys(pair[0] for pair in end))
     places = np.arange(len(trained))
     for k, base in enumerate(start):
         heights = [end[name, base] for name in trained]
-        label = f"asked on {base} (before training: {start[base]:.2f})"
+        label = f"evaluated on {base} (before training: {start[base]:.2f})"
         bars = ax.bar(places + 0.36 * k - 0.18, heights, 0.34, color=BASES[base], label=label)
         told = [f"{height:.3f}" for height in heights]
         ax.bar_label(bars, told, color=INK, padding=3, bbox=PAPER)  # a guess may cross it
@@ -200,29 +208,34 @@ def on_each_base(losses, title):
             told = f"trained on {trained}:\nmean {np.mean(numbers):.3f}"
             beside = {"xytext": (20 * x - 10, 0), "textcoords": "offset points", "va": "center"}
             ax.annotate(told, (x, np.mean(numbers)), color=colour, ha=side, **beside)
-    ax.set_xticks([0, 1], [f"asked on {base}" for base in losses])
+    ax.set_xticks([0, 1], [f"evaluated on {base}" for base in losses])
     ax.set(xlim=(-0.6, 1.6), ylabel="held-out loss, nats a token")
     ax.set_title(title)
     return fig
 
 
 def by_seed(rows, title):
-    """Held-out losses, a dot a seed, those of a seed joined.
+    """Held-out losses, a column a row of `rows`, the dots of a seed joined by a line.
 
-    `rows` maps a label to the base that was asked, which gives the colour, and a loss a seed.
+    `rows` maps a label to the base of the evaluation, which gives the colour, and a Series: a loss
+    a seed.
     """
-    fig, ax = figure(height=1.3 + 0.4 * len(rows))
-    losses = np.array([numbers for _, numbers in rows.values()])
-    apart = np.linspace(-0.12, 0.12, losses.shape[1])  # two seeds may have the same loss
-    ax.plot(losses, np.arange(len(rows))[:, None] + apart, color=INK, alpha=0.3, lw=1)
-    for y, (base, numbers) in enumerate(rows.values()):
-        ax.plot(numbers, y + apart, "o", color=BASES[base], ms=8, alpha=0.65)
-        place = {"transform": ax.get_yaxis_transform(), "va": "center"}
-        ax.text(1.02, y, f"mean {np.mean(numbers):.3f}", **place)
-    ax.set_yticks(range(len(rows)), rows)
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.margins(x=0.08)
-    ax.set_xlabel("held-out loss, nats a token (a dot and its line: a seed)")
+    fig, ax = figure(height=3.8)
+    places = np.arange(len(rows))
+    seeds = next(iter(rows.values()))[1].index
+    apart = np.linspace(-0.05, 0.05, len(seeds))  # two seeds may have the same loss
+    for seed, shift, marker in zip(seeds, apart, "os^", strict=True):
+        losses = [numbers[seed] for _, numbers in rows.values()]
+        ax.plot(places + shift, losses, color=INK, alpha=0.35, lw=1.2, zorder=1)
+        for x, (base, _), y in zip(places + shift, rows.values(), losses, strict=True):
+            ax.plot(x, y, marker, color=BASES[base], ms=8)
+        beside = {"xytext": (12, 0), "textcoords": "offset points", "va": "center"}
+        ax.annotate(f"seed {seed}", (places[-1] + apart[-1], losses[-1]), fontsize=9.5, **beside)
+    means = [np.mean(numbers) for _, numbers in rows.values()]
+    ax.hlines(means, places - 0.16, places + 0.16, color=INK, lw=2)
+    ax.set_xticks(places, [f"{n}\nmean {m:.3f}" for n, m in zip(rows, means, strict=True)])
+    ax.set(xlim=(-0.4, len(rows) - 0.4), ylabel="held-out loss, nats a token\n(bar: mean)")
+    ax.grid(visible=False, axis="x")
     ax.set_title(title)
     return fig
 
@@ -251,15 +264,19 @@ def taken_back(rows, guess):
 
 def step_times(sizes, rows):
     """Seconds of a step against commands in it; `rows` name -> list of medians."""
-    fig, ax = figure(height=2.8)
+    fig, ax = figure(height=3)
     for (name, seconds), colour, marker in zip(rows.items(), BASES.values(), "os", strict=True):
         ax.plot(sizes, seconds, color=colour, marker=marker)
         side = "bottom" if seconds[-1] == max(other[-1] for other in rows.values()) else "top"
         ax.annotate(f"  {name}", (sizes[-1], seconds[-1]), color=colour, va=side)
+    ax.fill_between(sizes, *rows.values(), color=INK, alpha=0.15, lw=0)
+    for n, lora, qlora in zip(sizes, rows["LoRA"], rows["QLoRA"], strict=True):
+        beside = {"xytext": (-12, 6), "textcoords": "offset points", "ha": "right"}
+        ax.annotate(f"gap {qlora - lora:+.2f} s", (n, max(lora, qlora)), **beside)
     ax.set_xticks(sizes, [str(n) for n in sizes])
     ax.set(xlabel="commands in a step", ylabel="seconds a step")
-    ax.set_ylim(0, 1.18 * max(map(max, rows.values())))
-    ax.set_xlim(0, sizes[-1] * 1.2)
+    ax.set_ylim(0, 1.25 * max(map(max, rows.values())))
+    ax.set_xlim(-0.1 * sizes[-1], sizes[-1] * 1.2)
     first, last = (rows["QLoRA"][i] / rows["LoRA"][i] - 1 for i in (0, -1))
     told = f"{first:+.0%} with {sizes[0]} command a step, {last:+.0%} with {sizes[-1]}"
     ax.set_title(f"QLoRA's time against LoRA's:\n{told}")
