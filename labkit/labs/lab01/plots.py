@@ -11,7 +11,8 @@ GREY = "#777777"  # whatever is random
 LOOKS = dict.fromkeys(("trained", "weights"), (GREEN, "o"))
 LOOKS |= dict.fromkeys(("random", "chance"), (GREY, "o"))
 LOOKS |= dict.fromkeys(("update", "full", "Adam"), (ORANGE, "s"))
-LOOKS |= {"SGD": (PINK, "^"), "LoRA": (BLUE, "o"), "ceiling": (YELLOW, "^")}
+LOOKS |= dict.fromkeys(("ceiling", "Adam, 7 steps"), (YELLOW, "^"))
+LOOKS |= {"SGD": (PINK, "D"), "LoRA": (BLUE, "o")}
 
 
 def rank_grid(pictures, errors):
@@ -150,7 +151,7 @@ def _likely(shares, n):
     return [(shares + far / 2 + side * half) / (1 + far) for side in (-1, 1)]
 
 
-def energy_and_gain(ranks, energy, gain, right, right_uncut, guess, n=48):
+def energy_and_gain(ranks, energy, gain, right, right_uncut, n, guess):
     """What a cut to each rank keeps of energy and gain, and the share of n answers that is right.
 
     All are shares; `right_uncut` is that of the whole update, and `guess` is of the gain, in %.
@@ -232,7 +233,7 @@ def two_optimizers(spectra, ranks, title):
     axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position (q of block 15)")
     axes[0].set_ylabel("singular value / |update|")
     axes[0].legend(loc="lower left")
-    _strip(axes[1], "rank for 90% of the energy", ranks, 0.9)
+    _strip(axes[1], "rank for 90% of the energy", ranks, 2)
     return headed(fig, title)
 
 
@@ -267,11 +268,9 @@ def intruders_by_size(sizes, grown, trained, n_directions):
     ax.set_ylabel(f"intruders of {n_directions} directions")
     _in_percent(ax.xaxis)
     ax.legend(loc="upper left")
-    told = []
-    for at in (0, -1):  # the smallest size and the largest
-        found = ", ".join(f"{way} {values[at]}" for way, values in grown.items())
-        told.append(f"{found} where updates are {sizes[at]:.0%} of |W0|")
-    ax.set_title("Intruders: " + ",\n".join(told))
+    found = [", ".join(f"{way} {values[at]}" for way, values in grown.items()) for at in (0, -1)]
+    told = f"{found[0]} where updates are {sizes[0]:.0%} of |W0|"
+    ax.set_title(f"Intruders: {told},\n{found[1]} where they are {sizes[-1]:.0%}")
     return fig
 
 
