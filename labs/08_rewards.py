@@ -371,7 +371,8 @@ if lab.experiment("DPO on chat, 20 steps of 6 pairs", 85, needs=["8.1", "8.2", "
     guess_dpo.beside(100 * after.mean().item())
 
 # %% [markdown]
-# Read the three pairs of answers first: are they better, or only shorter?
+# Read the three pairs of answers first: are they better, or only shorter? When we ran it, one of
+# them was "35 words max", to a question that allowed 35 words. It keeps the limit and says nothing.
 #
 # The loss fell. Did the answers get better? Each of the two shares (left) has a standard error of
 # about 6 points here. Most of it comes from the choice of the 40 instructions. But they are the
@@ -577,8 +578,15 @@ check.advantages(group_advantages)
 #
 # Suppose that training maximizes $\rho_t A$ for a token with advantage $A$. Where the ratio is 1,
 # the gradient of this is $A$ times the gradient of $\log \pi(y_t)$. So a token of a good answer
-# becomes likelier, and one of a bad answer less likely. But nothing says when to stop. The clip
-# does. With it the objective, which training maximizes, is
+# becomes likelier, and one of a bad answer less likely.
+#
+# Why does that raise the reward? The mean reward of a prompt is $\sum_y \pi(y) R(y)$. Since $\nabla
+# \pi = \pi \, \nabla \log \pi$, its gradient is $\sum_y \pi(y) R(y) \, \nabla \log \pi(y)$. That is
+# the mean of $R \, \nabla \log \pi$ over answers that the model draws itself: so sample some, and
+# average. To take the group's mean off all rewards leaves the direction as it is on average, since
+# $\sum_y \nabla \pi(y) = 0$, and takes out noise.
+#
+# But nothing says when to stop. The clip does. With it the objective, which training maximizes, is
 #
 # $$\min\bigl(\rho_t A, \; \text{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) \, A\bigr).$$
 
@@ -893,8 +901,9 @@ if lab.experiment("GRPO on home", 130, needs=["8.4", "8.5", "8.6"]):
 #
 # Now the panels. The curve of the reward begins lower than the table, partly because its answers
 # are drawn at temperature 1, and those of the table are greedy. The KL leaves zero and stays small:
-# below 0.1 nats a token when we ran it. The length stays near 20 tokens, since your reward pays
-# nothing for it.
+# below 0.1 nats a token when we ran it. The answers become a little shorter: 20 tokens in the first
+# step, 17.5 in the last. Your reward takes something off for a needless key, so it can pay to leave
+# a doubtful one out.
 #
 # The groups with equal rewards: we had three of eight in the third step, and none from the seventh
 # on. In all, 9 of 80 groups taught nothing. Early in a training one expects such a group to have
@@ -945,9 +954,10 @@ if lab.experiment("One sample, four steps", 10, needs=["8.4", "8.5", "8.6"]):
 # fourth. The loss falls little: once more it is not what to watch. Look at the ratios: before the
 # fourth step one token in twenty was less than a fifth as likely as when it was drawn.
 #
-# So the clip is no wall. It takes away a token's own gradient once the token has moved by a fifth.
-# The token can still move on, by Adam's momentum and by the weights that it shares with all others.
-# That is why one takes few steps on a sample, and watches the KL as well.
+# So the clip is no wall. It takes away a token's own gradient once the token has moved by a fifth
+# in the direction in which it is pushed. The token can still move on, by Adam's momentum and by the
+# weights that it shares with all others. That is why one takes few steps on a sample, and watches
+# the KL as well.
 
 # %% [markdown]
 # ## How small may the adapter be?
@@ -990,8 +1000,13 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # **Does a higher rank learn more? These runs cannot tell.** Schulman et al. find no difference, in
 # far longer runs.
 #
-# **What was learned?** Perhaps the intent more than the whole answer (the middle panel): an intent
-# earns a part of the reward. But over three seeds none of these gains in intents is beyond chance.
+# **What was learned?** Most clearly, to name fewer keys. The right answers have 2.65 keys on
+# average, and the start named 2.56. All twelve adapter runs ended lower, between 2.0 and 2.4. Think
+# of a command with three keys, and an answer with two of them, which earns 2/3. A third key brings
+# 1/3 more if it is right, and costs 1/6 if it is wrong. So whoever is right less than once in three
+# had better leave it out. But 55 of the 100 commands need three keys or more, and an answer with
+# two is never exact there. So an honest reward, too, gets what it pays for. (Right intents, in the
+# middle panel, may have gained as well. Over three seeds no rank's gain is beyond chance.)
 #
 # <details><summary>How sure is that?</summary>
 #
@@ -1013,8 +1028,8 @@ if lab.experiment("Other rates and other groups, from the file", 0):
 
 # %% [markdown]
 # A row of the first table is a rank and a rate; `count` is the number of seeds. First compare
-# rates. At r=1 every rate taught something: all nine runs gained. At r=16 only the rate of the
-# picture did: the mean gain is near zero at 2e-4 and at 1e-3.
+# rates. At r=1 all nine runs gained, though one of them only 0.008. At r=16 the mean gain is near
+# zero at 2e-4 and at 1e-3.
 #
 # Now compare ranks. At 5e-4 we could not tell them apart. At 1e-3 r=1 is ahead of r=16 by 0.09. If
 # that is real, the order of ranks depends on the rate. So do not compare ranks at one rate alone.
@@ -1072,19 +1087,19 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 #
 # **Which forgets more?** Compare marks above the same reward: the lower one has moved less from the
 # start (left), or forgotten less (right). 128 written answers left the perplexity of everyday
-# English about where it was. After rewards it is higher by 2, in each of three seeds by one and a
-# half or more. So with adapters at this rate nothing says that rewards forget less, and the signs
-# are for the opposite.
+# English about where it was. After rewards it is higher: by 1.5, 3.0 and 1.5 in the three seeds. So
+# these runs do not show that rewards forget less. The perplexity points the other way; the KL does
+# so in two seeds of three.
 #
 # <details><summary>How sure is that?</summary>
 #
 # - Seed by seed 192 written answers ended 0.11 ± 0.02 ahead in reward: 5.2 standard errors, where
 #   chance makes up to 4.3.
 # - After rewards the perplexity is 2.0 ± 0.5 higher than after 128 written answers: 4.1 standard
-#   errors, just short of 4.3. The KL from the start points the same way in two seeds of three.
+#   errors, just short of 4.3.
 # - After rewards at 5e-4 all twelve adapter runs, of any rank, lie between 58.7 and 63.6, after
-#   written answers (r=16 alone) all nine between 57.1 and 58.5. At 2e-4 the two overlap: 58.0 to
-#   59.6 after rewards.
+#   written answers (r=16 alone) all nine between 57.1 and 58.5. At other rates they overlap: 58.0
+#   to 59.6 after rewards at 2e-4, 57.1 to 67.6 at 1e-3.
 # - Full fine-tuning with rewards at 2e-5 stayed at 57.9, and gained about half as much.
 # </details>
 #
@@ -1127,7 +1142,7 @@ if lab.experiment("Eight steps for a bonus", 60, needs=["8.4", "8.5", "8.6"]):
     scores["paid a bonus"] = marks(greedy)
     table = pd.DataFrame(scores).T
     title = plots.hack_title(hacked.values, table["reward"])
-    display(plots.paid(hacked.values, grpo.values, list(table["exact"]), title))
+    display(plots.paid(hacked.values, table, title, guess_keys))
     display(table.round(2))
     some = unseen_commands(3)
     said = generation.answers(greedy, tokenizer, some["messages"], max_new_tokens=40)
@@ -1139,11 +1154,16 @@ if lab.experiment("Eight steps for a bonus", 60, needs=["8.4", "8.5", "8.6"]):
 # %% [markdown]
 # The last lines are answers to unseen commands, with their pay. Read them first.
 #
-# Left: what the run was paid, and what your reward says of the same answers. Middle: their lengths,
-# beside those of the run from above, which was paid by your reward (ten steps of 64 answers, here
-# eight of 32, so compare the direction alone). Answers are cut after 32 tokens, and JSON that is
-# cut off earns nothing, not even the bonus. Right: exact answers to unseen commands, at the start
-# and after either run.
+# Left: what the run was paid, and what your reward says of the same answers. The dashed line does
+# not fall, and yet the model got worse on unseen commands. The line is a mean over 32 answers drawn
+# at temperature 1, to other commands in each step. So it is noisy, and it is not how the model is
+# used.
+#
+# Middle and right: keys and exact answers on unseen commands, decoded greedily, at the start, after
+# the run from above and after this one. (Ten steps of 64 answers there, eight of 32 here, so
+# compare the direction alone.) The bonus brought more keys, your reward fewer. Why not all 16 keys?
+# Five are enough for full pay. And answers are cut after 32 tokens: JSON that is cut off earns
+# nothing.
 #
 # One run may be chance. So here it stands beside three longer ones of the file, 12 steps of 64
 # answers:
@@ -1159,11 +1179,12 @@ if lab.experiment("Eight steps for a bonus", 60, needs=["8.4", "8.5", "8.6"]):
 # counts as 0 keys.)
 #
 # Would the pay have warned you? Not at all: it rose in all four runs. Yet on unseen commands every
-# model got worse, and in three of the four hardly any answer is exact any more. So judge a model
-# by something that it is not paid for.
+# model got worse, and in three of the four hardly any answer is exact any more. So judge a model by
+# something that it is not paid for, on prompts that it has not seen, and in the way in which it
+# will be used.
 #
-# The bonus has one merit: it sets the answers of a group apart. When we ran it, none of its 32
-# groups (four a step) had equal rewards; with your reward 9 of 80 had.
+# The bonus may have one merit: it can set the answers of a group apart. When we ran it, none of its
+# 32 groups (four a step) had equal rewards; with your reward 9 of 80 had.
 #
 # A KL in the loss, or an early stop, can limit the damage. But the cause is the reward: pay for
 # nothing that you do not want.
@@ -1265,10 +1286,12 @@ check.quiz(quiz)
 #   nothing.
 # - The clip leaves a token without a gradient once it has moved far enough in the right direction.
 #   One that has moved the wrong way keeps its gradient.
-# - A model learns what the reward pays for. So read the answers that earn most.
-# - Rank 1 is enough to learn something from rewards: in all nine runs, at three rates. But in these
-#   short runs 128 written answers taught as much as 768 rewarded ones (one start, one rate). So
-#   where somebody can write the answers, begin with them.
+# - A model learns what the reward pays for: more keys for a bonus, fewer where a wrong one costs.
+#   So read the answers that earn most.
+# - Rank 1 is enough to learn something from rewards: all nine runs gained, at three rates, though
+#   only at 5e-4 clearly beyond chance. But in these short runs 128 written answers taught as much
+#   as 768 rewarded ones (one start, one rate). So where somebody can write the answers, begin with
+#   them.
 
 # %%
 lab.score()

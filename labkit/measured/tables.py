@@ -124,7 +124,7 @@ def verdict(table: pd.DataFrame, other: str) -> str:
     chance = table["seeds"].map(errors_of_chance) * table["error_percent"]
     beyond = table["difference_percent"].abs() > chance  # False where no error is known
     apart = ", ".join(rivals.loc[beyond[rivals.index], "method"])
-    told = f"Of {len(rivals)} variants {apart or 'none'} differs from {other} by more than chance"
+    told = f"Of {len(rivals)} variants {apart or 'none'} differs from {other} beyond chance"
     if single := sum(rivals["error_percent"].isna()):
         told += f" ({single} with one seed: no error is known)"
     for full in table[table["method"] == NAMES["full"]].itertuples():
@@ -141,7 +141,7 @@ def standing(rungs: pd.DataFrame, answers: pd.DataFrame, wanted: Sequence[str]) 
     ticket, with the seeds averaged, and has a standard error over tickets.
     """
     first, second = rungs.sort_values("accuracy", ascending=False).iloc[:2].itertuples()
-    both = [f"{NAMES.get(m.Index, m.Index)} {m.accuracy:.0f}%" for m in (first, second)]
+    both = [f"{NAMES.get(m.Index, m.Index)} {m.accuracy:.1f}%" for m in (first, second)]
     told = ", ".join(both)
     seeds = int(min(first.seeds, second.seeds))
     if seeds < 3:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from labkit.measured.tables import errors_of_chance
 from labkit.plots import INK, PALETTE, PAPER, figure, headed
 
 ASIDE = {"textcoords": "offset points", "color": INK, "fontsize": 9}
@@ -32,6 +33,35 @@ def losses(groups, title, marked=()):
     return fig
 
 
+def differences(table, base, title):
+    """Each method's difference from `base` in percent, with as many errors as chance makes.
+
+    `table` is one of `tables.against`; behind a method's name stands its mean loss.
+    """
+    base_loss = table.loc[table["method"] == base, "loss"].item()
+    rows = table[table["method"] != base].iloc[::-1].reset_index(drop=True)
+    fig, ax = figure(height=0.4 * len(rows) + 1.5)
+    chance = rows["seeds"].map(errors_of_chance) * rows["error_percent"]
+    beyond = rows["difference_percent"].abs() > chance
+    for y, row in rows.iterrows():
+        style = {"color": PALETTE[int(beyond[y])], "capsize": 3, "ms": 7, "lw": 1.5}
+        ax.errorbar(row["difference_percent"], y, xerr=chance[y], fmt="o", **style)
+    ax.axvline(0, color=INK, lw=1)
+    ax.set_yticks(rows.index, [f"{r.method}  {r.loss:.3f}" for r in rows.itertuples()])
+    many = errors_of_chance(int(rows["seeds"].median()))
+    ax.set_xlabel(
+        f"held-out loss against {base}'s {base_loss:.3f}, seed by seed, %\n(left is better)"
+    )
+    ax.plot(
+        [], [], color=PALETTE[0], lw=1.5, label=f"{many} standard errors: within, chance may do"
+    )
+    ax.plot([], [], color=PALETTE[1], lw=1.5, label="beyond chance")
+    fig.legend(loc="outside lower center", ncols=2, fontsize=9)
+    ax.grid(axis="y", visible=False)
+    ax.set_title(title)
+    return fig
+
+
 def overlaps(panels, title, marked):
     """Heatmaps of subspace similarity, one below the other over the same j.
 
@@ -44,14 +74,14 @@ def overlaps(panels, title, marked):
         image = ax.imshow(frame, vmin=0, vmax=top, cmap="cividis", aspect="auto", origin="lower")
         for k in (1, marked):
             value, place = frame.loc[k, k], (frame.columns.get_loc(k), frame.index.get_loc(k))
-            how = {"color": INK if value > 0.6 * top else "white", "fontsize": 10, "va": "center"}
+            how = {"color": INK if value > 0.45 * top else "white", "fontsize": 10, "va": "center"}
             ax.text(*place, f"{value:.2f}", ha="center", **how)
         ax.set_xticks(range(len(frame.columns)), frame.columns)
         ax.set_yticks(range(len(frame)), frame.index)
         ax.set_ylabel("top i of r=8")
         ax.set_title(name, fontsize=11)
         ax.grid(visible=False)
-    ax.set_xlabel("top j directions of r=64")
+    ax.set_xlabel("top j directions of r=64 (not evenly spaced)")
     fig.colorbar(image, ax=axes, label="similarity φ(i, j): 1 where one span holds the other")
     return headed(fig, title)
 
@@ -169,7 +199,7 @@ def ladder(table, title, guess):
             ax.plot(value, y + aside, SEEDS[seed], **how)
         end = (max(mean + error, part["accuracy"].max()), y)
         ax.annotate(
-            f"{mean:.0f}%", end, (8, 0), va="center", bbox=PAPER, **ASIDE | {"fontsize": 10}
+            f"{mean:.1f}%", end, (8, 0), va="center", bbox=PAPER, **ASIDE | {"fontsize": 10}
         )
     kept = [f"{n / 1e6:.1f} million numbers" if n else "keeps nothing" for n in methods["numbers"]]
     labels = [f"{name}\n{told}" for name, told in zip(methods.index, kept, strict=True)]

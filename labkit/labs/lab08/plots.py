@@ -9,7 +9,6 @@ CHOSEN, REJECTED = PALETTE[1:3]  # as in the panels that grow, where the loss ha
 RUNS = [PALETTE[0], PALETTE[3], PALETTE[4]]  # of DPO: as it should be, then those that are not
 BEFORE = "#999999"  # the model that no run has trained yet
 HONEST, HACKED = PALETTE[:2]  # of GRPO, by what is paid
-CUT = 32  # tokens after which the lab cuts a sampled answer
 
 
 def gained(values, title):
@@ -64,7 +63,8 @@ def shares(before, after, title, guess):
     right.axvline(0, color=INK, lw=0.8, ls=":")
     right.set(xlabel="change of an instruction's share, points", ylabel="instructions")
     right.set(xlim=(-110, 110), ylim=(0, 1.3 * counts.max()))
-    right.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ticks = MaxNLocator(integer=True).tick_values(0, counts.max())
+    right.set_yticks([tick for tick in ticks if tick <= counts.max()])
     guess.draw(left, "x")
     return headed(fig, title)
 
@@ -128,33 +128,30 @@ def clip_shape(epsilon):
     return headed(fig, "A token that has moved far enough the right way has no gradient")
 
 
-def paid(hacked, honest, exact, title):
-    """What a hacked run is paid and worth, how long its answers grow, and what is right after it.
+def paid(hacked, table, title, guess):
+    """What a hacked run is paid and worth, and the keys and right answers at the start and after.
 
-    `hacked` and `honest` are the curves of two runs by name, the second one paid the honest reward;
-    `exact` maps the start and both runs to their exact answers of 100.
+    `hacked` has the run's curves by name. `table` has `keys` and `exact` (of 100) on unseen
+    commands, of the start, of an honest run and of the hacked one; `guess` is one of keys.
     """
-    fig, (pay, length, right) = figure(3, width=10.0, height=3.3)
+    fig, (pay, *others) = figure(3, width=10.0, height=3.3)
     traced(pay, hacked["reward"], HACKED, 0.6, label="paid, with the bonus")
     traced(pay, hacked["honest"], HACKED, 0.6, label="worth by your reward", ls="--")
-    pay.set(ylabel="a step's mean reward", ylim=(0, 1.35))
+    pay.set(xlabel="step", ylabel="a step's mean reward", ylim=(0, 1.35))
     pay.set_yticks(np.arange(0, 1.1, 0.25))
+    pay.xaxis.set_major_locator(MaxNLocator(integer=True))
     pay.legend(fontsize=9, loc="upper left")
-    traced(length, hacked["tokens"], HACKED, 0.6, label="paid a bonus")
-    traced(length, honest["tokens"], HONEST, 0.6, label="paid your reward")
-    length.axhline(CUT, color=INK, lw=0.8, ls=":")
-    length.annotate(f"cut at {CUT} ", (1, CUT), va="bottom", color=INK)
-    length.set(ylabel="tokens an answer", ylim=(0, 1.25 * CUT))
-    length.legend(fontsize=9, loc="lower left")
-    for ax in (pay, length):
-        ax.set(xlabel="step")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     names = ["start", "paid your\nreward", "paid\na bonus"]
-    right.bar(names, exact, color=[BEFORE, HONEST, HACKED], alpha=0.8, width=0.6)
-    for x, count in enumerate(exact):
-        right.text(x, count, f"{count:.0f}", ha="center", va="bottom", color=INK)
-    right.set(ylabel="exact answers of 100\n(one run each)", ylim=(0, 1.2 * max(*exact, 1)))
-    right.grid(axis="x", visible=False)
+    for ax, column, digits in zip(others, ("keys", "exact"), (1, 0), strict=True):
+        values = list(table[column])
+        ax.bar(names, values, color=[BEFORE, HONEST, HACKED], alpha=0.8, width=0.6)
+        for x, value in enumerate(values):
+            ax.text(x, value, f"{value:.{digits}f}", ha="center", va="bottom", color=INK)
+        ax.set(ylim=(0, 1.25 * max(*values, 1)))
+        ax.grid(axis="x", visible=False)
+    others[0].set_ylabel("keys an answer names\n(100 unseen commands)")
+    others[1].set_ylabel("exact answers of 100\n(one run each)")
+    guess.draw(others[0], "y")
     return headed(fig, title)
 
 
@@ -211,13 +208,13 @@ def rank_title(runs, start):
     means = adapters.groupby("rank")[["reward", "intent", "exact"]].mean()
     (low, *few), (high, *many) = means.min(), means.max()
     every = adapters["reward"].min() > start[0]
-    where = "Every adapter run ended above the start" if every else "Adapters"
+    where = " (every adapter run gained)" if every else ""
     intents, exact = (
         f"{before:.0f} → {100 * least:.0f} to {100 * most:.0f}"
         for before, least, most in zip(start[1:], few, many, strict=True)
     )
     return (
-        f"{where}: mean reward {start[0]:.2f} → {low:.2f} to {high:.2f},\n"
+        f"Mean reward {start[0]:.2f} → {low:.2f} to {high:.2f} by rank{where};\n"
         f"of 100 commands right intents {intents}, exact answers {exact}"
     )
 
@@ -245,7 +242,7 @@ def at_score(written, rewarded, title):
         for steps, x, y in written[["steps", "reward", column]].itertuples(index=False):
             beside = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right"}
             ax.annotate(f"{16 * steps:.0f}", (x, y), **beside, va="center", fontsize=8)
-        ax.set(xlabel="reward on unseen commands", ylabel=label)
+        ax.set(xlabel="mean reward on 100 unseen commands", ylabel=label)
         ax.margins(x=0.1, y=0.1)
     fig.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9
