@@ -42,8 +42,9 @@ LORA = {
 LOWEST = {method: lowest for method, (lowest, _) in LORA.items()} | {"miss": 1e-4, "full": 3e-5}
 # halfway to the neighbour towards which a parabola over log rate of the first seed is lowest, where
 # that lies a third of a step or more off the best
-FINER = {"lora": 1.7e-3, "rslora": 1.7e-3, "pissa": 5.5e-4, "olora": 1.7e-4, "lora-fa": 5.5e-3}
-FINER |= {"full": 1.7e-4}
+FINER = [("lora", 1.7e-3), ("rslora", 1.7e-3), ("pissa", 5.5e-4), ("olora", 1.7e-4)]
+FINER += [("lora-fa", 5.5e-3), ("full", 1.7e-4)]
+FINER += [("lora", 5.5e-3)]  # the other side, too: every method is compared with this one
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def wanted(rows):
     first = [Run(method, rate, 0) for method in LOWEST for rate in five(method)]
     if missing := [run for run in first if run not in tried]:
         return sorted(missing, key=from_middle)
-    runs = [(1, seed, Run(*at, seed)) for seed in SEEDS for at in FINER.items()]
+    runs = [(1, seed, Run(*at, seed)) for seed in SEEDS for at in FINER]
     for method in LOWEST:
         losses = {
             r.learning_rate: x
