@@ -170,7 +170,8 @@ check.counts(count_lora_params)
 def on_meta(config, lora):
     """Shapes of the adapted matrices, PEFT's count of what trains, the model's own parameters."""
     with torch.device("meta"):
-        adapted = get_peft_model(AutoModelForCausalLM.from_config(config), lora)
+        own = replace(lora)  # a copy: PEFT writes into it
+        adapted = get_peft_model(AutoModelForCausalLM.from_config(config), own)
     layers = {n: m for n, m in adapted.named_modules() if hasattr(m, "lora_A")}
     shapes = {name: tuple(layer.base_layer.weight.shape) for name, layer in layers.items()}
     trained, total = adapted.get_nb_trainable_parameters()
@@ -198,9 +199,10 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
 # Why does the smallest model train the largest share? A square matrix of width $d$ has $d^2$
 # weights, and LoRA adds $2rd$ numbers. That is $2r/d$ of that matrix's weights, which falls as
 # models get wider: 5.6% at SmolLM2's width of 576, and 0.8% at the Llamas' 4,096. With all-linear
-# the picture has less, since MLPs are wider than $d$ and embeddings have no adapter. With `q` and
-# `v` it has far less: most matrices have no adapter. (The two Llamas are equally wide. Llama-3.1
-# has narrower keys and values, a wider MLP and a larger vocabulary.)
+# the picture has less. A matrix of the MLPs is wider on one side: at $d \times 4d$ LoRA adds $5rd$
+# numbers to $4d^2$, which is $1.25\,r/d$. And embeddings have no adapter. With `q` and `v` it has
+# far less: most matrices have no adapter. (The two Llamas are equally wide. Llama-3.1 has narrower
+# keys and values, a wider MLP and a larger vocabulary.)
 #
 # Here are three claims that circulate. Check each against the counts printed above.
 #
@@ -213,10 +215,12 @@ if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
 # %% [markdown]
 # ### What the word "all-linear" does not reach
 #
-# The word sounds as if nothing were left out. But PEFT looks for *modules* such as `nn.Linear`. A
-# mixture of experts has many MLPs in a layer, the experts, and each token uses a few of them. Their
-# weights often lie together in large parameters, not in modules. Are the experts adapted? Here are
-# two tiny models with random weights, built like two families that people tune today.
+# (Nothing later in this lab needs this section. Read it before you tune a mixture of experts or add
+# a token.) The word sounds as if nothing were left out. But PEFT looks for *modules* such as
+# `nn.Linear`. A mixture of experts has many MLPs in a layer, the experts, and each token uses a few
+# of them. Their weights often lie together in large parameters, not in modules. Are the experts
+# adapted? Here are two tiny models with random weights, built like two families that people tune
+# today.
 
 # %% tags=["experiment"]
 if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
@@ -424,11 +428,14 @@ if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.3"]):
     )
     unstopped["your labels"], said["your labels"] = endless(mended.model)
     display(plots.unstopped(unstopped, len(unseen)))
+    losses = {"the given labels": masked.losses, "your labels": mended.losses}
+    display(plots.both_losses(losses))
 
 # %% [markdown]
 # Almost: in our runs at most one of the 60 went on. Both runs have the same model, data, steps and
-# rate. Only the labels differ. The two loss curves look alike: they cannot show what only one of
-# them counts.
+# rate. Only the labels differ. The two loss curves lie almost on each other, as the last picture
+# shows: one label more in about twenty hardly moves the mean. And a mean does not tell which tokens
+# are in it.
 #
 # A chat model can hide this bug, since it had learned to stop before you tuned it. We tried it with
 # SmolLM2's own template, and the end masked in the same way (25 steps of 8, one seed). All of 30
@@ -473,9 +480,9 @@ if lab.experiment("Three steps of SFTTrainer as it comes", 14, needs=["3.1"]):
     del trainer
 
 # %% [markdown]
-# Much of that time goes into what a small run on a CPU does not need, products in fp32 among it.
-# `finetune` is the same trainer without that. Where nothing is dropped out, its loss is the same to
-# rounding (`benchmarks/train_step.py` compares them):
+# The next run shows how much of that time a small run on a CPU can save. A part of it is products
+# in fp32, where the CPU has fast bf16. `finetune` is the same trainer without that. Where nothing
+# is dropped out, its loss is the same to rounding (`benchmarks/train_step.py` compares them):
 #
 # - it decides on precision itself: frozen weights are in bf16 where the CPU multiplies bf16, and
 #   adapters are in fp32. On a CPU it ignores your recipe's flags, which are for *mixed* precision;
@@ -548,10 +555,10 @@ if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
 # each bar's own standard error, about 6 points. The questions are the same for all bars, so a
 # difference is surer than the lines suggest. (Lab 4 compares in pairs.)
 #
-# Why does the wrong prompt do so little harm? Probably because the model has just learned to answer
-# everything in JSON, and does so with these few tokens or without. A model that chats may go on in
-# the user's name. So do not wait for a score to show such a bug. Compare the token ids with those
-# of training.
+# Why does the wrong prompt do no more harm than this? (A loss of a few points could hide in 60
+# answers.) Probably because the model has just learned to answer everything in JSON, and does so
+# with these few tokens or without. A model that chats may go on in the user's name. So do not wait
+# for a score to show such a bug. Compare the token ids with those of training.
 
 # %% [markdown]
 # ### Exercise 3.4 · `render_prompt`
@@ -704,7 +711,7 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
 
 # %% [markdown]
 # No row is lost. The price: each row that was too long, 173 of them at 64 tokens, now has a prompt
-# without its beginning, and most of them without the system message. Where that matters, shorten
+# without its beginning: 104 of them have lost the whole system message. Where that matters, shorten
 # the user's text before it goes into the template.
 
 # %% [markdown]
@@ -784,15 +791,16 @@ if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
 # The two metrics lie far apart. The intent is one of ten, and the run saw about 24 examples of
 # each. An exact answer also needs every value under the right key, and at least one of these values
 # stood there in no training command. Report the metric that your user notices: a smart home that
-# gets the lamp under the wrong key does nothing. (The 0% of the base says that it writes no such
-# JSON, and not that it understands nothing.)
+# gets the lamp under the wrong key does nothing. (The base's 0% says that it writes no such JSON,
+# and not that it understands nothing. It has no error line, as the formula gives 0 there; with 0 of
+# 60 a true share of up to 5% is possible.)
 
 # %% [markdown]
 # The marks in the table are a third metric: they compare texts, and yours compares data. So a row
-# may have ✗ there and count as right in the picture. In two of our runs an answer had `"domain"`
-# twice, first `"entry floor lamp"` and then `"light"`; `json.loads` keeps the last and says
-# nothing. Would your smart home keep the last, too? `json.loads(text, object_pairs_hook=…)` sees
-# both.
+# may have ✗ there and count as right in the picture. In some of our runs the table's third answer
+# had `"domain"` twice, first `"entry floor lamp"` and then `"light"`; `json.loads` keeps the last
+# and says nothing. Would your smart home keep the last, too? `json.loads(text,
+# object_pairs_hook=…)` sees both.
 #
 # The picture of the three prompts compared texts, too. So its bar *as trained* may be a point or
 # two below your exact match.
@@ -861,7 +869,7 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {surprise['base']:.1f} before, {surprise['home']:.1f} after: {change:+.1%}")
 
 # %% [markdown]
-# In our runs perplexity rose by 14 to 16%. In nats that is $\ln 1.14 = 0.13$ to $\ln 1.16 = 0.15$ a
+# In our runs perplexity rose by 13 to 16%. In nats that is $\ln 1.13 = 0.12$ to $\ln 1.16 = 0.15$ a
 # token. For scale: rounding this model to four bits costs 0.21 ± 0.06 on the same paragraphs (NF4,
 # lab 4). Such text has become less likely to the model. Which abilities it has lost, if any,
 # perplexity does not say.
@@ -962,11 +970,13 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 
 # %% [markdown]
 # Each row of the picture is a method with its rate. The blue dots are its three seeds, from a file
-# of the course made by `benchmarks/forgetting.py`. The stars are yours, one seed, and the dotted
-# line is the base. Another seed is another order of the commands and, for LoRA, another draw of $A$
-# and of dropout. After LoRA with r=4 perplexity has risen by 12% with one seed, and by 27% with
-# another. At one seed two methods differ by up to 10 points. So a seed matters at least as much as
-# the method.
+# of the course made by `benchmarks/forgetting.py`. The number beside a dot is its seed. The stars
+# are yours, with seed 0: compare them with the dots of seed 0. The dotted line is the base. Another
+# seed is another order of the commands and, for LoRA, another draw of $A$ and of dropout. After
+# LoRA with r=4 perplexity has risen by 12% with one seed, and by 27% with another. At one seed two
+# methods differ by up to 10 points. So here the seeds of LoRA differ by more (15 and 16 points)
+# than any two methods at one seed, those of full fine-tuning by 9. A comparison with one seed would
+# tell you little.
 #
 # Now compare seed by seed: full fine-tuning's rise minus that of LoRA with r=4.
 #
@@ -986,7 +996,7 @@ if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
 # the file, and by 19, 23 and 27% in three runs of this cell, which differ in nothing that we set.
 # All three lie above the file's: bf16 may add a bias besides the scatter.
 #
-# The `home` run above trained longer and forgot less (14 to 16%). Its batches are twice as large,
+# The `home` run above trained longer and forgot less (13 to 16%). Its batches are twice as large,
 # its rank is 16, and its rate falls to zero. We did not measure which of these it is.
 # </details>
 
@@ -1042,9 +1052,10 @@ if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
 # nats a token (standard error of the paired differences), which is no clear difference. A single
 # seed could have told you either: seed 0 says +0.04, and seed 1 says -0.05.
 #
-# Your dashed line repeats seed 0 with the same settings. Still it may slope the other way. In our
-# last run it did, probably because processors round differently. So the sign of one seed is not
-# safe.
+# Your dashed line repeats seed 0 with the same settings. Still it may have another slope. In one of
+# our runs it rose by 0.01, in another it fell by less than that, where seed 0 of the file rises by
+# 0.04. Nothing that we set differs; the arithmetic of the processor may. So the sign of one seed is
+# not safe.
 #
 # The two curves of the training above cannot be compared with each other. The loss is a mean over
 # tokens, and with the loss on everything less than half of them are the answer's. So the answer
@@ -1117,7 +1128,7 @@ if lab.experiment("The adapter, loaded as some do", 12, needs=["3.1", "3.4", "3.
 
 # %% [markdown]
 # There are three faults, and none raised an error. The first is the orange bar: when we ran it, 7%
-# of the answers were right in place of 38%. (`answers_of` turns dropout off, so dropout is not what
+# of the answers were right in place of 40%. (`answers_of` turns dropout off, so dropout is not what
 # these answers suffer from.) The second is in the printed line: the same question gets other logits
 # each time. The third shows nowhere. What are they?
 

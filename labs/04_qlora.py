@@ -387,9 +387,10 @@ if lab.experiment("How often each code is used", 4, needs=["4.2", "4.3"]):
 # And Lloyd-Max gives up two things: it has no zero, and its ends no longer hit a block's largest
 # weight exactly.
 #
-# So "optimal" belongs to one aim, equal use, and to one distribution, the normal one. A small error
-# is another aim, and numbers divided by the absmax of their block are no longer normal. What counts
-# in the end is the model.
+# So "optimal" belongs to one aim, equal use, and to one distribution, the normal one. (There it
+# nearly holds: of normal numbers that nothing was divided by, each code serves 5.6 to 7.1%.) A
+# small error is another aim, and numbers divided by the absmax of their block are no longer normal.
+# And neither aim is the model's loss, which comes next.
 
 # %% [markdown]
 # ## Does the model notice?
@@ -495,10 +496,10 @@ if lab.experiment("Perplexity in seven formats", 0, needs=["4.2", "4.3"]):
 # - Lloyd-Max errs 4% less than NF4. If the added loss goes like the square of the error, that gains
 #   0.02 nats a token. The standard error is several times as large, so these paragraphs cannot show
 #   it.
-# - Nor do 508 tokens tell E2M1 and NVFP4 from NF4. They do tell INT4, which adds twice as much as
-#   NF4: the difference is nearly three errors. The QLoRA paper has more models and more text: there
-#   the mean perplexity is 34.3 in INT4, 31.1 in E2M1 and 27.4 in NF4 with double quantization.
-#   Between NF4 and NVFP4 choose by purpose: storage, or hardware that multiplies.
+# - 508 tokens are too few to tell E2M1 or NVFP4 from NF4. INT4 they do tell: it adds twice as much
+#   as NF4, and the difference is nearly three errors. The QLoRA paper has more models and more
+#   text: there the mean perplexity is 34.3 in INT4, 31.1 in E2M1 and 27.4 in NF4 with double
+#   quantization. Between NF4 and NVFP4 choose by purpose: storage, or hardware that multiplies.
 # - MXFP4 has the fewest bits in the picture and is far behind. (NF4 will need fewer, 4.127, once
 #   its scales are quantized.) Its scale is a power of two, so it can miss what a block needs by
 #   almost a factor of two. The specification rounds it down, so a block's largest weight may come
@@ -632,10 +633,12 @@ if lab.experiment("Which block size, and what 8-bit scales cost", 3, needs=["4.2
     display(plots.block_sizes(points))
 
 # %% [markdown]
-# Each curve is a trade: a smaller block costs bits and reduces the error. No point is best; 64 is
-# the choice of the QLoRA paper. Double quantization moves the curve to the left, by more than a
-# third of a bit at block 64, and hardly up. For 70 billion parameters this saves over 3 GB, which
-# will matter at the end of this lab.
+# Each curve is a trade: a smaller block costs bits and reduces the error. On a curve no point is
+# best; 64 is the choice of the QLoRA paper. Between the curves there is a winner: blocks of 32 with
+# 8-bit scales take 4.25 bits and err less than blocks of 64 with fp32 scales, which take 4.5.
+# Double quantization moves the curve to the left, by more than a third of a bit at block 64, and
+# hardly up. For 70 billion parameters this saves over 3 GB, which will matter at the end of this
+# lab.
 
 # %% [markdown]
 # ## The same in one argument
@@ -993,7 +996,8 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
 # LoftQ's rank 8 takes back little: when we ran it, 10 ± 5% of the added loss. A rounding error is
 # much like noise: its energy is spread over many directions, and eight of them hold little. Rank
 # 64, with eight times the parameters, took back 34 ± 16%. (Both are about twice their error, so ten
-# paragraphs hardly tell them from nothing.)
+# paragraphs hardly tell them from nothing. And the ± is that of the gain alone: the loss that NF4
+# adds, by which we divide, is known to 0.06 of 0.21.)
 #
 # The numbers on the right are the errors of the weights. Lab 1 predicts them: rank 8 takes away its
 # share of the energy, and the root of the rest is the size. LoftQ takes it from the error. PiSSA
@@ -1006,10 +1010,11 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
 #
 # <details><summary>How much like noise? And further rounds?</summary>
 #
-# We counted it apart from this lab. In the 210 matrices rank 8 holds 4 to 24% of the rounding
-# error's energy, 8% in the median. Of noise in their shapes it would hold 3 to 10%. So some
-# directions stand out, most of all in the keys. The further rounds of the paper choose the codes
-# anew: in twelve matrices five left 0.83 to 0.93 of the error, where one left 0.88 to 0.97.
+# We counted it once, outside the course's files, so take it as a hint. In the 210 matrices rank 8
+# holds 4 to 24% of the rounding error's energy, 8% in the median. Of noise in their shapes it would
+# hold 3 to 10%. So some directions stand out, most of all in the keys. The further rounds of the
+# paper choose the codes anew: in twelve matrices five left 0.83 to 0.93 of the error, where one
+# left 0.88 to 0.97.
 # </details>
 #
 # So PiSSA's start is a little nearer to $W$. Whether the loss gains by it these paragraphs cannot
@@ -1017,8 +1022,9 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
 # rounds another matrix, so its error is a new draw and not a part of NF4's.
 
 # %% [markdown]
-# A better start is not yet a better end: training moves the loss on `home` by nats, the start by
-# hundredths. The file has that, too: 20 steps on NF4 from LoftQ's start, with the same three seeds.
+# A better start is not yet a better end: training moves the loss on `home` by nats, and on plain
+# English the start moved it by hundredths. The file has that, too: 20 steps on NF4 from LoftQ's
+# start, with the same three seeds.
 
 # %% tags=["experiment"]
 if lab.experiment("From a LoftQ start, from the file", 0, needs=["4.6", "4.7"]):
@@ -1052,15 +1058,16 @@ if lab.experiment("From a LoftQ start, from the file", 0, needs=["4.6", "4.7"]):
 # ## "QLoRA trains 30% slower"
 #
 # Slower by 30% can mean 30% more time a step or 30% fewer steps an hour, which is 43% more time. We
-# count the time. A step looks up the packed weights twice, in forward and in backward. On a CPU
-# that takes the same time for one token as for a thousand. So the relative price depends on how
-# much other work a step does. Measure steps of one and of eight commands. LoRA and QLoRA take turns
-# on each batch, so that a slow moment of the machine affects both.
+# count the time. A step looks up the packed weights twice: in forward, and in backward for the
+# gradient of the layer's input. On a CPU that takes the same time for one token as for a thousand.
+# So the relative price depends on how much other work a step does. Measure steps of one and of
+# eight commands. LoRA and QLoRA take turns on each batch, so that a slow moment of the machine
+# affects both.
 
 
 # %%
 def step_seconds(size, rounds=5):
-    """Median seconds of forward and backward with `size` commands, a Series LoRA, QLoRA."""
+    """Seconds of forward and backward with `size` commands by LoRA and QLoRA, a row a batch."""
     tuned, times = {"LoRA": adapted(False), "QLoRA": adapted(True)}, []
     batches = list(loop.batches(home, tokenizer, size=size, steps=rounds))
     for batch in live.progress(batches, f"{size} a step"):
@@ -1071,21 +1078,19 @@ def step_seconds(size, rounds=5):
             hardware.wait()  # a GPU works on after Python has gone ahead
             times[-1][name] = time.perf_counter() - begun
             model.zero_grad()
-    return pd.DataFrame(times).median()
+    return pd.DataFrame(times)
 
 
 # %% tags=["experiment"]
 if lab.experiment("Time of a step", 18, needs=["4.6"]):
-    timed = pd.DataFrame({size: step_seconds(size) for size in (1, 8)}).T
-    display(plots.step_times(list(timed.index), timed.to_dict("list")))
-    gap = timed["QLoRA"] - timed["LoRA"]
-    print("QLoRA takes longer by", ", ".join(f"{s:+.2f} s ({n} a step)" for n, s in gap.items()))
+    display(plots.step_times({size: step_seconds(size) for size in (1, 8)}))
 
 # %% [markdown]
 # Compare the gap with the whole step. If the lookups are all that differs, it is the same at both
-# sizes. It is small and noisy: in our runs, 0.03 to 0.13 s. Its share falls: in our runs from
-# between a sixth and a third to below a tenth. At the sixteen commands of the training above it
-# would be a few percent, too little to measure here.
+# sizes. It is small and noisy: in our runs 0.03 to 0.13 s with one command, and with eight from
+# -0.03 s to as much. (A minus is noise: no lookup gives time back.) Its share falls: from between
+# an eighth and a third of LoRA's step with one command to below a tenth with eight. At the sixteen
+# commands of the training above it would be a few percent, too little to measure here.
 #
 # So "30% slower" is one point on such a curve. For 7 billion parameters on an A100 litgpt's authors
 # report 56 to 62% at one sequence a step. Raschka writes 39%, beside hours that make it 51% (1.85
@@ -1139,7 +1144,8 @@ if lab.experiment("Where the bytes of a step are", 18, needs=["4.6"]):
 #
 # So "four times" is true of the packed weights alone: $16 / 4.127 = 3.88$. For a whole step it is
 # less. How much less depends on the share of weights in your peak. For example, Llama-2-7B with r =
-# 8 (docs/memory.md):
+# 8 on q and v, one sequence of 1,304 tokens, all in bf16, no checkpointing (docs/memory.md; the
+# length is our reading of litgpt's script):
 #
 # | | LoRA | QLoRA | ratio |
 # |---|---|---|---|
@@ -1315,19 +1321,22 @@ if lab.experiment("QLoRA of Llama-2-70B, four settings", 5, needs=["4.8"]):
     for name, settings in live.progress(list(tries.items()), "settings"):
         steps[name] = simulate(configs.find("llama-2-70b"), settings)
     fits = [name for name, step in steps.items() if step.peak < 48e9]
-    title = f"{len(fits)} of {len(steps)} settings stay below 48 GB"
+    title = f"Llama-2-70B, simulated: {len(fits)} of {len(steps)} settings stay below 48 GB"
     peaks = {name: step.by_category for name, step in steps.items()}
-    display(memory_plots.bars(peaks, title, limit=48e9))
+    figure = memory_plots.bars(peaks, f"{title}\n(thin lines: 11% more)", limit=48e9)
+    for y, step in enumerate(steps.values()):
+        figure.axes[0].plot([step.peak / 1e9, 1.11 * step.peak / 1e9], [y + 0.3] * 2, color="black")
+    display(figure)
 
 # %% [markdown]
-# So "QLoRA trains 70B on one 48 GB card" is true under conditions: with checkpointing, and with few
-# tokens in a step. (With the settings of the second bar about 5,000 fit: docs/memory.md.) Without
-# checkpointing one sequence of 512 tokens is already too much.
+# So by this simulation "QLoRA trains 70B on one 48 GB card" holds under conditions: with
+# checkpointing, and with few tokens in a step. (With the settings of the second bar about 5,000
+# fit: docs/memory.md.) Without checkpointing one sequence of 512 tokens is already too much.
 #
 # All this is simulated. How far off may it be? litgpt's published peaks of QLoRA are 25 to 27%
 # above the simulation. More than half of that are the inputs that bitsandbytes kept in 2023; with
-# them 10 to 11% are left (docs/memory.md; those runs had no checkpointing). Add 11% to each bar:
-# the second and the third still end below the line, and the fourth no longer does.
+# them 10 to 11% are left (docs/memory.md; those runs had no checkpointing). Add 11% to each bar, as
+# the thin lines do: the second and the third still end below 48 GB, and the fourth no longer does.
 #
 # The bars leave out one thing: paged states count as moved to the CPU. So the second bar can end
 # below the 39.7 GB, which hold 1.7 of states in fp32. On the card the 8-bit ones would take 0.4. On
@@ -1415,7 +1424,8 @@ check.quiz(quiz)
 # - QLoRA shrinks the frozen weights that it packs. Embeddings, head and activations stay. So take
 #   it where weights fill the card; where activations do, turn on checkpointing.
 # - Its price in time is a lookup of the packed weights, in forward and in backward. On our CPUs it
-#   added a sixth to a third to LoRA's step of one command, and less than a tenth with eight.
+#   added an eighth to a third to LoRA's step of one command. With eight it was less than a tenth,
+#   and could not be told from noise.
 # - Before training NF4 cost 0.35 nats a token on `home` (in fp32), after 20 steps 0.025 ± 0.013
 #   (three seeds).
 # - An adapter belongs to the weights that it was trained on, rounded or not. How far it has adapted

@@ -295,15 +295,16 @@ if lab.experiment("How many weights stay where they were", 2, needs=["6.1", "6.2
 # |---|---|---|
 # | bf16, no adapter | the missing update | 4 |
 # | bf16 merge, run in fp32 | the rounded weights alone | 0.00001 |
-# | bf16, merged | the rounded weights, and computing in bf16 | 0.0002 |
-# | bf16, unmerged | computing in bf16 alone | 0.0002 |
+# | bf16, merged | the rounded weights, and computing in bf16 | 0.0004 |
+# | bf16, unmerged | computing in bf16 alone | 0.0003 |
 # | fp32, merged | the rounding of fp32 | below $10^{-8}$, drawn there |
 #
 # So nearly all that bf16 costs comes from *computing* in it, and you pay that merged or not.
 #
-# Yet the second picture says that about one weight in seven does not move at all. How many stay in
-# a layer goes with how large its update is beside its weights. In a layer, what arrives is off from
-# the update by an eighth of the update's size: that is the second line printed above the picture.
+# Yet the second picture says that about one weight in five does not move at all. How many stay in a
+# layer goes with how large its update is beside its weights. In a layer, what arrives is off from
+# the update by 0.16 of the update's size (median): that is the second line printed above the
+# picture.
 
 # %% [markdown]
 # How can both be true? Rounding moves one weight too little, or not at all, and another too far.
@@ -314,11 +315,11 @@ if lab.experiment("How many weights stay where they were", 2, needs=["6.1", "6.2
 # <details><summary>How much cancels, and what this leaves open</summary>
 #
 # We compared the outputs of every fifth layer on four commands. There the error was 0.06 of what
-# the update does (median), half of the eighth in the weights. If the square held all the way, 0.06
-# would cost $0.06^2$ of the 4 nats, or 0.014. The run shows a thousandth of that. Two things may
-# explain it, and we measured neither. The errors of the 210 layers should be unrelated, so they may
-# cancel once more. And a trained model is sure of its answers, so a small error moves its
-# probabilities little.
+# the update does (median), two fifths of that in the weights. If the square held all the way, 0.06
+# would cost $0.06^2$ of the 4 nats, or 0.014. The run shows a thousandth of that: the 0.00001 of
+# the rounded weights alone. Two things may explain it, and we measured neither. The errors of the
+# 210 layers should be unrelated, so they may cancel once more. And a trained model is sure of its
+# answers, so a small error moves its probabilities little.
 # </details>
 #
 # All this holds *as long as the update is not too small*. Where it is, hardly a weight moves. Then
@@ -752,14 +753,14 @@ if lab.experiment("Closer is not the same as better", 4, needs=["6.1", "6.2", "6
 # %% [markdown]
 # How much arrives is what the dots said: about 2% from the grid, nearly all from beside it.
 #
-# The original is closer than one might fear. NF4's rounding changed the weights about ten times as
+# The original is closer than one might fear. NF4's rounding changed the weights about nine times as
 # much as the update does. Yet this merge is several times closer to the trained model than the two
 # bases are to each other without an adapter (a KL of 0.4 when we ran it). A trained model is surer
 # of its answers, and that may be why the same difference of weights moves them less.
 #
-# Is the original the better base, or the worse one? When we ran it, its loss was 0.06 to 0.07 above
-# the trained model's. Chance in the choice of the commands hardly explains that: in the trainings
-# of the next section it makes an error of 0.01 to 0.03 in such a difference (`worse_se` in their
+# Is the original the better base, or the worse one? When we ran it, its loss was 0.07 above the
+# trained model's. Chance in the choice of the commands hardly explains that: in the trainings of
+# the next section it makes an error of 0.01 to 0.03 in such a difference (`worse_se` in their
 # file). But another training would give another difference, and this is one, and a short one.
 #
 # ## From short to long training
@@ -834,7 +835,7 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # |---|---|---|
 # | 0.07 (seed 0) | lab 4, three seeds | 0.137 ± 0.005 |
 # | 0.08 | 8 steps of two, three seeds | 0.00 ± 0.06 |
-# | 0.10 | the QLoRA above, in our runs (one seed) | 0.06 to 0.07 |
+# | 0.11 | the QLoRA above, in our run (one seed) | 0.07 |
 # | 0.16 | 25 steps of two, three seeds | 0.03 ± 0.01 |
 # | 0.26 and more | 60 steps of two or more, three seeds | -0.01 to 0.01, ± 0.01 to 0.02 |
 #
@@ -1028,7 +1029,7 @@ if lab.experiment("How far each combination is from the sum", 2, needs=["6.1", "
 # The surplus is an accident: the two adapters were trained with the same seed, so they started from
 # the same `A`. In training these have moved, but are still alike, with a cosine of 0.9 at the
 # median of our layers. So $B_1 A_2$ holds a good part of $B_1 A_1$, and is added to it. That is the
-# 0.7 beyond 1 in the title.
+# 0.8 beyond 1 in the title.
 #
 # With `tickets` turned, the accident is gone, and the cross terms are mere noise, nearly as large
 # as the sum. So the result depends on how the input is written, though the input does the same in
@@ -1148,21 +1149,20 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
         print(f"{name:<16} loss on home {pair[0][1]:.2f}, on tickets {pair[1][1]:.2f}")
 
 # %% [markdown]
-# No mixture does both jobs as well as the two adapters do one each. In our runs:
+# No mixture does both jobs as well as the two adapters do one each. In our run:
 #
 # | | own adapter | best mixture |
 # |---|---|---|
-# | `home`, every token of an answer right | 39 to 47% | 11 to 17% |
-# | `tickets`, one short label right | 58 to 67% | 50 to 56% |
+# | `home`, every token of an answer right | 28% | 17% |
+# | `tickets`, one short label right | 67% | 53% |
 #
-# With 36 examples a share is uncertain by up to 8 points (one standard error). So the gap on `home`
-# is hardly chance, and the one on `tickets` may be. (The best of nine on these very rows looks
-# better than it is. And 0 of 36 does not mean none: a true share of 8% gives it one time in
-# twenty.)
+# With 36 examples a share is uncertain by up to 8 points (one standard error), so either gap may be
+# chance. (And the best of nine on these very rows looks better than it is. Nor does 0 of 36 mean
+# none: a true share of 8% gives it one time in twenty.)
 #
-# The losses, printed below the picture, have less noise. On each task every mixture was far better
-# than the other task's adapter, and worse than the task's own. The two adapters change the same
-# weights, and neither was trained with the other's change there.
+# The losses, printed below the picture, have less noise, and they settle it. On each task every
+# mixture was far better than the other task's adapter, and worse than the task's own. The two
+# adapters change the same weights, and neither was trained with the other's change there.
 
 # %% [markdown]
 # Compare the two rows of TIES, and of DARE. Both settle signs, and TIES drops by size. In `A` and
@@ -1170,9 +1170,9 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
 # what it should. (Its price: the result has full rank, and the SVD keeps only its 32 largest
 # directions.)
 #
-# In our runs, on two kinds of CPU, $\Delta W$ had the lower loss in every case but one, a tie. The
+# In our run $\Delta W$ had the lower loss in each of the four cases. The
 # signs need not be the reason: the rows may also differ in how strong the update comes out, which
-# was not measured. In right answers they differ by four of 36 at most, which may be chance.
+# was not measured. In right answers they differ by three of 36 at most, which may be chance.
 
 # %% [markdown]
 # So "a soup beats each of its adapters" is not what you see here. It is what "Model soups" found,
@@ -1214,23 +1214,23 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.5", "6.6"]):
 # The weight was chosen on 18 rows of each task on which neither adapter was trained, and scored on
 # the 36 of the picture before. (On training rows both losses would be too low, and not equally.)
 #
-# When we ran it, on two processors, 0.8 was chosen. On the 36 rows:
+# When we ran it, 0.8 was chosen. On the 36 rows:
 #
-# | mixture | sum of the losses, run 1 and run 2 |
+# | mixture | sum of the losses |
 # |---|---|
-# | `cat`, ½ + ½ | 0.76 and 0.75 |
-# | `cat`, 1 + 1 | 0.66 and 0.65 |
-# | `cat`, 0.8 + 0.8 | 0.57 and 0.57 |
-# | TIES and DARE on $\Delta W$, without a search | 0.53 to 0.55 |
-# | for scale: each task by its own adapter | 0.35 in the second run |
+# | `cat`, ½ + ½ | 0.81 |
+# | `cat`, 1 + 1 | 0.70 |
+# | `cat`, 0.8 + 0.8 | 0.61 |
+# | TIES and DARE on $\Delta W$, without a search | 0.63 and 0.64 |
+# | for scale: each task by its own adapter | 0.44 |
 #
-# So neither "a half each" nor "one each" is special. A good weight has to be found on data: in both
-# runs the searched one had the lower loss on rows that were not searched. (It is one pair of
-# adapters, and the error was not measured.) The paper learns a weight for each adapter in each
-# layer. TIES and DARE were a little lower still, without a search.
+# So neither "a half each" nor "one each" is special. A good weight has to be found on data: the
+# searched one had the lower loss on rows that were not searched. (It is one pair of adapters, and
+# the error was not measured.) The paper learns a weight for each adapter in each layer. TIES and
+# DARE came near it without a search.
 #
-# In right answers the search showed no gain over half and half: 1 of 36 on `home` beside 3, and 3
-# beside 3; on `tickets` 16 beside 18, and 17 beside 19. Thirty-six rows cannot tell these apart.
+# In right answers the search gave 4 of 36 on `home`, where half and half gave 3, and 19 on
+# `tickets`, beside 15. Thirty-six rows cannot tell these apart.
 
 # %% [markdown]
 # ## Ship it
@@ -1290,8 +1290,8 @@ if lab.experiment("Serve it, and ask it as any client would", 20, needs=["6.1", 
 
 # %% [markdown]
 # The client names a model and sends messages, as it would to any provider. Nothing in the request
-# mentions LoRA: it is in the weights. When we ran it, two or three of these four answers were right
-# to the letter, and 39 to 47% of the 36 commands above.
+# mentions LoRA: it is in the weights. When we ran it, two of these four answers were right to the
+# letter, and 28% of the 36 commands above.
 
 # %% [markdown]
 # ### Exercise 6.7 · Quiz

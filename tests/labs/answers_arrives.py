@@ -126,7 +126,14 @@ def _inverse(change, d):
     return (change * d).sum() / change.square().sum()
 
 
+def short_length(W, dW, store):
+    """The length of dW is taken in its own 16 bits."""
+    change = store(W.float() + dW.float()).float() - store(W.float()).float()
+    return ((change * dW.float()).sum() / dW.norm().square()).item()
+
+
 WRONG = [
+    (short_length, "the length |dW| is taken in 16 bits"),
     (share(lambda W, dW, store: store(W + dW) - W), "store(W) is to be taken away, not W"),
     (share(lambda W, dW, store: store(W + dW)), "store(W) is not taken away"),
     (share(lambda W, dW, store: store(dW)), "what is stored is W + dW"),

@@ -689,6 +689,10 @@ ENERGY = [
     (_energy(lambda s, f: (_share(s) < f).sum()), "one too few"),
     (_energy(lambda s, f: (_share(s) >= f).int().argmax()), "one too few"),
     (_energy(lambda s, f: ((s**2).cumsum(0) < f).sum() + 1), "divide by"),
+    (
+        _energy(lambda s, f: ((s**2).cumsum(0) < f * s.sum() ** 2).sum() + 1),
+        "not the square of the sum",
+    ),
     (lambda s, f: energy_rank(s, f) / len(s), "share"),
     (lambda s, f: _share(s)[energy_rank(s, f) - 1].item(), "the energy they hold"),
     (_energy(lambda s, f: (s**2 > f * (s**2).mean()).sum()), "with fraction of the mean"),

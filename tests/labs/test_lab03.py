@@ -604,6 +604,17 @@ def labels_given(input_ids, attention_mask, prompt_lengths):
     return labels
 
 
+def _side_of_the_first_row(input_ids, attention_mask, prompt_lengths):
+    """Padding is taken to stand where the first row has it; it may have none."""
+    labels = input_ids.clone()
+    left = bool(attention_mask[0, 0] == 0)
+    for row, mask, length in zip(labels, attention_mask, prompt_lengths, strict=True):
+        start = int((mask == 0).sum()) if left else 0
+        row[mask == 0] = -100
+        row[start : start + int(length)] = -100
+    return labels
+
+
 def _labels(change):
     """`answer_labels` after `change(labels, ids, mask, prompts)` of the right ones."""
 
@@ -682,6 +693,7 @@ LABELS = [
     (_from_the_left_padded, "padding has labels"),
     (_in_place, "changes its input input_ids"),
     (_one_length, "one row's prompt length is taken for all"),
+    (_side_of_the_first_row, "the first of which has no padding"),
     (lambda i, m, p: answer_labels(i, m, p.max().expand_as(p)), "longest prompt is taken for all"),
     (lambda i, m, p: answer_labels(i, m, p - 1), "the last token of the prompt has a label"),
     (lambda i, m, p: answer_labels(i, m, p + 1), "the first token of the answer has no label"),

@@ -57,7 +57,9 @@ def _asked(x, layer):
 def _expect_forward(lora_forward, x, layer):
     call = f"lora_forward with x of shape {tuple(x.shape)}"
     with linear.r_told(lora_forward):
-        hint = "x @ W.T has the leading shape of x" if x.ndim != 2 else ""
+        hint = "x @ W.T has the leading shape of x"
+        if x.ndim == 2:
+            hint = {"invalid for input": "x's leading shape stays, its last size becomes d_out"}
         got = ask(call, lora_forward, *_asked(x, layer), hint=hint)
         wanted = layer.dense(x)
         flat = isinstance(got, torch.Tensor) and got.numel() == wanted.numel()

@@ -201,7 +201,7 @@ def _expect_loaded(got, base, tuned, ids):
         hint = "load_tuned left it in train mode, with dropout: call .eval()"
         expect(not got["training"], hint)
     with part():
-        hint = "no is_trainable=True: it is to answer, not to learn"
+        hint = "is_trainable=True or set_adapter() turned it on; it is to answer, not to learn"
         expect(not got["trains"], f"what load_tuned loads still trains; {hint}")
     with part():
         expect(

@@ -148,7 +148,7 @@ WHY = {
     ("cpu", "use_cpu"): "pass use_cpu=True, or a GPU of the machine would be taken",
     ("cpu", "bf16"): "TRL's default is bf16=True unless fp16 is set: say bf16=False",
     ("cpu", "fp16"): "fp16 needs a GPU's gradient scaler",
-    ("t4", "use_cpu"): "the GPU would idle; go by `device`, not by this machine",
+    ("t4", "use_cpu"): "a T4 is a GPU, only without bf16; go by `device`, not by this machine",
     ("t4", "bf16"): "a T4 has no bf16: fp16=True, bf16=False",
     ("t4", "fp16"): "a T4 has fp16 and no bf16; without either all runs in fp32",
     ("a100", "use_cpu"): "the GPU would idle; go by `device`, not by this machine",

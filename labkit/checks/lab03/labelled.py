@@ -26,6 +26,13 @@ def expect_labels(answer_labels, rng):
     every(lambda *case: _expect_labels(answer_labels, *case), cases)
     if not sound():
         return
+    for side in ("right", "left"):
+        ids, mask, prompts = (x.roll(-1, 0) for x in batch(side, 0, rng))  # the longest row first
+        ids, mask = ids[:, mask.bool().any(0)], mask[:, mask.bool().any(0)]
+        call = f"answer_labels of rows padded on the {side}, the first of which has no padding"
+        got = ask(call, answer_labels, ids, mask, prompts, hint=LABELS)
+        hint = "on which side padding stands, each row's own attention_mask says"
+        expect(torch.equal(got.long(), labels(ids, mask, prompts)), f"{call}: {hint}")
     ids, mask, _ = batch("right", END, rng)
     tail = "a row without an answer has no label at all"
     got = ask("", answer_labels, ids[:1, :4], mask[:1, :4], torch.tensor([4]), hint=LABELS)

@@ -245,8 +245,10 @@ def _compared(moved, d, W):
 
 
 def _expect_16_bits(arrives, rng, right):
-    for kind, size in ((torch.bfloat16, 1e-3), (torch.float16, 1e-4)):  # whose square is 0 there
-        W, dW = randn(*SHAPE, rng=rng).to(kind), (size * randn(*SHAPE, rng=rng)).to(kind)
+    # lengths that 16 bits round off by half a step; in fp16 the squares of the numbers are 0
+    for kind, size in ((torch.bfloat16, 2**-5 * (1 + 2**-8)), (torch.float16, 2**-9)):
+        W, dW = randn(*SHAPE, rng=rng).to(kind), randn(*SHAPE, rng=rng)
+        dW = (0.9998 * size / dW.norm() * dW).to(kind)
         name = str(kind).removeprefix("torch.")
         for store, told in (
             ("as it is", "a store that keeps every number"),
@@ -279,6 +281,7 @@ def _in_16_bits(W, dW, store):
         "": d.square().sum(),
         "the squares |dW|² are taken": squares.double().sum(),
         "the squares |dW|² are taken and summed": squares.sum().double(),
+        "the length |dW| is taken": dW.norm().square().double(),
     }
     hint = "in 16 bits, where small numbers get lost: W.float() and dW.float() first"
     return {

@@ -19,7 +19,9 @@ def divergences(p, q):
     cross = -(p.double().softmax(-1) * q.double().log_softmax(-1)).sum(-1).mean().item()
     flat_p, flat_q = p.reshape(1, -1), q.reshape(1, -1)
     raw = (p.double() * (p.double() - q.double())).sum(-1).mean().item()
-    wrong = {"this is KL(q||p); p is the first argument": back.mean().item()}
+    wrong = {
+        "this is KL(q||p): p weights the sum; F.kl_div takes log q, then p": back.mean().item()
+    }
     for message, tokens in _denominators(p.shape).items():
         wrong[message] = each.sum().item() / tokens
         wrong[f"this is KL(q||p), and {message}"] = back.sum().item() / tokens

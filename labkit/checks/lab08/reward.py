@@ -155,7 +155,7 @@ def _expect_more_for_right(asked, data, rng):
         said = {key: data[key] for key in order[:n]}
         got, call = asked(said, f"{n} of {len(data)} keys, all right")
         told = f"{call} gave {got:.4g}"
-        hint = "part of the way earns something, so that a group is not all equal"
+        hint = "a right key earns something by itself, and none is a condition for others"
         expect(got > 0, f"{told}, wanted more than 0: {hint}")
         expect(got > before, f"{told}, no more than {n - 1} of them: each right key adds something")
         hint = got == 1 and _of_said(asked, said, data)
@@ -245,6 +245,8 @@ def _expect_all_named(asked, data, rng):
     pairs, n = list(data.items()), len(data) // 2
     half = min(asked(dict(some), "an honest half")[0] for some in (pairs[:n], pairs[-n:]))
     every = {key: _value(key, rng) for key in KEYS} | data
+    told = "an honest half gave 0: a right key earns something, and none is a condition for others"
+    expect(half > 0, told)
     got, call = asked(every, f"every key there is, the {len(data)} wanted ones right")
     hint = "naming every key pays: divide by all keys named, or take more away for each extra one"
     expect(got < half, f"{call} gave {got:.4g}, an honest half {half:.4g}: {hint}")

@@ -37,8 +37,9 @@ def trained_shares(models):
     for colour, choice in zip((BESIDE, GOOD), next(iter(models.values())), strict=True):
         dots = [100 * shares[choice] for shares in models.values()]
         ax.plot(dots, places, "o", color=colour, ms=9, label=choice)
-    ax.set(xscale="log", xlim=(0.05, 20), xlabel="trainable parameters, % of the model (log)")
-    ax.set_xticks([0.1, 1, 10], ["0.1%", "1%", "10%"])
+    ax.set(xscale="log", xlim=(0.05, 8), xlabel="trainable parameters, % of the model (log)")
+    ax.set_xticks([0.1, 0.3, 1, 3], ["0.1%", "0.3%", "1%", "3%"])
+    ax.minorticks_off()
     ax.set_yticks(places, list(models))
     ax.set_ylim(-0.5, len(models) - 0.3)
     ax.legend(loc="lower right", title="target_modules")
@@ -67,10 +68,23 @@ def unstopped(counts, n, guess=None):
     return fig
 
 
+def both_losses(losses):
+    """The loss of each step of two runs, the broken one first: `{name: losses}`."""
+    fig, ax = figure(height=2.6)
+    looks = ((BAD, "-"), (GOOD, "--"))
+    for (name, values), (colour, line) in zip(losses.items(), looks, strict=True):
+        ax.plot(range(1, len(values) + 1), values, line, color=colour, lw=2, label=name)
+    ax.set(xlabel="step", ylabel="loss (nats a token)", ylim=(0, None))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(loc="upper right")
+    ax.set_title("The loss does not show which labels are broken")
+    return fig
+
+
 def asked(shares, n, title, guess=None, wrong=()):
     """Bars in percent: the share of n answers right, by the way a model was asked or loaded.
 
-    `title` says what to see, and the shares follow it; `wrong` names the ways that are mistakes.
+    `title` says what to see; `wrong` names the ways that are mistakes.
     The thin lines are one standard error of a share of n.
     """
     fig, ax = figure(height=1.6 + 0.42 * len(shares))
@@ -86,8 +100,7 @@ def asked(shares, n, title, guess=None, wrong=()):
     ax.set(xlabel=f"% of {n} answers exactly right (± standard error)")
     ax.set_ylim(-0.6, len(shares) - 0.4)
     ax.grid(axis="y", visible=False)
-    told = ", ".join(f"{value:.0f}%" for value in values[:-1])
-    ax.set_title(f"{title}:\n{told} and {values[-1]:.0f}% of answers are exactly right")
+    ax.set_title(title)
     if guess:
         guess.draw(ax, "x")
     return fig
@@ -157,11 +170,16 @@ def forgetting(runs, live, guess):
     ways = list(dict.fromkeys(runs["way"]))[::-1]
     fig, ax = figure(height=2.3 + 0.42 * len(ways))
     places = [ways.index(way) for way in runs["way"]]
-    ax.plot(runs["perplexity"], places, "o", color=GOOD, alpha=0.8, label="one seed (file)")
+    ax.plot(
+        runs["perplexity"], places, "o", color=GOOD, alpha=0.8, label="one seed, by number (file)"
+    )
+    how = {"textcoords": "offset points", "ha": "center", "va": "top", "fontsize": 8}
+    for x, y, seed in zip(runs["perplexity"], places, runs["seed"], strict=True):
+        ax.annotate(seed, (x, y), (0, -5), color=INK, **how)
     means = runs.groupby("way")["perplexity"].mean()[ways]
     ax.plot(means, range(len(ways)), "|", color=INK, ms=20, mew=2, label="mean of the seeds")
     stars = [ways.index(way) for way in live]
-    ax.plot(list(live.values()), stars, "*", color=YOURS, ms=13, label="yours")
+    ax.plot(list(live.values()), stars, "*", color=YOURS, ms=13, label="yours, seed 0")
     ax.axvline(base, color=INK, ls=":", lw=1)
     ax.text(base, len(ways) - 0.45, f" base: {base:.1f}", color=INK, va="top")
     ax.set_yticks(range(len(ways)), ways)
@@ -174,10 +192,8 @@ def forgetting(runs, live, guess):
     low, high = rises.mean().min(), rises.mean().max()
     at_seed = runs.groupby("seed")["rise"]
     seeds, ways = ((part.max() - part.min()).max() for part in (rises, at_seed))
-    told = f"At equal task loss perplexity rose by {low:.0f} to {high:.0f}% (means):\n"
-    told += (
-        f"seeds of a method differ by up to {seeds:.0f} points,\nmethods at one seed by {ways:.0f}"
-    )
+    told = f"At equal task loss seeds of a method differ by up to {seeds:.0f} points,\n"
+    told += f"methods at one seed by {ways:.0f} (means: {low:+.0f} to {high:+.0f}%)"
     ax.set_title(told)
     if name := guess.draw(ax, "x"):  # above the dots, on the side that has room
         name.set(rotation=0, ha="left" if guess.value < np.mean(ax.get_xlim()) else "right")

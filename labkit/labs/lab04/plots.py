@@ -13,16 +13,15 @@ SMOOTHING = 0.4  # that of the live curve of so short a training
 def spoiled(clean, spoilt, outlier):
     """Histograms of the same numbers after 4-bit rounding, without and with one outlier."""
     fig, axes = figure(2, width=8.4, height=2.8, sharey=True)
-    for ax, values, colour in zip(axes, (clean, spoilt), PALETTE, strict=False):
+    names = {"without an outlier": clean, f"beside one outlier of {outlier:g}": spoilt}
+    for ax, (name, values), colour in zip(axes, names.items(), PALETTE, strict=False):
         levels, counts = np.unique(values.numpy().round(4), return_counts=True)
         share = counts / counts.sum()
         ax.bar(levels, share, width=0.3, color=colour)
         ax.set(xlim=(-6.5, 6.5), xlabel="value after rounding")
         zeros = share[np.abs(levels).argmin()]
-        ax.set_title(f"{len(levels)} values in use, {zeros:.1%} are 0")
-    axes[0].set_ylabel("share")
-    axes[0].text(0.4, 0.8, "without\noutlier", color=PALETTE[0])
-    axes[1].text(0.4, 0.8, f"beside one\noutlier of {outlier:g}", color=PALETTE[1])
+        ax.set_title(f"{name}: {zeros:.1%} are 0,\n{len(levels)} values in use".capitalize())
+    axes[0].set_ylabel("share of the numbers")
     axes[0].set_ylim(0, 1.02)
     return fig
 
@@ -262,22 +261,21 @@ def taken_back(rows, guess):
     return fig
 
 
-def step_times(sizes, rows):
-    """Seconds of a step against commands in it; `rows` name -> list of medians."""
-    fig, ax = figure(height=3)
-    for (name, seconds), colour, marker in zip(rows.items(), BASES.values(), "os", strict=True):
-        ax.plot(sizes, seconds, color=colour, marker=marker)
-        side = "bottom" if seconds[-1] == max(other[-1] for other in rows.values()) else "top"
-        ax.annotate(f"  {name}", (sizes[-1], seconds[-1]), color=colour, va=side)
-    ax.fill_between(sizes, *rows.values(), color=INK, alpha=0.15, lw=0)
-    for n, lora, qlora in zip(sizes, rows["LoRA"], rows["QLoRA"], strict=True):
-        beside = {"xytext": (-12, 6), "textcoords": "offset points", "ha": "right"}
-        ax.annotate(f"gap {qlora - lora:+.2f} s", (n, max(lora, qlora)), **beside)
-    ax.set_xticks(sizes, [str(n) for n in sizes])
-    ax.set(xlabel="commands in a step", ylabel="seconds a step")
-    ax.set_ylim(0, 1.25 * max(map(max, rows.values())))
-    ax.set_xlim(-0.1 * sizes[-1], sizes[-1] * 1.2)
-    first, last = (rows["QLoRA"][i] / rows["LoRA"][i] - 1 for i in (0, -1))
-    told = f"{first:+.0%} with {sizes[0]} command a step, {last:+.0%} with {sizes[-1]}"
-    ax.set_title(f"QLoRA's time against LoRA's:\n{told}")
+def step_times(seconds):
+    """QLoRA's seconds minus LoRA's, a dot a batch; `seconds` size -> frame of LoRA, QLoRA."""
+    fig, ax = figure(height=2.6)
+    told, labels = [], []
+    for y, (size, frame) in enumerate(seconds.items()):
+        gaps = (frame["QLoRA"] - frame["LoRA"]).to_numpy()
+        middle, whole = np.median(gaps), frame["LoRA"].median()
+        ax.plot(gaps, np.full(len(gaps), y), "o", color=BASES["NF4"], alpha=0.6, ms=8)
+        ax.plot(middle, y, "|", color=INK, ms=24, mew=2)
+        labels.append(f"{size} a step\n(LoRA: {whole:.2f} s)")
+        told.append(f"{middle:+.2f} s ({middle / whole:+.0%}) with {size}")
+    ax.axvline(0, color=INK, lw=1)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set(ylim=(-0.6, len(labels) - 0.4), xlim=(min(0, ax.get_xlim()[0]), None))
+    ax.set_xlabel("a step of QLoRA minus one of LoRA, seconds (dot: a batch, bar: median)")
+    ax.grid(axis="y", visible=False)
+    ax.set_title(f"What QLoRA's lookups add to a step:\n{', '.join(told)}")
     return fig
