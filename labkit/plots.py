@@ -96,6 +96,13 @@ def weight_for(steps: int) -> float:
     return 0.8 if steps > 60 else 0.4
 
 
+def likely(shares: np.ndarray, n: int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's interval of shares of n, 95% with z = 1.96: (lower, upper); it holds at 0 of n."""
+    far = z**2 / n
+    half = np.sqrt(far * (shares * (1 - shares) + far / 4))
+    return (shares + far / 2 - half) / (1 + far), (shares + far / 2 + half) / (1 + far)
+
+
 def traced(ax: Axes, values: Sequence[float], colour: str, weight: float = 0.8, **options) -> None:
     """Draw `values` against the step, faint, and their `smooth` line; `options` are the line's."""
     x = range(1, len(values) + 1)

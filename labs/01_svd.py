@@ -320,9 +320,9 @@ if lab.experiment("Spectra of trained and random matrices", 4, needs=["1.4"]):
 
 # %% [markdown]
 # Each curve is divided by the size of its matrix, $\lVert W \rVert$, so that only its shape counts.
-# What rises above the largest value of the random matrix (dotted) is green: some dozens of
-# directions in `q_proj`, `gate_proj` and `down_proj`, hardly any in `v_proj`. (Another random draw
-# moves the counts by up to three.)
+# The shaded area is what rises above the largest value of the random matrix (dotted): some dozens
+# of directions in `q_proj`, `gate_proj` and `down_proj`, hardly any in `v_proj`. (Another random
+# draw moves the counts by up to three.)
 #
 # Now look at the other end. No trained curve drops to zero where the random one does not. (The last
 # values of a square matrix like `q_proj` are near zero in both, as the formula says for $m = n$.)
@@ -381,9 +381,10 @@ if lab.experiment("Ranks of trained and random matrices", 6, needs=["1.2", "1.4"
 # `gate` and `down` are far from random, too, and `up` less so: this number asks only how much the
 # largest direction stands out.
 #
-# So by energy the weights are *not* low-rank. The line below the picture says how much of their
-# energy a cut to rank 8 would keep. LoRA does not need them to be low-rank. It bets on their
-# *change*.
+# A `q_proj` takes 68 directions in the first block and 156 to 237 in the others, of 576; a random
+# matrix takes 294. So by energy the weights are *not* low-rank. The line below the picture says how
+# much of their energy a cut to rank 8 would keep. LoRA does not need them to be low-rank. It bets
+# on their *change*.
 
 # %% [markdown]
 # ## What does fine-tuning change?
@@ -441,7 +442,12 @@ def energy_within(dW, reference, k):
 check.truncates(truncate_update, energy_within)
 
 # %% [markdown]
-# Now a real update. The task is `home`: a spoken command in, a JSON intent out. The test commands
+# Now a real update. The task is `home`: a spoken command in, a JSON intent out. One row of it:
+#
+#     set the brightness of the craft room to the maximum
+#     {"intent":"HassLightSet","area":"craft room","brightness":100,"domain":"light"}
+#
+# The test commands
 # have sentence patterns that do not occur in training, and each of them contains a room, a device,
 # a number or another value that no training command has in that place. The *held-out* loss is that
 # on 48 test commands; training never sees them.
@@ -596,17 +602,18 @@ if lab.experiment("Every update cut to rank r", 11, needs=["1.1", "1.4", "1.5"])
 # about loss, and the two answers differ. A change of rank 8 exists that brings most of the gain.
 # Whether training finds one is the second question, and comes below.
 #
-# But the gain flatters. The base model chats instead of answering in JSON, and much of the fall is
-# learning the format. Even rank 1 kept four fifths of the gain in our runs in bf16, without one
-# right answer. So look at the loss that is left, and at the answers that are right to the letter.
-# There the cut costs more. We ran it in fp32 on one processor, and in bf16 on two others:
+# But the gain flatters. The base model chats instead of answering in JSON (lab 2 shows its
+# answers), and much of the fall is learning the format. Even rank 1 kept four fifths of the gain in
+# our runs in bf16, without one right answer. So look at the loss that is left, and at the answers
+# that are right to the letter. There the cut costs more. We ran it in fp32 on one processor, and in
+# bf16 on two others:
 #
 # | | fp32 | bf16 |
 # |---|---|---|
 # | loss of the base model | 4.14 | 4.14 |
 # | loss, whole update | 0.24 | 0.30 |
 # | loss, cut to rank 8 | 0.41 | 0.58 to 0.59 |
-# | gain that rank 8 kept | 95% | 92 to 93% |
+# | gain that rank 8 kept | 95 to 96% | 92 to 93% |
 # | answers right, whole update | 27% | 15 to 17% |
 # | its 95% interval | 17 to 41% | 7 to 30% |
 # | answers right, cut to rank 8 | 8% | none |
@@ -663,7 +670,7 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.
 # The last two pairs of bars are a warning: a small part is not yet a bad part. Eight random input
 # directions hold a hundredth of the energy, so of course they gain little. Scaled to the size of
 # the top 8, they gain about half. So size matters. But directions matter, too: at the same size the
-# leading ones gained nearly twice as much.
+# leading ones gained 1.7 times as much.
 #
 # This is one random draw, and it is random on the input side alone: what it writes still goes to
 # the output directions of the update. It was stretched about sevenfold, and another factor may suit
@@ -781,10 +788,10 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 
 # %% [markdown]
 # The main road ends here: a good change of rank 8 exists, and LoRA found one. Four short side roads
-# follow. Each tests a sentence that you will hear: that low rank comes from the task, that LoRA is
-# an SVD, that few parameters mean low rank, and that LoRA adds leading directions which the base
-# did not have. If you are short of time, do exercises 1.6 and 1.7 and the quiz, and leave their
-# experiments for later.
+# follow. Each tests a sentence that you will hear: that low rank comes from the task alone, that
+# LoRA is an SVD, that few parameters mean low rank, and that LoRA adds leading directions which the
+# base did not have. If you are short of time, do exercises 1.6 and 1.7 and the quiz, and leave
+# their experiments for later.
 
 # %% [markdown]
 # ## Does the optimizer shape the spectrum?
@@ -821,15 +828,15 @@ if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4",
         "SGD": {n: torch.linalg.svdvals(matrices[n].detach() - start[n]) for n in some},
     }
     one = {way: by_name[name].cpu().numpy() for way, by_name in ways.items()}
-    r90 = {}
+    ranks_by = {}
     for way, loss in zip(ways, (loss_after, early["loss"], sgd_loss), strict=True):
-        r90[way] = by_kind({n: energy_rank(S, 0.9) for n, S in ways[way].items()})
+        ranks_by[way] = by_kind({n: energy_rank(S, 0.9) for n, S in ways[way].items()})
         print(f"{way:<14} held-out loss {loss:.2f}, rank for 90% of the energy ", end="")
-        print(f"{middle(r90[way]):.0f} (median)")
-    told = f"takes rank {middle(r90['SGD']):.0f} by SGD"
-    by_adam = f"{middle(r90['Adam, 7 steps']):.0f} by Adam after 7 steps, {middle(r90['Adam']):.0f}"
-    title = f"90% of an update's energy {told},\n{by_adam} after all 20 (medians)"
-    display(plots.two_optimizers(one, r90, title))
+        print(f"{middle(ranks_by[way]):.0f} (median)")
+    adam, early_adam, by_sgd = (f"{middle(kinds):.0f}" for kinds in ranks_by.values())
+    title = f"90% of an update's energy takes rank {by_sgd} by SGD,\n"
+    title += f"{early_adam} by Adam after 7 steps, {adam} after all 20 (medians)"
+    display(plots.two_optimizers(one, ranks_by, title))
 
 # %% [markdown]
 # By SGD the same batches give an update that needs far fewer directions. Left, in one matrix, SGD's
@@ -840,9 +847,10 @@ if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4",
 # Adam: 0.71 after 7 steps, 0.30 after all 20. Adam's ranks were 51 and 50 there. So at SGD's loss,
 # too, Adam's updates need six times as many directions.
 #
-# So neither the data, nor the number of steps, nor how far training went sets the rank here: the
-# optimizer does. "Fine-tuning is low-rank" says little until it names the optimizer. (It is one run
-# of each, in twenty steps of one task. Longer training may differ.)
+# So with the same data, and at about the same loss, the optimizer changed the rank sixfold. And
+# from step 7 to step 20 Adam's rank hardly moved. What the data do was not tested: they were the
+# same in all runs. "Fine-tuning is low-rank" says little until it names the optimizer. (It is one
+# run of each, in twenty steps of one task, at one rate. Longer training may differ.)
 
 # %% [markdown]
 # ## Is LoRA an SVD?
@@ -872,8 +880,8 @@ if lab.experiment("B and A trained towards one update", 2, needs=["1.1", "1.2", 
 # The update is that of `q_proj` in block 15. Left: the error of the product comes down to the bound
 # and stops there. So the *product* has become the cut. Its factors have not become those of the
 # SVD. Middle: the pale squares off the diagonal say that the rows of the learned $A$ are not quite
-# orthogonal. Right: if $A$ were the SVD's factor, only the diagonal would be dark. Instead each
-# learned row is a mixture of the SVD's rows.
+# orthogonal. Right: if the rows of $A$ were those of the SVD, in any order, each would have one
+# dark square and the rest white. Instead each learned row is a mixture of the SVD's rows.
 #
 # Why? For any invertible $R$, $(BR)(R^{-1}A)$ is the same update, and the loss cannot tell one pair
 # from another. So do not read meaning into single rows of a trained $A$. What counts is the
@@ -1010,10 +1018,11 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
     print(f"{rank_of_update[1]} at d = 1, {rank_of_update[50]} at d = 50")
 
 # %% [markdown]
-# The dotted line is 90% of full training (the mean of the two networks). A dashed one marks the
-# first $d$ we tried at which a network reaches 90% of its own full training. So a few hundred
-# numbers bring nine tenths of the accuracy that all 4,706 or 14,098 bring. (At $d = 1$ nothing is
-# learned yet: guessing one of ten intents is right about one time in ten.)
+# The dotted line is 90% of full training (the mean of the two networks) (the mean of the two
+# networks). A dashed one marks the first $d$ we tried at which a network reaches 90% of its own
+# full training. So a few hundred numbers bring nine tenths of the accuracy that all 4,706 or 14,098
+# bring. (At $d = 1$ nothing is learned yet: guessing one of ten intents is right about one time in
+# ten.)
 #
 # Do not read more into the exact $d$: this is one seed, a coarse grid, and a network that starts
 # untrained. Aghajanyan et al. find that $d_{90}$ falls the longer a model was pretrained, and that
@@ -1021,8 +1030,8 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
 #
 # Now read the line below the picture. Even a subspace of *one* dimension moved the first layer by a
 # matrix of full rank. Its single direction is a random vector of all parameters, and the part of it
-# that belongs to one layer is a random matrix, which has full rank. (There nothing was learned yet.
-# At 50 dimensions something was, and the rank was full, too.)
+# that belongs to one layer is a random matrix, which has full rank. At $d = 1$ nothing was learned
+# yet. But at $d = 50$ something was, and there, too, the rank was full.
 #
 # So a small intrinsic dimension says that few *numbers* suffice, a low matrix rank that few
 # *directions* do. LoRA bets on the second, one matrix at a time. Neither gives you the other: one
@@ -1129,7 +1138,7 @@ if lab.experiment(
 #   tenth of $\lVert W_0 \rVert$ LoRA had 2 to 4 intruders among 70 directions (the top ten of seven
 #   matrices), the full update one or none. This is a small difference, from one block and one seed.
 # - **Large updates.** At a fifth the two are about level. At a half the full update has more,
-#   probably because LoRA writes to eight directions of a matrix only.
+#   probably because LoRA writes to only eight directions of each matrix.
 #
 # So whoever compares intruders should report the size of the updates, too. What a model forgets is
 # measured in lab 3.
@@ -1138,8 +1147,8 @@ if lab.experiment(
 #
 # In this block the tenth singular value of $W_0$ is 0.07 to 0.13 of $\lVert W_0 \rVert$. At a size
 # of 0.1 the first one of an update is $0.1 \sqrt p$, where $p$ is the share of the energy that it
-# holds. That is 0.087 for LoRA's largest $p$, 0.76, and 0.058 for the full update's, 0.34. Only
-# LoRA's passes 0.07.
+# holds. That is at most 0.087 for LoRA ($p$ = 0.76), and at most 0.058 for the full update ($p$ =
+# 0.34). So the full update reaches the tenth value of no matrix, and LoRA's may do so in some.
 # </details>
 
 # %% [markdown]

@@ -246,8 +246,8 @@ if lab.experiment("Who gets a gradient, and when", 1, needs=["2.2"]):
 # - With `B` at zero, `B` moves. An entry of the output changes by a sum of $r$ terms, each of them
 #   a step times an entry of $Ax$. That may be 8 terms.
 # - With `A` at zero, `A` moves. An entry of $Ax$ changes by a sum of $d_\text{in}$ terms, each of
-#   them a step times an entry of $x$. That may be 576 terms, and `B` passes the change on to the
-#   output.
+#   them a step times an entry of $x$. That may be 576 terms, and `B`, which is then random and not
+#   small, passes the change on to the output.
 #
 # The more terms, the larger the sum may get. So at one learning rate the second start can move the
 # output much further, and the rate at which training gets unstable is lower.
@@ -488,7 +488,8 @@ if lab.experiment("Before and after", 7, needs=["2.2", "2.4"]):
 # differ.
 #
 # - Everything trains: the embedding and the norms, too, not only the linear layers.
-# - The weights are kept in fp32. In bf16 many of its steps would be lost (counted below).
+# - The weights are kept in fp32, since in bf16 many of its steps would be lost (counted below).
+#   Products are still in bf16 where your hardware is quick at that.
 # - The learning rate is 3e-4. One rate for both would only show which method it suits. In lab 5's
 #   runs (24 steps of 4) this was the best of 1e-4, 3e-4 and 1e-3 for full fine-tuning, with each of
 #   three seeds.
@@ -511,17 +512,23 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
     del whole
     print(f"Your LoRA: {report(lora_answers)}, loss {lora_loss:.3f}")
     print(f"Full fine-tuning: {report(full_answers)}, loss {full_loss:.3f}")
+    hits = [a == wanted for a, wanted in zip(lora_answers, unseen["answer"], strict=True)]
+    full_hits = [a == wanted for a, wanted in zip(full_answers, unseen["answer"], strict=True)]
+    pairs = list(zip(hits, full_hits, strict=True))
+    one_way, other_way = pairs.count((True, False)), pairs.count((False, True))
+    print(f"right by LoRA alone: {one_way}, by full fine-tuning alone: {other_way}")
     display(plots.loss_by_the_clock({"LoRA": curve, "full": full_curve}))
 
 # %% [markdown]
-# Read the picture twice. By the clock the two lie close together, though LoRA's steps are shorter.
-# In our run LoRA was ahead for forty seconds; then the curves crossed several times. At its end
-# LoRA was ahead again, but there its learning rate has fallen to zero, and the other's has not.
+# Read the picture in two ways. At the same second (one vertical line) the two lie close together:
+# LoRA has taken more steps by then, and each taught it less. In our runs LoRA was ahead at first,
+# and then the curves crossed several times. When LoRA ended (dotted) its learning rate had fallen
+# to zero, and the other's had not.
 #
 # At equal steps full fine-tuning had the lower training loss: compare the two ends. On the unseen
 # commands the two were alike in that run: a loss of 0.105 in full and 0.108 by LoRA, 33 and 40
-# answers right. A difference of two such counts has a standard error of about 5, so 7 may be
-# chance.
+# answers right. If the two counts were independent, their difference would have a standard error of
+# about 5. They are of the same commands, so it is rather less. Even so, 7 may be chance.
 #
 # One seed and 60 commands are too little to name a winner. Lab 5 has three seeds, in runs of 24
 # steps of 4, each method at the best of its rates. The mean loss on unseen commands was:
@@ -531,8 +538,11 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
 # | rates a factor of 3 apart | 0.291 | 0.322 | 0.031 ± 0.015 |
 # | again, with one rate more for each | 0.287 | 0.325 | 0.038 ± 0.001 |
 #
-# Full fine-tuning is ahead with every seed. The gap is small, but most likely real. So on this
-# task, in runs this short, 2% of the numbers come close. Lab 5 looks for tasks where they do not.
+# With these rates full fine-tuning is ahead with every seed. But three seeds tell a standard error
+# badly: an error of 0.001 is luck. And half of the second gap is full fine-tuning's finer rate: at
+# 3e-4 it is 0.018 ± 0.012, and LoRA is ahead with one seed of three. So there probably is a gap,
+# and it is small. So on this task, in runs this short, less than 4% of the numbers come close. Lab
+# 5 looks for tasks where they do not.
 
 # %% [markdown]
 # ### Why may `A` and `B` be in bf16?
@@ -546,11 +556,13 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
 # | `A` | 0.02 | 6e-5 | 5e-3 |
 # | the model's weights | 0.2 | 5e-4 | 3e-4 |
 #
-# LoRA's first steps are eighty times as large as what `A` loses. Those of full fine-tuning are
+# LoRA's first steps are eighty times as large as what `A` loses. (`B` starts at zero, and the
+# smaller a number is, the smaller are the steps that it keeps.) Those of full fine-tuning are
 # smaller than what a weight of 0.2 loses.
 #
-# But entries differ in size, and the rate falls to zero. So we counted how many entries a step
-# leaves as they were.
+# But entries differ in size, and grow, and the rate falls. Where a gradient changes its sign, Adam
+# also moves an entry by less than the rate. So we counted how many entries a step leaves as they
+# were.
 #
 # | | early | half way | late |
 # |---|---|---|---|
@@ -1079,9 +1091,9 @@ if lab.experiment("Your adapter inside PEFT", 3, needs=["2.2", "2.4", "2.8"]):
     print(f"largest difference of a logit: {gap:.1e}")
 
 # %% [markdown]
-# They are equal, to rounding. What you wrote is LoRA. What PEFT adds, in a file of more than a
-# hundred kilobytes, is generality: more layer types, several adapters, quantised bases. Lab 3 uses
-# it.
+# They are equal, to rounding (in our run to the last digit). What you wrote is LoRA. What PEFT
+# adds, in a file of more than a hundred kilobytes, is generality: more layer types, several
+# adapters, quantised bases. Lab 3 uses it.
 
 # %% [markdown]
 # ### Exercise 2.10 · Quiz

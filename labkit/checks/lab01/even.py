@@ -75,12 +75,6 @@ def guesses(d_out, d_in):
         "it is rounded to the nearest: round down": round(d_out * d_in / (d_out + d_in)),
         "one too many: at that rank A and B store more than W, or as many": wanted + 1,
         "one too many: at that rank A and B store more than W": d_out * d_in // (d_out + d_in) + 1,
-        "r singular values are counted, too: A and B hold r (d_out + d_in), with no + 1": (
-            d_out * d_in // (d_out + d_in + 1)
-        ),
-        "r singular values are counted in it: A and B hold r (d_out + d_in), with no + 1": (
-            (d_out * d_in - 1) // (d_out + d_in + 1)
-        ),
         "one too few where the quotient's fraction is below a half: only a whole one loses 1": max(
             0, math.floor(d_out * d_in / (d_out + d_in) - 0.5)
         ),

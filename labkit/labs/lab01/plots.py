@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from labkit.plots import INK, PALETTE, figure, headed
+from labkit.plots import INK, PALETTE, figure, headed, likely
 
 BLUE, ORANGE, GREEN, PINK, YELLOW = PALETTE[:5]
 GREY = "#777777"  # whatever is random
@@ -144,13 +144,6 @@ def _dots(ax, kinds, colour, marker):
     ax.grid(axis="x", visible=False)
 
 
-def _likely(shares, n):
-    """Wilson's 95% interval of shares of n answers, which holds at 0 of n too: (lower, upper)."""
-    far = 1.96**2 / n
-    half = np.sqrt(far * (shares * (1 - shares) + far / 4))
-    return [(shares + far / 2 + side * half) / (1 + far) for side in (-1, 1)]
-
-
 def energy_and_gain(ranks, energy, gain, right, right_uncut, n, guess):
     """What a cut to each rank keeps of energy and gain, and the share of n answers that is right.
 
@@ -163,8 +156,8 @@ def energy_and_gain(ranks, energy, gain, right, right_uncut, n, guess):
         (f"of {n} answers right (band: 95% interval)", right, GREEN, "^"),
     ):
         ax.plot(ranks, _percent(values), color=colour, marker=marker, label=name, clip_on=False)
-    ax.fill_between(ranks, *_percent(_likely(np.array(right), n)), color=GREEN, alpha=0.15, lw=0)
-    low, high = _likely(right_uncut, n)
+    ax.fill_between(ranks, *_percent(likely(np.array(right), n)), color=GREEN, alpha=0.15, lw=0)
+    low, high = likely(right_uncut, n)
     uncut = f"answers right, uncut: {right_uncut:.0%} (95%: {low:.0%} to {high:.0%})"
     ax.axhline(100 * right_uncut, color=GREEN, ls=":", lw=1.5, label=uncut)
     ax.set(xscale="log", xlabel="rank that every update is cut to", ylim=(0, 106))
@@ -202,7 +195,7 @@ def ways_of_rank_8(results, n):
     fig, axes = figure(2, width=8.4, height=1 + 0.42 * len(results), sharey=True)
     y = np.arange(len(results))[::-1]
     losses, shares = (np.array(values) for values in zip(*results.values(), strict=True))
-    low, high = _likely(shares, n)
+    low, high = likely(shares, n)
     look = {"color": [ORANGE, YELLOW, BLUE], "height": 0.6, "ecolor": INK, "capsize": 3}
     axes[0].barh(y, losses, **look)
     axes[1].barh(y, 100 * shares, xerr=100 * np.abs([shares - low, high - shares]), **look)
@@ -229,7 +222,8 @@ def two_optimizers(spectra, ranks, title):
     fig, axes = figure(2, width=8.4, height=3.6, width_ratios=(1, 1.4))
     for name, s in spectra.items():
         colour, x = LOOKS[name][0], np.arange(1, len(s) + 1)
-        axes[0].plot(x, s / np.linalg.norm(s), color=colour, label=name)
+        line = "--" if "steps" in name else "-"
+        axes[0].plot(x, s / np.linalg.norm(s), color=colour, label=name, ls=line)
     axes[0].set(xscale="log", yscale="log", ylim=(1e-4, 1), xlabel="position (q of block 15)")
     axes[0].set_ylabel("singular value / |update|")
     axes[0].legend(loc="lower left")
@@ -289,7 +283,7 @@ def intrinsic(dims, accuracies, full, d90):
     level = 0.9 * np.mean(list(full.values()))
     ax.axhline(level, color=INK, ls=":", lw=1.2)
     ax.text(dims[0], level - 0.02, "90% of full training", va="top", color=INK)
-    ax.axhline(0.1, color=INK, ls=":", lw=1.2)
+    ax.axhline(0.1, color=INK, ls="-.", lw=1.2)
     ax.text(dims[3], 0.09, "guessing one of ten", va="top", color=INK)
     ax.set(xscale="log", xlabel="dimension d of the subspace", ylabel="accuracy", ylim=(0, 1.03))
     ax.set_xticks(dims, [str(d) for d in dims])

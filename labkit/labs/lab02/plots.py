@@ -5,7 +5,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 
 from labkit.memory.plots import COLOURS, HATCHES
-from labkit.plots import INK, OVER_GUESS, PALETTE, figure, smooth, weight_for
+from labkit.plots import INK, OVER_GUESS, PALETTE, figure, likely, smooth, weight_for
 
 
 def thin_matrices(d_out, d_in, r):
@@ -56,10 +56,15 @@ def right_answers(counts, n, guess):
     kinds = (("right to the letter", PALETTE[1]), ("right intent", PALETTE[5]))
     for k, (label, colour) in enumerate(kinds):
         heights = [pair[k] for pair in counts.values()]
-        bars = ax.bar(places + 0.36 * k - 0.18, heights, 0.34, color=colour, label=label)
-        ax.bar_label(bars, color=INK)
+        x = places + 0.36 * k - 0.18
+        ax.bar(x, heights, 0.34, color=colour, label=label)
+        low, high = (n * ends for ends in likely(np.array(heights) / n, n))
+        ax.vlines(x, low, high, color=INK, lw=1.2)
+        for place, top, height in zip(x, high, heights, strict=True):
+            ax.text(place, top + 0.5, height, ha="center", color=INK)
     ax.set_xticks(places, list(counts))
-    ax.set(ylabel=f"of {n} unseen commands", ylim=(0, 1.12 * n), xlim=(-0.6, len(counts) - 0.1))
+    ax.set_ylabel(f"answers of {n}\n(line: 95% interval)")
+    ax.set(ylim=(0, 1.12 * n), xlim=(-0.6, len(counts) - 0.1))
     ax.legend(loc="upper left", **OVER_GUESS)
     ax.grid(axis="x", visible=False)
     first, *_, last = [pair[0] for pair in counts.values()]
@@ -85,7 +90,8 @@ def loss_by_the_clock(curves):
         shift, side = ((-6, -4), ("right", "top")) if lower else ((6, 4), ("left", "bottom"))
         how = {"textcoords": "offset points", "ha": side[0], "va": side[1], "color": colour}
         ax.annotate(name, (at, height), shift, **how)
-        ax.plot(curve.seconds[-1], means[name][-1], "o", color=colour)
+        ax.plot(curve.seconds[-1], means[name][-1], "o", color=colour, zorder=5)
+    ax.axvline(min(seconds), color=INK, lw=0.8, ls=":")
     ax.set(xlabel="seconds", ylabel="training loss (nats a token)", yscale="log")
     ax.margins(y=0.06)
     _plain_log(ax.yaxis)
@@ -138,9 +144,8 @@ def memory(held, peaks, guess):
     base = "16-bit base" if half else "fp32 base"
     names = {"LoRA": f"LoRA\n({base})", "full": "full\n(fp32)"}
     bars = {}
-    for way, name in names.items():
-        bars |= {f"{name}\nbetween steps,\nwith gradients": held[way]}
-        bars |= {f"{name}\nat the peak": peaks[way]}
+    for told, parts in {"between steps,\nwith gradients": held, "at the peak": peaks}.items():
+        bars |= {f"{name}\n{told}": parts[way] for way, name in names.items()}
     unit, floor = sum(peaks["full"].values()) / 100, np.zeros(len(bars))
     for part, colour in COLOURS.items():
         sizes = np.array([parts.get(part, 0) / unit for parts in bars.values()])
@@ -157,10 +162,10 @@ def memory(held, peaks, guess):
     side.set_ylabel("GB")
     ax.legend(loc="upper left", **OVER_GUESS)
     ax.grid(axis="x", visible=False)
-    between, peak, full_between, full_peak = gigabytes
+    between, full_between, peak, full_peak = gigabytes
     ax.set_title(
         f"Between steps LoRA holds {between} GB, full fine-tuning {full_between} GB;\n"
-        f"at the peak {peak} GB and {full_peak} GB: LoRA needs {floor[1]:.0f}%"
+        f"at the peak {peak} GB and {full_peak} GB: LoRA needs {floor[2]:.0f}%"
     )
     guess.draw(ax)
     return fig

@@ -80,7 +80,7 @@ def arrivals(sizes, on, beside, trained, guess):
             ax.plot(sizes, shares, color=COLOURS[name], marker=marker, ms=5, label=name)
         ax.axhline(100, color=INK, lw=0.8)
         ax.axvline(trained, color=INK, ls=":", lw=1.5)
-        ax.set(xscale="log", xlabel="size of the update, |dW| / |W|", title=f"weights {told}")
+        ax.set(xscale="log", xlabel="size of the update, |ΔW| / |W|", title=f"weights {told}")
         ax.set_xticks(sizes, [f"{100 * size:g}%" for size in sizes])
         ax.minorticks_off()
         ax.text(trained, 104, " home", color=INK)

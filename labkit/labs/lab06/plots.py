@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from labkit.plots import INK, OVER_GUESS, PALETTE, PAPER, figure
+from labkit.plots import INK, OVER_GUESS, PALETTE, PAPER, figure, likely
 
 KINDS = ["q", "k", "v", "o", "gate", "up", "down"]  # a block's layers, in the model's order
 MARKERS = "osD^v"
@@ -81,7 +81,7 @@ def unmoved(sizes, shares, guess):
 
 
 def both_tasks(scores, tasks, n, title, guess):
-    """Two horizontal bars a model, one a task, in percent, with the standard error of n examples.
+    """Two horizontal bars a model, one a task, in percent, with the 68% interval of n examples.
 
     `scores` maps a model to a pair of shares, the base and the two parents first; `tasks` names the
     two tasks; `guess` is one of percent.
@@ -90,24 +90,50 @@ def both_tasks(scores, tasks, n, title, guess):
     places = np.arange(len(scores))[::-1]
     for i, (task, colour) in enumerate(zip(tasks, PALETTE, strict=False)):
         shares = np.array([100 * pair[i] for pair in scores.values()])
-        errors = np.sqrt(shares * (100 - shares) / n)
+        low, high = (100 * ends for ends in likely(shares / 100, n, z=1))
         y = places + (0.5 - i) * 0.38
         hatch = "" if i == 0 else "//"
         ax.barh(y, shares, 0.36, color=colour, hatch=hatch, edgecolor="white", label=f"on {task}")
-        ax.hlines(y, shares - errors, shares + errors, color=INK, lw=1)
-        for place, share, error in zip(y, shares, errors, strict=True):
+        ax.hlines(y, low, high, color=INK, lw=1)
+        for place, share, end in zip(y, shares, high, strict=True):
             label = {"va": "center", "color": INK, "fontsize": 9}
-            ax.text(share + error + 0.8, place, f"{share:.0f}", **label)
+            ax.text(end + 0.8, place, f"{share:.0f}", **label)
     # a guess's name stands in the room above the bars
     ax.set_ylim(-0.6, len(scores) - (0.4 if guess.value is None else -0.6))
     ax.axhline(places[len(tasks)] - 0.5, color=INK, lw=0.8, ls=":")  # mixtures are below it
     ax.set_yticks(places, list(scores))
-    told = f"right to the letter, % of {n} held-out examples (line: ± one standard error)"
+    told = f"right to the letter, % of {n} held-out examples (line: 68% interval)"
     ax.set(xlabel=told, xlim=(0, None))
     ax.grid(axis="y", visible=False)
     ax.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1), borderaxespad=0)
     ax.set_title(title, pad=26)
     guess.draw(ax, "x")
+    return fig
+
+
+def loss_sums(losses, own, tasks):
+    """The losses of each mixture on two tasks, one bar after the other.
+
+    `own` is the sum of the losses of each task by its own adapter.
+    """
+    fig, ax = figure(height=0.4 * len(losses) + 1.4)
+    places, left = np.arange(len(losses))[::-1], np.zeros(len(losses))
+    for i, (task, colour) in enumerate(zip(tasks, PALETTE, strict=False)):
+        values = np.array([pair[i] for pair in losses.values()])
+        style = {"color": colour, "hatch": "//" if i else "", "edgecolor": "white"}
+        ax.barh(places, values, 0.6, left=left, label=f"on {task}", **style)
+        left += values
+    for y, total in zip(places, left, strict=True):
+        ax.text(total, y, f" {total:.2f}", va="center", color=INK)
+    ax.axvline(own, color=INK, ls=":", lw=1.5)
+    ax.set_yticks(places, list(losses))
+    ax.set(xlabel="loss on both tasks, nats a token (dotted: each task by its own adapter)")
+    ax.set_xlim(0, 1.15 * left.max())
+    ax.grid(axis="y", visible=False)
+    fig.legend(loc="outside lower center", ncols=2, fontsize=9)
+    ax.set_title(
+        f"Both losses together: {left.min():.2f} by the best mixture, {own:.2f} by two adapters"
+    )
     return fig
 
 
@@ -142,7 +168,7 @@ def speeds(rates, title):
     for y, runs in zip(places, rates.values(), strict=True):
         ax.barh(y, max(runs), color=PALETTE[0], height=0.6, alpha=0.6)
         ax.plot([min(runs), max(runs)], [y, y], color=INK, lw=1.5, marker="|")
-        ax.text(max(runs), y, f"  {max(runs):.3g}", va="center", color=INK)
+        ax.text(max(runs), y, f"  {max(runs):.1f}", va="center", color=INK)
     ax.set_yticks(places, list(rates))
     fastest = max(max(runs) for runs in rates.values())
     ax.set(xlim=(0, 1.15 * fastest))
