@@ -527,8 +527,8 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
 #
 # At equal steps full fine-tuning had the lower training loss: compare the two ends. On the unseen
 # commands the two were alike in that run: a loss of 0.105 in full and 0.108 by LoRA, 33 and 40
-# answers right. If the two counts were independent, their difference would have a standard error of
-# about 5. They are of the same commands, so it is rather less. Even so, 7 may be chance.
+# answers right. Only commands on which they differ can tell them apart: 12 were right by LoRA alone
+# and 5 in full alone. A coin gives 12 to 5, or more, one time in seven, so it may be chance.
 #
 # One seed and 60 commands are too little to name a winner. Lab 5 has three seeds, in runs of 24
 # steps of 4, each method at the best of its rates. The mean loss on unseen commands was:
@@ -536,7 +536,7 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
 # | study | full | LoRA, r=16 | difference ± standard error |
 # |---|---|---|---|
 # | rates a factor of 3 apart | 0.291 | 0.322 | 0.031 ± 0.015 |
-# | again, with one rate more for each | 0.287 | 0.325 | 0.038 ± 0.001 |
+# | again, with rates halfway between (LoRA two, full one) | 0.287 | 0.325 | 0.038 ± 0.001 |
 #
 # With these rates full fine-tuning is ahead with every seed. But three seeds tell a standard error
 # badly: an error of 0.001 is luck. And half of the second gap is full fine-tuning's finer rate: at
