@@ -514,7 +514,8 @@ if lab.experiment("A short full fine-tune", 24, needs=["1.1", "1.4", "1.5"]):
 # gathers in some directions. In how few?
 #
 # One SVD of each update serves all its cuts. It is what your `truncate_update` does inside; the
-# cell compares the two on one matrix.
+# cell compares the two on one matrix. (Later cells write other weights into this model. To run this
+# one again after them, run the fine-tuning again first.)
 
 # %% tags=["experiment"]
 if lab.experiment("The SVD of every update", 10, needs=["1.1", "1.4", "1.5"]):
@@ -685,8 +686,9 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.
 #
 # The learning rate is higher, 5e-3 instead of 3e-4. At the same rate the first step of $A$ and $B$
 # moves $W$ about a seventh as far as a step of $W$ itself. A rate seven times as high makes up for
-# that, at the first step. Which rate is best over the whole run has to be tried. (We tried two
-# for each method and kept the one with the lower loss. Lab 5 looks for the best.)
+# that, at the first step. Ours is 17 times as high: the argument says why it should be higher, and
+# not how high. Which rate is best over the whole run has to be tried. (We tried two for each method
+# and kept the one with the lower loss. Lab 5 looks for the best.)
 #
 # <details><summary>Why a seventh?</summary>
 #
@@ -719,8 +721,9 @@ if lab.experiment("LoRA of rank 8 on the same batches", 18, needs=["1.1", "1.4",
 
 # %% [markdown]
 # In our runs the trained update ended at a lower loss than the cut one: 0.35 against 0.41 in fp32,
-# and 0.35 against 0.58 or 0.59 in bf16. A likely reason, which was not tested: it was free to find
-# a change that is good by itself. The cut one was made to work together with the part that is now
+# and 0.35 against 0.58 or 0.59 in bf16. In the bf16 run it was below even the cut to rank 16, 0.41,
+# which has twice as many directions. A likely reason, which was not tested: it was free to find a
+# change that is good by itself. The cut one was made to work together with the part that is now
 # missing.
 #
 # Could rounding be the reason? In bf16 $W_0$ plus the cut is rounded, by 0.4 of the cut's own size
@@ -1018,11 +1021,10 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
     print(f"{rank_of_update[1]} at d = 1, {rank_of_update[50]} at d = 50")
 
 # %% [markdown]
-# The dotted line is 90% of full training (the mean of the two networks) (the mean of the two
-# networks). A dashed one marks the first $d$ we tried at which a network reaches 90% of its own
-# full training. So a few hundred numbers bring nine tenths of the accuracy that all 4,706 or 14,098
-# bring. (At $d = 1$ nothing is learned yet: guessing one of ten intents is right about one time in
-# ten.)
+# The dotted line is 90% of full training (the mean of the two networks). A dashed one marks the
+# first $d$ we tried at which a network reaches 90% of its own full training. So a few hundred
+# numbers bring nine tenths of the accuracy that all 4,706 or 14,098 bring. (At $d = 1$ nothing is
+# learned yet: guessing one of ten intents is right about one time in ten.)
 #
 # Do not read more into the exact $d$: this is one seed, a coarse grid, and a network that starts
 # untrained. Aghajanyan et al. find that $d_{90}$ falls the longer a model was pretrained, and that
@@ -1148,7 +1150,10 @@ if lab.experiment(
 # In this block the tenth singular value of $W_0$ is 0.07 to 0.13 of $\lVert W_0 \rVert$. At a size
 # of 0.1 the first one of an update is $0.1 \sqrt p$, where $p$ is the share of the energy that it
 # holds. That is at most 0.087 for LoRA ($p$ = 0.76), and at most 0.058 for the full update ($p$ =
-# 0.34). So the full update reaches the tenth value of no matrix, and LoRA's may do so in some.
+# 0.34). Along such a direction $W_0$ has some length of its own, about $1/\sqrt{576} = 0.04$ of
+# $\lVert W_0 \rVert$ where the direction is like any other. If the squares simply add, the sum is
+# at most about 0.097 for LoRA and 0.071 for the full update. So LoRA's updates can pass the tenth
+# value in several matrices, and the full update hardly reaches the lowest of them.
 # </details>
 
 # %% [markdown]

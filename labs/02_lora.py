@@ -139,8 +139,8 @@ check.matches_dense(lora_forward)
 #
 # <details><summary>Hint: forward</summary>
 #
-# It is 2.1 again, with `base(x)` in place of `x @ W.T`. What would be missing, if you used
-# `base.weight` by yourself?
+# It is 2.1 again, with `base(x)` in place of `x @ W.T`. What would be missing if you multiplied by
+# `base.weight` yourself?
 # </details>
 
 
@@ -523,12 +523,14 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
 # Read the picture in two ways. At the same second (one vertical line) the two lie close together:
 # LoRA has taken more steps by then, and each taught it less. In our runs LoRA was ahead at first,
 # and then the curves crossed several times. When LoRA ended (dotted) its learning rate had fallen
-# to zero, and the other's had not.
+# almost to zero, which lowers a loss at the end of a run. The other's had not, so that line favours
+# LoRA.
 #
 # At equal steps full fine-tuning had the lower training loss: compare the two ends. On the unseen
 # commands the two were alike in that run: a loss of 0.105 in full and 0.108 by LoRA, 33 and 40
 # answers right. Only commands on which they differ can tell them apart: 12 were right by LoRA alone
-# and 5 in full alone. A coin gives 12 to 5, or more, one time in seven, so it may be chance.
+# and 5 in full alone. Seventeen tosses of a coin fall as unevenly as 12 to 5, one way or the other,
+# one time in seven. So it may be chance.
 #
 # One seed and 60 commands are too little to name a winner. Lab 5 has three seeds, in runs of 24
 # steps of 4, each method at the best of its rates. The mean loss on unseen commands was:
@@ -538,11 +540,11 @@ if lab.experiment("Full fine-tuning on the same budget", 85, needs=["2.2", "2.4"
 # | rates a factor of 3 apart | 0.291 | 0.322 | 0.031 ± 0.015 |
 # | again, with rates halfway between (LoRA two, full one) | 0.287 | 0.325 | 0.038 ± 0.001 |
 #
-# With these rates full fine-tuning is ahead with every seed. But three seeds tell a standard error
-# badly: an error of 0.001 is luck. And half of the second gap is full fine-tuning's finer rate: at
-# 3e-4 it is 0.018 ± 0.012, and LoRA is ahead with one seed of three. So there probably is a gap,
-# and it is small. So on this task, in runs this short, less than 4% of the numbers come close. Lab
-# 5 looks for tasks where they do not.
+# With these rates full fine-tuning is ahead with every seed. Do not trust the error of 0.001: three
+# seeds estimate a standard error poorly, and this one is small by luck. Half of the second gap
+# comes from full fine-tuning's finer rate. At 3e-4 the gap is 0.018 ± 0.012, and LoRA is ahead with
+# one seed of three. There probably is a gap, then, and it is small: on this task, in runs this
+# short, training less than 4% of the numbers comes close. Lab 5 looks for tasks where it does not.
 
 # %% [markdown]
 # ### Why may `A` and `B` be in bf16?
@@ -694,12 +696,16 @@ if lab.experiment("What stays between steps, and a step's peak", 1, needs=["2.2"
 
 # %% [markdown]
 # Read each height in percent on the left and in GB on the right. Between steps LoRA's gradients and
-# Adam moments almost vanish. Its frozen weights do not, since forward needs them.
+# Adam moments almost vanish. Its frozen weights do not: forward multiplies by them, and backward,
+# too, for the gradient of the input.
 #
 # At the peak no bar has gradients: here the peak comes when backward begins, with all activations
 # held. (Accumulated over several batches, they would be there: 0.54 GB more for full fine-tuning.)
-# LoRA needs most activations, too, since the gradient still has to pass every layer on its way
-# down. What is called temporary is there for a moment only, here for the loss.
+# LoRA needs most activations, too, for two reasons. The gradient has to pass norms, activation
+# functions and attention on its way down, and they need what they computed in forward. A frozen
+# linear layer does not: there the gradient of `x` is `dY W`. But your `A` trains, and its gradient
+# in 2.3 is `dH.T @ x`, so each adapted layer keeps its `x` after all. What is called temporary is
+# there for a moment only, here for the loss.
 #
 # How much of the difference is precision? If LoRA's blue part is half as high as the other, its
 # frozen weights are in bf16, and so are most of its activations. We measured the same step with
@@ -918,10 +924,10 @@ if lab.experiment("A merge undone", 4, needs=["2.2", "2.4", "2.7"]):
 # since model, `A` and `B` come from bf16: most digits of an fp32 number are empty, and many sums
 # are exact.)
 #
-# In bf16 that grows: with another adapter each time the errors add up nearly as in a random walk.
-# In a simulation (random matrices in bf16, updates of 2.7% of $|W|$) a hundred merges, each undone,
-# left nearly eight times the error of one. So do not rely on `unmerge_` in 16 bits. Keep the base,
-# and merge into a fresh copy of it.
+# In bf16 the error grows with every adapter that comes and goes. In a simulation (random matrices
+# in bf16, updates of 2.7% of $|W|$, another one each time) a hundred merges, each undone, left
+# nearly eight times the error of one. A random walk would give ten. So do not rely on `unmerge_` in
+# 16 bits. Keep the base, and merge into a fresh copy of it.
 
 # %% [markdown]
 # ## Save and load
