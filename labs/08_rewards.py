@@ -373,6 +373,7 @@ if lab.experiment("DPO on chat, 20 steps of 6 pairs", 85, needs=["8.1", "8.2", "
 # %% [markdown]
 # Read the three pairs of answers first: are they better, or only shorter? When we ran it, one of
 # them was "35 words max", to a question that allowed 35 words. It keeps the limit and says nothing.
+# Another was "1.1.1.1.1" and so on, to a question about vaccines.
 #
 # The loss fell. Did the answers get better? Each of the two shares (left) has a standard error of
 # about 6 points here. Most of it comes from the choice of the 40 instructions. But they are the
@@ -899,11 +900,11 @@ if lab.experiment("GRPO on home", 130, needs=["8.4", "8.5", "8.6"]):
 # another formula for the reward they will. Ours is the right keys over all keys that are named or
 # wanted.)
 #
-# Now the panels. The curve of the reward begins lower than the table, partly because its answers
-# are drawn at temperature 1, and those of the table are greedy. The KL leaves zero and stays small:
-# below 0.1 nats a token when we ran it. The answers become a little shorter: 20 tokens in the first
-# step, 17.5 in the last. Your reward takes something off for a needless key, so it can pay to leave
-# a doubtful one out.
+# Now the panels. The curve of the reward begins lower than the table. Its answers are drawn at
+# temperature 1, and those of the table are greedy. Besides, they are cut after 32 tokens and not
+# 40, and answer other commands. The KL leaves zero and stays small: below 0.1 nats a token when we
+# ran it. The answers become a little shorter: 20 tokens in the first step, 17.5 in the last. Your
+# reward takes something off for a needless key, so it can pay to leave a doubtful one out.
 #
 # The groups with equal rewards: we had three of eight in the third step, and none from the seventh
 # on. In all, 9 of 80 groups taught nothing. Early in a training one expects such a group to have
@@ -1001,12 +1002,15 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # far longer runs.
 #
 # **What was learned?** Most clearly, to name fewer keys. The right answers have 2.65 keys on
-# average, and the start named 2.56. All twelve adapter runs ended lower, between 2.0 and 2.4. Think
+# average, and the start named 2.56. All twelve adapter runs ended lower, between 2.0 and 2.4. (In
+# the file an answer that is no JSON counts as 0 keys, and a few of those may be a part of it. Your
+# own table counts JSON alone, and there keys fell, too, when we ran it: from 2.59 to 2.34.) Think
 # of a command with three keys, and an answer with two of them, which earns 2/3. A third key brings
-# 1/3 more if it is right, and costs 1/6 if it is wrong. So whoever is right less than once in three
-# had better leave it out. But 55 of the 100 commands need three keys or more, and an answer with
-# two is never exact there. So an honest reward, too, gets what it pays for. (Right intents, in the
-# middle panel, may have gained as well. Over three seeds no rank's gain is beyond chance.)
+# 1/3 more if it is right, costs 1/6 if the command has no such key, and nothing if only its value
+# is wrong. So where a needless key comes more than twice as often as a right one, it is better to
+# leave it out. But 55 of the 100 commands need three keys or more, and an answer with two is never
+# exact there. So an honest reward, too, gets what it pays for. (Right intents, in the middle panel,
+# may have gained as well. Over three seeds no rank's gain is beyond chance.)
 #
 # <details><summary>How sure is that?</summary>
 #
@@ -1087,9 +1091,9 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 #
 # **Which forgets more?** Compare marks above the same reward: the lower one has moved less from the
 # start (left), or forgotten less (right). 128 written answers left the perplexity of everyday
-# English about where it was. After rewards it is higher: by 1.5, 3.0 and 1.5 in the three seeds. So
-# these runs do not show that rewards forget less. The perplexity points the other way; the KL does
-# so in two seeds of three.
+# English about where it was. So did 192, which took as many steps as the rewards, 12. After rewards
+# it is higher: by 1.5, 3.0 and 1.5 in the three seeds. So these runs do not show that rewards
+# forget less. The perplexity points the other way; the KL does so in two seeds of three.
 #
 # <details><summary>How sure is that?</summary>
 #
@@ -1154,10 +1158,10 @@ if lab.experiment("Eight steps for a bonus", 60, needs=["8.4", "8.5", "8.6"]):
 # %% [markdown]
 # The last lines are answers to unseen commands, with their pay. Read them first.
 #
-# Left: what the run was paid, and what your reward says of the same answers. The dashed line does
-# not fall, and yet the model got worse on unseen commands. The line is a mean over 32 answers drawn
-# at temperature 1, to other commands in each step. So it is noisy, and it is not how the model is
-# used.
+# Left: what the run was paid, and what your reward says of the same answers. When we ran it, the
+# dashed line did not fall, and yet the model got worse on unseen commands. The line is a mean over
+# 32 answers drawn at temperature 1, to other commands in each step. So it is noisy, and it is not
+# how the model is used.
 #
 # Middle and right: keys and exact answers on unseen commands, decoded greedily, at the start, after
 # the run from above and after this one. (Ten steps of 64 answers there, eight of 32 here, so
@@ -1286,8 +1290,8 @@ check.quiz(quiz)
 #   nothing.
 # - The clip leaves a token without a gradient once it has moved far enough in the right direction.
 #   One that has moved the wrong way keeps its gradient.
-# - A model learns what the reward pays for: more keys for a bonus, fewer where a wrong one costs.
-#   So read the answers that earn most.
+# - A model learns what the reward pays for: more keys for a bonus, fewer where a needless one
+#   costs. So read the answers that earn most.
 # - Rank 1 is enough to learn something from rewards: all nine runs gained, at three rates, though
 #   only at 5e-4 clearly beyond chance. But in these short runs 128 written answers taught as much
 #   as 768 rewarded ones (one start, one rate). So where somebody can write the answers, begin with
