@@ -638,8 +638,8 @@ if lab.experiment("What each place brings, from the file", 0, needs=["5.3"]):
 #
 # Larger studies point the same way. QLoRA needed all linear layers to match 16-bit fine-tuning, and
 # in "LoRA Without Regret" attention alone lost to MLPs alone at about equal parameters. PEFT's
-# benchmark (Llama-3.2-3B on MetaMathQA) compares MLPs alone with q and v alone, also at about equal
-# parameters. Its accuracies, one run each:
+# benchmark (`method_comparison/MetaMathQA` in its repository, with Llama-3.2-3B) compares MLPs
+# alone with q and v alone, also at about equal parameters. Its accuracies, one run each:
 #
 # | runs of | MLPs alone, r=10 | q and v alone, r=32 |
 # |---|---|---|
@@ -732,8 +732,9 @@ if lab.experiment("r=8 against r=64, and against another task", 60, needs=["5.4"
 # the other run shares most.
 #
 # - **Reads.** The two runs started from different random `A`, with numbers between -0.042 and
-#   0.042. Their 24 steps, whose rates fall from 0.003, add up to 0.04 at most, and in most numbers
-#   to far less. So both are still mostly what was drawn, and share little more than chance.
+#   0.042. Their 24 steps, whose rates fall from 0.003, add up to about 0.04 where all go the same
+#   way, and in most numbers to far less. So both are still mostly what was drawn, and share little
+#   more than chance.
 # - **Writes.** These directions are the work of `B`. It started at zero, so all that is in it was
 #   learned.
 # - **The control.** What `tickets` shares with `home` belongs to the model, or to answering at all.
@@ -1108,8 +1109,8 @@ if lab.experiment("Who confuses what", 1):
 
 # %% [markdown]
 # On the diagonal the group is right, which is not yet the right category. Of the wrong answers
-# about a third stay in the group. At random it would be one in nine. So nearness does count, and
-# still two thirds leave the group. So most of its mistakes are more than a confusion of neighbours.
+# about a third stay in the group. At random it would be one in nine, so nearness does count. But
+# two thirds leave the group: most mistakes are more than a confusion of neighbours.
 
 # %% [markdown]
 # ## Defaults, and when to leave them

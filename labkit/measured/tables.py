@@ -130,7 +130,7 @@ def verdict(table: pd.DataFrame, other: str) -> str:
     for full in table[table["method"] == NAMES["full"]].itertuples():
         off = f"{full.difference_percent:+.0f} ± {full.error_percent:.1f}%"
         sure = "beyond" if beyond[full.Index] else "within"
-        told += f"\n{full.method}: {off} ({full.seeds} seeds), {sure} chance"
+        told += f";\n{full.method}: {off} ({full.seeds} seeds), {sure} chance"
     return told
 
 

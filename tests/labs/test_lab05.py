@@ -1315,10 +1315,10 @@ def test_a_verdict_needs_more_than_one_seed_and_more_than_chance():
         names = ["method", "seeds", "difference_percent", "error_percent"]
         return tables.verdict(pd.DataFrame(rows, columns=names), "lora").split("\n")
 
-    assert told(-1.0, 0.4)[0] == "Of 1 variants none differs from lora beyond chance"
+    assert told(-1.0, 0.4)[0] == "Of 1 variants none differs from lora beyond chance;"
     assert " none " in told(-9.0, 3)[0]
     assert " dora " in told(-1.8, 0.4)[0] and " dora " in told(1.8, 0.4)[0]
-    assert told(-5, math.nan, 1)[0].endswith("chance (1 with one seed: no error is known)")
+    assert told(-5, math.nan, 1)[0].endswith("chance (1 with one seed: no error is known);")
     assert told(-1.0, 0.4)[1] == "full fine-tuning: -9 ± 1.0% (3 seeds), beyond chance"
     assert told(-1.0, 0.4, full=4)[1].endswith("within chance")
 

@@ -65,7 +65,7 @@ def rate_curves(panels, title):
     `panels` maps a rule to {rank: frame with learning_rate, mean, low, high}. Error bars span the
     seeds, from the lowest to the highest.
     """
-    fig, axes = figure(len(panels), width=2.9 * len(panels), height=3.7, sharex=True, sharey=True)
+    fig, axes = figure(len(panels), width=3.1 * len(panels), height=3.7, sharex=True, sharey=True)
     for ax, (rule, lines) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         best = {}
         for aside, (rank, frame) in zip((0.93, 1, 1.07), lines.items(), strict=False):

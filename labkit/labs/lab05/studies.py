@@ -171,7 +171,7 @@ def batches(runs, bits_each):
         ax.set_xticks([], minor=True)
         ax.set_title(name, fontsize=11)
     first = np.atleast_1d(axes)[0]
-    first.set_ylabel("bits held, % of all")
+    first.set_ylabel("bits held, % of all\n(most points: one seed)")
     first.legend(loc="lower left", fontsize=9)
     fewer = "In larger batches fewer of these rates suffice. At the best rate"
     title = f"{fewer}\nbatches of {batch} hold, of all bits: {'; '.join(told)}"
