@@ -74,7 +74,9 @@ def unmoved(sizes, shares, guess):
     ax.set(xlabel="size of the update, |ΔW| / |W| of a layer, %", ylabel="weights that stay, %")
     ax.set(xlim=(0, None), ylim=(0, 1.15 * shares.max()))
     ax.legend(title="a dot is a layer", loc="lower left", fontsize=9, **OVER_GUESS)
-    told = f"Merged in bf16, {shares.mean():.0f}% of the weights do not move at all:"
+    told = (
+        f"Merged in bf16, {shares.mean():.0f}% of a layer's weights do not move (mean of layers):"
+    )
     ax.set_title(f"{told}\nthe smaller a layer's update, the more of them")
     guess.draw(ax)
     return fig
