@@ -25,7 +25,7 @@
 # costs no points.
 #
 # About 75 minutes if you know PyTorch well (60 for the exercises), up to 120 if you do not. The
-# experiments take five and a half to eight minutes on two CPU cores, or three and a half once the
+# experiments take five and a half to eight minutes on two CPU cores, or about four once the
 # adapters are trained.
 
 # %%
@@ -271,7 +271,7 @@ if lab.experiment("Merging, measured where it counts", 15, needs=["6.1", "6.2"])
         print(f"{name:<24} {right:>4.0%} right, loss {loss:.3f}")
     low, beside, bare = (gaps[f"bf16, {way}"] for way in ("merged", "unmerged", "no adapter"))
     title = f"bf16 costs {low:.2g} nats merged and {beside:.2g} unmerged;"
-    display(plots.divergences(gaps, f"{title}\nto drop the adapter costs {bare:.1f}"))
+    display(plots.divergences(gaps, f"{title}\ndropping the adapter costs {bare:.1f}"))
 
 # %% tags=["experiment"]
 if lab.experiment("How many weights stay where they were", 2, needs=["6.1", "6.2"]):
@@ -1029,9 +1029,10 @@ if lab.experiment("How far each combination is from the sum", 2, needs=["6.1", "
         print(f"and a rest of {np.median(rest[name]):.2g} times its size (medians)")
 
 # %% [markdown]
-# Each dot is a layer. To the right is how much of the wanted sum is in it, upwards how much that
-# nobody asked for. `cat` is the sum itself, up to rounding. `linear` holds more of the sum than was
-# asked for, and something else besides. Both come from the cross terms.
+# Each dot is a layer. The horizontal axis says how many times it holds the wanted sum, the vertical
+# axis how much else it holds, which nobody asked for. `cat` is the sum itself, up to rounding.
+# `linear` holds more of the sum than was asked for, and something else besides. Both come from the
+# cross terms.
 #
 # The surplus is an accident: the two adapters were trained with the same seed, so they started from
 # the same `A`. In training these have moved, but are still alike, with a cosine of 0.9 at the
@@ -1147,7 +1148,7 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
         table[name] = [score(mixed, tokenizer, data) for data in held_out.values()]
     shares = {name: [right for right, _ in pair] for name, pair in table.items()}
     top, other = (max(shares[name][i] for name in names) for i in (0, 1))
-    title = "Right answers by the own adapter and by the best mixture:\nhome "
+    title = "Right answers, a task's own adapter and the best mixture:\nhome "
     title += f"{shares['home'][0]:.0%} and {top:.0%}, "
     title += f"tickets {shares['tickets'][1]:.0%} and {other:.0%}"
     display(plots.both_tasks(shares, both, len(held_out["home"]), title, guess_mixture))
@@ -1170,11 +1171,12 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
 # chance. (And the best of nine on these very rows looks better than it is. Nor does 0 of 36 mean
 # none: a true share of 8% gives it one time in twenty.)
 #
-# The second picture has the losses, which say it more clearly. The two adapters, each on its own
-# task, have 0.44 together, and the best of these nine mixtures has 0.63. On each task every mixture
-# was far better than the other task's adapter, and worse than the task's own. (On `tickets` alone
-# the gap can be small: 0.22 beside 0.20.) The two adapters change the same weights, and neither was
-# trained with the other's change there.
+# The second picture has the losses. They count how sure a model is of each token, not only whether
+# all of them are right, so they tell more from 36 rows. (Their error was not measured.) The two
+# adapters, each on its own task, have 0.44 together, and the best of these nine mixtures has 0.63.
+# On each task every mixture was far better than the other task's adapter, and worse than the task's
+# own. (On `tickets` alone the gap can be small: 0.22 beside 0.20.) The two adapters change the same
+# weights, and neither was trained with the other's change there.
 
 # %% [markdown]
 # Compare the two rows of TIES, and of DARE. Both settle signs, and TIES drops by size. In `A` and
@@ -1241,6 +1243,12 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.5", "6.6"]):
 # searched one had the lower loss on rows that were not searched. (It is one pair of adapters, and
 # the error was not measured.) The paper learns a weight for each adapter in each layer. TIES and
 # DARE came near it without a search.
+#
+# Strength may also explain why `linear, ½ + ½` (0.70) beat `cat, ½ + ½`, though it holds things
+# that nobody asked for. It holds the wanted sum 1.75 times, about as much as `cat` with 0.9 of
+# each. `linear, turned` holds it once, as `cat, ½ + ½` does, and has 0.85. The averaged files hold
+# half of what `linear` does, about as much as `cat` with 0.4 of each, and have 1.20. So compare
+# mixtures at equal strength before you praise a recipe.
 #
 # In right answers the search gave 4 of 36 on `home`, where half and half gave 3, and 19 on
 # `tickets`, beside 15. Thirty-six rows cannot tell these apart.
@@ -1352,10 +1360,10 @@ check.quiz(quiz)
 #
 # Back to the three sentences. *A merged model is exactly the same?* In fp32, up to rounding. *Merge
 # into the original?* Not if you want the model that you trained. *A soup beats each of its
-# adapters?* Not on that adapter's own task. (In the loss over both tasks together every mixture
-# beats either adapter by far, since each has a high loss on the other's task. In right answers none
-# beats `tickets` alone: it had 24 of the 72 in our run, and so had the best mixture.) For adapters
-# of one task, as the paper has it, you did not try.
+# adapters?* Here none did on that adapter's own task, by loss. (In the loss over both tasks
+# together every mixture beats either adapter by far, since each has a high loss on the other's
+# task. In right answers none beats `tickets` alone: it had 24 of the 72 in our run, and so had the
+# best mixture.) For adapters of one task, as the paper has it, you did not try.
 #
 # - *Before you merge in bf16, look at the size of the update.* In the layer tried here nearly all
 #   arrives of an update of 1% of $\|W\|$, and about a fifth of one of 0.03%. Store a small one on a
@@ -1365,10 +1373,10 @@ check.quiz(quiz)
 #   update arrives on average, with noise.
 # - *For the model that QLoRA trained, merge into the dequantised base, and store it in 16 bits.* If
 #   it must be NF4 again, round the original plus the update.
-# - *For the lowest loss, try the original too.* It was 0.14 nats worse in lab 4's training, whose
-#   update was 0.07 of NF4's rounding error. At 0.08 another training could not tell. From 0.16 on,
-#   three seeds show no clear difference. Over three seeds it was nowhere better by more than
-#   chance.
+# - *For the lowest loss, compare both bases on held-out data.* Where the update is below a tenth of
+#   NF4's rounding error, be careful with the original: in lab 4's training (0.07) it was worse by
+#   0.14 nats. From 0.16 on three seeds show no clear difference, and over three seeds it was
+#   nowhere better by more than chance.
 # - *Add updates by concatenation.* Averaging `A` and `B` is something else. On each task every
 #   mixture here had a higher loss than the adapter of that task.
 # - *Merge for speed, and for one job.* It saves two small products a layer at every token. One base

@@ -954,11 +954,13 @@ if lab.experiment("One sample, four steps", 10, needs=["8.4", "8.5", "8.6"]):
 # When we ran it, 15% of the tokens were clipped in the second step, 22% in the third and 25% in the
 # fourth. The loss falls little: once more it is not what to watch. Look at the ratios: before the
 # fourth step one token in twenty was less than a fifth as likely as when it was drawn.
+# (These are tokens of good and of bad answers together.)
 #
-# So the clip is no wall. It takes away a token's own gradient once the token has moved by a fifth
-# in the direction in which it is pushed. The token can still move on, by Adam's momentum and by the
-# weights that it shares with all others. That is why one takes few steps on a sample, and watches
-# the KL as well.
+# So the clip is no wall. It does not say how long a step is: a single one took a token in twenty
+# from 1 to 0.56 or less. It takes away only a token's own gradient, once the token has moved by a
+# fifth in the direction in which it is pushed. The token can still move on, by Adam's momentum and
+# by the weights that it shares with all others. And one that moves the wrong way is not clipped.
+# That is why one takes few steps on a sample, and watches the KL as well.
 
 # %% [markdown]
 # ## How small may the adapter be?
@@ -995,8 +997,9 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # those of r=64 ended at 0.45, 0.49 and 0.53.
 #
 # **Does rank 1 learn from rewards? Yes.** Its mean gain of 0.06 is 4.5 standard errors, and with
-# three seeds chance alone makes up to 4.3 in 19 cases of 20 (lab 5). So one direction in each
-# matrix is enough to learn something.
+# three seeds chance alone makes up to 4.3 in 19 cases of 20 (lab 5). That is just beyond it. But at
+# two other rates, below, all six runs gained, too. So one direction in each matrix is enough to
+# learn something.
 #
 # **Does a higher rank learn more? These runs cannot tell.** Schulman et al. find no difference, in
 # far longer runs.
@@ -1092,8 +1095,9 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 # **Which forgets more?** Compare marks above the same reward: the lower one has moved less from the
 # start (left), or forgotten less (right). 128 written answers left the perplexity of everyday
 # English about where it was. So did 192, which took as many steps as the rewards, 12. After rewards
-# it is higher: by 1.5, 3.0 and 1.5 in the three seeds. So these runs do not show that rewards
-# forget less. The perplexity points the other way; the KL does so in two seeds of three.
+# it is higher than after 128 written answers: by 1.5, 3.0 and 1.5 in the three seeds. So these runs
+# do not show that rewards forget less. The perplexity points the other way; the KL does so in two
+# seeds of three.
 #
 # <details><summary>How sure is that?</summary>
 #
@@ -1122,9 +1126,11 @@ if lab.experiment("Rewards and written answers, from the file", 0):
 #
 # Some answers leave a key out. So somebody adds a little for each key that is named, "to make the
 # answers complete". Under your `reward` a needless key costs something. Under this one it mostly
-# pays. An exact answer earns 1, and so do five keys of any kind: being right no longer pays more
-# than being long. While it trains, the first panel shows what is paid, and the last one what your
-# honest reward says of the same answers.
+# pays. Take a command with two keys, and an answer with the same two, one of them right: by our
+# formula it is paid 1/2 + 0.4 = 0.9. A needless third key makes that 1/3 + 0.6 = 0.93. An exact
+# answer earns 1, and so do five keys of any kind: being right no longer pays more than being long.
+# While it trains, the first panel shows what is paid, and the last one what your honest reward says
+# of the same answers.
 
 
 # %%
@@ -1165,9 +1171,10 @@ if lab.experiment("Eight steps for a bonus", 60, needs=["8.4", "8.5", "8.6"]):
 #
 # Middle and right: keys and exact answers on unseen commands, decoded greedily, at the start, after
 # the run from above and after this one. (Ten steps of 64 answers there, eight of 32 here, so
-# compare the direction alone.) The bonus brought more keys, your reward fewer. Why not all 16 keys?
-# Five are enough for full pay. And answers are cut after 32 tokens: JSON that is cut off earns
-# nothing.
+# compare the direction alone. And our 27 was lucky: three runs of the file at that setting, in
+# twelve steps, ended at 19 to 21.) The bonus brought more keys, your reward fewer. Why not all 16
+# keys? Five are enough for full pay. And answers are cut after 32 tokens: JSON that is cut off
+# earns nothing.
 #
 # One run may be chance. So here it stands beside three longer ones of the file, 12 steps of 64
 # answers:
@@ -1293,9 +1300,9 @@ check.quiz(quiz)
 # - A model learns what the reward pays for: more keys for a bonus, fewer where a needless one
 #   costs. So read the answers that earn most.
 # - Rank 1 is enough to learn something from rewards: all nine runs gained, at three rates, though
-#   only at 5e-4 clearly beyond chance. But in these short runs 128 written answers taught as much
-#   as 768 rewarded ones (one start, one rate). So where somebody can write the answers, begin with
-#   them.
+#   only at 5e-4 beyond what chance makes, and there just so. But in these short runs 128 written
+#   answers taught as much as 768 rewarded ones (one start, one rate). So where somebody can write
+#   the answers, begin with them.
 
 # %%
 lab.score()

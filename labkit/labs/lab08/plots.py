@@ -48,7 +48,7 @@ def shares(before, after, title, guess):
     left.barh(["before", "after"], means, xerr=errors, **bars)
     for y, (mean, error) in enumerate(zip(means, errors, strict=True)):
         left.text(mean + error, y, f"  {mean:.0f}%", va="center", color=INK)
-    left.set(xlabel=f"constraints followed, % of {len(before)} (line: standard error)")
+    left.set(xlabel=f"% followed, mean of {len(before)} instructions (line: std. error)")
     left.set_xlim(0, min(100, 1.8 * max(*means, 25)))
     left.invert_yaxis()
     left.grid(axis="y", visible=False)
