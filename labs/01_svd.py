@@ -62,8 +62,9 @@ from labkit.training import loop, models, scoring
 # ## The idea, in short
 #
 # A linear layer computes $y = W x$ with a matrix $W$ of shape `(d_out, d_in)`. Fine-tuning changes
-# it to $W + \Delta W$, and $\Delta W$ is called the *update*. LoRA keeps $W$ *frozen*, which means
-# that training leaves it as it is, and writes the update as the product of two thin matrices:
+# it to $W + \Delta W$, and $\Delta W$ is called the *update*. LoRA (Hu et al.
+# [2021](https://arxiv.org/abs/2106.09685)) keeps $W$ *frozen*, which means that training leaves it
+# as it is, and writes the update as the product of two thin matrices:
 #
 # $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r).$$
 #
@@ -685,10 +686,11 @@ if lab.experiment("Top, rest and random directions", 7, needs=["1.1", "1.4", "1.
 # writes LoRA by hand; here the library PEFT puts an $A$ and a $B$ beside each of the 210 matrices.
 #
 # The learning rate is higher, 5e-3 instead of 3e-4. At the same rate the first step of $A$ and $B$
-# moves $W$ about a seventh as far as a step of $W$ itself. A rate seven times as high makes up for
-# that, at the first step. Ours is 17 times as high: the argument says why it should be higher, and
-# not how high. Which rate is best over the whole run has to be tried. (We tried two for each method
-# and kept the one with the lower loss. Lab 5 looks for the best.)
+# moves $W$ about a seventh as far as a step of $W$ itself (a twelfth in `down_proj`, which has more
+# inputs). A rate seven times as high makes up for that, at the first step. Ours is 17 times as
+# high: the argument says why it should be higher, and not how high. Which rate is best over the
+# whole run has to be tried. (We tried two for each method and kept the one with the lower loss. Lab
+# 5 looks for the best.)
 #
 # <details><summary>Why a seventh?</summary>
 #
@@ -726,10 +728,11 @@ if lab.experiment("LoRA of rank 8 on the same batches", 18, needs=["1.1", "1.4",
 # change that is good by itself. The cut one was made to work together with the part that is now
 # missing.
 #
-# Could rounding be the reason? In bf16 $W_0$ plus the cut is rounded, by 0.4 of the cut's own size
-# in the median matrix. LoRA's $BA$ stands beside $W$ and escapes that. So we took one cut of a run
-# in bf16 and judged it in both precisions: its loss was 0.578 in bf16 and 0.584 in fp32. Rounding
-# the cut is not the reason. (The 0.41 is of another run, which also *trained* in fp32.)
+# Could rounding be the reason? bf16 keeps two to three digits of each weight, and the cut is small
+# beside $W_0$. So when $W_0$ plus the cut is rounded, the error is 0.4 of the cut's own size in the
+# median matrix. LoRA's $BA$ is kept beside $W$, and escapes that. So we took one cut of a run in
+# bf16 and judged it in both precisions: its loss was 0.578 in bf16 and 0.584 in fp32. Rounding the
+# cut is not the reason. (The 0.41 is of another run, which also *trained* in fp32.)
 #
 # Neither reached full fine-tuning. That is a statement about so few steps with these rates and one
 # seed, not about LoRA; lab 2 gives it more time. And 48 answers do not say where LoRA stands: in
@@ -814,8 +817,8 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.2", "1.4", 
 # look for its best rate.
 #
 # SGD learns slower, so after as many steps its loss is higher. Would Adam's update have as few
-# directions at that loss? The long training above was stopped for a moment after 7 steps, to judge
-# the model and to keep the updates of every fifth block.
+# directions at that loss? To answer that, the full fine-tuning above was stopped for a moment after
+# 7 of its 20 steps, to judge the model and to keep the updates of every fifth block.
 
 # %% tags=["experiment"]
 if lab.experiment("The same fine-tuning by SGD", 20, needs=["1.1", "1.2", "1.4", "1.5"]):
@@ -1150,10 +1153,12 @@ if lab.experiment(
 # In this block the tenth singular value of $W_0$ is 0.07 to 0.13 of $\lVert W_0 \rVert$. At a size
 # of 0.1 the first one of an update is $0.1 \sqrt p$, where $p$ is the share of the energy that it
 # holds. That is at most 0.087 for LoRA ($p$ = 0.76), and at most 0.058 for the full update ($p$ =
-# 0.34). Along such a direction $W_0$ has some length of its own, about $1/\sqrt{576} = 0.04$ of
-# $\lVert W_0 \rVert$ where the direction is like any other. If the squares simply add, the sum is
-# at most about 0.097 for LoRA and 0.071 for the full update. So LoRA's updates can pass the tenth
-# value in several matrices, and the full update hardly reaches the lowest of them.
+# 0.34). Along such a direction $W_0$ has some length of its own, about $1/\sqrt{d_\text{out}}$ of
+# $\lVert W_0 \rVert$ where the direction is like any other. With 576 outputs (`q`, `o` and `down`)
+# that is 0.04. If the squares simply add, the sum there is at most about 0.097 for LoRA and 0.071
+# for the full update. So LoRA's updates can pass the lower ones of those tenth values, and the full
+# update hardly reaches the lowest. (The length is 0.03 in `gate` and `up`, and 0.07 in `k` and
+# `v`.)
 # </details>
 
 # %% [markdown]
@@ -1203,8 +1208,9 @@ check.quiz(quiz)
 #   are left say how near. The nearest need not have the lowest loss.
 # - Two thin matrices cost $r\,(d_\text{out} + d_\text{in})$ numbers: linear in the rank.
 # - The weights of this model are far from low-rank, by energy. Their update by Adam takes fewer
-#   directions than they do, though far more than eight. By SGD it takes fewer again, and not
-#   because SGD gets less far: at SGD's loss Adam's update takes as many as in the end.
+#   directions than they do, though far more than eight. In our one run SGD's update took fewer
+#   again, and not because SGD got less far: Adam's took about as many directions at a higher loss
+#   than SGD's (after 7 steps) as at a lower one (after 20).
 # - LoRA does not need this update to be low-rank. It needs that *a* good change of low rank exists
 #   and that training finds it. You have seen two: the cut of the full update, and the one that LoRA
 #   learns. They are not the same, but they share output directions.

@@ -271,7 +271,7 @@ if lab.experiment("Merging, measured where it counts", 15, needs=["6.1", "6.2"])
         print(f"{name:<24} {right:>4.0%} right, loss {loss:.3f}")
     low, beside, bare = (gaps[f"bf16, {way}"] for way in ("merged", "unmerged", "no adapter"))
     title = f"bf16 costs {low:.2g} nats merged and {beside:.2g} unmerged;"
-    display(plots.divergences(gaps, f"{title}\ndropping the adapter costs {bare:.1f}"))
+    display(plots.divergences(gaps, f"{title}\nto drop the adapter costs {bare:.1f}"))
 
 # %% tags=["experiment"]
 if lab.experiment("How many weights stay where they were", 2, needs=["6.1", "6.2"]):
@@ -491,7 +491,9 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.1", "6.2"]
 # after; a dot inside the ring has not moved. The band around the ring is the *dead zone*: a sum
 # that falls into it snaps back. The arrow is the update, the same in each row. When we ran it:
 #
-# - In *bf16* the update is longer than a step, and the weight lands near the arrow's tip.
+# - In *bf16* the update is longer than a step, and the weight lands near the arrow's tip. (At the
+#   left edge the ticks stand twice as close: below a power of two the steps of bf16 are half as
+#   long. So small weights have short steps.)
 # - In *Q8_0* it is about half a step, and the edge of the band decides. In our run it was 0.48 of a
 #   step, and the weight snapped back. Had it been a little over half, the weight would have jumped
 #   a whole step, nearly twice as far as asked. The note beside the row tells yours.
@@ -830,7 +832,8 @@ if lab.experiment("Merges from short to long training", 1, needs=["6.1", "6.2"])
 # two at every length (a KL of 0.23 beside 0.41 after 8 steps).
 #
 # `Q8_0` is so fine that it changes little. Its 0.056 under `worse`, for the original after 8 steps,
-# is the mean of two seeds. Without `Q8_0` the same two have 0.056 as well.
+# is the mean of two seeds. Stored in bf16 these two have 0.056 as well. The table says -0.002
+# there, because the third seed, at -0.119, is in that mean.
 # </details>
 
 # %% [markdown]
@@ -1036,8 +1039,8 @@ if lab.experiment("How far each combination is from the sum", 2, needs=["6.1", "
 #
 # The surplus is an accident: the two adapters were trained with the same seed, so they started from
 # the same `A`. In training these have moved, but are still alike, with a cosine of 0.9 at the
-# median of our layers. So $B_1 A_2$ holds a good part of $B_1 A_1$, and is added to it. That is the
-# 0.8 beyond 1 in the title.
+# median of our layers (we computed it once; no cell prints it). So $B_1 A_2$ holds a good part of
+# $B_1 A_1$, and is added to it. That is the 0.8 beyond 1 in the title.
 #
 # With `tickets` turned, the accident is gone, and the cross terms are mere noise, nearly as large
 # as the sum. So the result depends on how the input is written, though the input does the same in
@@ -1148,7 +1151,7 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
         table[name] = [score(mixed, tokenizer, data) for data in held_out.values()]
     shares = {name: [right for right, _ in pair] for name, pair in table.items()}
     top, other = (max(shares[name][i] for name in names) for i in (0, 1))
-    title = "Right answers, a task's own adapter and the best mixture:\nhome "
+    title = "Right answers by a task's own adapter and by its best mixture:\nhome "
     title += f"{shares['home'][0]:.0%} and {top:.0%}, "
     title += f"tickets {shares['tickets'][1]:.0%} and {other:.0%}"
     display(plots.both_tasks(shares, both, len(held_out["home"]), title, guess_mixture))
@@ -1160,9 +1163,10 @@ if lab.experiment("Both tasks, every mixture", 36, needs=["6.1", "6.5", "6.6"]):
     display(plots.loss_sums({name: losses[name] for name in names}, own, both))
 
 # %% [markdown]
-# No mixture does both jobs as well as the two adapters do one each. In our run:
+# No mixture does both jobs as well as the two adapters do one each. In our run (the best mixture is
+# another one in each row: `linear, turned` for `home`, TIES on $\Delta W$ for `tickets`):
 #
-# | | own adapter | best mixture |
+# | | own adapter | best mixture for this task |
 # |---|---|---|
 # | `home`, every token of an answer right | 28% | 17% |
 # | `tickets`, one short label right | 67% | 53% |
@@ -1244,11 +1248,12 @@ if lab.experiment("How much of each?", 15, needs=["6.1", "6.5", "6.6"]):
 # the error was not measured.) The paper learns a weight for each adapter in each layer. TIES and
 # DARE came near it without a search.
 #
-# Strength may also explain why `linear, ½ + ½` (0.70) beat `cat, ½ + ½`, though it holds things
-# that nobody asked for. It holds the wanted sum 1.75 times, about as much as `cat` with 0.9 of
-# each. `linear, turned` holds it once, as `cat, ½ + ½` does, and has 0.85. The averaged files hold
-# half of what `linear` does, about as much as `cat` with 0.4 of each, and have 1.20. So compare
-# mixtures at equal strength before you praise a recipe.
+# Strength may also explain why `linear, ½ + ½` (0.70) beat `cat, ½ + ½` (0.81), though it holds
+# things that nobody asked for. It holds the wanted sum 1.75 times, about as much as `cat` with 0.9
+# of each. And `cat` with 0.8 and with 1 of each has 0.61 and 0.69: at that strength `linear` is not
+# ahead. `linear, turned` holds the sum once, as `cat, ½ + ½` does, and has 0.85. The averaged files
+# hold half of what `linear` does, about as much as `cat` with 0.4 of each, and have 1.19. So
+# compare mixtures at equal strength before you praise a recipe.
 #
 # In right answers the search gave 4 of 36 on `home`, where half and half gave 3, and 19 on
 # `tickets`, beside 15. Thirty-six rows cannot tell these apart.

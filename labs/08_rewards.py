@@ -138,8 +138,10 @@ if lab.experiment("The model, and pairs of its answers", 5):
 #
 # Look at the lengths, too. The chosen answers are shorter: 16 words on average against 24. One
 # reason is how the pairs were made: a chosen answer had to end by itself within 48 tokens, and a
-# rejected one may be cut there. Another is that 42 of the 182 pairs ask for at most so many words.
-# Whoever learns from these pairs may learn to be brief.
+# rejected one may be cut there. (In training a cut answer gets an end token all the same, in TRL,
+# too. So a part of what such a pair teaches is not to stop in the middle of a sentence.) Another
+# reason is that 42 of the 182 pairs ask for at most so many words. Whoever learns from these pairs
+# may learn to be brief.
 
 # %% [markdown]
 # How does a model learn from such pairs? Suppose that answers have a quality, and that answer $c$
@@ -952,9 +954,9 @@ if lab.experiment("One sample, four steps", 10, needs=["8.4", "8.5", "8.6"]):
 
 # %% [markdown]
 # When we ran it, 15% of the tokens were clipped in the second step, 22% in the third and 25% in the
-# fourth. The loss falls little: once more it is not what to watch. Look at the ratios: before the
-# fourth step one token in twenty was less than a fifth as likely as when it was drawn.
-# (These are tokens of good and of bad answers together.)
+# fourth. The loss goes from 0.10 to 0.06, and does not tell how far the tokens moved: once more it
+# is not what to watch. Look at the ratios: before the fourth step one token in twenty was less than
+# a fifth as likely as when it was drawn. (These are tokens of good and of bad answers together.)
 #
 # So the clip is no wall. It does not say how long a step is: a single one took a token in twenty
 # from 1 to 0.56 or less. It takes away only a token's own gradient, once the token has moved by a
@@ -1007,13 +1009,17 @@ if lab.experiment("Ranks under rewards, from a file", 0):
 # **What was learned?** Most clearly, to name fewer keys. The right answers have 2.65 keys on
 # average, and the start named 2.56. All twelve adapter runs ended lower, between 2.0 and 2.4. (In
 # the file an answer that is no JSON counts as 0 keys, and a few of those may be a part of it. Your
-# own table counts JSON alone, and there keys fell, too, when we ran it: from 2.59 to 2.34.) Think
-# of a command with three keys, and an answer with two of them, which earns 2/3. A third key brings
-# 1/3 more if it is right, costs 1/6 if the command has no such key, and nothing if only its value
-# is wrong. So where a needless key comes more than twice as often as a right one, it is better to
-# leave it out. But 55 of the 100 commands need three keys or more, and an answer with two is never
-# exact there. So an honest reward, too, gets what it pays for. (Right intents, in the middle panel,
-# may have gained as well. Over three seeds no rank's gain is beyond chance.)
+# own table counts JSON alone, and there keys fell, too, when we ran it: from 2.59 to 2.34.)
+#
+# Why can that pay? Take a command with three keys, and an answer with two of them, both right. It
+# earns 2/3. A third key brings 1/3 more if it is right. It costs 1/6 if the command has no such
+# key, and nothing if only its value is wrong. So in this example the third key pays only if it is
+# right more than half as often as it is needless. A model that is rarely sure of it does better
+# without. But 55 of the 100 commands need three keys or more, and an answer with two is never exact
+# there. So an honest reward, too, gets what it pays for.
+#
+# Right intents, in the middle panel, may have gained as well. Over three seeds no rank's gain is
+# beyond chance.
 #
 # <details><summary>How sure is that?</summary>
 #

@@ -25,7 +25,7 @@ def gained(values, title):
     ax.annotate(f" margin {margin:.0f} nats", middle, va="center", color=INK)
     ax.axhline(0, color=INK, lw=0.8)
     ax.set(
-        xlabel="step (faint: each one)",
+        xlabel="step (faint: each one; strong: running mean)",
         ylabel="log-probability gained, nats",
         xlim=(1, 1.25 * len(steps)),
     )
@@ -84,7 +84,11 @@ def losses(runs, title):
         ax.annotate(name, end, above, textcoords="offset points", color=colour, va="center")
     ax.axhline(np.log(2), color=INK, lw=0.8, ls=":")
     ax.annotate("log 2 ", (1.25 * last, np.log(2)), ha="right", va="bottom", color=INK)
-    ax.set(xlabel="step (faint: each one)", ylabel="DPO loss, nats", xlim=(0.9, 1.25 * last))
+    ax.set(
+        xlabel="step (faint: each one; strong: running mean)",
+        ylabel="DPO loss, nats",
+        xlim=(0.9, 1.25 * last),
+    )
     ax.set_xticks(range(1, last + 1))
     return headed(fig, title)
 
@@ -208,13 +212,13 @@ def rank_title(runs, start):
     means = adapters.groupby("rank")[["reward", "intent", "exact"]].mean()
     (low, *few), (high, *many) = means.min(), means.max()
     every = adapters["reward"].min() > start[0]
-    where = " (every adapter run gained)" if every else ""
+    where = "Reward rose in every adapter run" if every else "Reward after training"
     intents, exact = (
         f"{before:.0f} → {100 * least:.0f} to {100 * most:.0f}"
         for before, least, most in zip(start[1:], few, many, strict=True)
     )
     return (
-        f"Mean reward {start[0]:.2f} → {low:.2f} to {high:.2f} by rank{where};\n"
+        f"{where}: {start[0]:.2f} → {low:.2f} to {high:.2f} (means of a rank);\n"
         f"of 100 commands right intents {intents}, exact answers {exact}"
     )
 
