@@ -888,7 +888,8 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
     digits = {"loss": 3, "lowest seed": 3, "highest seed": 3}
     display(compared.round(digits | {"difference_percent": 1, "error_percent": 1}))
     fair = compared[~compared["at an edge"] | (compared["method"] == "LoRA")]
-    display(studies.differences(fair, "LoRA", tables.verdict(fair, "LoRA")))
+    verdict = tables.verdict(fair, "LoRA")
+    display(studies.differences(fair, "LoRA", verdict, tables.errors_of_chance))
 
 # %% [markdown]
 # `difference_percent` is of plain LoRA's loss, so below zero is better. Full fine-tuning is there

@@ -108,11 +108,9 @@ def energy(s, fraction):
     undivided = "the whole energy does not divide the sums of squares: divide by it"
     nuclear = s.double().cumsum(0) / s.double().sum()
     share = sums / sums[-1]
-    squared = (sums >= fraction * s.double().sum() ** 2).nonzero().flatten()
     return wanted, {
-        "the whole energy is the sum of squares, not the square of the sum (no part reaches it)": (
-            int(squared[0]) + 1 if len(squared) else len(s) + 1
-        ),
+        "the whole energy is the sum of squares, not the square of the sum": 1
+        + int((sums < fraction * s.double().sum() ** 2).sum()),
         "one too many: the energy must reach the fraction, not exceed it": int(
             (share <= fraction).sum()
         )

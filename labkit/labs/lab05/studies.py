@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from labkit.measured.tables import errors_of_chance
 from labkit.plots import INK, PALETTE, PAPER, figure, headed
 
 ASIDE = {"textcoords": "offset points", "color": INK, "fontsize": 9}
@@ -33,10 +32,11 @@ def losses(groups, title, marked=()):
     return fig
 
 
-def differences(table, base, title):
+def differences(table, base, title, errors_of_chance):
     """Each method's difference from `base` in percent, with as many errors as chance makes.
 
     `table` is one of `tables.against`; behind a method's name stands its mean loss.
+    `errors_of_chance` tells of a number of seeds how many errors that are.
     """
     base_loss = table.loc[table["method"] == base, "loss"].item()
     rows = table[table["method"] != base].iloc[::-1].reset_index(drop=True)
