@@ -1158,7 +1158,7 @@ WRONG_REWARDS = [
     (by_hashes, "a set holds neither: put its JSON text there"),
     (mostly_intent, "naming every key pays"),
     (lambda answer, wanted: float(answer == wanted), "compare what json.loads gives"),
-    (lambda answer, wanted: float(read(answer) == json.loads(wanted)), "part of the way"),
+    (lambda answer, wanted: float(read(answer) == json.loads(wanted)), "by itself"),
     (lambda answer, wanted: answer == wanted, "gave a bool"),
     (paid(over=lambda said, goal: len(goal)), "a key too many has to cost something, or naming"),
     (paid(over=lambda s, g: max(len(s), len(g))), "is free as long as wanted ones are missing"),
@@ -1189,7 +1189,7 @@ WRONG_REWARDS = [
     (lambda a, w: torch.tensor(reward(a, w)), "use .item()"),
     (lambda a, w: str(reward(a, w)), "gave text"),
     (lambda a, w: None, "is `return` missing?"),
-    (lambda a, w: round(reward(a, w)), ("part of the way", "each right key")),
+    (lambda a, w: round(reward(a, w)), ("by itself", "each right key")),
     (lambda a, w: min(reward(a, w), 0.9), "wanted 1"),
     (lambda a, w: reward_by_f1(a, w) if read(a) != {} else 1 / 0, "a JSON object without keys"),
     (
