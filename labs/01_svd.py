@@ -494,10 +494,8 @@ if lab.experiment("A short full fine-tune", 24, needs=["1.1", "1.4", "1.5"]):
     loss_before, right_before = judge(tuned, tokenizer, unseen)
     adam = torch.optim.AdamW(matrices.values(), lr=3e-4, weight_decay=0.0, fused=True)
     early = {}  # for a question that comes later: the same run after 7 of its 20 steps
-    halt, fifth = (
-        hardware.rehearsed("steps", 7),
-        [n for n in start if int(n.split(".")[2]) % 5 == 0],
-    )
+    halt = hardware.rehearsed("steps", 7)
+    fifth = [n for n in start if int(n.split(".")[2]) % 5 == 0]  # every fifth block
 
     def look(done):
         if done == halt:
