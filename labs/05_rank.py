@@ -889,7 +889,7 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
     display(compared.round(digits | {"difference_percent": 1, "error_percent": 1}))
     fair = compared[~compared["at an edge"] | (compared["method"] == "LoRA")]
     verdict = tables.verdict(fair, "LoRA")
-    display(studies.differences(fair, "LoRA", verdict, tables.errors_of_chance))
+    display(studies.differences(fair, "LoRA", verdict, tables.chance(fair)))
 
 # %% [markdown]
 # `difference_percent` is of plain LoRA's loss, so below zero is better. Full fine-tuning is there

@@ -113,6 +113,11 @@ def errors_of_chance(n: int) -> float:
     return few.get(n, 2.5 if n > 6 else float("inf"))
 
 
+def chance(table: pd.DataFrame) -> pd.Series:
+    """How large a difference chance makes in each row of `against`, in percent; NaN: not known."""
+    return table["seeds"].map(errors_of_chance) * table["error_percent"]
+
+
 def verdict(table: pd.DataFrame, other: str) -> str:
     """Which variants in a table of `against` differ from `other` by more than chance, in a line.
 
@@ -121,8 +126,7 @@ def verdict(table: pd.DataFrame, other: str) -> str:
     rivals = table[~table["method"].isin([other, NAMES["full"]])]
     if rivals.empty:
         return f"Nothing to compare with {other} yet"
-    chance = table["seeds"].map(errors_of_chance) * table["error_percent"]
-    beyond = table["difference_percent"].abs() > chance  # False where no error is known
+    beyond = table["difference_percent"].abs() > chance(table)  # False where no error is known
     apart = ", ".join(rivals.loc[beyond[rivals.index], "method"])
     told = f"Of {len(rivals)} variants {apart or 'none'} differs from {other} beyond chance"
     if single := sum(rivals["error_percent"].isna()):

@@ -39,19 +39,28 @@ def layers(model: nn.Module, fixed: bool = False) -> Iterator[None]:
 
     Adapters that are `fixed` do not change meanwhile, so they are rounded once and not each time.
     """
-    forwards, turns = _forwards(model, fixed), _rotaries(model)
+    turns = _rotaries(model)
     before = {name: sys.modules[name].apply_rotary_pos_emb for name in turns}
+    with _replaced(_forwards(model, fixed)):
+        for name in turns:
+            sys.modules[name].apply_rotary_pos_emb = rotated
+        try:
+            yield
+        finally:
+            for name, own in before.items():
+                sys.modules[name].apply_rotary_pos_emb = own
+
+
+@contextmanager
+def _replaced(forwards):
+    """Meanwhile modules that have no other forward than their class's have these."""
     for module, forward in forwards.items():
         module.forward = forward
-    for name in turns:
-        sys.modules[name].apply_rotary_pos_emb = rotated
     try:
         yield
     finally:
         for module in forwards:
             del module.forward
-        for name, own in before.items():
-            sys.modules[name].apply_rotary_pos_emb = own
 
 
 def _forwards(model, fixed):
@@ -118,14 +127,9 @@ def dropouts(model: nn.Module) -> Iterator[None]:
 
     Not a part of `layers`: with one seed the numbers drawn are others than torch's.
     """
-    found = [module for module in model.modules() if type(module) is nn.Dropout]
-    for module in found:
-        module.forward = partial(_dropped, module)
-    try:
+    found = [m for m in model.modules() if type(m) is nn.Dropout and "forward" not in vars(m)]
+    with _replaced({module: partial(_dropped, module) for module in found}):
         yield
-    finally:
-        for module in found:
-            del module.forward
 
 
 def _dropped(dropout, x):

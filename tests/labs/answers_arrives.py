@@ -185,7 +185,7 @@ WRONG = [
     (along_what_is_stored, "those of store(dW)"),
     (summed_in_16_bits, "right but for rounding: computed in 16 bits"),
     (in_place, "changes its input W in place"),
-    (in_16_bits, "W + dW is added in 16 bits"),
+    (in_16_bits, "W + dW is added and the squares |dW|² are taken and summed in 16 bits"),
     (added_in_16_bits, "W + dW is added in 16 bits"),
     (converted_after_adding, "W + dW is added in 16 bits"),
     (squared_in_16_bits, "W.float() and dW.float() first"),

@@ -28,7 +28,8 @@ def expect_labels(answer_labels, rng):
         return
     for side in ("right", "left"):
         ids, mask, prompts = (x.roll(-1, 0) for x in batch(side, 0, rng))  # the longest row first
-        ids, mask = ids[:, mask.bool().any(0)], mask[:, mask.bool().any(0)]
+        used = mask.bool().any(0)
+        ids, mask = ids[:, used], mask[:, used]
         call = f"answer_labels of rows padded on the {side}, the first of which has no padding"
         got = ask(call, answer_labels, ids, mask, prompts, hint=LABELS)
         hint = "on which side padding stands, each row's own attention_mask says"

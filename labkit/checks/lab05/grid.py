@@ -111,14 +111,12 @@ def _whose(run, failed, loss):
 
 def _rows(run, call, failed=None):
     """{(rank, learning rate): row} of a sweep's frame; each pair is there once."""
-    names = ("rank", "alpha", "learning_rate", "error")
-    columns = frames.columns(run.frame, names[:3], call)
+    columns = frames.columns(run.frame, ("rank", "alpha", "learning_rate"), call)
     told = f'{call}: no column error; a run that goes well has one as well, ""'
     expect("error" in columns or failed, told)
-    columns = frames.columns(run.frame, names, call)
     for name in run.results:
         expect(name in columns, f"{call}: no column {name}; {_why(columns, name)}")
-    frames.columns(run.frame, run.results, call)
+    frames.columns(run.frame, ("error", *run.results), call)
     pairs = zip(columns["rank"], columns["learning_rate"], strict=True)
     keys = [(whole(r), rate) for r, rate in pairs]
     same = sorted(keys, key=str) == sorted(run.pairs, key=str)

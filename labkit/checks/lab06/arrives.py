@@ -245,10 +245,11 @@ def _compared(moved, d, W):
 
 
 def _expect_16_bits(arrives, rng, right):
-    # lengths that 16 bits round off by half a step; in fp16 the squares of the numbers are 0
-    for kind, size in ((torch.bfloat16, 2**-5 * (1 + 2**-8)), (torch.float16, 2**-9)):
-        W, dW = randn(*SHAPE, rng=rng).to(kind), randn(*SHAPE, rng=rng)
-        dW = (0.9998 * size / dW.norm() * dW).to(kind)
+    small = (torch.bfloat16, 1e-3, None), (torch.float16, 1e-4, None)  # whose square is 0 there
+    halfway = 0.9998 * (1 + 2**-8)  # a length that bf16 rounds off by half a step
+    for kind, size, length in (*small, (torch.bfloat16, 1, halfway / 32)):
+        W, dW = randn(*SHAPE, rng=rng).to(kind), size * randn(*SHAPE, rng=rng)
+        dW = (dW * length / dW.norm() if length else dW).to(kind)
         name = str(kind).removeprefix("torch.")
         for store, told in (
             ("as it is", "a store that keeps every number"),

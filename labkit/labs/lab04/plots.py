@@ -3,11 +3,10 @@
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from labkit.plots import INK, OVER_GUESS, PALETTE, PAPER, figure, smooth, traced
+from labkit.plots import INK, OVER_GUESS, PALETTE, PAPER, figure, smooth, traced, weight_for
 
 BASES = {"plain": PALETTE[0], "NF4": PALETTE[1]}  # and LoRA, QLoRA
 FORMATS = [BASES["NF4"], PALETTE[0], *PALETTE[2:]]  # NF4 comes first
-SMOOTHING = 0.4  # that of the live curve of so short a training
 
 
 def spoiled(clean, spoilt, outlier):
@@ -153,9 +152,11 @@ def block_sizes(rows):
 def losses(curves):
     """Training loss against step; `curves` name -> object with `losses` and `seconds`."""
     fig, ax = figure(height=3)
-    colours = BASES.values()
+    colours, ends = BASES.values(), []
     for (name, curve), colour, style in zip(curves.items(), colours, ("-", "--"), strict=False):
-        traced(ax, curve.losses, colour, SMOOTHING, ls=style, label=name)
+        weight = weight_for(len(curve.losses))  # that of the live curves
+        traced(ax, curve.losses, colour, weight, ls=style, label=name)
+        ends.append(f"{name} {smooth(curve.losses, weight)[-1]:.2f}")
     ax.set(xlim=(1, len(curve.losses)), yscale="log", ylabel="training loss, nats a token")
     ax.set_xlabel("step (faint: each step; bold: running mean)")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -163,7 +164,6 @@ def losses(curves):
     ax.yaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
-    ends = [f"{name} {smooth(curve.losses, SMOOTHING)[-1]:.2f}" for name, curve in curves.items()]
     ax.set_title(f"Training loss at the end, running mean: {', '.join(ends)}")
     return fig
 

@@ -32,28 +32,27 @@ def losses(groups, title, marked=()):
     return fig
 
 
-def differences(table, base, title, errors_of_chance):
-    """Each method's difference from `base` in percent, with as many errors as chance makes.
+def differences(table, base, title, chance):
+    """Each method's difference from `base` in percent, a bar as long as `chance` makes one.
 
-    `table` is one of `tables.against`; behind a method's name stands its mean loss.
-    `errors_of_chance` tells of a number of seeds how many errors that are.
+    `table` is one of `tables.against`, `chance` that of `tables.chance`; behind a method's name
+    stands its mean loss.
     """
     base_loss = table.loc[table["method"] == base, "loss"].item()
-    rows = table[table["method"] != base].iloc[::-1].reset_index(drop=True)
+    rows = table.assign(chance=chance)[table["method"] != base].iloc[::-1].reset_index(drop=True)
     fig, ax = figure(height=0.4 * len(rows) + 1.5)
-    chance = rows["seeds"].map(errors_of_chance) * rows["error_percent"]
-    beyond = rows["difference_percent"].abs() > chance
     for y, row in rows.iterrows():
-        style = {"color": PALETTE[int(beyond[y])], "capsize": 3, "ms": 7, "lw": 1.5}
-        ax.errorbar(row["difference_percent"], y, xerr=chance[y], fmt="o", **style)
+        beyond = abs(row["difference_percent"]) > row["chance"]
+        style = {"color": PALETTE[int(beyond)], "capsize": 3, "ms": 7, "lw": 1.5}
+        ax.errorbar(row["difference_percent"], y, xerr=row["chance"], fmt="o", **style)
     ax.axvline(0, color=INK, lw=1)
     ax.set_yticks(rows.index, [f"{r.method}  {r.loss:.3f}" for r in rows.itertuples()])
-    many = errors_of_chance(int(rows["seeds"].median()))
+    many = (rows["chance"] / rows["error_percent"]).median()
     ax.set_xlabel(
         f"held-out loss against {base}'s {base_loss:.3f}, seed by seed, %\n(left is better)"
     )
     ax.plot(
-        [], [], color=PALETTE[0], lw=1.5, label=f"{many} standard errors: within, chance may do"
+        [], [], color=PALETTE[0], lw=1.5, label=f"{many:.1f} standard errors: within, chance may do"
     )
     ax.plot([], [], color=PALETTE[1], lw=1.5, label="beyond chance")
     fig.legend(loc="outside lower center", ncols=2, fontsize=9)
