@@ -21,6 +21,16 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours: told apart by colour-blind readers and in grey print
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 INK = "#333333"
+# The course's palette: a color means a role. Colorblind readers can distinguish these
+ROLES = {
+    "base": "#A6A6A6",
+    "full": "#E69F00",
+    "LoRA": "#0072B2",
+    "QLoRA": "#00796B",
+    "mistake": "#C62828",  # hatched, too
+}
+VARIANTS = ["#0072B2", "#7F7F00", "#332288", "#8C564B", "#000000"]  # settings of one method
+PARTS = ["#999999", "#F0E442", "#6A3D9A", "#56B4E9", "#5C4033", "#DDDDDD"]  # of a stacked bar
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind a text that lines cross
 OVER_GUESS = {"frameon": True, "edgecolor": "none"}  # of a legend that a guess may cross
 ANSWERS = Path(__file__).parent / "templates" / "answers.html.j2"

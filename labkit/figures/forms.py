@@ -1,0 +1,209 @@
+"""The forms that all labs share: bars, stacks, curves, dots, heatmap; and how to head a figure.
+
+A form draws into axes that `titled` made. A color means a role (`labkit.plots.ROLES`). A value is
+a number, or `(number, low, high)` with the ends of its 95% interval.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from labkit.guess import Guess
+from labkit.plots import (
+    INK,
+    PAPER,
+    PARTS,
+    ROLES,
+    VARIANTS,
+    figure,
+    headed,
+    smooth,
+    traced,
+    weight_for,
+)
+
+STEP = "step (faint: each step's loss, solid: running mean)"
+Value = float | tuple[float, float, float]
+
+
+def titled(title: str, n_columns: int = 1, height: float = 3.4, **options) -> tuple[Figure, Any]:
+    """A figure and its axes, at a notebook's width. title: one sentence, at most one number."""
+    fig, axes = figure(n_columns, height=height, **options)
+    return headed(fig, title), axes
+
+
+def look(role: str) -> dict[str, str | None]:
+    """How matplotlib fills a bar or a box of a role; a mistake is red and hatched."""
+    hatch = "///" if role == "mistake" else None
+    return {"facecolor": ROLES[role], "edgecolor": "white", "hatch": hatch}
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of at least two values, and the ends of its 95% t-interval: (mean, low, high)."""
+    from scipy.special import stdtrit  # here: installed with "jupyter" and on Colab, not by labkit
+
+    mean, n = np.mean(values), len(values)
+    half = stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def bars(
+    ax: Axes,
+    values: dict[str, Value],
+    ylabel: str,
+    roles: dict[str, str] | None = None,
+    text: str = "{:.3g}",
+    top: float = 0,
+    guess: Guess | None = None,
+) -> None:
+    """A bar per label from 0, its value above it; `ylabel` says that lines are 95% intervals.
+
+    roles: {label: role}; a label without one is LoRA's. top: the axis reaches at least this far.
+    """
+    for x, (label, value) in enumerate(values.items()):
+        height, low, high = _ends(value)
+        ax.bar(x, height, 0.55, **look((roles or {}).get(label, "LoRA")))
+        if high > low:
+            ax.errorbar(x, height, [[height - low], [high - height]], color=INK, capsize=4, lw=1.2)
+        _above(ax, x, high, text.format(height))
+        top = max(top, 1.15 * high)
+    _upright(ax, list(values), ylabel, top, guess)
+
+
+def stacks(
+    ax: Axes,
+    rows: dict[str, dict[str, float]],
+    ylabel: str,
+    text: str = "{:.3g}",
+    guess: Guess | None = None,
+) -> None:
+    """A stacked bar per row {category: value}, its total above it; a legend of the categories.
+
+    Colors follow the order of the first row's categories; what is too small to see is left out.
+    """
+    x, floor = np.arange(len(rows)), np.zeros(len(rows))
+    largest = max(sum(row.values()) for row in rows.values())
+    for category, color in zip(next(iter(rows.values())), PARTS, strict=False):
+        heights = np.array([row.get(category, 0) for row in rows.values()])
+        if heights.max() > 0.003 * largest:
+            how = {"color": color, "edgecolor": "white", "label": category}
+            ax.bar(x, heights, 0.55, bottom=floor, **how)
+        floor += heights
+    for place, total in zip(x, floor, strict=True):
+        _above(ax, place, total, text.format(total))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), reverse=True)  # in the order of the stack
+    _upright(ax, list(rows), ylabel, 1.15 * largest, guess)
+
+
+def _ends(value):
+    """(number, low, high) of a `Value`; a number alone is its own low and high."""
+    return np.broadcast_to(np.asarray(value, dtype=float), 3)
+
+
+def _above(ax, x, y, text, points=4):
+    how = {"textcoords": "offset points", "ha": "center", "color": INK, "bbox": PAPER}
+    ax.annotate(text, (x, y), (0, points), **how)
+
+
+def _upright(ax, labels, ylabel, top, guess):
+    """The axes of bars: from 0, with a guess's name at the right of the last bar."""
+    guessed = guess is not None and guess.value is not None
+    ax.set_xticks(range(len(labels)), labels)
+    ax.set(ylabel=ylabel, ylim=(0, top), xlim=(-0.5, len(labels) - (-0.1 if guessed else 0.5)))
+    ax.grid(axis="x", visible=False)
+    if guessed:
+        guess.draw(ax)
+
+
+def curves(
+    ax: Axes, runs: dict[str, Sequence[float]], ylabel: str, top: float | None = None
+) -> None:
+    """Losses against the step, named at their ends; the last run is strong, earlier ones thin.
+
+    The axis reaches from 0 to the largest value, at most to `top` (default: 1.3 times the largest
+    first loss), so that a run that diverges does not flatten the others.
+    """
+    top = top or 1.3 * np.nanmax([losses[0] for losses in runs.values()])
+    top = min(top, 1.05 * max(map(np.nanmax, runs.values())))
+    right = max(2, *(len(losses) for losses in runs.values()))
+    for i, (label, losses) in enumerate(runs.items()):
+        new = label == list(runs)[-1]
+        width = {"lw": 2.6, "zorder": 3} if new else {"lw": 1.2}
+        traced(ax, losses, VARIANTS[i % len(VARIANTS)], weight_for(len(losses)), **width)
+    heights = spread([min(final(losses), top) for losses in runs.values()], 0.08 * top, top)
+    for i, (label, height) in enumerate(zip(runs, heights, strict=True)):
+        how = {"color": VARIANTS[i % len(VARIANTS)], "va": "center", "annotation_clip": False}
+        weight = "bold" if label == list(runs)[-1] else None
+        end = final(runs[label])
+        text = f"{label}: {end:.2f}" if end < np.inf else f"{label}: diverged"
+        ax.annotate(text, (right, height), (6, 0), textcoords="offset points", weight=weight, **how)
+    ax.set(xlim=(1, right), ylim=(0, top), xlabel=STEP, ylabel=ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def final(losses: Sequence[float]) -> float:
+    """The running mean at the last step; infinite where the last loss is infinite or NaN."""
+    ended = np.isfinite(losses[-1])
+    return float(smooth(losses, weight_for(len(losses)))[-1]) if ended else float("inf")
+
+
+def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
+    """The heights, in their order, moved to be `gap` apart and between 0 and `top`."""
+    places = np.array(heights, dtype=float)
+    order, floor, ceiling = np.argsort(places, kind="stable"), 0.0, top
+    for i in order:
+        places[i] = max(places[i], floor)
+        floor = places[i] + gap
+    for i in order[::-1]:
+        places[i] = min(places[i], ceiling)
+        ceiling = places[i] - gap
+    return places.tolist()
+
+
+def dots(
+    ax: Axes,
+    values: dict[str, Value],
+    xlabel: str,
+    roles: dict[str, str] | None = None,
+    text: str = "{:.2g}",
+    log: bool = False,
+    hollow: bool = False,
+) -> None:
+    """A point per row with its 95% interval, its value above it; the first row is on top.
+
+    Call it twice to put two statistics on each row, the second one `hollow`.
+    """
+    for y, (label, value) in enumerate(values.items()):
+        center, low, high = _ends(value)
+        color = ROLES[(roles or {}).get(label, "LoRA")]
+        how = {"fmt": "o", "ms": 8, "color": color, "mfc": "white" if hollow else color}
+        ends = [[center - low], [high - center]] if high > low else None
+        ax.errorbar(center, y, xerr=ends, capsize=4, **how)
+        _above(ax, center, y, text.format(center), 8)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.set(xlabel=xlabel, xscale="log" if log else "linear", ylim=(len(values) - 0.5, -0.6))
+    ax.margins(x=0.1)
+
+
+def heatmap(
+    ax: Axes,
+    matrix: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: str,
+    text: str = "{:.2g}",
+) -> None:
+    """A matrix of shape (len(rows), len(columns)) with its numbers; `label` names their unit."""
+    matrix = np.asarray(matrix)
+    image = ax.imshow(matrix, cmap="Blues", aspect="auto")
+    for (i, j), value in np.ndenumerate(matrix):
+        color = "white" if image.norm(value) > 0.6 else INK
+        ax.text(j, i, text.format(value), ha="center", va="center", color=color)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.grid(visible=False)
+    ax.figure.colorbar(image, ax=ax, label=label)

@@ -1,0 +1,152 @@
+"""Figures of lab 2."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from labkit.figures.forms import bars, curves, dots, final, mean_interval, stacks, titled
+from labkit.guess import Guess, as_text
+from labkit.plots import INK, ROLES, likely
+
+GB = 10**9
+LOSS = "training loss (nats per token)"
+
+
+def low_rank(d_out: int, d_in: int, r: int) -> Figure:
+    """W, B and A as boxes drawn to scale, with their shapes and sizes."""
+    share = r * (d_out + d_in) / (d_out * d_in)
+    fig, ax = titled(f"B and A together have {share:.1%} as many numbers as W")
+    gap = 0.32 * max(d_in, d_out)
+    left = d_in + gap
+    _box(ax, 0, 0, d_in, d_out, "base")
+    _box(ax, left, 0, r, d_out, "LoRA")
+    _box(ax, left + 2.2 * r, d_out - r, d_in, r, "LoRA")
+    centered = {"ha": "center", "va": "center", "color": INK}
+    ax.text(d_in / 2, d_out / 2, f"W\n{d_out} × {d_in}\n{d_out * d_in:,} frozen", **centered)
+    ax.text(d_in + gap / 2, d_out / 2, "+ (α/r) ·", fontsize=13, **centered)
+    ax.text(left + 1.6 * r, d_out / 2, f"B\n{d_out} × {r}\n{d_out * r:,} train", va="center")
+    text = f"A\n{r} × {d_in}\n{r * d_in:,} train"
+    ax.text(left + 2.2 * r + d_in / 2, d_out - 1.4 * r, text, ha="center", va="top")
+    ax.set(xlim=(-10, left + 3 * r + d_in), ylim=(-10, d_out + 10), aspect="equal")
+    ax.axis("off")
+    return fig
+
+
+def _box(ax: Axes, x, y, width, height, role):
+    ax.add_patch(Rectangle((x, y), width, height, facecolor=ROLES[role]))
+
+
+def first_losses(runs: dict[str, Sequence[float]]) -> Figure:
+    """Loss curves of the starts that the learner chose: {start: losses in nats}, newest last."""
+    ends = {label: final(losses) for label, losses in runs.items()}
+    best = [label for label, end in ends.items() if end <= 1.1 * min(ends.values())]
+    title = f"{' and '.join(best)} {'ends' if len(best) == 1 else 'end'} with the lowest loss"
+    if len(runs) == 1:
+        title = _what_happened(*runs, *runs.values())
+    fig, ax = titled(title)
+    curves(ax, runs, LOSS)
+    return fig
+
+
+def _what_happened(label, losses):
+    change = final(losses) / losses[0]
+    does = "falls" if change < 0.9 else "rises" if change > 1.1 else "hardly changes"
+    return f"With {label} the loss {does}"
+
+
+def turned(runs: dict[str, Sequence[float]]) -> Figure:
+    """Loss curves of settings of rank and alpha: {setting: losses in nats}, newest last."""
+    *earlier, new = map(final, runs.values())
+    if not earlier:
+        title = _what_happened("this setting", *runs.values())
+    else:
+        ratio = new / min(earlier)
+        where = "below" if ratio < 0.9 else "above" if ratio > 1.1 else "close to"
+        title = f"The newest setting ends {where} the best earlier one"
+    fig, ax = titled(title)
+    curves(ax, runs, LOSS)
+    return fig
+
+
+def right_answers(counts: dict[str, tuple[int, int]], n: int, guess: Guess) -> Figure:
+    """Answers of `n` that are exactly right, and those with the right intent, with intervals.
+
+    counts: {model: (exact, intent)}, base model first. guess: of the last one's exact answers.
+    """
+    *_, (exact, _) = counts.values()
+    title = f"After training, {exact} of the answers are exactly right"
+    fig, axes = titled(title, n_columns=2, sharey=True)
+    roles = {next(iter(counts)): "base"}
+    for k, ax in enumerate(axes):
+        values = {}
+        for label, pair in counts.items():
+            low, high = likely(pair[k] / n, n)
+            values[label] = (pair[k], n * low, n * high)
+        bars(ax, values, "", roles, "{:.0f}", top=1.1 * n, guess=guess if k == 0 else None)
+    axes[0].set(xlabel="exactly right", ylabel=f"answers of {n}\n(line: 95% interval)")
+    axes[1].set(xlabel="right intent")
+    return fig
+
+
+def memory(peaks: dict[str, dict[str, int]], guess: Guess) -> Figure:
+    """Memory at the peak of a training step: {method: {category: bytes}}.
+
+    Full fine-tuning is first, LoRA at the same precision second. guess: in percent of the first.
+    """
+    rows = {label: {part: n / GB for part, n in row.items()} for label, row in peaks.items()}
+    full, lora, *_ = (sum(row.values()) for row in rows.values())
+    percent = f"{100 * lora / full:.0f}%"
+    fig, ax = titled(f"At equal precision, LoRA's peak is {percent} of full fine-tuning's")
+    in_gb = replace(guess, value=guess.value and guess.value * full / 100)
+    stacks(ax, rows, "GB at the peak of a step", "{:.2f}", in_gb)
+    if guess.value is not None:
+        text = ax.texts[-1].get_text()
+        ax.texts[-1].set_text(text.replace(as_text(in_gb.value), f"{as_text(guess.value)}%"))
+    return fig
+
+
+def step_time(shares: dict[str, float | tuple[float, float, float]], guess: Guess) -> Figure:
+    """A LoRA step as a share of a full one, a bar per way to count: {way: share}, the clock last.
+
+    A share is a number or (share, low, high), a 95% interval. guess: of the last, in percent.
+    """
+    percent = {way: np.multiply(100, share) for way, share in shares.items()}
+    *_, clock = percent.values()
+    fig, ax = titled(f"A LoRA step takes {np.ravel(clock)[0]:.0f}% of full fine-tuning's time")
+    ylabel = "% of full fine-tuning\n(line: 95% interval)"
+    bars(ax, percent, ylabel, text="{:.0f}%", top=115, guess=guess)
+    ax.axhline(100, color=ROLES["full"], lw=2)
+    ax.text(-0.48, 101.5, "full fine-tuning", color=INK, fontsize=9)
+    return fig
+
+
+def latency(seconds: dict[str, Sequence[float]]) -> Figure:
+    """Mean time per token or forward pass: {"base", "LoRA, unmerged", "LoRA, merged": seconds}."""
+    ms = {label: mean_interval(np.multiply(1000, times)) for label, times in seconds.items()}
+    ratio = ms["LoRA, unmerged"][0] / ms["base"][0]
+    fig, ax = titled(f"Unmerged, LoRA takes {ratio:.2f} times as long as the base model")
+    bars(ax, ms, "milliseconds\n(line: 95% interval)", {"base": "base"})
+    return fig
+
+
+def merge_gap(gaps: dict[str, torch.Tensor]) -> Figure:
+    """How far logits are from the unmerged fp32 model's: {setting: differences, of any shape}.
+
+    Settings: "fp32, merged", "bf16, unmerged", "bf16, merged".
+    """
+    sizes = {label: gap.detach().float().abs().cpu().numpy() for label, gap in gaps.items()}
+    middle, high = (
+        {label: max(np.percentile(size, q), 1e-9) for label, size in sizes.items()}  # 0 has no log
+        for q in (50, 99)
+    )
+    ratio = middle["bf16, merged"] / middle["bf16, unmerged"]
+    fig, ax = titled(f"In bf16, merging multiplies the typical error by {ratio:.1f}", height=2.8)
+    dots(ax, middle, "", log=True)
+    what = "|logit − logit of the unmerged fp32 model|\nfilled: median, hollow: 99th percentile"
+    dots(ax, high, what, log=True, hollow=True)
+    return fig

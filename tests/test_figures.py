@@ -1,0 +1,87 @@
+"""Figures: bars from zero, a color per role, intervals, guesses, and one sentence as the title."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+
+from labkit.figures import forms, lab02
+from labkit.guess import Guess
+from labkit.plots import ROLES, alt_text
+
+NO_GUESS = Guess("?")
+FALLS, RISES = np.linspace(3, 0.5, 40), np.linspace(3, 11, 40)
+PEAKS = {
+    "full": {"weights": 5e8, "gradients": 5e8, "optimizer": 1e9},
+    "LoRA": {"weights": 5e8, "gradients": 1e5, "optimizer": 2e5},
+}
+GAPS = {name: torch.randn(50) for name in ("fp32, merged", "bf16, unmerged", "bf16, merged")}
+TIMES = {"base": [1.0, 1.1], "LoRA, unmerged": [1.5, 1.4], "LoRA, merged": [1.0, 1.2]}
+FIGURES = {
+    "low_rank": lambda: lab02.low_rank(576, 576, 16),
+    "one start": lambda: lab02.first_losses({"B = 0": FALLS}),
+    "starts": lambda: lab02.first_losses({"B = 0": FALLS, "both random": RISES}),
+    "one setting": lambda: lab02.turned({"r=8, alpha=16": FALLS}),
+    "settings": lambda: lab02.turned({"r=8, alpha=16": RISES, "r=64, alpha=16": FALLS}),
+    "right_answers": lambda: lab02.right_answers({"base": (0, 3), "LoRA": (37, 52)}, 60, NO_GUESS),
+    "memory": lambda: lab02.memory(PEAKS, NO_GUESS),
+    "step_time": lambda: lab02.step_time({"count": 0.6, "clock": (0.7, 0.6, 0.8)}, NO_GUESS),
+    "latency": lambda: lab02.latency(TIMES),
+    "merge_gap": lambda: lab02.merge_gap(GAPS),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_has_one_sentence_with_at_most_one_number(name):
+    fig = FIGURES[name]()
+    fig.draw_without_rendering()
+    title = alt_text(fig)
+    assert title == fig.get_suptitle() != ""
+    assert len(re.findall(r"(?<![\w.])\d[\d.,]*", re.sub("[AB] = 0", "", title))) <= 1
+
+
+@pytest.mark.parametrize("name", ["right_answers", "memory", "step_time", "latency"])
+def test_bars_begin_at_zero(name):
+    assert all(ax.get_ylim()[0] == 0 for ax in FIGURES[name]().axes)
+
+
+def test_a_bar_has_the_color_of_its_role_and_its_interval():
+    _, ax = forms.titled("A title")
+    roles = {"wrong": "mistake", "base": "base"}
+    forms.bars(ax, {"base": 1, "mine": (2, 1.5, 2.5), "wrong": 3}, "n", roles)
+    colors = [to_hex(patch.get_facecolor()).upper() for patch in ax.patches]
+    assert colors == [ROLES["base"], ROLES["LoRA"], ROLES["mistake"]]
+    assert [bool(patch.get_hatch()) for patch in ax.patches] == [False, False, True]
+    (line,) = [bar[2][0] for bar in ax.containers if hasattr(bar, "has_yerr")]
+    assert np.allclose(line.get_segments(), [[(1, 1.5), (1, 2.5)]])
+
+
+def test_a_t_interval_is_known_from_a_table():
+    half = 4.303 / 3**0.5  # t of 2 degrees of freedom
+    assert forms.mean_interval([1, 2, 3]) == pytest.approx((2, 2 - half, 2 + half), rel=1e-3)
+
+
+def test_a_guess_is_drawn_in_the_unit_of_the_axis_and_named_in_the_learner_s():
+    ax = lab02.memory(PEAKS, Guess("In percent?", 30)).axes[0]
+    assert np.allclose(ax.lines[-1].get_ydata(), 0.3 * 2)  # GB
+    assert ax.texts[-1].get_text() == "your guess: 30%"
+    assert not lab02.memory(PEAKS, NO_GUESS).axes[0].lines
+
+
+def test_curves_accumulate_and_the_newest_is_strong():
+    runs = {"one": FALLS, "two": RISES, "gone": [*FALLS[:9], float("nan")]}
+    _, ax = forms.titled("A title")
+    forms.curves(ax, runs, "loss")
+    assert len(ax.lines) == 2 * len(runs)  # each step, and a mean
+    widths = [line.get_linewidth() for line in ax.lines[1::2]]
+    assert widths[0] == widths[1] < widths[2]
+    assert [text.get_text().split(":")[0] for text in ax.texts] == list(runs)
+    assert ax.texts[-1].get_text() == "gone: diverged"
+    assert ax.get_ylim() == (0, pytest.approx(1.3 * 3))
+
+
+def test_names_at_the_ends_do_not_overlap():
+    places = forms.spread([1, 1, 5, 9.9], gap=1, top=5)
+    assert min(np.diff(sorted(places))) >= 1 and max(places) <= 5
