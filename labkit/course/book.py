@@ -1,6 +1,6 @@
-"""The book: Sphinx makes pages of labs, guides and claims, which need no network.
+"""The book: Sphinx makes pages of labs, evidence, guides and claims, which need no network.
 
-Labs that were run have their outputs, the others their code alone.
+Labs that were run have their outputs, the others only their code. Evidence always runs.
 """
 
 import io
@@ -17,12 +17,13 @@ from pathlib import Path
 import jinja2
 import nbformat
 
-from labkit.course import claims, doctor, executed, masters, notebooks, release
+from labkit.course import claims, doctor, evidence, executed, masters, notebooks, release
 
 LIBRARIES = ("torch", "transformers", "peft", "trl")
 TEMPLATES = Path(__file__).parents[1] / "templates" / "book"
-OURS = ("index", "labs", "claims", "guides")
+OURS = ("index", "labs", "claims")
 GUIDES = (*release.GUIDES, "instructor", "maintainer")
+LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
 CONF = {
     "extensions": ["myst_nb", "sphinx_copybutton", "labkit.course.sphinx"],
     "html_math_renderer": "mathml",
@@ -56,8 +57,8 @@ ICON = {"name": "The course's repository", "icon": "fa-brands fa-github"}  # in 
 def write(out: Path, root: Path, books: dict[str, nbformat.NotebookNode], results: list) -> str:
     """Build the book of the course at `root` in `out`, with its pictures and summary.json.
 
-    books are the executed labs by their stem; results say how each went. Returns Sphinx's
-    warnings, "" when there are none.
+    books are the executed labs by their stem; results say how each went. An evidence page that
+    fails is added to results. Returns Sphinx's warnings, "" when there are none.
     """
     rows = [asdict(result) for result in results]
     (out / "pictures").mkdir(parents=True, exist_ok=True)
@@ -69,9 +70,12 @@ def write(out: Path, root: Path, books: dict[str, nbformat.NotebookNode], result
         shown = ran or nbformat.read(path, as_version=4)
         given = nbformat.read(root / "notebooks" / path.name, as_version=4)
         pages[stem] = executed.page(shown, stem, out / "pictures" if ran else None, given)
+    shown, failed = evidence.pages(root, out / "pictures")
+    pages |= shown
+    results += failed
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "source"
-        source.mkdir()
+        (source / "evidence").mkdir(parents=True)
         for stem, page in pages.items():
             nbformat.write(page, source / f"{stem}.ipynb")
         for name, text in _texts(root, pages, rows).items():
@@ -82,23 +86,29 @@ def write(out: Path, root: Path, books: dict[str, nbformat.NotebookNode], result
 
 
 def _texts(root: Path, pages: dict[str, nbformat.NotebookNode], rows: list[dict]) -> dict[str, str]:
-    """The pages beside the labs: the first, the table of this run, the claims, the guides."""
+    """The pages besides labs and evidence: the first, the table of this run, claims, guides."""
     found, went = claims.load(), {row["lab"]: row for row in rows}
-    guides = [_guide(path) for path in sorted((root / "docs").glob("*.md"), key=_place)]
+    guides = sorted((root / "docs").glob("*.md"), key=_place)
+    lists = {
+        "evidence": [_listed(path, f"evidence/{path.stem}.ipynb") for path in evidence.files(root)],
+        "guides": [_listed(path, path.name) for path in guides],
+    }
+    labs = {stem: page for stem, page in pages.items() if "/" not in stem}
     known = {
-        "labs": [_lab(stem, page, went.get(stem)) for stem, page in pages.items()],
+        "labs": [_lab(stem, page, went.get(stem)) for stem, page in labs.items()],
         "rows": rows,
         "cores": doctor.n_cores(),
         "libraries": [f"{name} {version(name)}" for name in LIBRARIES],
         "claims": [(claim, _places(claim, pages)) for claim in found],
         "verdicts": Counter(claim.verdict for claim in found).most_common(),
-        "guides": guides,
     }
     loader = jinja2.FileSystemLoader(TEMPLATES)
     options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     texts = jinja2.Environment(loader=loader, autoescape=True, **options)
     made = {n: texts.get_template(f"{n}.md.j2").render(known) for n in OURS}
-    return made | {guide["name"]: guide["text"] for guide in guides}
+    pages_of = texts.get_template("pages.md.j2")
+    made |= {n: pages_of.render(title=n.title(), pages=listed) for n, listed in lists.items()}
+    return made | {path.stem: executed.linked(path.read_text("utf-8")) for path in guides}
 
 
 def _place(path: Path) -> tuple[int, str]:
@@ -106,11 +116,11 @@ def _place(path: Path) -> tuple[int, str]:
     return (GUIDES.index(path.stem) if path.stem in GUIDES else len(GUIDES), path.stem)
 
 
-def _guide(path: Path) -> dict:
-    """A guide's name, title, first sentence and text."""
-    text = path.read_text("utf-8")
-    title, summary = text.split("\n\n")[:2]
-    return {"name": path.stem, "title": title.lstrip("# "), "summary": summary, "text": text}
+def _listed(path: Path, file: str) -> dict:
+    """The title and the first sentence of a guide or an evidence page, and its file in the book."""
+    title, summary = path.read_text("utf-8").split("\n\n")[:2]
+    summary = LINK.sub(r"\1", summary)  # a link starts at the page's own folder
+    return {"file": file, "title": title.lstrip("# "), "summary": summary}
 
 
 def _lab(stem: str, page: nbformat.NotebookNode, row: dict | None) -> dict:
@@ -120,7 +130,7 @@ def _lab(stem: str, page: nbformat.NotebookNode, row: dict | None) -> dict:
 
 
 def _places(claim: claims.Claim, pages: dict) -> list[tuple]:
-    """Where a claim is measured: (lab, place, anchor), without labs that this course lacks."""
+    """Where a claim is measured: (page, place, anchor), without pages that this course lacks."""
     return [(s, p, executed.anchor_of(p, s, pages[s])) for s, p in claim.where if s in pages]
 
 
@@ -134,7 +144,8 @@ def _sphinx(source: Path, out: Path, root: Path) -> str:
     stems = [path.stem for path in source.glob("*.ipynb")]
     colab = {stem: notebooks.colab(f"notebooks/{stem}.ipynb", project) for stem in stems}
     files = {stem: f"labs/{stem}.py" for stem in stems}
-    files |= {path.stem: f"docs/{path.name}" for path in (root / "docs").glob("*.md")}
+    docs = [path.relative_to(root / "docs") for path in (root / "docs").rglob("*.md")]
+    files |= {str(path.with_suffix("")): f"docs/{path}" for path in docs}
     conf = CONF | {
         "project": "LoRA Labs",
         "html_theme_options": THEME | {"icon_links": [ICON | {"url": repository}]},

@@ -17,7 +17,8 @@ VERDICTS = ("holds", "corrected", "depends", "not testable here")
 class Claim:
     """A claim as one meets it, a verdict of `VERDICTS`, what is right, and where it is measured.
 
-    where: (lab, heading or experiment) pairs; empty when nothing in the course measures it.
+    where: (lab or evidence page, heading or experiment) pairs, such as ("evidence/02_lora",
+    "Seeds"); empty when nothing in the course measures it.
     """
 
     id: str

@@ -10,6 +10,7 @@ import nbformat
 from docutils.nodes import make_id
 
 SET_UP = "# @title Set-up"  # the cell for Colab, which tells a reader nothing
+EVIDENCE = re.compile(r"\]\((?:\.\./docs/)?((?:evidence/)?\d\d_\w+)\.md")  # a link to a page
 BADGE = re.compile(r"^\[!\[Open in Colab\].*\n*", re.MULTILINE)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 EXPERIMENT = re.compile(r'lab\.experiment\(\s*"([^"]+)"')
@@ -48,14 +49,14 @@ def _folded(cells: list, given: list) -> list:
     for cell, stub in zip(cells, given, strict=True):
         if cell.cell_type == "code" and cell.source != stub.source:
             made.append(nbformat.v4.new_code_cell(stub.source))
-            _fold(cell, "hide-input", "The course's answer")
+            fold(cell, "hide-input", "The course's answer")
         elif cell.source.startswith("check.quiz("):  # it explains the letters that are right
-            _fold(cell, "hide-output", "What it says")
+            fold(cell, "hide-output", "What it says")
         made.append(cell)
     return made
 
 
-def _fold(cell: dict, tag: str, words: str) -> None:
+def fold(cell: dict, tag: str, words: str) -> None:
     """Have myst-nb fold a cell's input or its output, under these words, open and closed."""
     cell.metadata["tags"] = [*cell.metadata.get("tags", ()), tag]
     cell.metadata["mystnb"] = {"code_prompt_show": words, "code_prompt_hide": words}
@@ -73,6 +74,7 @@ def _with_anchors(cells: list, stem: str) -> list:
     for cell in cells:
         cell.pop("id", None)
         if cell.cell_type == "markdown":
+            cell.source = linked(cell.source)
             cell.source = HEADING.sub(lambda m: f"{target(m[1])}\n{m[0]}", cell.source)
         title = experiment(cell)
         if title and anchor(stem, title) not in known:
@@ -82,6 +84,11 @@ def _with_anchors(cells: list, stem: str) -> list:
     return made
 
 
+def linked(text: str) -> str:
+    """Markdown whose links to labs and evidence pages lead to their pages in the book."""
+    return EVIDENCE.sub(r"](\1.ipynb", text).replace("](../../notebooks/", "](../")
+
+
 def experiment(cell: dict) -> str:
     """The title of the experiment that a code cell announces; "" for another cell."""
     found = EXPERIMENT.search(cell["source"]) if cell["cell_type"] == "code" else None
@@ -89,12 +96,13 @@ def experiment(cell: dict) -> str:
 
 
 def anchor(stem: str, title: str) -> str:
-    """What a heading or an experiment of a lab is called in a link."""
-    return make_id(f"lab{stem[:2]}-{title}")
+    """What a heading or an experiment of a lab or an evidence page is called in a link."""
+    folder, _, name = stem.rpartition("/")
+    return make_id(f"{folder or 'lab'}{name[:2]}-{title}")
 
 
 def anchor_of(place: str, stem: str, book: nbformat.NotebookNode) -> str:
-    """The anchor of the heading or experiment of a lab that is `place` or begins so, or ""."""
+    """The anchor of the heading or experiment of a page that is `place` or begins so, or ""."""
     titles = [experiment(cell) for cell in book.cells]
     for cell in book.cells:
         titles += HEADING.findall(cell.source) if cell.cell_type == "markdown" else []
@@ -103,8 +111,9 @@ def anchor_of(place: str, stem: str, book: nbformat.NotebookNode) -> str:
 
 
 def _lay_out(book: nbformat.NotebookNode, stem: str, pictures: Path) -> str:
-    """Drop noise from the outputs, save figures, mend tables; HTML of the lab's cover."""
-    for old in pictures.glob(f"{stem}-*.png"):
+    """Drop noise from the outputs, save figures, fix tables; HTML of the lab's cover."""
+    up, file = "../" * stem.count("/"), stem.replace("/", "-")
+    for old in pictures.glob(f"{file}-*.png"):
         old.unlink()
     shown, covers = [], []
     for cell in book.cells:
@@ -115,13 +124,12 @@ def _lay_out(book: nbformat.NotebookNode, stem: str, pictures: Path) -> str:
             for kind in [kind for kind in data if kind.startswith("application/vnd.labkit")]:
                 del data[kind]  # what `labkit run` reads
             if "image/png" in data:
-                name = f"{stem}-{len(shown) + 1}.png"
+                name = f"{file}-{len(shown) + 1}.png"
                 (pictures / name).write_bytes(base64.b64decode(data["image/png"]))
-                shown.append(_picture(name, output.metadata.get("image/png", {}), experiment(cell)))
+                about, source = output.metadata.get("image/png", {}), f"{up}pictures/{name}"
+                shown.append(_picture(source, about, experiment(cell)))
                 covers += [shown[-1]] if "cover" in cell.metadata.get("tags", ()) else []
-                output.data = {
-                    "text/html": f'<a class="picture" href="pictures/{name}">{shown[-1]}</a>'
-                }
+                output.data = {"text/html": f'<a class="picture" href="{source}">{shown[-1]}</a>'}
             elif "text/html" in data:
                 data["text/html"] = EMPTY_HEAD.sub("<td></td>", data["text/html"])
     return (covers or shown or [""])[-1]
@@ -131,9 +139,9 @@ def _is_noise(output: dict) -> bool:
     return output.get("name") == "stderr" or WIDGET in output.get("data", {})
 
 
-def _picture(name: str, told: dict, title: str) -> str:
+def _picture(source: str, told: dict, title: str) -> str:
     """The `<img>` of a figure; its words are those of its metadata, else its experiment's title."""
     sizes = "".join(f' {key}="{int(told[key])}"' for key in ("width", "height") if key in told)
     sizes += f' style="--width: {int(told["width"])}px"' if "width" in told else ""
     alt = escape(told.get("alt") or title)
-    return f'<img src="pictures/{name}" alt="{alt}"{sizes} loading="lazy">'
+    return f'<img src="{source}" alt="{alt}"{sizes} loading="lazy">'

@@ -8,15 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from labkit.course import masters
+from labkit.course import limits, masters
 from labkit.errors import LabError
 
 MARK = re.compile(r"( *)# (BEGIN|END) (SOLUTION|GIVEN)")
 NEARLY_A_MARK = re.compile(r"\b(BEGIN|END)[\s_-]*(SOLUTION|GIVEN)", re.IGNORECASE)
 CELL = re.compile(r"# ?%%")
 MAGIC = re.compile(r"^( *)[%!].*", re.MULTILINE)
-MINUTES = re.compile(r"^# [●○]+ · (\d+) min · ", re.MULTILINE)  # of an exercise
-TOLD = re.compile(r"\((\d+) for the exercises\)")  # in the first cell: all of them
+STATED = re.compile(r"\((\d+) for the exercises\)")  # by hand, in a lab without {{ time }}
 FOLDERS = {"notebooks": False, "solutions": True}  # folder -> is it solved?
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -83,11 +82,11 @@ def _look_over(stem: str, text: str) -> None:
         ast.parse(MAGIC.sub(r"\1pass", text))
     except SyntaxError as error:
         raise BuildError(f"line {error.lineno}: {error.msg}") from None
-    in_all = sum(map(int, MINUTES.findall(text)))
+    in_all = sum(map(int, limits.MINUTES.findall(text)))
     for number, line in enumerate(text.splitlines(), 1):
-        told = TOLD.search(line)
-        if told and int(told[1]) != in_all:
-            raise BuildError(f"line {number}: the exercises take {in_all} minutes, not {told[1]}")
+        stated = STATED.search(line)
+        if stated and int(stated[1]) != in_all:
+            raise BuildError(f"line {number}: the exercises take {in_all} minutes, not {stated[1]}")
         started = re.search(r"labkit\.start\(\W*(\w+)", line)
         if started and started[1] != stem:
             raise BuildError(f"line {number}: this is lab {stem!r}, and starts {started[1]!r}")
@@ -159,7 +158,10 @@ def _stub(block: list[str], indent: str, start: int) -> list[str]:
 
 
 def to_notebook(text: str, name: str, project: dict) -> str:
-    """The bytes (as text) of the notebook called name: no outputs, no ids."""
+    """The bytes (as text) of the notebook called name: no outputs, no ids.
+
+    BuildError for a lab with `{{ time }}` that exceeds a limit.
+    """
     import jupytext
     import nbformat
 
@@ -169,6 +171,10 @@ def to_notebook(text: str, name: str, project: dict) -> str:
     title, _, rest = cells[0].source.partition("\n")
     cells[0].source = "\n\n".join(part for part in (title, badge(name, project), rest) if part)
     cells.insert(1, nbformat.v4.new_code_cell(bootstrap(project)))
+    if limits.TIME in cells[0].source:
+        cells[0].source = cells[0].source.replace(limits.TIME, limits.stated_time(cells))
+        if broken := limits.broken(cells):
+            raise BuildError(f"line 1: {'; '.join(broken)}")
     book = {"nbformat": 4, "nbformat_minor": 4, "metadata": METADATA}  # 4.4: no cell ids yet
     book["cells"] = [_plain(cell) for cell in cells]
     book["cells"][1]["metadata"] = FOLDED

@@ -92,4 +92,4 @@ def experiment_seconds(source: str) -> float:
         named = [key.value for key in call.keywords if key.arg == "seconds"]
         return float(ast.literal_eval((named or call.args[1:])[0]))
     except (SyntaxError, StopIteration, IndexError, ValueError, TypeError):
-        return 0.0  # no such call, or not a plain number: this only feeds the display
+        return 0.0  # no such call, or not a plain number

@@ -40,12 +40,12 @@ def release(root: Path, out: Path, repository: str | None = None) -> list[str]:
         (out / name).write_text(text, "utf-8", newline="\n")
     for name in AS_IT_IS:
         shutil.copy(root / name, out / name)
-    (out / "docs").mkdir()
     address = project["urls"]["Repository"]
     own = masters.project(root)["urls"]["Repository"]  # of the course, with its solutions
-    for name in GUIDES:
-        text = (root / "docs" / f"{name}.md").read_text("utf-8").replace(own, address)
-        (out / "docs" / f"{name}.md").write_text(text, "utf-8", newline="\n")
+    (out / "docs" / "evidence").mkdir(parents=True)
+    for page in [*(root / "docs" / f"{n}.md" for n in GUIDES), *root.glob("docs/evidence/*.md")]:
+        text = page.read_text("utf-8").replace(own, address)
+        (out / page.relative_to(root)).write_text(text, "utf-8", newline="\n")
     (out / "Makefile").write_text(makefile((root / "Makefile").read_text("utf-8")), "utf-8")
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
@@ -95,7 +95,8 @@ def _package(root: Path, out: Path, repository: str | None = None) -> None:
     """Put what pip installs labkit from into `out`: code, pyproject and README, no solutions."""
     ignore = shutil.ignore_patterns(*NOT_SHIPPED)
     shutil.copytree(root / "labkit", out / "labkit", ignore=ignore)
-    for key in (out / "labkit" / "checks").glob("lab??/quiz.toml"):
+    checks = out / "labkit" / "checks"
+    for key in [*checks.glob("lab??.toml"), *checks.glob("lab??/quiz.toml")]:
         key.with_suffix(".b64").write_bytes(base64.encodebytes(key.read_bytes()))
         key.unlink()
     (out / "labkit" / "_lent").mkdir()

@@ -1,5 +1,6 @@
 """The book around the labs: pages, links, words for pictures, no network, and nobody shut out."""
 
+import posixpath
 import re
 from html.parser import HTMLParser
 from importlib.metadata import version
@@ -10,7 +11,7 @@ import pytest
 from latex2mathml.converter import convert
 from small_course import JSON, POINT, RAN, made
 
-from labkit.course import book, claims, executed
+from labkit.course import book, claims, evidence, executed
 
 ROOT = Path(__file__).parents[2]
 LABS = sorted(path.stem for path in ROOT.glob("labs/*.py"))
@@ -28,7 +29,26 @@ HERE = """() => {
   const ring = style.outlineStyle !== "none" || style.boxShadow !== "none";
   return [part.dataset.place ?? "", ring];
 }"""
-OWN = {"index", "labs", "claims", "guides", "search"}
+OWN = {"index", "labs", "claims", "evidence", "guides", "search"}
+EVIDENCE = f"""\
+# Lab 1 · Ranks
+
+The runs behind [lab 1](../../notebooks/01_svd.ipynb).
+
+## Runs per rank
+
+More on [memory](../memory.md).
+
+```{{code-cell}} python
+from labkit import measured
+from labkit.plots import figure
+
+runs = measured.load("forgetting")
+fig, ax = figure(width=9, height=3)
+ax.set_title({POINT!r})
+fig
+```
+"""
 
 
 class Page(HTMLParser):
@@ -59,14 +79,22 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """`(folder, Sphinx's warnings)` of the book of a small course."""
+    """`(folder, Sphinx's warnings)` of the book of a small course with a page of evidence more."""
     root, out = tmp_path_factory.mktemp("course"), tmp_path_factory.mktemp("book")
-    return out, book.write(out, root, *made(root))
+    books, results = made(root)
+    (root / "docs/evidence").mkdir(exist_ok=True)
+    (root / "docs/evidence/90_made_up.md").write_text(EVIDENCE, "utf-8")
+    link = "../docs/evidence/90_made_up.md#runs-per-rank"
+    books[RAN[0]].cells[0].source += f"\n\nTrue ([evidence]({link}))."
+    warnings = book.write(out, root, books, results)
+    assert [result.lab for result in results] == list(RAN), "an evidence page failed"
+    return out, warnings
 
 
 @pytest.fixture(scope="module")
 def pages(built):
-    return {path.name: Page(path.read_text("utf-8")) for path in sorted(built[0].glob("*.html"))}
+    paths = [*sorted(built[0].glob("*.html")), *sorted(built[0].glob("evidence/*.html"))]
+    return {str(path.relative_to(built[0])): Page(path.read_text("utf-8")) for path in paths}
 
 
 def test_sphinx_has_nothing_to_complain_of(built):
@@ -74,9 +102,36 @@ def test_sphinx_has_nothing_to_complain_of(built):
 
 
 def test_every_lab_and_guide_is_a_page(pages):
-    guides = {path.stem for path in (ROOT / "docs").glob("*.md")}
-    assert len(guides) >= 5 and len(LABS) >= 7
-    assert set(pages) == {f"{name}.html" for name in guides | OWN | set(LABS)}
+    docs = [path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")]
+    ours = {str(path.with_suffix("")) for path in docs} | {"evidence/90_made_up"}
+    assert len(docs) >= 5 and len(LABS) >= 7
+    assert set(pages) == {f"{name}.html" for name in ours | OWN | set(LABS)}
+
+
+def test_evidence_is_run_and_linked_from_its_lab(built, pages):
+    page = pages["evidence/90_made_up.html"]
+    (image,) = page.images
+    assert image["alt"] == POINT and (built[0] / "evidence" / image["src"]).is_file()
+    assert '<details class="fold">' in page.html  # around its code
+    assert {"../01_svd.html", "../memory.html"} <= set(page.links)
+    assert "evidence/90_made_up.html#runs-per-rank" in pages["01_svd.html"].links
+    assert "evidence/90_made_up.html" in pages["evidence.html"].links
+
+
+def test_evidence_that_fails_is_one_line(tmp_path):
+    (tmp_path / "docs/evidence").mkdir(parents=True)
+    text = EVIDENCE.replace('"forgetting"', '"forgotten"')
+    (tmp_path / "docs/evidence/90_made_up.md").write_text(text, "utf-8")
+    _, (failed,) = evidence.pages(tmp_path, tmp_path)
+    assert (failed.lab, failed.status) == ("evidence/90_made_up", "failed")
+    assert re.fullmatch("in 'Runs per rank': FileNotFoundError.*forgotten.*", failed.error)
+
+
+def test_a_claim_may_lead_to_evidence(tmp_path):
+    (tmp_path / "90_made_up.md").write_text(EVIDENCE, "utf-8")
+    page = evidence.read(tmp_path / "90_made_up.md")
+    place = executed.anchor_of("Runs per rank", "evidence/90_made_up", page)
+    assert f"({place})=" in executed.page(page, "evidence/90_made_up", tmp_path).cells[0].source
 
 
 def test_every_link_and_file_is_there(built, pages):
@@ -86,6 +141,9 @@ def test_every_link_and_file_is_there(built, pages):
                 continue
             target, _, anchor = link.partition("#")
             target = target.partition("?")[0]
+            target = target and posixpath.normpath(
+                f"{posixpath.dirname(name)}/{target}".lstrip("/")
+            )
             assert not target or (built[0] / target).exists(), (name, link)
             known = pages.get(target or name)
             assert not anchor or known is None or anchor in known.ids, (name, link)
@@ -105,7 +163,7 @@ def test_a_claim_leads_to_the_cell_that_measures_it(pages):
     for claim in claims.load():
         assert claim.id in page.ids
         assert " ".join(claim.claim.split()) in text and " ".join(claim.right.split()) in text
-    places = [link for link in page.links if re.match(r"\d\d_\w+\.html#lab\d\d-", link)]
+    places = [link for link in page.links if re.match(r"(evidence/)?\d\d_\w+\.html#", link)]
     assert len(places) == sum(len(claim.where) for claim in claims.load()) > 40
     assert 'id="lab02-before-and-after"' in pages["02_lora.html"].html  # of an experiment
 
@@ -139,7 +197,7 @@ def test_each_picture_says_its_point_and_can_be_seen_alone(built, pages):
         assert (built[0] / image["src"]).is_file()
         assert int(image["width"]) > 2 * int(image["height"])
     assert f"{RAN[0]}-2.png" in pages["01_svd.html"].html
-    assert {path.name for path in built[0].glob("pictures/*")} == {
+    assert {path.name for path in built[0].glob("pictures/0*")} == {
         f"{s}-{n}.png" for s in RAN for n in (1, 2)
     }
 
@@ -234,7 +292,7 @@ def test_a_page_leads_to_its_source_and_to_a_report(pages):
 def test_each_page_says_its_version_its_licence_and_its_day(pages):
     for page in pages.values():
         text = " ".join(page.text.split())
-        assert re.search(r"LoRA Labs v[\d.]+, Apache-2\.0 ?\. This book was made on 20\d\d-", text)
+        assert re.search(r"v[\d.]+, Apache-2\.0\b.* 20\d\d-\d\d-\d\d", text)
 
 
 def formulas(path):
@@ -259,9 +317,9 @@ def test_every_formula_of_the_labs_is_understood(path):
         assert made.startswith("<math") and not re.findall(r"<m(?:i|text)>\\\w+</m", made)
 
 
-@pytest.mark.parametrize("path", ["README.md", *sorted(p.name for p in ROOT.glob("docs/*.md"))])
+@pytest.mark.parametrize("path", ["README.md", *sorted(map(str, ROOT.glob("docs/**/*.md")))])
 def test_links_between_the_texts_lead_somewhere(path):
-    file = ROOT / path if path == "README.md" else ROOT / "docs" / path
+    file = ROOT / path
     text = file.read_text("utf-8")
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", re.sub(r"```.*?```", "", text, flags=re.S)):
         assert link.startswith("https://") or (file.parent / link).exists(), link

@@ -1,0 +1,46 @@
+"""Evidence pages: docs/evidence/NN_topic.md, MyST notebooks that run when the book is made."""
+
+from pathlib import Path
+
+import nbformat
+
+from labkit.course import executed, run
+from labkit.course.notebooks import METADATA
+from labkit.course.progress import nearest_headings
+
+
+def pages(
+    root: Path, pictures: Path
+) -> tuple[dict[str, nbformat.NotebookNode], list[run.LabResult]]:
+    """The executed pages by name, such as `evidence/02_lora`, and a result for each that failed.
+
+    Their figures go into the folder `pictures`.
+    """
+    made, failed = {}, []
+    for path in files(root):
+        name, book, reached = f"evidence/{path.stem}", read(path), [0]
+        failure, _ = run.execute(book, path.parent, reached.append)
+        if failure:
+            heading = nearest_headings(book.cells, name)[reached[-1]]
+            title = book.cells[0].source.partition("\n")[0].lstrip("# ")
+            error = f"in '{heading}': {failure}"
+            failed.append(run.LabResult(name, title, "failed", error=error))
+        made[name] = executed.page(book, name, pictures)
+    return made, failed
+
+
+def files(root: Path) -> list[Path]:
+    """The evidence pages of the course in the folder `root`, in order."""
+    return sorted((root / "docs" / "evidence").glob("*.md"))
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    """A page as a notebook, its code folded."""
+    import jupytext
+
+    book = jupytext.read(path, fmt="md:myst")
+    book.metadata, book.nbformat_minor = nbformat.from_dict(METADATA), 4  # 4.4: no cell ids
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            executed.fold(cell, "hide-input", "The code")
+    return book
