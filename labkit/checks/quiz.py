@@ -1,11 +1,11 @@
 """Quizzes: every chosen option is answered with a reason, right or wrong; the first one counts."""
 
-import base64
+import copy
 import re
-import tomllib
 from pathlib import Path
 
 from labkit import contract
+from labkit.checks import engine
 from labkit.contract import CheckFailed, expect, observe
 
 LETTER = re.compile(r"\W*([a-z])\W*")  # "b", and what people write for it: " B. ", "(b)"
@@ -36,7 +36,7 @@ def judge(quiz, number):
             lines.append(f"{question} wants one of {', '.join(reasons)}")
         right += kept.get(question) == answer
     if right < len(key):
-        raise CheckFailed(f"{right} of {len(key)} right. " + " | ".join(lines), earned=right)
+        raise CheckFailed([f"{right} of {len(key)} right", *lines], earned=right)
     return f"{right} of {len(key)} right\n  " + "\n  ".join(lines)
 
 
@@ -47,9 +47,8 @@ def _letter(said):
 
 
 def read_key(number):
-    """Lab `number`'s key: labNN/quiz.toml, which in a student's copy is packed as quiz.b64."""
-    path = Path(__file__).parent / f"lab{number}" / "quiz.toml"
-    packed = path.with_suffix(".b64")
-    if packed.exists():
-        return tomllib.loads(base64.b64decode(packed.read_bytes()).decode())
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    """Lab `number`'s key: `quiz` in labNN.toml, else labNN/quiz.toml (in a student's copy .b64)."""
+    folder = Path(__file__).parent / f"lab{number}"
+    return copy.deepcopy(engine.read(folder.with_suffix(".toml")).get("quiz")) or engine.read(
+        folder / "quiz.toml"
+    )

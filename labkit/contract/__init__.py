@@ -98,7 +98,7 @@ def exercise(id: str, points: int, after: str | None = None) -> Callable:
 
         @functools.wraps(check)
         def judged(*objects):
-            session.exercise = id
+            session.exercise, session.names = id, names
             if len(objects) != len(names):
                 listed = ", ".join(names)
                 raise CheckFailed(f"This check is called as check.{check.__name__}({listed})")

@@ -11,7 +11,7 @@ from labkit.contract.kept import changes, picture, settings
 from labkit.contract.plain import copied, plain
 from labkit.errors import LabError
 
-AND = " | "  # between the faults of one answer
+AND = "\n"  # between the faults of one answer
 OTHER = 1 << 40  # so that a learner's manual_seed(0) is seen
 STANDS = ("passed", "revealed", "lent")  # of an exercise whose objects are there
 NAMES = {}  # exercise id -> the learner's objects that it is about
@@ -19,18 +19,20 @@ NOTED = []  # what `kept` found changed, for the call that is under way
 
 
 class CheckFailed(LabError):
-    """The answer is wrong; `earned` holds the points that stand all the same.
+    """The answer is wrong; `earned` are the points that it gets all the same.
 
-    `bare` says that the message only tells numbers apart: one that names a mistake comes first.
-    `about` are the objects that were observed last, of which one may be meant by "it".
+    `message` is one fault, or a list of them: a line each. `bare` says that it only shows numbers:
+    one that names a mistake comes first. `about` are the objects that were observed last, one of
+    which "it" may refer to.
     """
 
     def __init__(self, message, earned=0, bare=False):
-        super().__init__(" ".join(str(message).split()))
+        faults = message if isinstance(message, list) else [message]
+        super().__init__(AND.join(" ".join(str(fault).split()) for fault in faults))
         self.earned, self.bare, self.about = earned, bare, ()
 
     def _render_traceback_(self):
-        """The faults one below the other."""
+        """The faults, one per line."""
         return str(self).split(AND)
 
 
@@ -48,6 +50,7 @@ class Session:
 
     seed: int = 0
     exercise: str = ""  # the id of the one that is being checked
+    names: list = field(default_factory=list)  # the parameters of its check
     records: dict = field(default_factory=dict)  # exercise id -> dict as in results.json
     loans: dict = field(default_factory=dict)  # exercise id -> the course's objects, as lent last
     letters: dict = field(default_factory=dict)  # id of a quiz -> {question: its first letter}

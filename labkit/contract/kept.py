@@ -6,16 +6,7 @@ A check makes no list of inputs that it compares: every call goes through here.
 import contextlib
 from collections.abc import Iterator
 
-NEW = "make a new one, with no += or *=, no [...] = and no inplace=True on it or a slice of it"
 MODES = "its training mode"
-OF_TENSOR = (
-    "make a new one, with no +=, *= or <<=, no [...] = and no method whose name ends in _ on it, "
-    "nor on a slice of it or its .view(), .float() or .to(), which may hold the same numbers"
-)
-TAKEN = (
-    "make a new one, with no pop, del or update, no [...] =, no += or *= and no method whose name "
-    "ends in _ on it or on what it holds (dict(...) and .copy() share that)"
-)
 
 
 def changes(before: object, after: object, name: str) -> list[str]:
@@ -26,20 +17,21 @@ def changes(before: object, after: object, name: str) -> list[str]:
     import torch
 
     if not isinstance(after, torch.nn.Module):
-        how = TAKEN if isinstance(before, dict | list) else NEW
-        how = OF_TENSOR if isinstance(before, torch.Tensor) else how
-        return [] if same(before, after) else [f"it changes its input {name} in place: {how}"]
+        copy = f"{name}.clone()" if isinstance(before, torch.Tensor) else f"{name}.copy()"
+        copy = f"copy.deepcopy({name})" if isinstance(before, dict | list) else copy
+        told = f"it changes its input {name} in place: work on a copy, {copy}"
+        return [] if same(before, after) else [told]
     lines, after = [], picture(after)
     switched = before["its active adapter"] != after["its active adapter"]
     for what, was in before.items():
-        follows = switched and what == "what of it trains"  # the active adapter does
+        follows = switched and what == "the parameters that train"  # the active adapter does
         if not follows and not same(was, after[what]):
             at = next((k for k in was if not same(was[k], after[what].get(k))), "")
             where = f"{what} (at {at})" if at else what
             if what == MODES and was[""] != after[what][""]:
                 came, left = ("train" if mode[""] else "eval" for mode in (was, after[what]))
                 where = f"{what} (it came in {came} mode and is left in {left} mode)"
-            lines.append(f"it leaves {name} changed: {where}; put it back")
+            lines.append(f"it leaves {name} changed: {where}; restore it")
     return lines
 
 
@@ -53,7 +45,9 @@ def picture(thing: object) -> object:
     if isinstance(thing, torch.nn.Module):
         return {
             MODES: {name: m.training for name, m in thing.named_modules()},
-            "what of it trains": {name: p.requires_grad for name, p in thing.named_parameters()},
+            "the parameters that train": {
+                name: p.requires_grad for name, p in thing.named_parameters()
+            },
             "its active adapter": _adapters(thing),
             "its hooks": {
                 name: [len(m._forward_hooks), len(m._forward_pre_hooks)]
@@ -129,11 +123,13 @@ def settings(seed: int, faults: list[str]) -> Iterator[None]:
             yield
         finally:
             if torch.initial_seed() != seed:
-                told = "it seeds torch's random numbers for everybody: leave the seed alone"
+                told = (
+                    "it seeds torch's random numbers for the whole notebook: leave the seed alone"
+                )
                 faults.append(f"{told}, or set it inside `with torch.random.fork_rng():`")
             if torch.is_grad_enabled() != grad:
                 faults.append("it leaves gradients switched off or on: use `with torch.no_grad():`")
             if torch.get_default_dtype() != dtype:
-                faults.append("it changes torch's default dtype for everybody: say dtype= instead")
+                faults.append("it changes torch's default dtype: pass dtype= instead")
             torch.set_grad_enabled(grad)
             torch.set_default_dtype(dtype)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from labkit.contract.calls import AND, NAMES, CheckFailed, NoAnswer, NotWritten, Session
 
-MOST = 4  # faults that are told at once
+MOST = 3  # faults that are shown at once
 LENT = "is lent: it runs, its source stays hidden, and it earns no points"
 
 
@@ -130,8 +130,8 @@ def _verdict(session, check, objects, points):
 
 
 def _joined(faults, own):
-    """All faults in one line: those that name a mistake first, each mistake once."""
-    if len(faults) == 1:  # such as a quiz, whose answers are all told
+    """The faults, one per line: those that name a mistake first, each mistake once."""
+    if len(faults) == 1:  # such as a quiz, which explains every answer
         return _named(faults[0], str(faults[0]), own)
     said = {}
     for fault in sorted(faults, key=lambda fault: fault.bare):
@@ -170,7 +170,7 @@ def _say(session, exercise, names, verdict):
         print(f"○ {id} {listed}: not written yet{beside}")
         return
     if status == "failed":
-        raise CheckFailed(f"✗ {id} {head}: {message}")
+        raise CheckFailed(f"✗ {id} {head}: {message}".split(AND))
     if before == "revealed":
         beside += " (it was revealed, and earns no points)"
     print(f"✓ {id} {listed}: {note}{beside}")

@@ -1,8 +1,13 @@
 """The operations that torch runs meanwhile: what probes and checks of several labs watch by."""
 
-from collections.abc import Iterator
+import contextlib
+import dis
+import tracemalloc
+from collections.abc import Callable, Iterator
+from unittest import mock
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -29,3 +34,62 @@ class Watch(TorchDispatchMode):
 def tensors(out: object) -> Iterator[torch.Tensor]:
     """The tensors that an operation returns."""
     return (t for t in tree_flatten(out)[0] if isinstance(t, torch.Tensor))
+
+
+class Work(Watch):
+    """Counts operations, and sees which make a new tensor of at least `size` numbers."""
+
+    def __init__(self, size, *inputs):
+        super().__init__()
+        self.known = {t.untyped_storage().data_ptr() for t in inputs}
+        self.size, self.large = size, False
+
+    def seen(self, function, args, kwargs, out):
+        new = (t for t in tensors(out) if t.untyped_storage().data_ptr() not in self.known)
+        self.large |= any(t.numel() >= self.size for t in new)
+
+    def facts(self, name):
+        """How large the tensors are that `name` made."""
+        size = "as large as W" if self.large else "smaller than W"
+        return {f"the largest tensor in {name}": size}
+
+    def pace(self):
+        """Whether it took few operations."""
+        return {"the computation": "vectorized" if self.calls < 100 else "a loop over rows"}
+
+
+def allocated(f: Callable, *data: object) -> int:
+    """The most bytes that Python and NumPy hold at once during `f(*data)`; torch's don't count."""
+    started = not tracemalloc.is_tracing()
+    if started:
+        tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        f(*data)
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        if started:
+            tracemalloc.stop()
+
+
+class Autograd(BaseException):
+    """Autograd was called."""
+
+
+@contextlib.contextmanager
+def no_autograd() -> Iterator[None]:
+    """Code in here that takes gradients raises Autograd, forward mode included."""
+    refuse = mock.Mock(side_effect=Autograd)
+    with (
+        mock.patch.object(torch.autograd, "_engine_run_backward", refuse),
+        mock.patch.object(forward_ad, "enter_dual_level", refuse),
+    ):
+        yield
+
+
+def global_names(f: Callable) -> list[str]:
+    """The names that a function looks up outside of itself."""
+    code = getattr(f, "__code__", None)
+    found = dis.get_instructions(code) if code else ()
+    return [i.argval for i in found if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]

@@ -1859,7 +1859,7 @@ CONFIGS = [
     (_config(bnb_4bit_quant_type="NF4"), _total, 'say "nf4"'),
     (_config(bnb_4bit_quant_type="NF4"), _total, "numel() counts bytes"),
     (qlora_config, _dequantizes, "leaves model changed"),
-    (qlora_config, _freezes, "leaves model changed: what of it trains"),
+    (qlora_config, _freezes, "leaves model changed: the parameters that train"),
     (qlora_config, lambda m: m.train() and true_param_count(m), "its training mode"),
     (qlora_config, _twice_if(lambda name, p: "weight" in name), "not every `weight` is packed"),
     (qlora_config, _twice_if(lambda name, p: "proj" in name), "biases of the projections"),

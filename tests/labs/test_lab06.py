@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
 from labkit.checks import lab06 as check
-from labkit.labs import tiny
+from labkit.probes import tiny
 
 # --- right answers -------------------------------------------------------------------------
 

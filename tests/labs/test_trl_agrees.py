@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
 from labkit.checks.lab08 import dpo_loss, group_advantages, grpo_loss
 from labkit.contract import defined_by
-from labkit.labs import tiny
+from labkit.probes import tiny
 from labkit.reference import reference
 
 PROMPTS, SAMPLES, STEPS, RATE = 3, 4, 3, 0.03

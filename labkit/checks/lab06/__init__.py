@@ -16,7 +16,6 @@ from labkit.checks.compare import (
     randn,
 )
 from labkit.checks.compound import expect_terms
-from labkit.checks.lab02.guesses import merged
 from labkit.checks.lab06 import changes, dequantized, guesses, small
 from labkit.checks.lab06.arrives import expect_arrives
 from labkit.checks.lab06.combine import expect_combined
@@ -71,11 +70,12 @@ SHORTER = "the last block may be shorter than 64: use repeat_interleave, or pad"
 @exercise("6.1", points=2)
 def merges(merged_weight):
     """equals PEFT's merge_and_unload; in bf16 it is rounded once, at the end; W stays"""
-    rng, r, alpha = generator(), 5, 23  # alpha / r, cut, rounded or rooted, is each another number
+    rng, r = generator(), 5  # 23 / r, cut, rounded or rooted, is each another number
     A, B = _factors(64, 96, r, rng)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype, alpha in ((torch.float32, 23), (torch.bfloat16, 23), (torch.float32, 3)):
         W = (randn(64, 96, rng=rng) * 4).to(dtype)
         call = f"merged_weight with W in {_kind(dtype)}, A and B in float32"
+        call += f", alpha={alpha} and r={r}" * (alpha < r)
         got = ask("", probes.merged, merged_weight, W, A, B, alpha, hint=ORDER)
         expect_shape(got, W.shape, call)
         followed = laws(*changes.merges(merged_weight, A, B, alpha))
@@ -95,7 +95,7 @@ def _kind(dtype):
 def _expect_merged(got, W, A, B, alpha, call):
     """The numbers of a merge; those in W's dtype are rounded once."""
     r, wanted = len(A), _peft_merged(W, A, B, alpha)
-    known = merged(W.float(), alpha / r * B @ A, alpha, r)
+    known = guesses.merged(W.float(), alpha / r * B @ A, alpha, r)
     known["that is half of the sum: W stays whole, and the update is added"] = (
         W.float() + alpha / r * B @ A
     ) / 2
@@ -159,7 +159,7 @@ def merges_quantized(merge_quantized):
         followed[1],
         likeliest() as case,
     ):
-        for shape in ((24, 40), (7, 50)):
+        for shape, alpha in (((24, 40), alpha), ((7, 50), 3)):  # the second one is less than r
             with case():
                 W4, absmax, codebook = _quantized(shape, rng)
                 A, B = _factors(*shape, r, rng)
@@ -221,6 +221,7 @@ def mixes(soup):
             (3, None),
             (2, None),
             (2, [0.75, 0.25]),
+            (1, None),
         ):
             states = _states(n, rng)
             shuffled = [dict(sorted(s.items(), reverse=i % 2 == 1)) for i, s in enumerate(states)]

@@ -8,6 +8,7 @@ import torch
 from labkit.checks.compare import close
 
 POWERS = {"nothing": 0, "sqrt(w)": 0.5, "w": 1, "w²": 2, "the 4th root of w": 0.25}
+MISSING = "the update is missing"
 SOFTMAX = "the weights go through softmax; take them as they are"
 MINUS = "the product has |w| in the place of w, so a minus is lost (is it in neither factor, or in "
 MINUS += "both?): the whole w on one of A and B"
@@ -228,3 +229,39 @@ def without(made, states, name, weights):
     ]
     alike = [t for t, M in known if made[name].shape == M.shape and close(made[name], M, 1e-4)]
     return f"{alike[0]}: raise an error that names the key" if alike else ""
+
+
+def factors(alpha, r, d_out=None, d_in=None):
+    """What is taken for alpha / r: a message for each, and the number it leads to."""
+    sizes = {"d_in; r is A.shape[0]": d_in, "d_out; r is B.shape[1]": d_out}
+    return (
+        {
+            "it is cut off at 1; a factor below 1 is one, too": max(1.0, alpha / r),
+            "alpha is not divided by r": alpha,
+            "alpha // r drops the fraction: divide with /": alpha // r,
+            "alpha / r is rounded to a whole number: leave the fraction": round(alpha / r),
+            "the scaling alpha / r is missing": 1.0,
+            "it is divided by r alone; alpha is missing": 1 / r,
+            "that is half of it; 2 belongs nowhere, and A and B share one r": alpha / (2 * r),
+            "alpha is divided by sqrt(r): that is rank-stabilised LoRA": alpha / math.sqrt(r),
+            "the scaling is r / alpha, upside down": r / alpha,
+            "the scaling alpha / r comes twice": (alpha / r) ** 2,
+            "alpha is divided by r twice": alpha / r**2,
+            "1 is added to r, which is the rank itself": alpha / (r + 1),
+            "alpha is multiplied by r: divide": alpha * r,
+        }
+        | {f"alpha is divided by {name}": alpha / d for name, d in sizes.items() if d}
+        | {f"alpha is divided by {k}, whatever r is": alpha / k for k in (8, 16, 32) if k != r}
+    )
+
+
+def merged(W, update, alpha, r):
+    """Wrong versions of `W + update`, where `update` is the right one, (alpha / r) B A."""
+    known, product = factors(alpha, r, *W.shape), update / (alpha / r)
+    return {message: W + factor * product for message, factor in known.items()} | {
+        MISSING: W,
+        "this is the update alone: add it to W": update,
+        "the update is taken away: a merge adds it": W - update,
+        "it is added twice": W + 2 * update,
+        "W is scaled too: the factor belongs to the update alone": alpha / r * (W + product),
+    }

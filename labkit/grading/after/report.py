@@ -156,7 +156,7 @@ def feedback_page(row: Row, sources: dict[str, str]) -> str:
     for exercise in row.exercises:
         source = sources.get(exercise.id, "")
         shown = {
-            "message": exercise.message[:LONGEST_MESSAGE].replace(" | ", "\n"),  # a quiz's
+            "message": exercise.message[:LONGEST_MESSAGE],
             "source": highlighted(source[:LONGEST_SOURCE]),
             "cut": len(source) > LONGEST_SOURCE,
         }

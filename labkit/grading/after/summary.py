@@ -10,7 +10,7 @@ from labkit.contract import natural
 from labkit.grading.row import Exercise, Row
 
 NUMBER = re.compile(r"-?\d[\d.,]*(e[+-]?\d+)?")
-RIGHT = re.compile(r"(\d+ of \d+ right\. )?\w+ \w, right: ")  # a part of a quiz's message
+RIGHT = re.compile(r"\d+ of \d+ right$|\w+ \w, right: ")  # lines of a quiz's message
 LENT = re.compile(r" ?\(?judged with the course's own [\d., and]+, which (is|are) open\)?$")
 FEW = 10  # submissions that say nothing of a correlation
 LONGEST = 240  # characters of a message on the class page
@@ -85,9 +85,8 @@ def frequent(messages: Iterable[str]) -> list[tuple[int, str]]:
     """
     counts, shown = Counter(), {}
     for message in messages:
-        own = LENT.sub("", message).split(" | ")
-        parts = [part.strip() for part in own if not RIGHT.match(part)]
-        lines = [re.sub(r"^\d+ of \d+ right\. ", "", part) for part in filter(None, parts)]
+        parts = map(str.strip, LENT.sub("", message).splitlines())
+        lines = [part for part in parts if part and not RIGHT.match(part)]
         found = {NUMBER.sub("#", line[:LONGEST]): line for line in reversed(lines)}
         counts.update(found.keys())
         for key, line in found.items():

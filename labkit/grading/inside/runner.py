@@ -191,7 +191,7 @@ def _serve(channel, what, fd):
 def load(body: bytes) -> dict[str, ModuleType]:
     """`{name: module}` of the code that the judge shipped, executed afresh, in the order given.
 
-    A package that was here shows them, too: `from labkit.labs import tiny` asks it first.
+    A package that was here shows them, too: `from labkit.probes import tiny` asks it first.
     """
     modules, parts = {}, dict(loads(body))
     for name, code in parts.items():

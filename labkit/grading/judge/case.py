@@ -13,6 +13,7 @@ from pathlib import Path
 
 from labkit import contract
 from labkit.contract import BROKEN, ODD, CheckFailed, Verdict
+from labkit.contract.calls import AND
 from labkit.grading import wire
 from labkit.grading.judge import own
 from labkit.grading.judge.failed_cells import FailedCells
@@ -218,6 +219,6 @@ def _where(error, check):
 
 
 def line(message: object) -> str:
-    """One line of printable text, cut to a length that a table can take."""
-    text = "".join(c if c.isprintable() else " " for c in str(message)[: 4 * MESSAGE])
-    return " ".join(text.split())[:MESSAGE]
+    """Printable text, cut to a length that a table can take; each fault keeps its line."""
+    text = "".join(c if c.isprintable() or c == AND else " " for c in str(message)[: 4 * MESSAGE])
+    return AND.join(" ".join(fault.split()) for fault in text.split(AND))[:MESSAGE]

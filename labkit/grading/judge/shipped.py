@@ -7,7 +7,8 @@ from pathlib import Path
 
 PARTS = ("errors", "contract.plain", "contract.kept", "contract.calls", "contract.verdict")
 PARTS += ("contract",)
-ANSWERING = ("grading.wire", "grading.inside.answer", "labs.tiny", "labs.watch")
+ANSWERING = ("grading.wire", "grading.inside.answer")
+ANSWERING += ("probes.tiny", "probes.watch", "probes.models")
 
 
 @cache
@@ -20,6 +21,8 @@ def shipped(stem: str) -> bytes:
 
 def _probes(number):
     """The files that a lab's checks ask with: of its folder all but the figures, probes last."""
+    if find_spec(f"labkit.probes.lab{number}"):
+        return [f"labkit.probes.lab{number}"]
     folder = find_spec(f"labkit.labs.lab{number}")
     if folder is None:
         return []

@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from labkit.labs.watch import Watch, tensors
+from labkit.probes.watch import Watch, tensors
 
 
 class _Makes(Watch):

@@ -9,7 +9,7 @@ import torch
 
 from labkit.contract import CheckFailed
 from labkit.contract.kept import same
-from labkit.labs import tiny
+from labkit.probes import tiny
 
 LOADERS = (  # whose from_pretrained brings a whole model
     "peft.auto._BaseAutoPeftModel",

@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 
 from labkit.contract import CheckFailed, kept
-from labkit.labs import tiny
+from labkit.probes import tiny
 
 CONFIG_FIELDS = ("r", "lora_alpha", "lora_dropout", "bias", "task_type", "target_modules")
 SFT_FIELDS = (

@@ -6,7 +6,7 @@ import torch
 
 from labkit.contract import CheckFailed, kept
 from labkit.contract.kept import picture, same
-from labkit.labs import tiny
+from labkit.probes import tiny
 
 ADAPTERS = ("home", "homely", "sweet-home", "tickets")
 TARGETS = ("q_proj", "v_proj", "down_proj")
@@ -106,7 +106,7 @@ def swapped(swap_cost, seed, name):
     took = time.perf_counter() - begun
     now = picture(model)
     for one in (was, now):  # the adapters' own flags follow the switch
-        flags = one.pop("what of it trains").items()
+        flags = one.pop("the parameters that train").items()
         one["what of the base trains"] = {n: flag for n, flag in flags if "lora_" not in n}
     changed = [what for what in was if not same(was[what], now[what])]
     if lost := [name for name in ADAPTERS if name not in model.peft_config]:

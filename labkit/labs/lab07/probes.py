@@ -12,8 +12,8 @@ import torch
 from transformers import BatchEncoding
 
 from labkit.contract import CheckFailed, kept
-from labkit.labs import tiny
-from labkit.labs.watch import Watch, tensors
+from labkit.probes import tiny
+from labkit.probes.watch import Watch, tensors
 
 ROLES = ("system", "user", "assistant")
 FIELDS = (

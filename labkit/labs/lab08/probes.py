@@ -6,7 +6,7 @@ import torch
 
 from labkit.contract import CheckFailed, kept
 from labkit.contract.kept import picture, same
-from labkit.labs import tiny
+from labkit.probes import tiny
 
 ACTIVE, OTHER = "policy", "earlier"  # the adapters of a tiny policy
 ERROR = "out of memory, so to speak"
@@ -132,7 +132,7 @@ def _state(model):
         "active": [list(m.active_adapters) for m in layers],
         "adapters": sorted(model.peft_config) if hasattr(model, "peft_config") else [],
         "layers": len(layers),
-        "flags": told["what of it trains"],
+        "flags": told["the parameters that train"],
         "scaling": [dict(m.scaling) for m in layers],
         "weights": told["its weights"],
     }

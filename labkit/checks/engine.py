@@ -1,0 +1,272 @@
+"""Judge an answer by cases, and name the mistake in a wrong one.
+
+`expect_right` compares an answer with an independent formula. Where the two differ it looks for the
+mistake in `labNN.toml`. A row there is a piece of the course's own solution, what people write
+instead, and what to tell them:
+
+    ["2.1"."alpha / r"]
+    "alpha" = "alpha is not divided by r"
+
+The row whose rewritten solution gives the learner's results is what the learner hears. If no row
+fits, the first failing case is shown, so put small cases first.
+"""
+
+import base64
+import functools
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from labkit import contract
+from labkit.contract import CheckFailed, Session, observe
+
+SECONDS = 0.5  # to look for the mistake; after that the failing case is shown
+LONGEST = 300  # characters of a message
+
+
+class Case(NamedTuple):
+    """One call: where it is, in a learner's words, its inputs, what came out, what is right."""
+
+    where: str
+    data: tuple
+    got: dict
+    right: dict
+
+
+class Raised(str):
+    """What an exception says; it stands for the result of a call that raised it."""
+
+
+def expect_right(
+    answer: object, cases: dict, right: Callable, probe: Callable | None = None, tol: float = 1e-4
+) -> None:
+    """Raise CheckFailed unless the answer is right on each of the `cases`, `{where: inputs}`.
+
+    `answer(*inputs)` has to equal `right(*inputs)`: tensors and floats to `tol` of their size, all
+    else exactly. `answer` may be a tuple, of all objects that the check is called with. With a
+    `probe`, `probe(*answer, *inputs)` is observed instead. It returns facts, `{noun: value}`, which
+    are compared one by one. `where` begins a sentence: "on x of shape (4, 5)".
+    """
+    answers = answer if isinstance(answer, tuple) else (answer,)
+    run = (lambda ask, objects, data: _outcome(ask, (probe, *objects), data)) if probe else _outcome
+    judged = [
+        Case(where, data, run(observe, answers, data), _facts(right(*data)))
+        for where, data in cases.items()
+    ]
+    wrong = [case for case in judged if _first_wrong(case, tol) is not None]
+    if wrong:
+        quiet = Session(seed=contract.session.seed)  # an answer of the course's own runs here
+        judged.sort(key=lambda case: case is not wrong[0])
+        local = functools.partial(run, lambda f, *data: quiet.call(f, data))
+        message = _mistake(judged, local, tol)
+        raise CheckFailed(describe(wrong[0], message, tol), bare=not message)
+
+
+def _outcome(ask, objects, data):
+    """The facts that a call gives; if it raises, what the exception says."""
+    try:
+        return _facts(ask(*objects, *data))
+    except CheckFailed as failure:
+        return {"": Raised(failure)}
+
+
+def _facts(value):
+    """A result as `{noun: value}`."""
+    return value if isinstance(value, dict) else {"the result": value}
+
+
+def _first_wrong(case, tol):
+    """The noun of the first fact that is not right; None if all are."""
+    if "" in case.got:
+        return ""
+    return next((k for k, v in case.right.items() if not same(case.got.get(k), v, tol)), None)
+
+
+# --- which mistake -------------------------------------------------------------------------
+
+
+def _mistake(cases, run, tol):
+    """The message of the row that explains most of what is wrong in the cases; "" if none does."""
+    best, message, until = (False, 0), "", time.perf_counter() + SECONDS
+    for text, objects in rewritten():
+        score = _explained(cases, functools.partial(run, objects), tol)
+        if score > best:
+            best, message = score, text
+        if time.perf_counter() > until:
+            break
+    return message
+
+
+def rewritten() -> Iterator[tuple[str, tuple]]:
+    """`(message, objects)` for each row of this exercise: the solution with that piece rewritten.
+
+    `objects` are those the check is called with. Nothing in a copy of the course that has no
+    solutions.
+    """
+    id, names = contract.session.exercise, contract.session.names
+    source = contract.session.reference and contract.session.reference(id)
+    for piece, ways in mistakes(id).items() if source else ():
+        for new, message in ways.items():
+            space = contract.defined_by(source.replace(piece, new))
+            yield message, tuple(space[name] for name in names)
+
+
+def _explained(cases, run, tol):
+    """`(whether nothing speaks against it, how many wrong facts it explains)`; (False, 0): none.
+
+    A rewritten solution speaks against itself where it is wrong in another way than the learner,
+    or where the learner is right. That is no objection if several equal numbers are no accident.
+    """
+    explained, against, rich = 0, 0, False
+    for number, case in enumerate(cases):
+        first, gives = _first_wrong(case, tol), run(case.data)
+        for noun in [""] if "" in gives or "" in case.got else case.right:
+            mine, its, right = case.got.get(noun), gives.get(noun), case.right.get(noun)
+            if same(its, mine, tol):
+                explained += not same(mine, right, tol)
+                rich |= number == 0 and noun == first and _is_rich(mine)
+            elif not same(its, right, tol):
+                against += 1
+            if number == 0 and noun == first and not explained:
+                return False, 0  # it does not explain what the learner will read first
+    return (not against, explained) if not against or rich else (False, 0)
+
+
+def _is_rich(value):
+    """Whether no two mistakes give the same value by accident: a tensor of several numbers."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() > 3
+
+
+@functools.cache
+def read(path: Path) -> dict:
+    """A TOML file of the checks, {} without one; in a student's copy it is packed as `.b64`."""
+    packed = path.with_suffix(".b64")
+    if packed.exists():
+        return tomllib.loads(base64.b64decode(packed.read_bytes()).decode())
+    return tomllib.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def mistakes(id: str) -> dict[str, dict[str, str]]:
+    """`{piece of the solution: {what people write there: message}}` for exercise `id`."""
+    return read(Path(__file__).parent / f"lab{id.partition('.')[0]:0>2}.toml").get(id, {})
+
+
+# --- comparison ----------------------------------------------------------------------------
+
+
+def same(got: object, right: object, tol: float) -> bool:
+    """Whether two results are equal: tensors and floats to `tol` of their size, NaN equals NaN.
+
+    All else has to be equal and of the same type. Two exceptions are the same if they say the same;
+    the line of the learner's cell does not count.
+    """
+    if isinstance(right, torch.Tensor):
+        if not isinstance(got, torch.Tensor) or got.shape != right.shape or got.is_complex():
+            return False
+        got, right = got.double(), right.double()
+        size = right.nan_to_num(0, 0, 0).abs().max().clamp_min(1e-8) if right.numel() else 1.0
+        return bool(torch.isclose(got, right, rtol=0, atol=float(tol * size), equal_nan=True).all())
+    if isinstance(right, dict):
+        alike = isinstance(got, dict) and got.keys() == right.keys()
+        return alike and all(same(got[key], right[key], tol) for key in right)
+    if isinstance(right, list | tuple):
+        alike = isinstance(got, list | tuple) and len(got) == len(right)
+        return alike and all(same(g, r, tol) for g, r in zip(got, right, strict=True))
+    if type(right) is float and type(got) is float:
+        return (
+            abs(got - right) <= tol * max(abs(right), 1e-8) or got == right or got != got != right
+        )
+    if isinstance(right, Raised) and isinstance(got, Raised):
+        return got.partition(" (line ")[0] == right.partition(" (line ")[0]
+    return type(got) is type(right) and got == right
+
+
+# --- wording -------------------------------------------------------------------------------
+
+
+def describe(case: Case, message: str, tol: float) -> str:
+    """What a learner reads: where, what came out and what is right, then the mistake."""
+    noun = _first_wrong(case, tol)
+    got, right = case.got.get(noun), case.right.get(noun)
+    said = got if noun == "" else f"{noun} {_difference(got, right, bool(message))}"
+    if got is None and noun in ("the result", "the return value"):
+        said = f"{noun} is None: is `return` missing?"
+    comma = "" if noun in ("", "the result") else ","
+    text = f"{case.where}{comma} {said}"
+    if message and len(text) + len(message) > LONGEST - 2:
+        text = case.where
+    text = f"{text}: {message}" if message else text
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 2].rsplit(' ', 1)[0]} …"
+
+
+def _difference(got, right, named):
+    """How a value misses the right one; of a mistake that is `named` in few words."""
+    if isinstance(right, torch.Tensor):
+        return _unlike(got, right, named)
+    if type(got) is not type(right):
+        return f"should be {_kind(right)}, not {_kind(got)}"
+    if isinstance(right, list) and all(type(x) is str for x in [*got, *right]):
+        missing, extra = ([x for x in a if x not in b] for a, b in ((right, got), (got, right)))
+        if missing or extra:
+            words = (f"should {'include' if missing else 'not include'} ", missing or extra)
+            return words[0] + ", ".join(words[1][:3]) + (", …" if len(words[1]) > 3 else "")
+    if isinstance(right, dict):
+        key = next((k for k in right if not same(got.get(k), right[k], 1e-4)), None)
+        return f"at {key!r} {_difference(got.get(key), right[key], named)}" if key else "is wrong"
+    return f"should be {_short(right)}, not {_short(got)}"
+
+
+def _unlike(got, right, named):
+    """The same, of a tensor."""
+    if not isinstance(got, torch.Tensor):
+        return f"should be a tensor, not {_kind(got)}"
+    if got.shape != right.shape:
+        hint = ": is something transposed?" if got.shape == right.shape[::-1] and not named else ""
+        return f"should have shape {tuple(right.shape)}, not {tuple(got.shape)}{hint}"
+    if right.numel() <= 4:
+        return f"should be {_short(right)}, not {_short(got)}"
+    if named:
+        return "is wrong"
+    return _relation(got.double(), right.double())
+
+
+def _relation(got, right):
+    """What was done to the right numbers, if that is simple; else where they differ most."""
+    factor = ((got * right).sum() / right.square().sum().clamp_min(1e-30)).item()
+    if not torch.isfinite(got).all():
+        return "has NaN or infinity in it"
+    if same(got, -right, 1e-3):
+        return "has the wrong sign"
+    if right.ndim > 1 and same(got, right.mT, 1e-3):
+        return "is transposed"
+    if same(got, right, 1e-2):
+        return "is right up to rounding: did you compute in 16 bits?"
+    if same(got, factor * right, 1e-3):
+        return f"is {factor:.3g} times as large as it should be"
+    worst = (got - right).abs().argmax()
+    yours, wanted = got.flatten()[worst], right.flatten()[worst]
+    return f"is {yours:.4g} where it should be {wanted:.4g} (the entry that is furthest off)"
+
+
+def _kind(value):
+    """A value's type, in words."""
+    words = {"Tensor": "a tensor", "int": "an int", "str": "text", "bool": "True or False"}
+    kind = type(value).__name__
+    return words.get(kind, f"a {kind}")
+
+
+def _short(value):
+    """A value in few characters."""
+    if isinstance(value, torch.Tensor):
+        value = (
+            [float(f"{x:.4g}") for x in value.flatten().tolist()] if value.ndim else value.item()
+        )
+    if isinstance(value, list) and all(type(x) is float and x == round(x) for x in value):
+        value = [int(x) for x in value]
+    text = f"{value:.6g}" if type(value) is float else f"{value:,}" if type(value) is int else value
+    text = str(text)
+    return text if len(text) <= 90 else f"{text[:87]}…"

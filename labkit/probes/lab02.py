@@ -1,0 +1,297 @@
+"""Probes of lab 2: they call the learner's code and return facts, `{noun: value}`.
+
+A check compares the facts as a whole, and a learner reads the noun of the first that is wrong.
+"""
+
+import contextlib
+import functools
+
+import torch
+from torch import nn
+
+from labkit.contract import kept
+from labkit.probes import watch
+from labkit.probes.models import NAMES, adapted, parts, small_model, step
+
+SCALE = (0.005, 0.7)  # standard deviations of A that pass for "small" at d_in = 256
+
+
+def forward_work(lora_forward, x, W, A, B, alpha):
+    """The type of the result, and the largest tensor made on the way; NumPy's count, too."""
+    kind = type(lora_forward(x, W, A, B, alpha)).__name__
+    with watch.Work(W.numel(), x, W, A, B) as work:
+        lora_forward(x, W, A, B, alpha)
+    work.large |= watch.allocated(lora_forward, x, W, A, B, alpha) >= 4 * W.numel()
+    return {"the result": "a tensor" if kind == "Tensor" else kind} | work.facts("lora_forward")
+
+
+def by_hand(lora_gradients, x, W, A, B, alpha, dY):
+    """dA and dB, how they were found, and the work that took."""
+    try:
+        with watch.no_autograd(), watch.Work(1 << 30) as work:
+            got = lora_gradients(x, W, A, B, alpha, dY)
+    except watch.Autograd:
+        return {"the gradients": "computed by autograd"}
+    got = list(got) if isinstance(got, list | tuple) else [got]
+    facts = {"the gradients": "computed by hand", "the number of results": len(got)}
+    return facts | dict(zip(("dA", "dB"), got, strict=False)) | work.pace()
+
+
+# --- one layer -----------------------------------------------------------------------------
+
+
+def _base(W, bias=None, dtype=torch.float32):
+    linear = nn.Linear(W.shape[1], W.shape[0], bias=bias is not None, dtype=dtype)
+    with torch.no_grad():
+        linear.weight.copy_(W)
+        if bias is not None:
+            linear.bias.copy_(bias)
+    return linear
+
+
+def _layer(LoRALinear, W, bias, A, B, alpha):
+    """The learner's layer with these numbers in it."""
+    layer = LoRALinear(_base(W, bias), len(A), alpha)
+    with torch.no_grad():
+        layer.A.copy_(A)
+        layer.B.copy_(B)
+    return layer
+
+
+def new_layer(LoRALinear, W, bias, A, B, alpha, x):
+    """A layer that was just made: its parts, and the parameters that train."""
+    base = _base(W, bias)
+    weight = base.weight
+    layer, other = LoRALinear(base, len(A), alpha), LoRALinear(_base(W, bias), len(A), alpha)
+    names = {id(getattr(layer, name, None)): name for name in "AB"}
+    trains = {names.get(id(p), n): p.requires_grad for n, p in layer.named_parameters()}
+    own = base.weight is weight and any(m is base for m in layer.modules())
+    unchanged = torch.equal(base.weight, W) and torch.equal(base.bias, bias)
+    return {
+        "layer.base": "the layer it was given" if layer.base is base and own else "another one",
+        "the base layer's weights": "left as they were" if unchanged else "changed",
+        "layer.r": layer.r,
+        "layer.scaling": float(layer.scaling),
+        "layer.merged": str(getattr(layer, "merged", "missing")),
+        "the shape of A": str(tuple(layer.A.shape)),
+        "the shape of B": str(tuple(layer.B.shape)),
+        "A at the start": _start(layer.A, other.A),
+        "B at the start": "all zeros" if not layer.B.any() else "random",
+        "the parameters": sorted(trains),
+        "the parameters that train": sorted(name for name, flag in trains.items() if flag),
+        "the output of a new layer": layer(x) if layer.A.shape == A.shape else None,
+    }
+
+
+def _start(A, other):
+    """What A is at the start, in words, from the A of two layers."""
+    std, mean = A.std().item(), A.mean().item()
+    if not A.any():
+        return "all zeros"
+    if torch.equal(A, other):
+        return "the same in every layer"
+    small = SCALE[0] < std < SCALE[1] and abs(mean) < 0.3 * std
+    size = "entries of about 1/sqrt(d_in)" if small else f"mean {mean:.1g} and std {std:.1g}"
+    return f"random with {size}"
+
+
+def layer_forward(LoRALinear, W, bias, A, B, alpha, x):
+    """What a layer computes in every mode, and what a step of training changes."""
+    layer = _layer(LoRALinear, W, bias, A, B, alpha)
+    plain = _layer(LoRALinear, W, None, A, B, alpha)
+    facts = {"the output": layer(x), "the output without a bias": plain(x)}
+    facts["the output for one row of x"] = layer(x[0])
+    facts["the output for x of shape (2, 3, d_in)"] = layer(x.view(2, 3, -1))
+    facts["the output in eval()"] = layer.eval()(x)
+    unchanged = torch.equal(layer.base.weight, W)
+    layer.merged = True
+    facts["the output while merged is True"] = layer(x)
+    layer.merged = False
+    x = x.clone().requires_grad_()
+    layer.train()(x).square().sum().backward()
+    facts["the gradient of x"] = x.grad
+    unchanged = unchanged and torch.equal(layer.base.weight, W)
+    facts["the base layer's weights"] = "left as they were" if unchanged else "changed"
+    facts["a training step"] = step(layer, x)
+    fresh = _layer(LoRALinear, W, bias, A, 0 * B, alpha)
+    facts["a new layer's first training step"] = step(fresh, x).replace("A and B", "B")
+    few, many = x.detach(), x.detach().repeat(40, 1)
+    with watch.Work(W.numel(), *layer.parameters()) as work:
+        layer(few)
+    facts |= work.facts("forward")
+    with watch.Work(W.numel()) as work:
+        layer(many)
+    return facts | work.pace()
+
+
+def layer_in_bf16(LoRALinear, W, A, alpha):
+    """The dtypes over a bf16 base, and the device over a base on the meta device."""
+    layer = LoRALinear(_base(W, dtype=torch.bfloat16), len(A), alpha)
+    inputs = list(layer.parameters())
+    with watch.Work(W.numel(), *inputs) as work:
+        y = layer(torch.ones(1, W.shape[1], dtype=torch.bfloat16))
+    apart, places = layer, ["meta"]
+    with contextlib.suppress(RuntimeError):  # a layer that moves .data can't leave the meta device
+        apart = LoRALinear(nn.Linear(4, 4, device="meta"), 2, 4)
+        places = sorted({p.device.type for p in (apart.A, apart.B)})
+    owned = [n for n in "AB" if all(_owns(one, n) for one in (layer, apart))]
+    kinds = {name: str(t.dtype)[6:] for name, t in {"A": layer.A, "B": layer.B, "y": y}.items()}
+    return {
+        "the dtype of A": kinds["A"],
+        "the dtype of B": kinds["B"],
+        "what is a Parameter of A and B": owned,
+        "the dtype of the output": kinds["y"],
+        "the device of A and B, over a base on meta,": ", ".join(places),
+    } | work.facts("forward")
+
+
+def _owns(layer, name):
+    return any(getattr(layer, name) is p for p in layer.parameters())
+
+
+def merging(merge_, unmerge_, LoRALinear, W, bias, A, B, alpha, x):
+    """base.weight, the output and the flag after each call, and what has to stay as it was."""
+    layer = _layer(LoRALinear, W, bias, A, B, alpha).eval()
+    weight, other = layer.base.weight, _layer(LoRALinear, W, bias, A, B, alpha)
+    facts, same, parts = {}, [], [t.detach().clone() for t in (layer.A, layer.B, layer.base.bias)]
+
+    def note(act, when):
+        act(layer)
+        facts[f"base.weight after {when}"] = layer.base.weight.detach().clone()
+        facts[f"the output after {when}"] = layer(x)
+        same.append(layer.base.weight is weight)
+
+    note(unmerge_, "unmerge_ of a layer that was never merged")
+    modes = [layer.training]
+    layer.train()
+    for act, when in ((merge_, "merge_"), (merge_, "a second merge_"), (unmerge_, "unmerge_")):
+        note(act, when)
+    facts["layer.merged after unmerge_"] = bool(layer.merged)
+    note(unmerge_, "a second unmerge_")
+    switched = [*modes, layer.training] != [False, True]
+    facts["the mode"] = "switched between train() and eval()" if switched else "left as it was"
+    stayed = all(map(torch.equal, parts, (layer.A, layer.B, layer.base.bias)))
+    facts["A, B and the bias"] = "left as they were" if stayed else "changed"
+    facts["base.weight"] = "the Parameter it was" if all(same) else "a new one"
+    frozen = weight.is_leaf and not weight.requires_grad
+    facts["base.weight at the end"] = "frozen" if frozen else "part of the autograd graph"
+    layer(x).square().sum().backward()
+    facts |= {"the gradient of A after unmerge_": layer.A.grad}
+    facts |= {"the gradient of B after unmerge_": layer.B.grad}
+    with torch.no_grad():
+        layer.A.mul_(2)
+    note(merge_, "another merge_, of an A that changed,")
+    merge_(other)
+    facts["another layer's base.weight after merge_"] = other.base.weight.detach().clone()
+    unmerge_(other)
+    note(unmerge_, "another unmerge_")
+    half, kinds = LoRALinear(_base(W, dtype=torch.bfloat16), 2, 4), set()
+    for act in (merge_, unmerge_):
+        act(half)
+        kinds.add(str(half.base.weight.dtype).removeprefix("torch."))
+    return facts | {"the dtype of a bf16 base.weight": ", ".join(sorted(kinds))}
+
+
+# --- a whole model -------------------------------------------------------------------------
+
+
+def injected(inject, targets, r, alpha, weights, factors):
+    """What `inject` does to a small model; `factors` are A and B to set, `{layer: (A, B)}`."""
+    model, ids = small_model(weights), torch.arange(11)
+    model.layers[1].eval()
+    before = dict(model.named_parameters())
+    modes = {name: module.training for name, module in model.named_modules()}
+    count = inject(model, targets, r, alpha)
+    layers = {n: m for n, m in model.named_modules() if hasattr(m, "A") and hasattr(m, "B")}
+    names = {id(getattr(m, part)): f"{n}.{part}" for n, m in layers.items() for part in "AB"}
+    here = {id(p) for p in model.parameters()}
+    trains = [names.get(id(p), n) for n, p in model.named_parameters() if p.requires_grad]
+    ranks = sorted({len(m.A) for m in layers.values()})
+    fresh = model(ids)
+    with torch.no_grad():
+        for name in layers.keys() & factors.keys() if ranks == [r] else ():
+            layers[name].A.copy_(factors[name][0])
+            layers[name].B.copy_(factors[name][1])
+    own = [(n, m) for n, m in model.named_modules() if n in modes and n not in layers]
+    switched = any(m.training != modes[n] for n, m in own)
+    return {
+        "the replaced layers": sorted(layers),
+        "the return value": type(count).__name__ if isinstance(count, nn.Module) else count,
+        "the old parameters that are gone": [n for n, p in before.items() if id(p) not in here],
+        "the ranks": ranks,
+        "the parameters that train": sorted(trains),
+        "the mode": "switched between train() and eval()" if switched else "left as it was",
+        "the output with new layers": fresh,
+        "the output with A and B set": model(ids),
+    }
+
+
+def injected_elsewhere(inject, targets, r, alpha, weights):
+    """What `inject` returns for a second model, and the dtypes of a model in bf16 afterwards."""
+    counts = [inject(small_model(weights), targets, r, alpha) for _ in range(2)]
+    model = small_model(weights, torch.bfloat16)
+    own = list(model.parameters())
+    inject(model, targets, r, alpha)
+    kinds = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in own}))
+    return {"the return value": counts[1], "the dtype of the model, bf16 before,": kinds}
+
+
+def state(adapter_state, load_adapter_, LoRALinear, A, B, x):
+    """What `adapter_state` returns of a model."""
+    got = kept(adapter_state, adapted(LoRALinear, A, B, x))
+    if not isinstance(got, dict):
+        return {"the type of adapter_state(model)": type(got).__name__}
+    facts = {"the type of adapter_state(model)": "dict"}
+    facts["the keys of adapter_state(model)"] = sorted(map(str, got))
+    return facts | {f"adapter_state(model)[{name!r}]": got.get(name) for name in NAMES}
+
+
+def loaded(adapter_state, load_adapter_, LoRALinear, A, B, x):
+    """What a model is like after it loads another one's state, which then changes."""
+    model = adapted(LoRALinear, A * 0, B * 0, x).eval()
+    before = parts(model)
+    others = {n: p.detach().clone() for n, p in model.named_parameters()}
+    source = adapter_state(adapted(LoRALinear, A, B, x))
+    shuffled = {n: source[n] for n in [*list(source)[2:], *list(source)[:2]]}  # the order differs
+    kept(functools.partial(load_adapter_, model), shuffled)
+    with torch.no_grad():
+        for tensor in source.values():
+            tensor += 1
+    after, mine = parts(model), {id(p) for p in parts(model).values()}
+    rest = [(n, p) for n, p in model.named_parameters() if id(p) not in mine]
+    facts = {f"the model's {name}": p for name, p in after.items()}
+    same = all(before[name] is p for name, p in after.items())
+    facts["A and B"] = "the Parameters they were" if same else "new ones"
+    trains = all(p.requires_grad for p in after.values())
+    facts["A and B at the end"] = "trainable" if trains else "frozen"
+    stayed = all(torch.equal(p, others[n]) for n, p in rest)
+    facts["the other parameters"] = "left as they were" if stayed else "changed"
+    mode = "switched between train() and eval()" if model.training else "left as it was"
+    return facts | {"the mode": mode}
+
+
+MISFITS = {  # states that do not fit, and how they are made from one that does
+    "without the key": lambda state, name: {n: t for n, t in state.items() if n != name},
+    "with an unknown key in addition to": lambda state, name: (
+        state | {"no.such.layer.A": state[name]}
+    ),
+    "with a transposed matrix at": lambda state, name: state | {name: state[name].T.clone()},
+    "with only one column at": lambda state, name: state | {name: state[name][:, :1]},
+    "with only one row at": lambda state, name: state | {name: state[name][:1]},
+}
+
+
+def refused(adapter_state, load_adapter_, LoRALinear, A, B, x, misfit, name):
+    """What `load_adapter_` does with a state that does not fit, and whether A and B changed."""
+    model, other = (adapted(LoRALinear, M, B, x) for M in (A, A + 1))
+    before = {name: part.detach().clone() for name, part in parts(model).items()}
+    given, outcome = MISFITS[misfit](dict(adapter_state(other)), name), "no error at all"
+    try:
+        if isinstance(load_adapter_(model, given), BaseException):
+            outcome = "an error that is returned and not raised"
+    except NotImplementedError:
+        raise
+    except Exception:
+        stayed = all(torch.equal(part, before[name]) for name, part in parts(model).items())
+        outcome = f"an error {'before anything changed' if stayed else 'after something changed'}"
+    return {"the outcome": outcome}

@@ -1,0 +1,108 @@
+"""Small models whose names invite the mistakes that learners make."""
+
+import torch
+from torch import nn
+
+ADAPTED = ("0.0", "0.2", "1.0")  # the LoRA layers of `adapted`
+NAMES = [f"{layer}.{part}" for layer in ADAPTED for part in "AB"]
+
+
+class _Attention(nn.Module):
+    """Names that invite a mistake: `kq_proj` only ends like `q_proj`, and a norm is called A."""
+
+    def __init__(self, d):
+        super().__init__()
+        for name in ("q_proj", "k_proj", "v_proj", "kq_proj"):
+            setattr(self, name, nn.Linear(d, d, bias=name != "v_proj"))
+        self.normA = nn.LayerNorm(d)
+
+    def forward(self, x):
+        y = self.q_proj(x) * self.k_proj(x) + self.kq_proj(x)
+        return self.normA(self.v_proj(y.tanh()))
+
+
+class _Weighted(nn.Sequential):
+    """Not an nn.Linear, but it has a weight (d, d), as an embedding or a convolution does."""
+
+    weight = property(lambda self: self[0].weight)
+
+
+class Decoy(nn.Module):
+    """Not a LoRA layer, but it has a parameter A that trains."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.A = nn.Parameter(torch.ones(size, size))
+
+
+class Model(nn.Module):
+    """Two attention blocks, projections outside of them, and an embedding tied to the head."""
+
+    def __init__(self, d=8, vocab=11):
+        super().__init__()
+        self.embed = nn.Embedding(vocab, d)
+        self.layers = nn.ModuleList(nn.ModuleDict({"attn": _Attention(d)}) for _ in range(2))
+        for name in ("out_proj", "proj", "out_proj_2"):
+            setattr(self, name, nn.Linear(d, d))
+        self.rest = nn.ModuleDict({"down_proj": _Weighted(nn.Linear(d, d))})
+        self.head = nn.Linear(d, vocab, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        x = self.rest["down_proj"](self.embed(ids))
+        for layer in self.layers:
+            x = x + layer["attn"](x)
+        x = x + self.out_proj(x) + self.out_proj_2(self.proj(x).tanh())
+        return self.head(x)
+
+
+def small_model(weights, dtype=torch.float32):
+    """A Model with these weights, `{name: tensor}`, and a Decoy whose A has to be frozen, too."""
+    vocab, d = weights["embed.weight"].shape
+    model = Model(d, vocab).to(dtype)
+    model.rest["scale"] = Decoy(1).to(dtype)
+    model.load_state_dict(weights, strict=False)
+    return model
+
+
+def trained(A, B, x):
+    """A and B after a step of gradient descent: else the state would be what the check sends."""
+    with torch.enable_grad():
+        A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
+        dA, dB = torch.autograd.grad((x @ A.T @ B.T).square().mean(), (A, B))
+    return (A - 0.1 * dA).detach(), (B - 0.1 * dB).detach()
+
+
+def adapted(LoRALinear, A, B, x):
+    """A nested model with LoRA in the layers ADAPTED, and a Decoy."""
+    r, size = A.shape
+    inner = nn.Sequential(*(nn.Linear(size, size) for _ in range(3)))
+    model = nn.Sequential(inner, nn.Sequential(nn.Linear(size, size), Decoy(size)))
+    for i, name in enumerate(ADAPTED):
+        layer = LoRALinear(model.get_submodule(name), r, 4)
+        model.set_submodule(name, layer)
+        with torch.no_grad():
+            for part, data in zip((layer.A, layer.B), trained(A + i, B - i, x), strict=True):
+                part.copy_(data)
+    return model
+
+
+def parts(model):
+    """A and B of the LoRA layers of `adapted`, by name."""
+    return {name: getattr(model.get_submodule(name[:-2]), name[-1]) for name in NAMES}
+
+
+def step(layer, x):
+    """Which of the layer's numbers a step of SGD changes, in words."""
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    names = {id(layer.A): "A", id(layer.B): "B"}
+    trainable = [p for p in layer.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=0.1) if trainable else None
+    layer.zero_grad()
+    y = layer(x.detach())
+    if y.requires_grad:
+        y.square().mean().backward()
+    if optimizer:
+        optimizer.step()
+    moved = [names.get(id(p), n) for n, p in layer.named_parameters() if (p != before[n]).any()]
+    return f"changes {' and '.join(sorted(moved)) or 'nothing'}"

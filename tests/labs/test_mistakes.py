@@ -1,0 +1,97 @@
+"""Rows and edits test the checks: what is one slip away from the course's own answer is rejected.
+
+Each row of `labkit/checks/labNN.toml` is rejected and hears its message. Each edit of a solution is
+rejected too, unless `same.toml` says why it is the same function.
+"""
+
+import ast
+import contextlib
+import functools
+import importlib
+import signal
+import tomllib
+from pathlib import Path
+
+import pytest
+from edits import edited
+
+from labkit import contract, reference
+from labkit.checks import engine
+
+ROOT = Path(__file__).parents[2]
+STEMS = sorted(path.stem for path in (ROOT / "labs").glob("[0-9][0-9]_*.py"))
+SAME = tomllib.loads((Path(__file__).parent / "same.toml").read_text("utf-8"))
+SECONDS = 10  # an edit may make a loop that does not end
+
+
+def _checks(stem):
+    """The checks of a lab but for its quiz."""
+    module = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
+    return [c for c in contract.checks_of(module) if c.exercise["names"] != ["quiz"]]
+
+
+CHECKS = {check.exercise["id"]: (stem, check) for stem in STEMS for check in _checks(stem)}
+ROWS = [
+    pytest.param(id, piece, new, message, marks=pytest.mark.xdist_group(f"lab{CHECKS[id][0][:2]}"))
+    for id in CHECKS
+    for piece, ways in engine.mistakes(id).items()
+    for new, message in ways.items()
+]
+
+
+def _judge(id, source, named=True):
+    """The status and the message of the objects that a source defines."""
+    stem, check = CHECKS[id]
+    space = contract.defined_by(source)
+    contract.session.clear()
+    contract.session.namespace = space
+    if named:
+        contract.session.reference = functools.partial(reference.reference, stem)
+    with contextlib.suppress(contract.CheckFailed):
+        check(*(space[name] for name in check.exercise["names"]))
+    record = contract.session.records[id]
+    return record["status"], record["message"]
+
+
+@pytest.mark.parametrize(("id", "piece", "new", "message"), ROWS)
+def test_a_row_is_rejected_and_heard(id, piece, new, message):
+    source = reference.reference(CHECKS[id][0], id)
+    assert source.count(piece) == 1, "the solution was rewritten, but not this row"
+    assert not any(isinstance(node, ast.While) for node in ast.walk(ast.parse(source)))
+    status, told = _judge(id, source.replace(piece, new))
+    assert (status, message in told) == ("failed", True), told
+
+
+def test_an_exercise_has_few_rows():
+    counts = {id: sum(map(len, engine.mistakes(id).values())) for id in CHECKS}
+    assert {id: n for id, n in counts.items() if n > 20} == {}
+
+
+def _survivors(id):
+    """The edits of a solution that its check accepts."""
+    stem, check = CHECKS[id]
+    own = [name for name in check.exercise["names"] if name in contract.NAMES[id]]
+
+    def late(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    found = []
+    for text, source in edited(reference.reference(stem, id), own):
+        signal.alarm(SECONDS)
+        try:
+            if _judge(id, source, named=False)[0] == "passed":
+                found.append(text)
+        except Exception:  # a source that does not run, or for too long
+            continue
+        finally:
+            signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+    return found
+
+
+@pytest.mark.parametrize(
+    "id", [pytest.param(id, marks=pytest.mark.xdist_group(f"edits {id}")) for id in CHECKS]
+)
+def test_an_edit_that_passes_is_the_same_function(id, capsys):
+    assert set(_survivors(id)) == SAME.get(id, {}).keys()
