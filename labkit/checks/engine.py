@@ -13,6 +13,7 @@ fits, the first failing case is shown, so put small cases first.
 
 import base64
 import functools
+import math
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ import torch
 from labkit import contract
 from labkit.contract import CheckFailed, Session, observe
 
-SECONDS = 0.5  # to look for the mistake; after that the failing case is shown
+SECONDS = 0.5  # of computing, to look for the mistake; then the failing case is shown
 LONGEST = 300  # characters of a message
 
 
@@ -52,7 +53,10 @@ def expect_right(
     are compared one by one. `where` begins a sentence: "on x of shape (4, 5)".
     """
     answers = answer if isinstance(answer, tuple) else (answer,)
-    run = (lambda ask, objects, data: _outcome(ask, (probe, *objects), data)) if probe else _outcome
+
+    def run(ask, objects, data):
+        return _outcome(ask, (probe, *objects) if probe else objects, data)
+
     judged = [
         Case(where, data, run(observe, answers, data), _facts(right(*data)))
         for where, data in cases.items()
@@ -91,13 +95,13 @@ def _first_wrong(case, tol):
 
 def _mistake(cases, run, tol):
     """The message of the row that explains most of what is wrong in the cases; "" if none does."""
-    best, message, until = (False, 0), "", time.perf_counter() + SECONDS
+    best, message, until = (False, 0), "", time.thread_time() + SECONDS
     for text, objects in rewritten():
         score = _explained(cases, functools.partial(run, objects), tol)
         if score > best:
             best, message = score, text
-        if time.perf_counter() > until:
-            break
+        if time.thread_time() > until:  # a later row might have been better than half of one
+            return message if best[0] else ""
     return message
 
 
@@ -116,12 +120,12 @@ def rewritten() -> Iterator[tuple[str, tuple]]:
 
 
 def _explained(cases, run, tol):
-    """`(whether nothing speaks against it, how many wrong facts it explains)`; (False, 0): none.
+    """`(whether it explains them all alone, how many wrong facts it explains)`; (False, 0): none.
 
-    A rewritten solution speaks against itself where it is wrong in another way than the learner,
-    or where the learner is right. That is no objection if several equal numbers are no accident.
+    A rewritten solution that is wrong where the learner is right explains nothing. One that is
+    wrong in another way may be one of two mistakes, if equal numbers elsewhere are no accident.
     """
-    explained, against, rich = 0, 0, False
+    explained, others, rich = 0, 0, False
     for number, case in enumerate(cases):
         first, gives = _first_wrong(case, tol), run(case.data)
         for noun in [""] if "" in gives or "" in case.got else case.right:
@@ -129,11 +133,13 @@ def _explained(cases, run, tol):
             if same(its, mine, tol):
                 explained += not same(mine, right, tol)
                 rich |= number == 0 and noun == first and _is_rich(mine)
+            elif same(mine, right, tol):
+                return False, 0
             elif not same(its, right, tol):
-                against += 1
+                others += 1
             if number == 0 and noun == first and not explained:
                 return False, 0  # it does not explain what the learner will read first
-    return (not against, explained) if not against or rich else (False, 0)
+    return (not others, explained) if not others or rich else (False, 0)
 
 
 def _is_rich(value):
@@ -177,9 +183,8 @@ def same(got: object, right: object, tol: float) -> bool:
         alike = isinstance(got, list | tuple) and len(got) == len(right)
         return alike and all(same(g, r, tol) for g, r in zip(got, right, strict=True))
     if type(right) is float and type(got) is float:
-        return (
-            abs(got - right) <= tol * max(abs(right), 1e-8) or got == right or got != got != right
-        )
+        near = got == right or abs(got - right) <= tol * max(abs(right), 1e-8)
+        return near or (math.isnan(got) and math.isnan(right))
     if isinstance(right, Raised) and isinstance(got, Raised):
         return got.partition(" (line ")[0] == right.partition(" (line ")[0]
     return type(got) is type(right) and got == right
@@ -195,8 +200,8 @@ def describe(case: Case, message: str, tol: float) -> str:
     said = got if noun == "" else f"{noun} {_difference(got, right, bool(message))}"
     if got is None and noun in ("the result", "the return value"):
         said = f"{noun} is None: is `return` missing?"
-    comma = "" if noun in ("", "the result") else ","
-    text = f"{case.where}{comma} {said}"
+    comma = "" if noun in ("", "the result") or not case.where else ","
+    text = f"{case.where}{comma} {said}".strip()
     if message and len(text) + len(message) > LONGEST - 2:
         text = case.where
     text = f"{text}: {message}" if message else text
@@ -255,6 +260,7 @@ def _relation(got, right):
 def _kind(value):
     """A value's type, in words."""
     words = {"Tensor": "a tensor", "int": "an int", "str": "text", "bool": "True or False"}
+    words["NoneType"] = "None"
     kind = type(value).__name__
     return words.get(kind, f"a {kind}")
 
@@ -262,11 +268,9 @@ def _kind(value):
 def _short(value):
     """A value in few characters."""
     if isinstance(value, torch.Tensor):
-        value = (
-            [float(f"{x:.4g}") for x in value.flatten().tolist()] if value.ndim else value.item()
-        )
+        value = [float(f"{x:.4g}") for x in value.flatten().tolist()] or "an empty tensor"
+        value = value[0] if len(value) == 1 else value
     if isinstance(value, list) and all(type(x) is float and x == round(x) for x in value):
         value = [int(x) for x in value]
     text = f"{value:.6g}" if type(value) is float else f"{value:,}" if type(value) is int else value
-    text = str(text)
-    return text if len(text) <= 90 else f"{text[:87]}…"
+    return str(text) if len(str(text)) <= 90 else f"{str(text)[:87]}…"

@@ -53,25 +53,26 @@ def layer(LoRALinear):
     rng = generator()
     W, bias, A, B, _ = numbers(rng, 48, 256, 5, 3.0)
     x = randn(6, 256, rng=rng)
-    where = "for LoRALinear(nn.Linear(256, 48), r=5, alpha={})"
-    cases = {where.format(3): (W, bias, A, B, 3.0, x)}
+    cases = {"in a new layer with r = 5, alpha = 3": (W, bias, A, B, 3.0, x)}
     expect_right(LoRALinear, cases, _new_layer, probes.new_layer)
-    cases = {f"{where.format(14)}, with A and B set": (W, bias, A, B, 14.0, x)}
+    cases = {"once A and B are set": (W, bias, A, B, 14.0, x)}
     expect_right(LoRALinear, cases, _forward, probes.layer_forward)
     in_bf16 = {
-        "the dtype of A": "float32",
-        "the dtype of B": "float32",
-        "what is a Parameter of A and B": ["A", "B"],
-        "the dtype of the output": "bfloat16",
-        "the device of A and B, over a base on meta,": "meta",
+        "the dtype of A over a bf16 base": "float32",
+        "the dtype of B over a bf16 base": "float32",
+        "the Parameters, of A and B, over such a base or one on another device,": ["A", "B"],
+        "the dtype of the output over a bf16 base": "bfloat16",
+        "the device of A and B, for a base on the device meta,": "meta",
         "the largest tensor in forward": "smaller than W",
     }
-    cases = {"over a base in bf16": (W, A, 14.0)}
+    cases = {"": (W, A, 14.0)}
     expect_right(LoRALinear, cases, lambda *_: in_bf16, probes.layer_in_bf16)
 
 
 def _new_layer(W, bias, A, B, alpha, x):
     return {
+        "the type of A": "Parameter",
+        "the type of B": "Parameter",
         "layer.base": "the layer it was given",
         "the base layer's weights": "left as they were",
         "layer.r": len(A),
@@ -110,7 +111,9 @@ def gradients(lora_gradients):
     """equals autograd, and dA is zero while B is zero"""
     rng = generator()
     expect("r" not in observe(watch.global_names, lora_gradients), NO_R)
-    cases = {}
+    x, dY = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0]])
+    by_hand = x, torch.tensor([[5.0, 6.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0]])
+    cases = {"on the example from the text": (*by_hand, 1, dY)}
     for n, d_out, d_in, r, alpha in ((1, 3, 2, 1, 3.0), (6, 7, 5, 3, 2.0), (2, 40, 30, 3, 7.0)):
         data = (randn(n, d_in, rng=rng), *numbers(rng, d_out, d_in, r, alpha, bias=False))
         where = f"for x of shape {(n, d_in)} and dY of shape {(n, d_out)}"
@@ -160,6 +163,7 @@ def _injected(targets, r, alpha, weights, factors):
 
     return {
         "the replaced layers": sorted(factors),
+        "the type of the return value": "int",
         "the return value": len(factors),
         "the old parameters that are gone": [],
         "the ranks": [r],
@@ -177,14 +181,17 @@ def arithmetic(step_flops):
     sides = [int(side) * 2 + 11 for side in torch.randperm(36, generator=rng)[:4]]
     several = {"q_proj": (sides[0], sides[1]), "up_proj": (sides[3], sides[0])}
     several |= {"k_proj": (sides[2], sides[1]), "v_proj": (sides[2], sides[1])}
-    data = [({"k_proj": (4, 8)}, 1), (several, draw(11, 60, rng)), ({"o_proj": sides[2:]}, 61)]
+    data = [
+        ({"k_proj": (4, 8)}, 1),
+        (several, draw(11, 60, rng)),
+        ({"o_proj": tuple(sides[2:])}, 61),
+    ]
     data += [(shapes, n, r) for (shapes, n), r in zip(data, (2, draw(4, 9, rng), 5), strict=True)]
     expect_right(step_flops, {_call(*one): one for one in data}, counted)
 
 
 def _call(shapes, n_tokens, r=None):
-    listed = ", ".join(f"{name}: {tuple(shape)}" for name, shape in shapes.items())
-    return f"for step_flops({{{listed}}}, {n_tokens}{f', r={r}' if r else ''})"
+    return f"for step_flops({shapes}, {n_tokens}{f', r={r}' if r else ''})"
 
 
 def counted(shapes, n_tokens, r=None):

@@ -36,7 +36,8 @@ def judge(quiz, number):
             lines.append(f"{question} wants one of {', '.join(reasons)}")
         right += kept.get(question) == answer
     if right < len(key):
-        raise CheckFailed([f"{right} of {len(key)} right", *lines], earned=right)
+        late = " at your first try" if any("your first answer" in line for line in lines) else ""
+        raise CheckFailed([f"{right} of {len(key)} right{late}", *lines], earned=right)
     return f"{right} of {len(key)} right\n  " + "\n  ".join(lines)
 
 
@@ -49,6 +50,5 @@ def _letter(said):
 def read_key(number):
     """Lab `number`'s key: `quiz` in labNN.toml, else labNN/quiz.toml (in a student's copy .b64)."""
     folder = Path(__file__).parent / f"lab{number}"
-    return copy.deepcopy(engine.read(folder.with_suffix(".toml")).get("quiz")) or engine.read(
-        folder / "quiz.toml"
-    )
+    key = engine.read(folder.with_suffix(".toml")).get("quiz") or engine.read(folder / "quiz.toml")
+    return copy.deepcopy(key)

@@ -16,8 +16,8 @@ GUESSES = (TURN, ENTRIES)  # of what may be wrong: a check that knows the exerci
 HINTS = {  # a piece of an exception's text: what may be behind it
     "shapes cannot be multiplied": TURN,
     "size mismatch, got input": TURN,
-    "first two dimensions of batch": ".T reverses all axes; with more than two use .mT, or "
-    "multiply from the other side",
+    "first two dimensions of batch": "with more than two axes, .T reverses all of them: multiply "
+    "from the other side (x @ W.T), or use .mT",
     "size of tensor a": ENTRIES,
     "batches of square matrices": "only a square matrix has eigenvalues or an inverse; use the SVD",
     "to a 0-dim tensor": "this is a single number already, not a vector",

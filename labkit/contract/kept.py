@@ -17,9 +17,7 @@ def changes(before: object, after: object, name: str) -> list[str]:
     import torch
 
     if not isinstance(after, torch.nn.Module):
-        copy = f"{name}.clone()" if isinstance(before, torch.Tensor) else f"{name}.copy()"
-        copy = f"copy.deepcopy({name})" if isinstance(before, dict | list) else copy
-        told = f"it changes its input {name} in place: work on a copy, {copy}"
+        told = f"it changes its input {name} in place: leave it as it is, or work on a copy"
         return [] if same(before, after) else [told]
     lines, after = [], picture(after)
     switched = before["its active adapter"] != after["its active adapter"]

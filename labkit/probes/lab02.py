@@ -63,11 +63,14 @@ def new_layer(LoRALinear, W, bias, A, B, alpha, x):
     base = _base(W, bias)
     weight = base.weight
     layer, other = LoRALinear(base, len(A), alpha), LoRALinear(_base(W, bias), len(A), alpha)
+    types = {f"the type of {name}": type(getattr(layer, name)).__name__ for name in "AB"}
+    if not isinstance(layer.A, torch.Tensor) or not isinstance(layer.B, torch.Tensor):
+        return types
     names = {id(getattr(layer, name, None)): name for name in "AB"}
     trains = {names.get(id(p), n): p.requires_grad for n, p in layer.named_parameters()}
     own = base.weight is weight and any(m is base for m in layer.modules())
     unchanged = torch.equal(base.weight, W) and torch.equal(base.bias, bias)
-    return {
+    return types | {
         "layer.base": "the layer it was given" if layer.base is base and own else "another one",
         "the base layer's weights": "left as they were" if unchanged else "changed",
         "layer.r": layer.r,
@@ -137,11 +140,11 @@ def layer_in_bf16(LoRALinear, W, A, alpha):
     owned = [n for n in "AB" if all(_owns(one, n) for one in (layer, apart))]
     kinds = {name: str(t.dtype)[6:] for name, t in {"A": layer.A, "B": layer.B, "y": y}.items()}
     return {
-        "the dtype of A": kinds["A"],
-        "the dtype of B": kinds["B"],
-        "what is a Parameter of A and B": owned,
-        "the dtype of the output": kinds["y"],
-        "the device of A and B, over a base on meta,": ", ".join(places),
+        "the dtype of A over a bf16 base": kinds["A"],
+        "the dtype of B over a bf16 base": kinds["B"],
+        "the Parameters, of A and B, over such a base or one on another device,": owned,
+        "the dtype of the output over a bf16 base": kinds["y"],
+        "the device of A and B, for a base on the device meta,": ", ".join(places),
     } | work.facts("forward")
 
 
@@ -175,7 +178,9 @@ def merging(merge_, unmerge_, LoRALinear, W, bias, A, B, alpha, x):
     facts["base.weight"] = "the Parameter it was" if all(same) else "a new one"
     frozen = weight.is_leaf and not weight.requires_grad
     facts["base.weight at the end"] = "frozen" if frozen else "part of the autograd graph"
-    layer(x).square().sum().backward()
+    y = layer(x)
+    if y.requires_grad:
+        y.square().sum().backward()
     facts |= {"the gradient of A after unmerge_": layer.A.grad}
     facts |= {"the gradient of B after unmerge_": layer.B.grad}
     with torch.no_grad():
@@ -203,6 +208,7 @@ def injected(inject, targets, r, alpha, weights, factors):
     modes = {name: module.training for name, module in model.named_modules()}
     count = inject(model, targets, r, alpha)
     layers = {n: m for n, m in model.named_modules() if hasattr(m, "A") and hasattr(m, "B")}
+    layers = {n: m for n, m in layers.items() if model.get_submodule(n) is m}  # no dotted child
     names = {id(getattr(m, part)): f"{n}.{part}" for n, m in layers.items() for part in "AB"}
     here = {id(p) for p in model.parameters()}
     trains = [names.get(id(p), n) for n, p in model.named_parameters() if p.requires_grad]
@@ -216,7 +222,8 @@ def injected(inject, targets, r, alpha, weights, factors):
     switched = any(m.training != modes[n] for n, m in own)
     return {
         "the replaced layers": sorted(layers),
-        "the return value": type(count).__name__ if isinstance(count, nn.Module) else count,
+        "the type of the return value": type(count).__name__,
+        "the return value": None if isinstance(count, nn.Module) else count,
         "the old parameters that are gone": [n for n, p in before.items() if id(p) not in here],
         "the ranks": ranks,
         "the parameters that train": sorted(trains),
@@ -285,7 +292,7 @@ def refused(adapter_state, load_adapter_, LoRALinear, A, B, x, misfit, name):
     """What `load_adapter_` does with a state that does not fit, and whether A and B changed."""
     model, other = (adapted(LoRALinear, M, B, x) for M in (A, A + 1))
     before = {name: part.detach().clone() for name, part in parts(model).items()}
-    given, outcome = MISFITS[misfit](dict(adapter_state(other)), name), "no error at all"
+    given, outcome = MISFITS[misfit](dict(adapter_state(other)), name), "success"
     try:
         if isinstance(load_adapter_(model, given), BaseException):
             outcome = "an error that is returned and not raised"

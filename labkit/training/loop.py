@@ -138,17 +138,3 @@ def held_out_loss(
         count += sum(lengths)
     model.train(was_training)
     return total / count
-
-
-def bytes_held(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """What stays in memory from step to step: bytes of weights, gradients and optimizer states.
-
-    Gradients are counted where a parameter trains, whether or not they are set at the moment.
-    """
-    params = list(model.parameters())
-    states = [t for state in optimizer.state.values() for t in state.values()]
-    return {
-        "weights": sum(p.nbytes for p in params),
-        "gradients": sum(p.nbytes for p in params if p.requires_grad),
-        "optimizer": sum(t.nbytes for t in states if isinstance(t, torch.Tensor)),
-    }

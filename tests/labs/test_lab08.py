@@ -621,7 +621,7 @@ WRONG_REFERENCES = [
     (reference(made=lambda x, b: sequence_logprob(x, b["labels"]).sum()), "gave one number"),
     (reference(made=lambda x, b: x.log_softmax(-1)), "wanted"),
     (reference(made=lambda x, b: None), "is `return` missing?"),
-    (popped, "changes its input batch in place: make a new one, with no pop"),
+    (popped, "changes its input batch in place"),
     (zeroed, "weights are changed"),
     (unscaled, "scaling is changed"),
     (lambda model, batch: torch.zeros(len(batch["labels"])), "the model was not run"),

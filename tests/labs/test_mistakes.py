@@ -76,8 +76,9 @@ def _survivors(id):
         raise TimeoutError
 
     before = signal.signal(signal.SIGALRM, late)
-    found = []
-    for text, source in edited(reference.reference(stem, id), own):
+    found, solution = [], reference.reference(stem, id)
+    assert _judge(id, solution, named=False)[0] == "passed"
+    for text, source in edited(solution, own):
         signal.alarm(SECONDS)
         try:
             if _judge(id, source, named=False)[0] == "passed":

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from labkit.labs import tiny
+from labkit.probes import tiny
 from labkit.training import generation
 
 

@@ -7,7 +7,7 @@ from trl import SFTConfig
 
 from labkit import download, lab, measured, tasks
 from labkit.checks import lab01
-from labkit.labs import tiny
+from labkit.probes import tiny
 from labkit.training import finetuning, generation, hardware, loop, models
 
 

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
-from labkit.labs import tiny
+from labkit.probes import tiny
 from labkit.training import pairs, rollouts
 
 

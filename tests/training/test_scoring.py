@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from labkit.labs.tiny import language_model, words
+from labkit.probes.tiny import language_model, words
 from labkit.training import loop, packing, scoring
 
 TEMPLATE = (

@@ -3,7 +3,7 @@
 import pytest
 
 from labkit.errors import LabError
-from labkit.labs.tiny import language_model
+from labkit.probes.tiny import language_model
 from labkit.training import serving
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"

@@ -271,6 +271,10 @@ def counts(intruders):
     asked = every(lambda *case: asked_intruders(intruders, *case), cases)
     if len(asked) == len(cases):
         expect_numbers(asked)
+        rows, zeros = torch.arange(4.0, 0, -1).diag(), torch.zeros(4, 4)
+        apart = torch.cat([rows, zeros]), torch.cat([zeros, rows])  # each cosine is exactly 0
+        name = "two W without a row in common"
+        expect_numbers([asked_intruders(intruders, name, *apart, 3, 0.0)])
 
 
 @exercise("1.8", points=3)

@@ -21,8 +21,8 @@ from labkit.checks.lab03.matching import expect_matches
 from labkit.checks.lab03.prompted import expect_prompt
 from labkit.checks.quiz import judge
 from labkit.contract import exercise, expect, generator, observe, part
-from labkit.labs import tiny
 from labkit.labs.lab03 import loading, probes
+from labkit.probes import tiny
 
 
 @exercise("3.1", points=3)

@@ -7,8 +7,8 @@ import torch
 
 from labkit.checks.compare import ask, draw, expect_number
 from labkit.contract import part, sound
-from labkit.labs import tiny
 from labkit.labs.lab03 import probes
+from labkit.probes import tiny
 
 
 def expect_matches(exact_match, rng):

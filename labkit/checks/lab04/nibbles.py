@@ -24,6 +24,8 @@ def expect_nibbles(pack_nibbles, unpack_nibbles, rng):
     for w in weights:
         w[-1] = w[-1].abs()  # its code is not 0, which looks the same in either nibble
     cases = [stored_codes(w) for w in weights]
+    each = torch.arange(256, dtype=torch.uint8)  # every byte there is
+    cases.append((torch.stack([each >> 4, each & 15], 1).flatten().long(), each))
     with part(), simplest(small.packed(pack_nibbles)):
         for codes, stored in cases:
             n = len(codes)

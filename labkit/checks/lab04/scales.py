@@ -180,7 +180,7 @@ def expect_bits(bits_per_param, rng):
                 wanted = 4 + (8 / block + 32 / (block * 256) if double else 32 / block)
                 got = observe(bits_per_param, block, double)
                 cases.append((call, got, wanted, guesses.bits(block, double), _parts(double)))
-            expect_numbers_or_first(cases, tol=1e-5)
+            expect_numbers_or_first(cases, tol=1e-6)  # 257 for 256 is off by 2e-6
         expect_number(observe(bits_per_param), 4.5, "bits_per_param()", guesses.bits(64, False))
 
 

@@ -16,8 +16,9 @@ HINTS = {
 
 def expect_updates(first_update, rng):
     """As torch's Adam has it: wide, tall, square, of rank 1, of small gradients, some of them 0."""
-    sizes = [(4, 7, 3), (8, 6, 5), (7, 7, 6), (5, 6, 1)]
-    factors = ((4, 0.01), (5, 0.004), (10, 0.5), (7, 0.003))  # at 0.5 a weight decay shows
+    sizes = [(4, 7, 3), (8, 6, 5), (7, 7, 6), (6, 12, 10), (5, 6, 1)]
+    # at 0.5 a weight decay shows; 0 makes alpha less than r
+    factors = ((4, 0.01), (5, 0.004), (10, 0.5), (0, 0.02), (7, 0.003))
     cases = []
     for k, ((d_out, d_in, r), (more, lr)) in enumerate(zip(sizes, factors, strict=True)):
         G, A = _drawn(d_out, d_in, r, rng)

@@ -159,7 +159,7 @@ def merges_quantized(merge_quantized):
         followed[1],
         likeliest() as case,
     ):
-        for shape, alpha in (((24, 40), alpha), ((7, 50), 3)):  # the second one is less than r
+        for shape, alpha in (((24, 40), 29), ((7, 50), 3)):  # 3 is less than r
             with case():
                 W4, absmax, codebook = _quantized(shape, rng)
                 A, B = _factors(*shape, r, rng)
@@ -221,7 +221,6 @@ def mixes(soup):
             (3, None),
             (2, None),
             (2, [0.75, 0.25]),
-            (1, None),
         ):
             states = _states(n, rng)
             shuffled = [dict(sorted(s.items(), reverse=i % 2 == 1)) for i, s in enumerate(states)]

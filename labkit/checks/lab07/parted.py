@@ -8,8 +8,8 @@ import torch
 
 from labkit.checks.compare import ask, draw
 from labkit.contract import CheckFailed, expect, part, sound
-from labkit.labs import tiny
 from labkit.labs.lab07 import probes
+from labkit.probes import tiny
 
 SPLIT = {
     "unhashable type": "a row is a dict: group rows by a text, the folded prompt",

@@ -2,7 +2,7 @@
 
 from labkit.checks.compare import draw
 from labkit.checks.lab07.miscounted import BLANK_ASKED, BLANK_BEFORE, FITS, OPENED, OPENING, TURN
-from labkit.labs import tiny
+from labkit.probes import tiny
 
 KEYS = ("trains_on_nothing", "no_end", "truncated", "bad_roles", "duplicates")
 words = tiny.words

@@ -5,8 +5,8 @@ import functools
 from labkit.checks.compare import draw, expect_numbers
 from labkit.checks.lab07 import served
 from labkit.contract import CheckFailed, expect, observe, part
-from labkit.labs import tiny
 from labkit.labs.lab07 import fleet
+from labkit.probes import tiny
 
 QUICKEST = 5e-6  # seconds; set_adapter takes 4e-4 on the tiny model, two looks at a clock 2e-7
 NAMES = ("home", "tickets", "homely", "sweet-home", "home", "homely")

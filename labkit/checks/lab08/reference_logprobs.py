@@ -5,8 +5,8 @@ import torch.nn.functional as F
 
 from labkit.checks.compare import ask, close, draw, expect_close, expect_shape, likeliest
 from labkit.contract import CheckFailed, expect, part, sound
-from labkit.labs import tiny
 from labkit.labs.lab08 import probes
+from labkit.probes import tiny
 
 IGNORED = -100
 NOISE = "a dropout was at work, so it is noise: model.eval() before, and its mode put back"
