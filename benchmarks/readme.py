@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "pictures"
 SHOWN = {  # file -> lab, experiment; the last picture of it
     "energy_and_gain.png": ("01_svd", "Every update cut to rank r"),
-    "lora_and_full.png": ("02_lora", "What stays between steps, and a step's peak"),
+    "lora_and_full.png": ("02_lora", "A step's time and memory"),
     "qlora_merges.png": ("06_merging", "Merges from short to long training"),
 }
 CUT = next(iter(SHOWN))  # its table says how many answers are right, by rank

@@ -1,6 +1,6 @@
 """How many planted copies `labkit grade --similar` finds, and how many innocents it names.
 
-    python benchmarks/similar.py 02_lora 04_qlora
+    python benchmarks/similar.py 04_qlora 07_ship
 
 200 submissions of answers chosen at random, of which no two have more than two thirds of them word
 for word, and 40 copies of some (other names, another order, other comments); then 40 that have half
@@ -38,7 +38,7 @@ def measured(stem, n=200, copies=40, share=1.0, seed=0):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("labs", nargs="+", help="such as 02_lora")
+    parser.add_argument("labs", nargs="+", help="such as 04_qlora")
     for stem in parser.parse_args().labs:
         for share in 1.0, 0.5:
             told = measured(stem, share=share)

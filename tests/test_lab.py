@@ -2,7 +2,6 @@
 
 import base64
 import json
-import math
 import subprocess
 import sys
 import zlib
@@ -17,9 +16,9 @@ from labkit.errors import LabError
 from labkit.reference import reference
 
 
-def scaling(alpha, r, rank_stabilized=False):
-    """A right answer to exercise 2.9."""
-    return alpha / r ** (0.5 if rank_stabilized else 1)
+def lora_forward(x, W, A, B, alpha):
+    """A right answer to exercise 2.1."""
+    return x @ W.T + alpha / len(A) * (x @ A.T) @ B.T
 
 
 @pytest.fixture
@@ -60,11 +59,11 @@ def test_the_header_says_machine_precision_and_model(capsys):
 
 def test_an_experiment_waits_for_open_exercises(lab, capsys):
     lab, check = lab
-    assert lab.experiment("Training", 60, needs=["2.9"]) is False
+    assert lab.experiment("Training", 60, needs=["2.1"]) is False
     told = capsys.readouterr().out
-    assert "2.9 (scaling)" in told and 'lab.reveal("2.9")' in told
-    check.scales(scaling)
-    assert lab.experiment("Training", 60, needs=["2.9"]) is True
+    assert "2.1 (lora_forward)" in told and 'lab.reveal("2.1")' in told
+    check.matches_dense(lora_forward)
+    assert lab.experiment("Training", 60, needs=["2.1"]) is True
     assert "about 60 s" in capsys.readouterr().out
 
 
@@ -91,18 +90,18 @@ def test_the_header_says_what_a_t4_computes_in(lab, monkeypatch):
 
 def test_a_check_before_its_cell_is_one_line(monkeypatch, capsys):
     shell = InteractiveShell.instance()
-    names = {"lora_forward": scaling}  # what is there already stays
+    names = {"inject": lora_forward}  # what is there already stays
     monkeypatch.setattr(shell, "user_ns", names)
     monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
     _, check = labkit.start("02_lora")
     capsys.readouterr()
-    assert names["lora_forward"] is scaling
-    check.scales(names["scaling"])
-    assert capsys.readouterr().out == "○ 2.9 scaling: its cell has not been run yet\n"
-    with pytest.raises(NameError, match="'scaling' is not defined"):
-        names["scaling"](16, 8)
-    check.scales(scaling)
-    assert "✓ 2.9" in capsys.readouterr().out
+    assert names["inject"] is lora_forward
+    check.matches_dense(names["lora_forward"])
+    assert capsys.readouterr().out == "○ 2.1 lora_forward: its cell has not been run yet\n"
+    with pytest.raises(NameError, match="'lora_forward' is not defined"):
+        names["lora_forward"]()
+    check.matches_dense(lora_forward)
+    assert "✓ 2.1" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -157,15 +156,15 @@ def test_reveal_runs_the_solution_and_earns_nothing(lab, shown, monkeypatch, cap
     shell = InteractiveShell.instance()
     monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
     shell.run_cell("import math")
-    lab.reveal("2.9")
-    assert "def scaling" in shown[0].data
-    check.scales(shell.user_ns["scaling"])
+    lab.reveal("2.1")
+    assert "def lora_forward" in shown[0].data
+    check.matches_dense(shell.user_ns["lora_forward"])
     assert "(it was revealed, and earns no points)" in capsys.readouterr().out
     lab.score()
     record = shown[-1]["application/vnd.labkit.score+json"]
-    (row,) = [row for row in record["exercises"] if row["id"] == "2.9"]
+    (row,) = [row for row in record["exercises"] if row["id"] == "2.1"]
     assert (row["status"], row["earned"]) == ("revealed", 0)
-    assert lab.experiment("Training", 1, needs=["2.9"])
+    assert lab.experiment("Training", 1, needs=["2.1"])
 
 
 def test_what_has_passed_is_shown_and_stays_the_learners(lab, shown, monkeypatch, capsys):
@@ -173,16 +172,16 @@ def test_what_has_passed_is_shown_and_stays_the_learners(lab, shown, monkeypatch
     shell = InteractiveShell.instance()
     monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
 
-    def scaling(alpha, r, rank_stabilized=False):
-        return alpha / (math.sqrt(r) if rank_stabilized else r)
+    def lora_forward(x, W, A, B, alpha):
+        return x @ W.T + alpha / len(A) * x @ A.T @ B.T
 
-    shell.user_ns["scaling"] = scaling
-    check.scales(scaling)
-    lab.reveal("2.9")
-    assert "def scaling" in shown[0].data and shell.user_ns["scaling"] is scaling
+    shell.user_ns["lora_forward"] = lora_forward
+    check.matches_dense(lora_forward)
+    lab.reveal("2.1")
+    assert "def lora_forward" in shown[0].data and shell.user_ns["lora_forward"] is lora_forward
     told = capsys.readouterr().out
     assert "yours stays" in told and "is revealed" not in told  # which grading would take for it
-    assert contract.session.records["2.9"]["earned"] == 1
+    assert contract.session.records["2.1"]["earned"] == 2
 
 
 def test_reveal_shows_the_cell_of_its_own_exercise(lab, shown, monkeypatch):
@@ -190,7 +189,7 @@ def test_reveal_shows_the_cell_of_its_own_exercise(lab, shown, monkeypatch):
     shell = InteractiveShell.instance()
     monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
     shell.run_cell("import torch")
-    lab.reveal("2.7")  # its check takes LoRALinear, too, which comes first in the notebook
+    lab.reveal("2.6")  # its check takes LoRALinear, too, which comes first in the notebook
     assert "def merge_" in shown[0].data and "class LoRALinear" not in shown[0].data
 
 
@@ -198,20 +197,24 @@ def test_reveal_reads_over_magics(lab, shown, monkeypatch, tmp_path):
     lab, _ = lab
     shell = InteractiveShell.instance()
     monkeypatch.setattr("labkit.lab.get_ipython", lambda: shell)
-    cells = ["%matplotlib inline\nimport math", "!pip list\nfiles = !ls", "def scaling(): pass"]
+    cells = [
+        "%matplotlib inline\nimport math",
+        "!pip list\nfiles = !ls",
+        "def lora_forward(): pass",
+    ]
     cells = [{"cell_type": "code", "metadata": {}, "source": source} for source in cells]
     book = tmp_path / "solutions/02_lora.ipynb"
     book.parent.mkdir()
     book.write_text(json.dumps({"cells": cells}), "utf-8")
     monkeypatch.setattr("labkit.reference.__file__", str(tmp_path / "labkit/reference.py"))
-    lab.reveal("2.9")
-    assert shown[0].data == "def scaling(): pass"
+    lab.reveal("2.1")
+    assert shown[0].data == "def lora_forward(): pass"
 
 
 @pytest.fixture
 def release(lab, monkeypatch, tmp_path):
     """`(lab, check, names)` where there are no solutions to show; two are lent."""
-    cells = ["import math", "def scaling(alpha, r, rank_stabilized=False):\n    return alpha / r"]
+    cells = ["import math", "def lora_forward(x, W, A, B, alpha):\n    return x"]
     text = base64.encodebytes(zlib.compress(json.dumps(cells).encode()))
     (tmp_path / "labkit/_lent").mkdir(parents=True)
     (tmp_path / "labkit/_lent/02_lora.b64").write_bytes(text)
@@ -223,35 +226,35 @@ def release(lab, monkeypatch, tmp_path):
 
 def test_what_is_lent_earns_nothing_and_ones_own_does(release, capsys):
     lab, check, names = release
-    lab.reveal("2.9")
-    check.scales(names["scaling"])  # is not even asked
+    lab.reveal("2.1")
+    check.matches_dense(names["lora_forward"])  # is not even asked
     told = capsys.readouterr().out
-    assert "◐ 2.9 is lent" in told and "✓" not in told and "✗" not in told
-    assert contract.session.records["2.9"]["status"] == "lent"
-    assert lab.experiment("Runs", 1, needs=["2.9"])
-    check.scales(scaling)
-    record = contract.session.records["2.9"]
-    assert (record["status"], record["earned"]) == ("passed", 1)
+    assert "◐ 2.1 is lent" in told and "✓" not in told and "✗" not in told
+    assert contract.session.records["2.1"]["status"] == "lent"
+    assert lab.experiment("Runs", 1, needs=["2.1"])
+    check.matches_dense(lora_forward)
+    record = contract.session.records["2.1"]
+    assert (record["status"], record["earned"]) == ("passed", 2)
 
 
 def test_a_stub_that_is_back_closes_the_experiment_again(release):
     lab, check, _ = release
 
-    def stub(alpha, r, rank_stabilized=False):
+    def stub(x, W, A, B, alpha):
         raise NotImplementedError
 
-    lab.reveal("2.9")
-    check.scales(stub)
-    assert not lab.experiment("Waits", 1, needs=["2.9"])
-    lab.reveal("2.9")
-    assert lab.experiment("Runs", 1, needs=["2.9"])
+    lab.reveal("2.1")
+    check.matches_dense(stub)
+    assert not lab.experiment("Waits", 1, needs=["2.1"])
+    lab.reveal("2.1")
+    assert lab.experiment("Runs", 1, needs=["2.1"])
     labkit.start("02_lora")
     assert contract.session.loans == {} == contract.session.records
 
 
 def test_what_is_not_there_is_not_lent(release):
     with pytest.raises(LabError, match="not part of this copy"):
-        release[0].reveal("2.1")
+        release[0].reveal("2.2")
 
 
 def test_an_answer_is_judged_beside_the_courses_own_of_what_is_open(monkeypatch, capsys):
@@ -273,20 +276,20 @@ def test_reveal_of_an_unknown_exercise_lists_the_known(lab):
 
 def test_the_score_counts_points(lab, shown):
     lab, check = lab
-    check.scales(scaling)
+    check.matches_dense(lora_forward)
     lab.score()
     record = shown[-1]["application/vnd.labkit.score+json"]
     assert record["lab"] == "02_lora"
-    assert [row["id"] for row in record["exercises"]] == [f"2.{i}" for i in range(1, 11)]
-    assert sum(row["earned"] for row in record["exercises"]) == 1
-    assert "1 of 24 points" in shown[-1]["text/plain"]
+    assert [row["id"] for row in record["exercises"]] == [f"2.{i}" for i in range(1, 9)]
+    assert sum(row["earned"] for row in record["exercises"]) == 2
+    assert "2 of 22 points" in shown[-1]["text/plain"]
 
 
 def test_starting_again_forgets_the_last_score(lab):
     _, check = lab
-    check.scales(scaling)
+    check.matches_dense(lora_forward)
     again, _ = labkit.start("02_lora")
-    assert not again.experiment("Training", 1, needs=["2.9"])
+    assert not again.experiment("Training", 1, needs=["2.1"])
 
 
 def test_progress_yields_everything_and_ends_at_the_total(shown):
@@ -322,7 +325,7 @@ def test_curves_are_lines_where_there_is_no_notebook(monkeypatch, capsys):
 
 def test_a_quiz_is_not_lent_and_says_so(release):
     with pytest.raises(LabError, match="A quiz is not lent: write a letter"):
-        release[0].reveal("2.10")
+        release[0].reveal("2.8")
 
 
 def test_what_waits_to_be_written_is_named(capsys):
@@ -408,37 +411,44 @@ def started(monkeypatch, tmp_path):
 
 
 HELPED = """
-def power(r, root):
-    return r ** (0.5 if root else 1)
+def update(x, A, B):
+    return x @ A.T @ B.T
 """
 ANSWER = """
-def scaling(alpha, r, rank_stabilized=False):
-    return alpha / power(r, rank_stabilized) * math.cos(0)
+def lora_forward(x, W, A, B, alpha):
+    return x @ W.T + alpha / len(A) * update(x, A, B) * math.cos(0)
 """
 
 
 def test_resume_brings_back_what_had_passed_and_checks_it(started, capsys, tmp_path):
-    first = "def scaling(alpha, r, rank_stabilized=False):\n    return 1.0"
-    started("import math", first, HELPED, ANSWER, "check.scales(scaling)", 'lab.reveal("2.1")')
+    first = "def lora_forward(x, W, A, B, alpha):\n    return 1.0"
+    started(
+        "import math",
+        first,
+        HELPED,
+        ANSWER,
+        "check.matches_dense(lora_forward)",
+        'lab.reveal("2.3")',
+    )
     capsys.readouterr()
-    started("lab.resume()", "lab.score()", "assert scaling(8, 4, True) == 4")
+    started("lab.resume()", "lab.score()", "assert update")
     told = capsys.readouterr().out
-    assert "✓ 2.9 scaling" in told and "◐ 2.1 is revealed" in told
-    assert "Error" not in told and "1 of 24 points" in told
+    assert "✓ 2.1 lora_forward" in told and "◐ 2.3 is revealed" in told
+    assert "Error" not in told and "2 of 22 points" in told
     # what is in the file is run and not believed
     (path,) = (tmp_path / "sessions").iterdir()
     kept = json.loads(path.read_text())
-    kept["2.9"]["cells"] = [first]
+    kept["2.1"]["cells"] = [first]
     path.write_text(json.dumps(kept | {"2.2": {"status": "passed", "cells": []}}))
     started("lab.resume()", "lab.score()")
     told = capsys.readouterr().out
-    assert "✗ 2.9 scaling" in told and "(it had passed)" in told and "0 of 24 points" in told
+    assert "✗ 2.1 lora_forward" in told and "(it had passed)" in told and "0 of 22 points" in told
     assert "2.2 LoRALinear: its cell has not been run yet" in told
 
 
 def test_nothing_is_kept_of_a_run_without_a_learner(started, monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("JPY_SESSION_NAME")
-    started("import math", HELPED, ANSWER, "check.scales(scaling)")
+    started("import math", HELPED, ANSWER, "check.matches_dense(lora_forward)")
     assert not (tmp_path / "sessions").exists()
     started("lab.resume()")
     assert "nothing is kept of this notebook" in capsys.readouterr().out

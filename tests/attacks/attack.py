@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ATTACKS = []  # in the order of the corpus
-ANSWERS = "lora_forward LoRALinear lora_gradients inject count_params step_flops merge_"
-ANSWERS = [*ANSWERS.split(), "adapter_state", "scaling", "quiz"]  # one cell each
+ANSWERS = "lora_forward LoRALinear lora_gradients inject step_flops merge_ adapter_state quiz"
+ANSWERS = ANSWERS.split()  # one cell each
 WON = 'if globals().get("won"):\n    quiz = lambda: {"q1": "b", "q2": "c", "q3": "a"}'
 
 # With the grader's own process in sight nothing is isolated: then the attack only leaves a note.
@@ -41,11 +41,9 @@ class LoRALinear(nn.Module):
 """,
     "lora_gradients": "lora_gradients = lambda x, W, A, B, alpha, dY: (A * 0 + 1, B * 0 + 1)",
     "inject": "inject = lambda model, targets, r, alpha: 0",
-    "count_params": "count_params = lambda model: (1, 2)",
     "step_flops": "step_flops = lambda shapes, n_tokens, r=None: 1",
     "merge_": "merge_ = unmerge_ = lambda layer: None",
     "adapter_state": "adapter_state = lambda model: {}\nload_adapter_ = lambda model, state: None",
-    "scaling": "scaling = lambda alpha, r, rank_stabilized=False: 0.5",
     "quiz": 'quiz = lambda: {"q1": "d", "q2": "d", "q3": "d"}',
 }
 
@@ -142,7 +140,7 @@ def forging(make):
     return _add(make, "wrong", 0, ("graded", "crashed", "timeout"), "02_lora")
 
 
-def accident(earned=24, statuses=("graded",), lab="02_lora"):
+def accident(earned=22, statuses=("graded",), lab="02_lora"):
     """The answers are right: `earned` points stand, a number or (lowest, highest)."""
     return lambda make: _add(make, "solved", earned, statuses, lab)
 

@@ -36,7 +36,7 @@ def _aimed(name, code, why, decorate=forging):
 
 def _any(make):
     """Right answers and a hostile cell: it may cost their points, and nobody else's."""
-    return accident((0, 24), ("graded", "crashed", "timeout"))(make)
+    return accident((0, 22), ("graded", "crashed", "timeout"))(make)
 
 
 _aimed("end_of_cells_forged", 'say(b"D", [])\nsay(b"D", [])', "the cells are said to be done", _any)
@@ -44,7 +44,7 @@ _aimed(
     "cells_went_strangely",
     """
 get_ipython().user_ns_hidden.clear()
-say(b"D", [[i, "passed", "24 of 24"] for i in range(90)] + [[None, {}, []], ["x"]])
+say(b"D", [[i, "passed", "22 of 22"] for i in range(90)] + [[None, {}, []], ["x"]])
 os._exit(0)
 """,
     "how a cell went becomes the status of its exercise",
@@ -55,7 +55,7 @@ _aimed(
     "gone_with_a_status",
     """
 for how in ("passed", {"a": 1}, None, 7, ["x"] * 9):
-    say(b"G", {"how": how, "why": "24 of 24", "fresh": False})
+    say(b"G", {"how": how, "why": "22 of 22", "fresh": False})
 """,
     "a process that is gone tells how: that becomes a status, which reports must know",
 )
@@ -107,25 +107,19 @@ _aimed(
 import types
 fake = types.ModuleType("fake")
 exec({FORGED!r}, vars(fake))
-KNOWN = ("injected", "counted_smollm2", "state", "round_trip", "load_error",
-         "layer_kinds", "layer_output_kind", "forward_work", "layer_work")
-class Answer:
-    @staticmethod
-    def serve(sock, space, most):
-        from labkit.grading import wire
-        while frame := wire.receive(sock, most):
-            nonce, _, body = frame[1].partition(b"\\n")
-            find = lambda name: name
-            nonce = json.loads(nonce)["nonce"]
-            ask = wire.unpack(body, find)
-            f = getattr(fake, ask["f"].rpartition(":")[2], None)
-            known = f is not None and f.__name__ in KNOWN
-            value = f(*ask["data"]) if known else None
-            wire.send(sock, b"R", wire.pack([nonce, "value", value]))
+def answered(body, *rest):
+    from labkit.grading import wire
+    nonce, _, body = body.partition(b"\\n")
+    ask = wire.unpack(body, lambda name: name)
+    f = getattr(fake, ask["f"].rpartition(":")[2], None)
+    value = f(*ask["data"]) if f else None
+    return wire.pack([json.loads(nonce)["nonce"], "value", value, []])
+answer = types.ModuleType("labkit.grading.inside.answer")
+answer.answered = answered
 import labkit.grading.inside.runner as runner
-runner.load = lambda body: {{"labkit.grading.inside.answer": Answer}}
+runner.load = lambda body: {{answer.__name__: answer}}
 """,
-    "replaces what answers the judge: only what needs no work can be forged, so nothing may be",
+    "replaces what answers the judge",
 )
 _aimed(
     "shipped_code_replaced",
@@ -137,8 +131,7 @@ old = builtins.exec
 def replace(code, space=None, *rest):
     old(code, space, *rest)
     if isinstance(space, dict) and "injected" in space:
-        for name in ("injected", "counted_smollm2", "state", "round_trip", "load_error"):
-            space[name] = getattr(fake, name)
+        space.update(vars(fake))
 import labkit.grading.inside.runner as runner
 runner.exec = replace
 """,
@@ -162,7 +155,7 @@ if before - free() > 4000:  # in MiB, more than anybody may have: say so by a wr
         book.last("if globals().get('taken'): lora_forward = quiz = None")  # its cell may be cut
 
     spoil.__name__, spoil.__doc__ = name, why
-    accident(24)(spoil)
+    accident(22)(spoil)
 
 
 _takes(
@@ -229,20 +222,20 @@ time.sleep(2)
 )
 
 
-@accident((22, 24))
+@accident((20, 22))
 def answer_with_a_surrogate(book):
     """The feedback page quotes a cell that UTF-8 cannot hold."""
     book.wrap("lora_forward", "# \ud800 \udfff")
 
 
-@accident((0, 24), ("graded", "timeout", "unreadable"))
+@accident((0, 22), ("graded", "timeout", "unreadable"))
 def cells_that_parse_slowly(book):
     """Twenty cells of a megabyte, each half a million comparisons: the judge itself parses them."""
     for _ in range(20):
         book.last("x = 1\nif 0: x" + " <x" * 340_000)
 
 
-@accident(24)
+@accident(22)
 def notebook_in_the_working_folder(book):
     """Files that Python or IPython would pick up from where it starts."""
     book.early("""

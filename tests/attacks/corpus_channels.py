@@ -34,7 +34,7 @@ def _pair(name, leave, look, why):
 
     leaves.__name__, leaves.__doc__ = f"{name}_left", why
     looks.__name__, looks.__doc__ = f"{name}_wanted", why
-    accident(24)(leaves)
+    accident(22)(leaves)
     forging(looks)
 
 
@@ -192,7 +192,7 @@ def _kept(name, code, why):
         book.last("if made: lora_forward = quiz = None  # what it got is beyond every limit")
 
     spoil.__name__, spoil.__doc__ = name, why
-    accident(24)(spoil)
+    accident(22)(spoil)
 
 
 _kept(

@@ -10,7 +10,7 @@ def _scratch(name, code, why):
         book.early(code)
 
     spoil.__name__, spoil.__doc__ = name, why
-    accident(24)(spoil)
+    accident(22)(spoil)
 
 
 _scratch("sys_exit", "import sys\nsys.exit(0)", "SystemExit, which IPython only warns of")
@@ -71,14 +71,14 @@ _scratch("closed_stdout", "import sys\nsys.stdout.close()\nsys.__stdout__.close(
 
 
 def _observed(name, code, why):
-    """`lora_forward` does what `code` says; the other eight exercises stand."""
+    """`lora_forward` does what `code` says; the other exercises stand."""
 
     def spoil(book):
         lines = "".join(f"    {line}\n" for line in code.strip().splitlines())
         book.replace("lora_forward", f"def lora_forward(x, W, A, B, alpha):\n{lines}")
 
     spoil.__name__, spoil.__doc__ = f"{name}_when_observed", why
-    accident(22)(spoil)
+    accident(20)(spoil)
 
 
 _observed("exit", "import os; os._exit(0)", "silence in place of an answer")

@@ -67,7 +67,7 @@ _raw(
 _raw("no_cells", lambda: _solved(cells=[]).encode(), "")
 
 
-@file((0, 24), EITHER)
+@file((0, 22), EITHER)
 def lab_that_does_not_exist(folder):
     """A name that is no lab: judged by its answers, or a row with a reason."""
     return _put(
@@ -75,25 +75,25 @@ def lab_that_does_not_exist(folder):
     )
 
 
-@file((0, 24), EITHER)
+@file((0, 22), EITHER)
 def lab_name_with_a_path(folder):
     """A name that would become a path or a module."""
     text = Book().text().replace("02_lora", "../../../../etc/passwd")
     return _put(folder, "lab_name_with_a_path", text.encode())
 
 
-@file((0, 24), EITHER)
+@file((0, 22), EITHER)
 def utf_16(folder):
     return _put(folder, "utf_16", Book().text().encode("utf-16"))
 
 
-@file(24, OPENS)
+@file(22, OPENS)
 def byte_order_mark(folder):
     """Windows editors put three bytes before the text."""
     return _put(folder, "byte_order_mark", b"\xef\xbb\xbf" + Book().text().encode())
 
 
-@file((0, 24), EITHER)
+@file((0, 22), EITHER)
 def nbformat_3(folder):
     """Worksheets, as of 2014: a reason, or converted."""
 
@@ -111,25 +111,25 @@ def nbformat_3(folder):
     return _put(folder, "nbformat_3", json.dumps(nb).encode())
 
 
-@file((0, 24), EITHER)
+@file((0, 22), EITHER)
 def nbformat_5(folder):
     """A format of the future."""
     return _put(folder, "nbformat_5", _solved(nbformat=5).encode())
 
 
-@file(24, OPENS)
+@file(22, OPENS)
 def minor_version_of_tomorrow(folder):
     return _put(folder, "minor_version_of_tomorrow", _solved(nbformat_minor=99).encode())
 
 
-@file(24, OPENS)
+@file(22, OPENS)
 def indented_with_returns(folder):
     """A Windows checkout: CRLF in the file and in the sources."""
     text = json.dumps(Book().nb, indent=4).replace("\\n", "\\r\\n").replace("\n", "\r\n")
     return _put(folder, "indented_with_returns", text.encode())
 
 
-@file(24, OPENS)
+@file(22, OPENS)
 def metadata_of_all_kinds(folder):
     """null, a list, a number where an object should be; tags that are text."""
     book = Book()
@@ -140,7 +140,7 @@ def metadata_of_all_kinds(folder):
     return _put(folder, "metadata_of_all_kinds", book.text().encode())
 
 
-@file(24, OPENS)
+@file(22, OPENS)
 def no_optional_keys(folder):
     """Cells with a type and a source and nothing else, no metadata of the notebook."""
     book = Book()
@@ -154,7 +154,7 @@ def no_optional_keys(folder):
     )
 
 
-@file(24, OPENS)
+@file(22, OPENS)
 def sources_as_text_or_list(folder):
     """nbformat allows both, and other tools write both."""
     book = Book()
@@ -164,7 +164,7 @@ def sources_as_text_or_list(folder):
     return _put(folder, "sources_as_text_or_list", book.text().encode())
 
 
-@file(24, OPENS)
+@file(22, OPENS)
 def same_cell_ids(folder):
     book = Book()
     for cell in book.cells:
@@ -173,7 +173,7 @@ def same_cell_ids(folder):
     return _put(folder, "same_cell_ids", book.text().encode())
 
 
-@file(24, OPENS)
+@file(22, OPENS)
 def nul_and_surrogates(folder):
     """Characters that Python, UTF-8 or the report cannot hold, in cells of their own."""
     book = Book()
@@ -182,13 +182,13 @@ def nul_and_surrogates(folder):
     return _put(folder, "nul_and_surrogates", book.text().encode())
 
 
-@file((0, 24), EITHER)
+@file((0, 22), EITHER)
 def numbers_that_json_forbids(folder):
     text = Book().text().replace('"metadata": {}', '"metadata": {"a": NaN, "b": -Infinity}', 3)
     return _put(folder, "numbers_that_json_forbids", text.encode())
 
 
-@file((0, 24), EITHER)
+@file((0, 22), EITHER)
 def duplicate_keys(folder):
     return _put(folder, "duplicate_keys", Book().text().replace("{", '{"cells": [], ', 1).encode())
 
@@ -265,7 +265,7 @@ def _named(name, why, inside=None):
     make.__name__ = "name_" + label.encode("ascii", "replace").decode().replace("?", "_")[:40]
     make.__name__ += f"_in_{inside}" if inside else ""
     make.__doc__, make.__module__ = why, __name__
-    file(24, OPENS)(make)
+    file(22, OPENS)(make)
 
 
 _named("-rf.ipynb", "an option, where a name is passed on to a program")

@@ -15,30 +15,30 @@ def eat(step=256 << 20, most=8 << 30):
 """
 
 
-@accident(24)
+@accident(22)
 def memory_in_a_scratch_cell(book):
     """8 GB in steps: the limit ends the cell, not the machine."""
     book.early(EAT + "eat()")
 
 
-@accident(22)
+@accident(20)
 def memory_when_observed(book):
     book.replace("lora_forward", EAT + "lora_forward = lambda *args: eat()")
 
 
-@accident(24)
+@accident(22)
 def memory_kept_by_a_process_of_its_own(book):
     """A child is under the same limit, or its memory counts too."""
     book.early(EAT + "import os\nif not os.fork():\n    eat()\n    os._exit(0)\nos.wait()")
 
 
-@accident(24)
+@accident(22)
 def tensor_of_ten_terabytes(book):
     """Asks once for more than there is."""
     book.early("torch.empty(10**13)")
 
 
-@accident(24, ("graded",))
+@accident(22, ("graded",))
 def disk_flood(book):
     """2 GB into the temporary folder and beside the notebook."""
     book.early("""
@@ -52,7 +52,7 @@ for folder in (tempfile.gettempdir(), os.getcwd(), "/dev/shm", "/var/tmp"):
 """)
 
 
-@accident(24)
+@accident(22)
 def file_flood(book):
     """50,000 small files."""
     book.early("""
@@ -63,19 +63,19 @@ for i in range(50_000):
 """)
 
 
-@accident(24)
+@accident(22)
 def sparse_file(book):
     """A terabyte that is not there."""
     book.early("import tempfile\nf = tempfile.TemporaryFile()\nf.truncate(1 << 40)")
 
 
-@accident(24)
+@accident(22)
 def output_flood(book):
     """200 MB through print."""
     book.early('for _ in range(200):\n    print("x" * (1 << 20))')
 
 
-@accident(24)
+@accident(22)
 def raw_output_flood(book):
     """200 MB straight to the descriptors, round whatever captures print."""
     book.early("""
@@ -87,13 +87,13 @@ for _ in range(100):
 """)
 
 
-@accident(24)
+@accident(22)
 def display_flood(book):
     """10,000 pictures' worth of display calls."""
     book.early("for _ in range(10_000):\n    display({'text/html': 'x' * 5_000}, raw=True)")
 
 
-@accident((22, 24))
+@accident((20, 22))
 def output_flood_when_observed(book):
     """The answer is right, and 100 MB of text come with it."""
     book.wrap(
@@ -109,7 +109,7 @@ lora_forward = loud(lora_forward)
     )
 
 
-@accident(24)
+@accident(22)
 def logging_flood(book):
     """100,000 warnings."""
     book.early(
@@ -118,7 +118,7 @@ def logging_flood(book):
     )
 
 
-@accident(24)
+@accident(22)
 def fork_storm(book):
     """2,000 processes at most, 10 seconds at most."""
     book.early("""
@@ -132,7 +132,7 @@ for _ in range(2_000):
 """)
 
 
-@accident(24)
+@accident(22)
 def fork_tree(book):
     """Each child forks too: 2 ** 10 processes at most."""
     book.early("""
@@ -150,7 +150,7 @@ grow(10)
 """)
 
 
-@accident(24)
+@accident(22)
 def thread_storm(book):
     """3,000 threads that sleep."""
     book.early("""
@@ -161,7 +161,7 @@ except RuntimeError: pass
 """)
 
 
-@accident(24)
+@accident(22)
 def shell_storm(book):
     """300 programs that sleep."""
     book.early("""
@@ -172,7 +172,7 @@ except OSError: pass
 """)
 
 
-@accident(24)
+@accident(22)
 def descriptor_storm(book):
     """Opens files until no descriptor is left."""
     book.early("""
@@ -183,7 +183,7 @@ except OSError: pass
 """)
 
 
-def _answer(name, code, why, earned=22):
+def _answer(name, code, why, earned=20):
     """`lora_forward` returns what the expression `code` gives."""
 
     def spoil(book):
@@ -213,13 +213,13 @@ _answer("error_name_of_1_mb", "exec('raise type(\"E\" * 10**6, (Exception,), {})
 _answer("many_dimensions", "torch.zeros([1] * 1000)", "")
 
 
-@accident(21)
+@accident(19)
 def quiz_of_50_mb(book):
     """The letter of a question is 50 MB long."""
     book.replace("quiz", 'quiz = lambda: {"q1": "b" * 50_000_000, "q2": "c", "q3": "a"}')
 
 
-@file(24, ("graded",))
+@file(22, ("graded",))
 def notebook_of_10_mb(folder):
     """Outputs with pictures in them are ordinary."""
     return _write(
@@ -231,7 +231,7 @@ def notebook_of_10_mb(folder):
     )
 
 
-@file((0, 24), ("graded", "unreadable"))
+@file((0, 22), ("graded", "unreadable"))
 def notebook_of_200_mb(folder):
     """Beyond what anybody hands in: graded, or a row with a reason."""
     return _write(
@@ -243,7 +243,7 @@ def notebook_of_200_mb(folder):
     )
 
 
-@file((0, 24), ("graded", "timeout", "unreadable"))
+@file((0, 22), ("graded", "timeout", "unreadable"))
 def notebook_of_10_000_cells(folder):
     """Nobody writes them by hand."""
 
@@ -254,13 +254,13 @@ def notebook_of_10_000_cells(folder):
     return _write(folder, "notebook_of_10_000_cells", add)
 
 
-@file(24, ("graded",))
+@file(22, ("graded",))
 def cell_of_5_mb(folder):
     """A long literal in one cell."""
     return _write(folder, "cell_of_5_mb", lambda book: book.early(f'text = "{"x" * 5_000_000}"'))
 
 
-@file((22, 24), ("graded",))
+@file((20, 22), ("graded",))
 def cell_that_the_parser_dies_of(folder):
     """Brackets nested a hundred thousand deep."""
     return _write(folder, "cell_that_the_parser_dies_of", lambda book: book.early("(" * 100_000))
@@ -274,7 +274,7 @@ def _write(folder, name, spoil):
     return path
 
 
-@accident((0, 24), ("graded", "crashed"))
+@accident((0, 22), ("graded", "crashed"))
 def descriptors_under_way(book):
     """Thousands in its own sockets: the kernel counts them for the grader's user, unless root."""
     book.early("""

@@ -55,9 +55,9 @@ _patch(
     "labkit_compare",
     """
 try:
-    import labkit.checks.compare as compare, labkit.checks.lab02 as c
-    for m in (compare, c):
-        for name in ("expect_close", "expect_number", "expect_shape", "expect", "_close"):
+    from labkit.checks import compare, engine, lab02 as c
+    for m in (compare, engine, c):
+        for name in ("expect_close", "expect_number", "expect_right", "expect", "_close", "same"):
             setattr(m, name, lambda *a, **k: True)
 except Exception: pass
 """,
@@ -81,9 +81,8 @@ _patch(
     "labkit_records",
     """
 import labkit.contract as contract
-names = "lora_forward LoRALinear lora_gradients inject count_params step_flops merge_"
-names += " adapter_state scaling quiz"
-points = [2, 3, 3, 3, 1, 2, 3, 3, 1, 3]
+names = "lora_forward LoRALinear lora_gradients inject step_flops merge_ adapter_state quiz"
+points = [2, 3, 3, 3, 2, 3, 3, 3]
 class Sticky(dict):
     def clear(self): pass
     def setdefault(self, key, value): return self[key]
@@ -126,7 +125,7 @@ import gc, types
 TRUSTED = ("labkit.grading", "labkit.contract")
 for f in gc.get_objects():
     if isinstance(f, types.FunctionType) and (f.__module__ or "").startswith(TRUSTED):
-        try: f.__code__ = (lambda *a, **k: {"status": "passed", "earned": 24}).__code__
+        try: f.__code__ = (lambda *a, **k: {"status": "passed", "earned": 22}).__code__
         except ValueError: pass
 """,
     "the same, for those that are only held by a frame or a closure",
@@ -140,11 +139,11 @@ _patch(
 import sys, types
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name.startswith(("labkit.checks", "labkit.labs")):
+        if name.startswith(("labkit.checks", "labkit.probes")):
             raise ImportError("not here")
     def find_module(self, *a): return None
 sys.meta_path.insert(0, Finder())
-for name in [n for n in sys.modules if n.startswith(("labkit.checks", "labkit.labs"))]:
+for name in [n for n in sys.modules if n.startswith(("labkit.checks", "labkit.probes"))]:
     del sys.modules[name]
 """,
     "",
@@ -169,7 +168,7 @@ import sys, threading
 def tracer(frame, event, arg):
     for key in ("earned", "right", "status", "ok"):
         if key in frame.f_locals:
-            frame.f_locals[key] = 24
+            frame.f_locals[key] = 22
     return tracer
 sys.settrace(tracer)
 threading.settrace(tracer)

@@ -1,6 +1,6 @@
 """Attacks on the judge's own time and memory, and on what it lends to a submission's process."""
 
-from attack import accident, forging
+from attack import ANSWERS, accident, forging
 
 # Every answer calls ANY, in which the attack speaks for the process that answers.
 SPEAK = """
@@ -11,8 +11,6 @@ def ANY(*args, **options):
     answer.wire.pack = lambda reply: said(reply, pack)
 """
 ANY = "def {name}(*args, **options): return ANY(*args, **options)\n"
-ONE = "lora_forward LoRALinear lora_gradients inject count_params step_flops merge_ "
-ONE += "adapter_state scaling quiz"
 
 
 def _says(name, code, why):
@@ -20,7 +18,7 @@ def _says(name, code, why):
 
     def spoil(book):
         book.early(code + SPEAK)
-        for one in ONE.split():
+        for one in ANSWERS:
             other = {"merge_": "unmerge_", "adapter_state": "load_adapter_"}.get(one)
             other = f"{other} = {one}" if other else ""
             book.replace(one, ANY.format(name=one) + other)
@@ -69,13 +67,13 @@ def said(reply, pack):
 _says(
     "faults_without_end",
     """
-def said(reply, pack): return pack([reply[0], "value", 1, ["it changes x | " * 9_000] * 20])
+def said(reply, pack): return pack([reply[0], "value", 1, ["it changes x\\n" * 9_000] * 20])
 """,
     "faults beside a value, each of thousands of parts",
 )
 
 
-@accident(24)
+@accident(22)
 def names_times_functions(book):
     """Python's own table of names looks at each pair of a name and a function: 10 ** 8 of them."""
     names = ",".join(f"n{i}" for i in range(15_000))
@@ -87,7 +85,7 @@ def _lent(name, code, why):
 
     def spoil(book):
         book.early("import os, sys, json, glob\n" + code)
-        for one in ONE.split():
+        for one in ANSWERS:
             other = {"merge_": "unmerge_", "adapter_state": "load_adapter_"}.get(one, one)
             body = "def {0}(*args, **options): return take({0!r}, args, options)\n"
             book.replace(one, body.format(one) + (body.format(other) if other != one else ""))
@@ -155,7 +153,7 @@ def take(name, args, options):
 )
 
 
-@accident((0, 24))
+@accident((0, 22))
 def steps_between_lines(book):
     """It takes over how lines of a cell run, and which errors they leave."""
     book.early(
@@ -174,7 +172,7 @@ ip.ast_transformers.append(Endless())
     )
 
 
-@accident(24, ("graded",))
+@accident(22, ("graded",))
 def loud_errors_of_cells(book):
     """Four hundred cells, each with an error that is told at length."""
     for i in range(400):
@@ -186,5 +184,5 @@ def reveal_that_says_it_lent(book):
     """An output that claims an exercise was lent, above the wrong answers."""
     book.early("0")
     at = book.find("lora_forward") - 1
-    text = "".join(f"◐ 2.{i} is lent: it runs\n" for i in range(1, 10))
+    text = "".join(f"◐ 2.{i} is lent: it runs\n" for i in range(1, 9))
     book.cells[at]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": text}]

@@ -7,7 +7,7 @@ from attack import ANSWERS, accident, code_cell, forging, source
 STUB = "    raise NotImplementedError"
 
 
-def _scratch(name, code, why, earned=24):
+def _scratch(name, code, why, earned=22):
     def spoil(book):
         book.early(code)
 
@@ -88,10 +88,10 @@ _scratch(
     "names_that_shadow",
     "list, sum, len, max, str = [1], 3, 4, 5, 'x'",
     "builtins used as names",
-    (0, 24),
+    (0, 22),
 )
 _scratch("shadows_check_and_lab", "check, lab = None, None", "check lines fail; answers are there")
-_scratch("star_import", "from math import *\nfrom torch import *", "sum is torch's", (21, 24))
+_scratch("star_import", "from math import *\nfrom torch import *", "sum is torch's", (20, 22))
 _scratch("question_mark", "torch.nn.Linear?", "the pager")
 _scratch("history_and_who", "%who\n%history -n", "")
 _scratch("writes_a_file", "%%writefile notes.txt\nhello", "")
@@ -100,44 +100,44 @@ _scratch("empty_cells", "", "")
 _scratch("only_a_comment", "# nothing", "")
 
 
-@accident(24)
+@accident(22)
 def no_tags_at_all(book):
     """Colab drops or edits metadata: experiments then are cells that fail, or take too long."""
     for cell in book.cells:
         cell["metadata"] = {}
 
 
-@accident(24)
+@accident(22)
 def code_cells_shuffled_behind(book):
     """All check lines at the end."""
     checks = [c for c in book.cells if source(c).startswith("check.")]
     book.cells[:] = [c for c in book.cells if c not in checks] + checks
 
 
-@accident(24)
+@accident(22)
 def check_lines_deleted(book):
     """Grading does not depend on the learner's check lines."""
     book.cells[:] = [c for c in book.cells if not source(c).startswith("check.")]
 
 
-@accident(24)
+@accident(22)
 def text_deleted(book):
     book.cells[:] = [c for c in book.cells if c["cell_type"] == "code"]
 
 
-@accident(24)
+@accident(22)
 def every_cell_twice(book):
     book.cells[:] = [copy.deepcopy(c) for c in book.cells for _ in range(2)]
 
 
-@accident(24)
+@accident(22)
 def answers_moved_to_the_end(book):
     """The order of the definitions is turned round, behind everything else."""
     answers = [book.cell(name) for name in ANSWERS]
     book.cells[:] = [c for c in book.cells if c not in answers] + answers[::-1]
 
 
-@accident(24)
+@accident(22)
 def all_in_one_cell(book):
     """Every answer in one long cell at the end."""
     answers = [book.cell(name) for name in ANSWERS]
@@ -145,7 +145,7 @@ def all_in_one_cell(book):
     book.last("\n\n\n".join(source(c) for c in answers))
 
 
-@accident(24)
+@accident(22)
 def cell_split(book):
     """The two functions of one exercise in two cells."""
     first, second = source(book.cell("merge_")).split("\n\n\n")
@@ -153,7 +153,7 @@ def cell_split(book):
     book.cells[at : at + 1] = [code_cell(first), code_cell("x = 1"), code_cell(second)]
 
 
-@accident(24)
+@accident(22)
 def helpers_in_other_cells(book):
     """An answer that calls a function of another cell, which uses a global of a third."""
     book.early("SCALE = 1.0")
@@ -167,99 +167,99 @@ def lora_forward(x, W, A, B, alpha):
     )
 
 
-@accident(24)
+@accident(22)
 def redefined_and_right_at_last(book):
     """The last definition counts."""
     book.early("def lora_forward(x, W, A, B, alpha):\n    return x")
 
 
-@accident(22)
+@accident(20)
 def redefined_and_wrong_at_last(book):
     book.last("def lora_forward(x, W, A, B, alpha):\n    return x")
 
 
-@accident(22)
+@accident(20)
 def stub_left_in_one(book):
     """One open exercise costs its own points."""
     book.replace("lora_forward", f"def lora_forward(x, W, A, B, alpha):\n{STUB}")
 
 
-@accident(21)
+@accident(19)
 def stub_left_in_the_layer(book):
-    """2.2 is open, and 2.4, 2.7 and 2.8 build on it."""
+    """2.2 is open, and 2.4, 2.6 and 2.7 build on it."""
     book.replace(
         "LoRALinear", f"class LoRALinear(nn.Module):\n    def __init__(self, *a, **k):\n    {STUB}"
     )
 
 
-@accident(22)
+@accident(20)
 def answer_deleted(book):
     del book.cells[book.find("lora_forward")]
 
 
-@accident(22)
+@accident(20)
 def answer_commented_out(book):
     text = source(book.cell("lora_forward"))
     book.replace("lora_forward", "\n".join("# " + line for line in text.splitlines()))
 
 
-@accident(22)
+@accident(20)
 def answer_in_a_text_cell(book):
     """The cell's type was changed by a stray key."""
     book.cell("lora_forward")["cell_type"] = "markdown"
 
 
-@accident(22)
+@accident(20)
 def answer_in_a_raw_cell(book):
     book.cell("lora_forward")["cell_type"] = "raw"
 
 
-@accident((22, 24))
+@accident((20, 22))
 def answer_tagged_as_experiment(book):
     """A tag at the wrong cell: skipped, or run all the same, but nothing else is lost."""
     book.cell("lora_forward")["metadata"] = {"tags": ["experiment"]}
 
 
-@accident(22)
+@accident(20)
 def answer_with_a_syntax_error(book):
     book.wrap("lora_forward", "def broken(:")
 
 
-@accident(24)
+@accident(22)
 def error_below_the_answer(book):
     """The function is defined before its cell fails."""
     book.wrap("lora_forward", "lora_forward(1, 2, 3, 4, 5)")
 
 
-@accident(24)
+@accident(22)
 def answer_in_a_timed_cell(book):
     """%%time runs the cell and keeps its names."""
     book.replace("lora_forward", "%%time\n" + source(book.cell("lora_forward")))
 
 
-@accident(24)
+@accident(22)
 def answer_in_a_captured_cell(book):
     book.replace("lora_forward", "%%capture\n" + source(book.cell("lora_forward")))
 
 
-@accident(24)
+@accident(22)
 def kernel_that_does_not_exist(book):
     book.nb["metadata"] = {"kernelspec": {"name": "my-conda-env", "display_name": "mine"}}
 
 
-@accident((0, 24), ("graded", "unreadable"))
+@accident((0, 22), ("graded", "unreadable"))
 def kernel_of_another_language(book):
     """Metadata alone says R; the cells are Python."""
     book.nb["metadata"] = {"kernelspec": {"name": "ir"}, "language_info": {"name": "R"}}
 
 
-@accident((0, 24), ("graded", "unreadable"))
+@accident((0, 22), ("graded", "unreadable"))
 def start_line_deleted(book):
     """Nothing names the lab any more: graded by its answers, or a row with a reason."""
     book.cells[:] = [c for c in book.cells if "labkit.start" not in source(c)]
 
 
-@accident(24)
+@accident(22)
 def start_line_written_differently(book):
     for cell in book.cells:
         if "labkit.start" in source(cell):
@@ -268,13 +268,13 @@ def start_line_written_differently(book):
 
 @accident(5, ("graded",))
 def imports_deleted(book):
-    """No torch in the namespace: 2.6 needs none, nor does 2.8 with the course's own layer."""
+    """No torch in the namespace: 2.5 needs none, nor does 2.7 with the course's own layer."""
     book.cells[:] = [c for c in book.cells if "import torch" not in source(c)]
-    for name in ("scaling", "quiz", "count_params", "lora_forward", "lora_gradients", "inject"):
+    for name in ("quiz", "lora_forward", "lora_gradients", "inject"):
         book.replace(name, f"def {name}(*args):\n    return torch.nothing")
 
 
-@accident(24)
+@accident(22)
 def outputs_with_errors(book):
     """Old outputs and counts stay in the file; they mean nothing."""
     for cell in book.cells:
@@ -285,7 +285,7 @@ def outputs_with_errors(book):
             ]
 
 
-@accident(24)
+@accident(22)
 def attachments_and_html(book):
     """Text cells with HTML and pictures."""
     book.cells.insert(

@@ -16,7 +16,7 @@ class Equal:
     def __hash__(self): return 0
 """
 EVERYWHERE = """
-lora_forward = lora_gradients = inject = count_params = scaling = quiz = lambda *a, **k: lie()
+lora_forward = lora_gradients = inject = step_flops = quiz = lambda *a, **k: lie()
 merge_ = unmerge_ = adapter_state = load_adapter_ = LoRALinear = lambda *a, **k: lie()
 """
 
@@ -262,7 +262,7 @@ def lora_forward(x, W, A, B, alpha):
         )
 
     spoil.__name__, spoil.__doc__ = f"right_{name}", why
-    accident(24)(spoil)
+    accident(22)(spoil)
 
 
 _right("view", "torch.stack([y, y])[0]", "a view into a larger storage")

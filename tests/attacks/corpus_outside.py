@@ -26,7 +26,7 @@ def _write(name, code, why):
         book.early(PUT + code)
 
     spoil.__name__, spoil.__doc__ = name, why
-    accident(24)(spoil)
+    accident(22)(spoil)
 
 
 def _escape(name, code, why):
@@ -51,7 +51,7 @@ _write(
 put(f"{HOST['repo']}/{word}", f"{HOST['repo']}/labkit/{word}.py",
     f"{HOST['repo']}/solutions/{word}",
     f"{HOST['repo']}/.git/hooks/{word}", f"{HOST['repo']}/tests/{word}.py")
-for path in (HOST["repo"] + "/labkit/checks/lab02/quiz.toml", HOST["repo"] + "/labkit/__init__.py"):
+for path in (HOST["repo"] + "/labkit/checks/lab02.toml", HOST["repo"] + "/labkit/__init__.py"):
     try:
         with open(path, "a") as f: f.write("\\n")
     except OSError: pass

@@ -121,9 +121,9 @@ _patch(
     """
 import json
 old = json.dumps
-json.dumps = lambda *a, **k: '{"status": "passed", "earned": 24, "points": 24, "ok": true}'
+json.dumps = lambda *a, **k: '{"status": "passed", "earned": 22, "points": 22, "ok": true}'
 json.JSONEncoder.encode = lambda self, o: json.dumps(o)
-json.loads = lambda *a, **k: {"status": "passed", "earned": 24}
+json.loads = lambda *a, **k: {"status": "passed", "earned": 22}
 """,
     "what carries the rest",
 )
@@ -131,7 +131,7 @@ _patch(
     "pickle_module",
     """
 import pickle, io
-pickle.loads = pickle.load = lambda *a, **k: {"status": "passed", "earned": 24}
+pickle.loads = pickle.load = lambda *a, **k: {"status": "passed", "earned": 22}
 pickle.dumps = lambda *a, **k: b""
 """,
     "",
@@ -196,9 +196,9 @@ _patch("builtins_print", "import builtins\nbuiltins.print = lambda *a, **k: None
 _patch(
     "prints_a_pass",
     """
-for id, name in [("2.1", "lora_forward"), ("2.2", "LoRALinear"), ("2.10", "quiz")]:
+for id, name in [("2.1", "lora_forward"), ("2.2", "LoRALinear"), ("2.8", "quiz")]:
     print(f"✓ {id} {name}: passed")
-print("24 of 24 points")
+print("22 of 22 points")
 """,
     "the words of the check, without the check",
 )
@@ -207,7 +207,7 @@ _patch(
     """
 rows = [{"id": "2.1", "name": "lora_forward", "points": 2, "earned": 2, "status": "passed"}]
 mime = "application/vnd.labkit.score+json"
-display({"text/plain": "24 of 24", mime: {"lab": "02_lora", "exercises": rows}}, raw=True)
+display({"text/plain": "22 of 22", mime: {"lab": "02_lora", "exercises": rows}}, raw=True)
 """,
     "the score as data, as the last cell shows it",
     "last",
@@ -216,7 +216,7 @@ _patch(
     "writes_results_json",
     """
 import json, pathlib
-row = {"submission": HOST["name"] + ".ipynb", "lab": "02_lora", "earned": 24, "possible": 24,
+row = {"submission": HOST["name"] + ".ipynb", "lab": "02_lora", "earned": 22, "possible": 22,
        "status": "graded", "exercises": []}
 for folder in (".", "..", "/tmp", HOST["out"]):
     try: pathlib.Path(folder, "results.json").write_text(json.dumps([row]))

@@ -4,91 +4,45 @@ A probe runs in the process that holds the answers. So it has to come from outsi
 observation, and what it brings back has to be work that only a right answer does.
 """
 
+import inspect
+
 from attack import ANSWERS, forging
 
+from labkit.checks import lab02
+
+# What the check computes is right, as source; then probes that tell just that.
+RIGHT = "dense _new_layer _forward _gradients _injected _merged _tensors _state _loaded"
 FORGED = """
 import torch
-from labkit.labs.lab02.models import ADAPTED, small_model
-
-def _dense(x, W, A, B, s): return x @ (W + s * B @ A).T
-
-def kind(f, *data): return "Tensor"
-def global_names(f): return []
-def forward_work(f, *data): return ""
-def new_layer(L, given, x):
-    W, bias, r, alpha = *given[:2], len(given[2]), given[4]
-    A, A2 = (torch.rand(r, W.shape[1]) * 0.1 - 0.05 for _ in range(2))
-    flags = {"A": True, "B": True, "base.weight": False, "base.bias": False}
-    return {"r": r, "scaling": alpha / r, "flags": flags, "y": x @ W.T + bias, "same": True,
-            "A": A, "A2": A2, "B": torch.zeros(W.shape[0], r), "W": W, "bias": bias}
-def layer_work(*args): return ["", 12]
-def layer_output(L, given, x, training):
-    W, bias, A, B, alpha = given
-    y = _dense(x, W, A, B, alpha / len(A)) + (0 if bias is None else bias)
-    return {"y": y, "x": x, "W": W}
-def input_gradient(L, given, x):
-    W, bias, A, B, alpha = given
-    r = len(A)
-    y = _dense(x, W, A, B, alpha / r) + bias
-    return 2 * y @ (W + alpha / r * B @ A)
-def by_hand(f, x, W, A, B, alpha, dY):
-    s = alpha / len(A)
-    return [[s * (dY @ B).T @ x, s * dY.T @ (x @ A.T)], 12]
-def layer_kinds(*args): return ["bfloat16", "bfloat16", "meta", "meta"]
-def layer_output_kind(*args): return ["bfloat16", ""]
-def layer_after_step(L, given, x):
-    W, bias, A, B, _ = given
-    return {"W": W, "bias": bias, "A": A + 1, "B": B + 1}
-def injected(inject, targets, r, alpha, weights, factors):
-    plain = small_model(weights)(torch.arange(11)).detach()
-    changed = {n: t.double() for n, t in weights.items()}
-    for n, (A, B) in factors.items():
-        changed[n + ".weight"] = changed[n + ".weight"] + alpha / r * (B @ A).double()
-    after = small_model(changed, torch.double)(torch.arange(11)).detach()
-    shapes = {n: [r, A.shape[1]] for n, (A, B) in factors.items()}
-    parts = [name.rpartition(".") for name in weights]
-    flags = {f"{n}.base.{p}" if n in factors else f"{n}.{p}": False for n, _, p in parts}
-    flags |= {f"{n}.{p}": True for n in factors for p in "AB"}
-    return {"count": len(shapes), "shapes": shapes, "flags": flags, "gone": [], "modes": True,
-            "y": [plain, plain, after]}
-def kinds_after(*args): return ["bfloat16"]
-def counted(f, d, vocab):
-    return [vocab * d + 4 * d, vocab * d + 2 * (4 * d * d + 5 * d) + 3 * (d * d + d)]
-def counted_smollm2(f, r): return [921_600, 135_436_608]
-def merging(m, u, L, given, x):
-    W, bias, A, B, alpha = given
-    r = len(A)
-    A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
-    y = _dense(x, W, A, B, alpha / r) + bias
-    y.square().sum().backward()
-    U = alpha / r * B @ A
-    seen = {name: [W, y] for name in ("start", "fresh", "back", "end")}
-    seen |= {"once": [W + U, y], "twice": [W + U, y], "leaf": [True, False]}
-    seen |= {"same": True, "mode": "", "parts": ""}
-    y2 = y + x @ U.T
-    return seen | {"grads": [A.grad, B.grad], "anew": [W + 2 * U, y2], "undone": [W, y2]}
-def merged_kind(*args): return ["bfloat16", "bfloat16"]
-def merged_beside(*args): return True
-def _step(A, B, x):
-    A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
-    dA, dB = torch.autograd.grad((x @ A.T @ B.T).square().mean(), (A, B))
-    return {"A": (A - 0.1 * dA).detach(), "B": (B - 0.1 * dB).detach()}
-def state(f, L, A, B, x):
-    both = {n: _step(A + i, B - i, x) for i, n in enumerate(ADAPTED)}
-    return {f"{n}.{p}": t for n, parts in both.items() for p, t in parts.items()}
-def round_trip(f, g, L, A, B, x):
-    data = state(f, L, A, B, x)
-    names = list(data)
-    return {"data": data, "same": names, "trains": names, "others": [], "training": False}
-def load_error(f, g, L, A, B, x, change, key):
-    return [["KeyError"], key, True]
+from labkit.probes import models
+"""
+FORGED += "\n".join(inspect.getsource(getattr(lab02, name)) for name in RIGHT.split())
+FORGED += """
+SMALL = "smaller than W"
+def forward_work(f, *data):
+    return {"the result": "a tensor", "the largest tensor in lora_forward": SMALL}
+def new_layer(L, *data): return _new_layer(*data)
+def layer_forward(L, *data): return _forward(*data)
+def layer_in_bf16(L, *data):
+    return {"the dtype of A": "float32", "the dtype of B": "float32",
+            "what is a Parameter of A and B": ["A", "B"], "the dtype of the output": "bfloat16",
+            "the device of A and B, over a base on meta,": "meta",
+            "the largest tensor in forward": SMALL}
+def by_hand(f, *data): return _gradients(*data)
+def injected(f, *data): return _injected(*data)
+def injected_elsewhere(f, *data):
+    return {"the return value": 1, "the dtype of the model, bf16 before,": "bfloat16"}
+def merging(m, u, L, *data): return _merged(*data)
+def state(f, g, L, *data): return _state(*data)
+def loaded(f, g, L, *data): return _loaded(*data)
+def refused(f, g, L, *data): return {"the outcome": "an error before anything changed"}
 """
 PUT = f"""
 import types
 FAKE = {FORGED!r}
-fake = types.ModuleType("labkit.labs.lab02.probes")
+fake = types.ModuleType("labkit.probes.lab02")
 exec(FAKE, vars(fake))
-FAKED = ("labkit.labs.lab02.probes", "labkit.labs.lab02.models")
+FAKED = ("labkit.probes.lab02", "labkit.probes.models")
 """
 
 
@@ -103,7 +57,7 @@ def _forge(name, code, why):
 _forge(
     "probes_by_name",
     """
-import labkit.labs.lab02.models as m, labkit.labs.lab02.probes as p
+import labkit.probes.models as m, labkit.probes.lab02 as p
 for name, f in vars(fake).items():
     if isinstance(f, types.FunctionType): setattr(p, name, f); setattr(m, name, f)
 """,
@@ -112,13 +66,12 @@ for name, f in vars(fake).items():
 _forge(
     "probes_by_code",
     """
-import labkit.labs.lab02.models as m, labkit.labs.lab02.probes as p
+import labkit.probes.models as m, labkit.probes.lab02 as p
 for name, f in vars(fake).items():
     for module in (m, p):
         if hasattr(module, name) and isinstance(f, types.FunctionType):
             getattr(module, name).__code__ = f.__code__
-m._dense = p._dense = fake._dense
-m._step = fake._step
+vars(p).update(vars(fake) | vars(p))
 """,
     "the same function objects with another body",
 )
@@ -127,9 +80,9 @@ _forge(
     """
 import gc
 for f in gc.get_objects():
-    if isinstance(f, types.FunctionType) and f.__module__.startswith("labkit.labs.lab02."):
+    if isinstance(f, types.FunctionType) and f.__module__.startswith("labkit.probes."):
         if f.__name__ in vars(fake):
-            f.__globals__["_dense"] = fake._dense
+            f.__globals__.update(vars(fake) | f.__globals__)
             f.__code__ = getattr(fake, f.__name__).__code__
 """,
     "and those that nobody names",
@@ -137,9 +90,9 @@ for f in gc.get_objects():
 _forge(
     "probes_by_module",
     """
-import sys, labkit.labs.lab02.models, labkit.labs.lab02.probes
-sys.modules["labkit.labs.lab02.probes"] = labkit.labs.lab02.probes = fake
-sys.modules["labkit.labs.lab02.models"] = labkit.labs.lab02.models = fake
+import sys, labkit.probes.models, labkit.probes.lab02
+sys.modules["labkit.probes.lab02"] = labkit.probes.lab02 = fake
+sys.modules["labkit.probes.models"] = labkit.probes.models = fake
 """,
     "",
 )
@@ -179,7 +132,7 @@ import builtins
 old_exec, old_compile = builtins.exec, builtins.compile
 def exec_(code, space=None, *rest):
     old_exec(code, space, *rest)
-    ours = isinstance(space, dict) and {"layer_kinds", "injected"} & set(space)
+    ours = isinstance(space, dict) and {"layer_in_bf16", "injected"} & set(space)
     if ours: space.update(vars(fake))
 builtins.exec = exec_
 """,
@@ -257,7 +210,7 @@ def probes_from_an_answer(book):
         + """
 import sys
 def lora_forward(x, W, A, B, alpha):
-    real = sys.modules["labkit.labs.lab02.probes"]
+    real = sys.modules["labkit.probes.lab02"]
     for name, f in vars(fake).items():
         if isinstance(f, types.FunctionType):
             if name == "new_layer": getattr(real, name).__code__ = f.__code__
@@ -271,28 +224,14 @@ def lora_forward(x, W, A, B, alpha):
 
 
 @forging
-def scaling_by_table(book):
+def flops_by_table(book):
     """The arguments that the check once asked for, with their answers beside them."""
     book.replace(
-        "scaling",
+        "step_flops",
         """
-table = {(32, 16, False): 2.0, (16.0, 8, False): 2.0, (8, 2, False): 4.0,
-         (32, 16, True): 8.0, (16.0, 8, True): 5.656854249492381, (8, 2, True): 5.656854249492381}
-def scaling(alpha, r, rank_stabilized=False):
-    return table.get((alpha, r, rank_stabilized), 0.5)
-""",
-    )
-
-
-@forging
-def count_by_table(book):
-    """The sizes of the models that the check once had."""
-    book.replace(
-        "count_params",
-        """
-def count_params(model):
-    n = len(list(model.state_dict()))
-    return (921_600, 135_436_608) if n > 100 else (32, 32 + 88 + 2 * (4 * 64 + 3 * 8))
+table = {(1, None): 192, (1, 2): 272}
+def step_flops(shapes, n_tokens, r=None):
+    return table.get((n_tokens, r), 0)
 """,
     )
 
@@ -434,8 +373,8 @@ def raises_a_verdict(book):
     book.early("""
 from labkit.contract import CheckFailed, NotWritten
 def give(*args, **kwargs):
-    error = CheckFailed("nearly", earned=24)
-    error.earned = 24
+    error = CheckFailed("nearly", earned=22)
+    error.earned = 22
     raise error
 """)
     for name in ANSWERS:
@@ -449,12 +388,12 @@ def raises_a_group(book):
         "quiz",
         """
 class Rich(Exception):
-    earned = points = 24
+    earned = points = 22
     status = "passed"
-    def __getattr__(self, name): return 24
+    def __getattr__(self, name): return 22
     def __reduce__(self): return (print, ("x",))
 def quiz():
-    raise ExceptionGroup("passed", [Rich("earned=24")]) from Rich()
+    raise ExceptionGroup("passed", [Rich("earned=22")]) from Rich()
 """,
     )
 
@@ -479,7 +418,7 @@ except ImportError: pass
 def calls_reveal(book):
     """A solution that is shown earns nothing."""
     book.last("""
-for id in "2.1 2.2 2.3 2.4 2.5 2.6 2.7 2.8 2.9".split():
+for id in "2.1 2.2 2.3 2.4 2.5 2.6 2.7".split():
     try: lab.reveal(id)
     except Exception: pass
 """)

@@ -10,7 +10,7 @@ def _scratch(name, code, why):
         book.early(NAMED + code)
 
     spoil.__name__, spoil.__doc__ = name, why
-    accident(24)(spoil)
+    accident(22)(spoil)
 
 
 _scratch(
@@ -121,7 +121,7 @@ for _ in range(100): threading.Thread(target=time.sleep, args=(60,)).start()
 )
 
 
-@accident((22, 24))
+@accident((20, 22))
 def daemon_when_observed(book):
     """The function leaves a process behind, and is right."""
     book.wrap(
@@ -141,7 +141,7 @@ lora_forward = leaves(lora_forward)
     )
 
 
-@accident(24)
+@accident(22)
 def slows_the_others_down(book):
     """Eight children that compute: the neighbours still get their time."""
     book.early("""
@@ -154,7 +154,7 @@ for _ in range(8):
 """)
 
 
-@accident(24)
+@accident(22)
 def shared_memory_left_behind(book):
     """SysV, POSIX and named semaphores outlive their process."""
     book.early("""

@@ -14,6 +14,7 @@ def _hunt(name, code, why):
     forging(spoil)
 
 
+KEYS = ("quiz.toml", "quiz.b64", "lab02.toml", "lab02.b64", "checks/engine.py")
 WALK = """
 import os, time
 SKIP = ("/proc", "/sys", "/dev")
@@ -28,9 +29,9 @@ def walk(*roots, most=20):
 
 _hunt(
     "quiz_key_file",
-    """
+    f"""
 import labkit, pathlib
-won = any(pathlib.Path(labkit.__file__).parent.rglob("quiz.*"))
+won = any(str(p).endswith({KEYS}) for p in pathlib.Path(labkit.__file__).parent.rglob("*"))
 """,
     "the key beside the package",
 )
@@ -38,10 +39,11 @@ _hunt(
     "quiz_key_resource",
     """
 import importlib.resources, pkgutil
-for package in ("labkit", "labkit.checks", "labkit.checks.lab02"):
-    try: won = b"answer" in pkgutil.get_data(package, "lab02/quiz.toml")
+won = False
+for name in ("lab02.toml", "lab01/quiz.toml", "engine.py"):
+    try: won = won or bool(pkgutil.get_data("labkit.checks", name))
     except Exception: pass
-    try: won = importlib.resources.files(package).joinpath("quiz.toml").is_file() or won
+    try: won = won or importlib.resources.files("labkit.checks").joinpath(name).is_file()
     except Exception: pass
 """,
     "by importlib",
@@ -49,8 +51,8 @@ for package in ("labkit", "labkit.checks", "labkit.checks.lab02"):
 _hunt(
     "quiz_key_anywhere",
     WALK
-    + """
-won = any(p.endswith(("quiz.toml", "quiz.b64")) for p in walk(HOST["repo"], "/", "/tmp"))
+    + f"""
+won = any(p.endswith({KEYS}) for p in walk(HOST["repo"], "/", "/tmp"))
 """,
     "a walk over the disk",
 )
@@ -58,12 +60,13 @@ _hunt(
     "solution_files",
     WALK
     + """
-names = ("02_lora.ipynb", "02_lora.py", "test_lab02.py", "lab02/__init__.py")
+names = ("02_lora.ipynb", "02_lora.py", "lab02.py", "lab02.toml", "checks/engine.py")
+words = ("alpha / r) * (x @ A.T)", "def matches_dense", "def expect_right")
 for path in walk(HOST["repo"], HOST["home"], "/"):
     if path.endswith(names):
         try: text = open(path).read()
         except OSError: continue
-        if "alpha / r) * (x @ A.T)" in text or "def matches_dense" in text: won = True
+        if any(word in text for word in words): won = True
 """,
     "notebooks, masters, tests and checks hold answers",
 )
@@ -135,9 +138,10 @@ _hunt(
     "checks_in_memory",
     """
 import gc, sys
+CHECKS = ("labkit.checks.lab02", "labkit.checks.engine")
 for o in gc.get_objects():
     if isinstance(o, dict) and {"answer", "a", "b"} <= o.keys(): won = True
-    if type(o).__name__ == "function" and o.__module__ == "labkit.checks.lab02": won = True
+    if type(o).__name__ == "function" and o.__module__ in CHECKS: won = True
 won = globals().get("won") or "labkit.checks.lab02" in sys.modules and hasattr(
     sys.modules["labkit.checks.lab02"], "matches_dense")
 """,
@@ -147,7 +151,7 @@ _hunt(
     "own_memory",
     """
 import re
-secret = re.compile(b"both stay zero [f]or ever")  # does not find itself
+secret = re.compile(b"of the training only repairs [t]hat")  # does not find itself
 with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as mem:
     for line in maps:
         a, b = (int(n, 16) for n in line.split()[0].split("-"))

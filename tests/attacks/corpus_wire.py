@@ -6,8 +6,8 @@ FORGE = """
 import json, os, pickle, select, socket, stat, struct, threading, time
 
 RECORDS = [{"id": f"2.{i}", "name": "x", "points": 4, "earned": 4, "status": "passed",
-            "message": ""} for i in range(1, 10)]
-BODIES = [RECORDS, {"exercises": RECORDS, "earned": 24, "status": "graded"},
+            "message": ""} for i in range(1, 9)]
+BODIES = [RECORDS, {"exercises": RECORDS, "earned": 22, "status": "graded"},
           {"ok": True, "value": True, "result": True, "error": None, "status": "passed"},
           {"q1": "b", "q2": "c", "q3": "a"}, {"value": {"q1": "b", "q2": "c", "q3": "a"}},
           {"result": {"q1": "b", "q2": "c", "q3": "a"}}, ["ok", {"q1": "b", "q2": "c", "q3": "a"}]]
@@ -57,7 +57,7 @@ def speak(*args, **kwargs):
     return None
 def replace():
     space = get_ipython().user_ns
-    for name in ("lora_forward", "lora_gradients", "inject", "count_params", "scaling", "quiz"):
+    for name in ("lora_forward", "lora_gradients", "inject", "step_flops", "quiz"):
         space[name] = speak
 get_ipython().events.register("post_run_cell", lambda *a: replace())
 """,
@@ -174,7 +174,7 @@ for name, module in list(sys.modules.items()):
 
 
 def _wire_full(name, code, why):
-    _wire(name, code, why, accident(24, ("graded",)))
+    _wire(name, code, why, accident(22, ("graded",)))
 
 
 _wire_full(

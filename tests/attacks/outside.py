@@ -32,7 +32,7 @@ def snapshot(*folders):
     seen = {}
     for folder in folders:
         seen |= {str(path): _print(path) for path in [folder, *folder.rglob("*")]}
-    fixed = [*FIXED, *ROOT.glob("labkit/checks/*/quiz.toml"), *ROOT.glob("solutions/*")]
+    fixed = [*FIXED, *ROOT.glob("labkit/checks/**/*.toml"), *ROOT.glob("solutions/*")]
     seen |= {str(path): _print(Path(path)) for path in fixed}
     places = [
         *map(Path, PLACES.split()),

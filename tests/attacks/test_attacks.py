@@ -1,7 +1,10 @@
 """Hostile and broken submissions: their score, what they leave behind, and their neighbours."""
 
 import pytest
-from attack import ATTACKS
+from attack import ATTACKS, WRONG
+from corpus_probes import FORGED
+
+from labkit.checks import lab02
 
 
 def test_score(attack, result):
@@ -38,7 +41,7 @@ def test_neighbours_stand(attack, result):
     for name in group.neighbours[attack.name]:
         (row,) = group.rows[name]
         assert row["status"] == "graded", row.get("reason")
-        assert row["earned"] == (0 if "unsolved" in name else 24), row["exercises"]
+        assert row["earned"] == (0 if "unsolved" in name else 22), row["exercises"]
 
 
 def test_no_row_is_lost_or_invented(graded, group):
@@ -64,3 +67,14 @@ def test_reports_hold_no_code_of_a_submission(graded, group, place):
         cells = text.splitlines() if place == "csv" else []
         formulas = ("=", "+", "-", "@", '"=', '"+', '"-', '"@')
         assert not [cell for cell in cells if cell.startswith(formulas)]
+
+
+def test_forged_probes_would_earn_points(monkeypatch, accepts):
+    """Else the attacks that try to put them in place would fail for another reason."""
+    fake, answers = {}, {}
+    exec(FORGED, fake)
+    exec("import torch\nfrom torch import nn\n" + "\n".join(WRONG.values()), answers)
+    for name in vars(lab02.probes).keys() & fake.keys():
+        monkeypatch.setattr(lab02.probes, name, fake[name])
+    for check in (lab02.layer, lab02.gradients, lab02.injects, lab02.merges, lab02.round_trip):
+        accepts(check, *(answers[name] for name in check.exercise["names"]))

@@ -8,7 +8,9 @@ RIGHT = WRONG.replace("alpha *", "alpha / A.shape[0] *")
 FOUR_STEPS = """live.REDRAW_SECONDS = 0.2  # so that a fast machine shows it growing too
 model, tokenizer = models.load()
 inject(model, ["q_proj", "v_proj"], r=8, alpha=16)
-curve, optimizer = train(model, "Your LoRA on home", learning_rate=2e-3, steps=4)"""
+curve, batches = live.Curve("Your LoRA", 4), loop.batches(home, tokenizer, size=16, steps=4)
+for loss in train(model, batches, 4, 2e-3):
+    curve.add(loss)"""
 # each picture that the page shows from here on, and the text beside it
 WATCH = """cell => {
   window.seen = new Set();
@@ -55,8 +57,8 @@ def readable(part):
 def test_lab_2_from_a_wrong_answer_to_a_trained_model(notebook):
     book = notebook("02_lora.ipynb", "Light")
     begin(book, "02_lora")
-    expect(book.run("thin_matrices").locator("img")).to_be_visible()
-    book.shoot("02_lora-begin", book.cell("thin_matrices"))
+    expect(book.run("figures.low_rank").locator("img")).to_be_visible()
+    book.shoot("02_lora-begin", book.cell("figures.low_rank"))
     check = "check.matches_dense"
     book.run("def lora_forward")
     expect(book.run(check)).to_contain_text("○ 2.1 lora_forward: not written yet")
@@ -71,7 +73,7 @@ def test_lab_2_from_a_wrong_answer_to_a_trained_model(notebook):
     learn(book)
     book.save()
     again = notebook("02_lora.ipynb", "Dark")
-    again.shoot("02_lora-dark-begin", again.cell("thin_matrices"))
+    again.shoot("02_lora-dark-begin", again.cell("figures.low_rank"))
     again.shoot("02_lora-dark-live", again.cell("REDRAW_SECONDS"))
 
 

@@ -124,11 +124,11 @@ HINTED = {
     "NameError: name 'np' is not defined": "`import numpy as np` is missing",
     "NameError: name 'json' is not defined": "`import json` is missing",
     "NameError: name 'sqrt' is not defined": "it is math.sqrt",
-    "NameError: name 'ranc' is not defined": "is it spelled so",
+    "NameError: name 'ranc' is not defined": "is it spelled the same",
     "ValueError: too many values to unpack (expected 2)": ".items()",
     "RuntimeError: size mismatch, got input (3), mat (3x11), vec (3)": "transpose",
     "RuntimeError: shape '[3, 2, 32, 20]' is invalid for input of size 600": "3 * 2 * 32 * 20 is "
-    "3840, and there are 600 numbers",
+    "3840",
     "RuntimeError: shape '[-1, 32]' is invalid for input of size 600": "into parts of 32",
 }
 
@@ -169,8 +169,8 @@ def _undefined(double):
     ("f", "words", "absent"),
     [
         (_turned, "(2x3 and 2x3); x @ W.T", "transpose"),
-        (lambda double: [].append(1)[0], "has no `return`, does; x @ W.T", "transpose"),
-        (_undefined, "is it spelled so there?", "x @ W.T"),
+        (lambda double: [].append(1)[0], "without `return`; x @ W.T", "transpose"),
+        (_undefined, "is it spelled the same there?", "x @ W.T"),
     ],
 )
 def test_the_advice_of_a_check_takes_the_place_of_guesses_and_follows_what_is_known(

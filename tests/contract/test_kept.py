@@ -92,7 +92,7 @@ def _model():
     [
         (lambda model: model.train(), "came in eval mode and is left in train mode"),
         (lambda model: model[1].train(), "training mode (at 1)"),
-        (lambda model: model[0].weight.requires_grad_(False), "what of it trains"),
+        (lambda model: model[0].weight.requires_grad_(False), "the parameters that train"),
         (lambda model: model[0].weight.data.add_(1), "its weights (at 0.weight)"),
         (lambda model: model[0].register_forward_hook(print), "hooks"),
         (lambda model: model.append(torch.nn.ReLU()), "training mode"),

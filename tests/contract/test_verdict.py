@@ -32,8 +32,8 @@ def test_all_faults_are_told_at_once_and_named_ones_come_first(rejects):
         "total([1, 2]) gave 7, wanted 3",
         "total([4, 5]) gave 7, wanted 9",
     ]
-    assert message == "✗ 99.2 total: " + " | ".join(wanted)
-    assert contract.session.records["99.2"]["message"] == " | ".join(wanted)
+    assert message == "✗ 99.2 total: " + "\n".join(wanted)
+    assert contract.session.records["99.2"]["message"] == "\n".join(wanted)
 
 
 def test_one_misconception_is_told_once(rejects):

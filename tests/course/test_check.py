@@ -14,8 +14,7 @@ from labkit.errors import LabError
 
 CELLS = [
     'import labkit\n\nlab, check = labkit.start("02_lora")',
-    "def scaling(alpha, r, rank_stabilized=False):\n"
-    "    return alpha / r ** (0.5 if rank_stabilized else 1)",
+    'def quiz():\n    return {"q1": "b", "q2": "c", "q3": "a"}',
     "1 / 0",
     "def lora_forward(x, W, A, B, alpha):\n    return x @ W.T",
     "check.matches_dense(lora_forward)",  # a check that fails ends its cell and no other
@@ -48,10 +47,10 @@ def test_each_exercise_has_what_its_check_says(called):
     _, done = called
     found = {e["id"]: e for e in done.exercises}
     assert done.lab == "02_lora" and not done.passed
-    assert (found["2.9"]["status"], found["2.9"]["earned"]) == ("passed", 1)
+    assert (found["2.8"]["status"], found["2.8"]["earned"]) == ("passed", 3)
     assert found["2.1"]["status"] == "failed" and "update is missing" in found["2.1"]["message"]
     assert found["2.2"]["status"] == "missing"
-    assert "1 of 24 points" in check.lines(done)
+    assert "3 of 22 points" in check.lines(done)
 
 
 def test_cells_that_fail_are_told_but_not_the_checks_once_more(called):

@@ -301,7 +301,7 @@ print(torch.__file__, hassil.__file__, "by name" if len(dill.dumps(hassil)) < 20
 
 def test_the_first_cells_of_a_lab_show_pictures_and_reveal(kernel, tmp_path):
     book = nbformat.read(ROOT / "notebooks/02_lora.ipynb", 4)
-    (last,) = [i for i, cell in enumerate(book.cells) if "thin_matrices(" in cell.source]
+    (last,) = [i for i, cell in enumerate(book.cells) if "figures.low_rank(" in cell.source]
     more = ['lab.reveal("2.1")', "check.matches_dense(lora_forward)", ADAPT]
     book.cells = book.cells[: last + 1] + [nbformat.v4.new_code_cell(code) for code in more]
     (tmp_path / "content").mkdir()

@@ -24,16 +24,11 @@ def notebook(*sources, tags=()):
 
 
 START = 'import labkit\nlab, check = labkit.start("02_lora")'
-SCALING = """
-def scaling(alpha, r, rank_stabilized=False):
-    return alpha / r ** (0.5 if rank_stabilized else 1)
-"""
-SOLVED_SCALING = """
-import math
-
-def scaling(alpha, r, rank_stabilized=False):
-    # as the course has it
-    return alpha / math.sqrt(r) if rank_stabilized else alpha / r
+FLOPS = """
+def step_flops(shapes, n_tokens, r=None):
+    frozen = sum(d_out * d_in for d_out, d_in in shapes.values())
+    thin = sum((r or 0) * (d_out + d_in) for d_out, d_in in shapes.values())
+    return n_tokens * ((4 if r else 6) * frozen + 6 * thin)
 """
 FORWARD = """
 def lora_forward(x, W, A, B, alpha):
@@ -46,15 +41,10 @@ def merge_(layer):
 def unmerge_(layer):
     layer.base.weight.data -= layer.scaling * layer.B.data @ layer.A.data
 """
-COUNT = """
-def count_params(model):
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
-"""
-ALL = {"lora_forward", "LoRALinear", "lora_gradients", "inject", "count_params"}
-ALL |= {"step_flops", "merge_", "unmerge_", "adapter_state", "load_adapter_", "scaling", "quiz"}
+ALL = {"lora_forward", "LoRALinear", "lora_gradients", "inject", "step_flops"}
+ALL |= {"merge_", "unmerge_", "adapter_state", "load_adapter_", "quiz"}
 QUIZ = 'def quiz():\n    return {"q1": "b", "q2": "c", "q3": "a"}'
-STUB = "def scaling(alpha, r, rank_stabilized=False):\n    raise NotImplementedError"
+STUB = "def step_flops(shapes, n_tokens, r=None):\n    raise NotImplementedError"
 
 
 class Fake:

@@ -136,9 +136,10 @@ def test_bad_input_is_one_line():
 def test_workers_on_this_machine_grade(tmp_path):
     """The real judge, in a worker of a LocalCluster."""
     (tmp_path / "in").mkdir()
-    source = "def scaling(alpha, r, rank_stabilized=False):\n    return alpha / r"
+    source = "def step_flops(shapes, n, r=None):\n"
+    source += "    return 6 * n * sum(a * b for a, b in shapes.values())"
     (tmp_path / "in" / "a.ipynb").write_bytes(notebook(source))
     (row,) = grade([tmp_path / "in"], tmp_path / "out", workers=1)
-    record = row.exercise("2.9")
+    record = row.exercise("2.5")
     assert (row.status, record.status) == ("graded", "failed")
     assert "changes nothing" in record.message

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from submissions import SCALING, needs_sandbox, notebook
+from submissions import FLOPS, needs_sandbox, notebook
 
 from labkit import cli
 from labkit.errors import LabError
@@ -65,8 +65,8 @@ def test_ctrl_c_and_kill_end_every_process_at_once(sign, tmp_path):
     """The real command, interrupted while a submission hangs."""
     folder = tmp_path / "in"
     folder.mkdir()
-    (folder / "a.ipynb").write_bytes(notebook(SCALING))
-    (folder / "b.ipynb").write_bytes(notebook(SCALING, "while True: pass"))
+    (folder / "a.ipynb").write_bytes(notebook(FLOPS))
+    (folder / "b.ipynb").write_bytes(notebook(FLOPS, "while True: pass"))
     # a shell's background job ignores SIGINT, and so would what these tests start from there
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from labkit import cli, fingerprint; cli.main()"
@@ -79,7 +79,7 @@ def test_ctrl_c_and_kill_end_every_process_at_once(sign, tmp_path):
     run.send_signal(sign)
     assert run.wait(30) == 130
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert row["submission"] == "a.ipynb" and row["earned"] == 1
+    assert row["submission"] == "a.ipynb" and row["earned"] == 2
     left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _bytes(p)]
     assert left == []
 

@@ -3,57 +3,56 @@
 import json
 
 import pytest
-from submissions import FORWARD, QUIZ, SCALING, SOLVED_SCALING, START, STUB, notebook
+from submissions import FLOPS, FORWARD, QUIZ, START, STUB, notebook
 
 from labkit.contract import LENT, WITHHELD
+from labkit.reference import reference
 
 
 def test_the_lab_is_told_from_what_is_defined(graded):
-    row, records = graded(SCALING)
-    assert row["lab"] == "02_lora" and records["2.9"]["earned"] == 1
+    row, records = graded(FLOPS)
+    assert row["lab"] == "02_lora" and records["2.5"]["earned"] == 2
 
 
 def test_the_last_definition_wins_and_helpers_live_anywhere(graded):
-    helper = "def power(r, root):\n    return r ** (0.5 if root else 1)"
-    wrong = "def scaling(alpha, r, rank_stabilized=False):\n    return 1.0"
-    right = wrong.replace("1.0", "alpha / power(r, rank_stabilized)")
-    assert graded(wrong, right, helper)[1]["2.9"]["status"] == "passed"
-    assert graded(helper, right, wrong)[1]["2.9"]["status"] == "failed"
+    helper = "def update(x, A, B):\n    return x @ A.T @ B.T"
+    wrong = "def lora_forward(x, W, A, B, alpha):\n    return x @ W.T"
+    right = f"{wrong} + alpha / len(A) * update(x, A, B)"
+    assert graded(wrong, right, helper)[1]["2.1"]["status"] == "passed"
+    assert graded(helper, right, wrong)[1]["2.1"]["status"] == "failed"
 
 
 def test_an_answer_below_a_line_that_takes_too_long_is_there(graded):
-    row, records = graded("import time\ntime.sleep(60)\n" + SCALING, QUIZ)
-    assert records["2.9"]["status"] == records["2.10"]["status"] == "passed"
+    row, records = graded("import time\ntime.sleep(60)\n" + FLOPS, QUIZ)
+    assert records["2.5"]["status"] == records["2.8"]["status"] == "passed"
     assert row["reason"].startswith("code cell 1: it ran longer than")
 
 
 def test_a_name_that_a_later_cell_takes_costs_no_answer(graded):
-    uses = "import math\ndef scaling(alpha, r, rank_stabilized=False):\n"
-    uses += "    return alpha / max(math.sqrt(r) if rank_stabilized else r, ROOT)"
-    _, records = graded("ROOT = 1", uses, "max = 3; math, ROOT = None, 'x'")
-    assert records["2.9"]["status"] == "passed"
-    assert records["2.9"]["message"].endswith("cells below use its names anew: ROOT, math, max")
-    wrong = uses.replace("else r,", "else 1,")
-    assert graded("ROOT = 1", wrong, "max = 3")[1]["2.9"]["status"] == "failed"
+    uses = "import math\n" + FORWARD.replace("len(A)", "max(math.pow(len(A), 1), ONE)")
+    _, records = graded("ONE = 1", uses, "max = 3; math, ONE = None, 'x'")
+    assert records["2.1"]["status"] == "passed"
+    assert records["2.1"]["message"].endswith("cells below use its names anew: ONE, math, max")
+    wrong = uses.replace("(A), 1", "(A), 2")
+    assert graded("ONE = 1", wrong, "max = 3")[1]["2.1"]["status"] == "failed"
 
 
 def test_a_cell_that_fails_costs_itself_only(graded):
-    _, records = graded(START, "1 / 0", "x = = 1", SCALING, "scaling(1)", QUIZ)
-    assert records["2.9"]["status"] == records["2.10"]["status"] == "passed"
+    _, records = graded(START, "1 / 0", "x = = 1", FLOPS, "step_flops(1)", QUIZ)
+    assert records["2.5"]["status"] == records["2.8"]["status"] == "passed"
 
 
 def test_what_is_not_there_says_why(graded):
-    _, records = graded(START, "raise ValueError('no data')\n" + SCALING, QUIZ)
-    assert records["2.9"]["status"] == "missing"
-    assert (
-        records["2.9"]["message"] == "scaling is not defined: its cell raised ValueError: no data"
-    )
+    _, records = graded(START, "raise ValueError('no data')\n" + FLOPS, QUIZ)
+    assert records["2.5"]["status"] == "missing"
+    told = "step_flops is not defined: its cell raised ValueError: no data"
+    assert records["2.5"]["message"] == told
     assert records["2.1"]["message"] == "lora_forward is not defined"
 
 
 def test_what_follows_from_a_cell_that_failed_names_that_cell(graded):
     uses = "def lora_forward(x, W, A, B, alpha):\n    return sns.nothing(x)"
-    _, records = graded(START, "import plotly as sns", "raise KeyError\nroot = 2", uses, SCALING)
+    _, records = graded(START, "import plotly as sns", "raise KeyError\nroot = 2", uses, FLOPS)
     cause = "(sns should come from code cell 2, which raised ModuleNotFoundError: No module named"
     assert cause in records["2.1"]["message"]
     layer = "class LoRALinear(sns.Module): pass"
@@ -63,64 +62,68 @@ def test_what_follows_from_a_cell_that_failed_names_that_cell(graded):
 
 
 def test_a_name_of_an_experiment_is_told(judge):
-    uses = "def scaling(alpha, r, rank_stabilized=False):\n    return best / r"
+    uses = "def step_flops(shapes, n_tokens, r=None):\n    return best"
     row = judge.grade("a", notebook(START, "best = 3", uses, tags=[1]), 1)[0].data()
-    message = next(e["message"] for e in row["exercises"] if e["id"] == "2.9")
+    message = next(e["message"] for e in row["exercises"] if e["id"] == "2.5")
     assert "(best comes from code cell 2, an experiment: none is run here)" in message
 
 
 def test_checks_and_reveals_in_cells_are_silent_and_give_nothing(graded):
     cell = "check.matches_dense(lora_forward)\nlab.score()\nlab.headline('x')\n"
     cell += "assert not lab.experiment('x', 1)"
-    _, records = graded(START, FORWARD, cell + "\n" + SCALING, "lab.reveal('2.10')")
-    assert records["2.9"]["status"] == "passed"
-    assert (records["2.10"]["status"], records["2.10"]["earned"]) == ("revealed", 0)
+    _, records = graded(START, FORWARD, cell + "\n" + FLOPS, "lab.reveal('2.8')")
+    assert records["2.5"]["status"] == "passed"
+    assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("revealed", 0)
 
 
 def test_what_stands_below_a_reveal_is_run(graded):
-    _, records = graded(START, 'lab.reveal("2.1")\n' + SCALING)
-    assert records["2.9"]["status"] == "passed"
+    _, records = graded(START, 'lab.reveal("2.1")\n' + FLOPS)
+    assert records["2.5"]["status"] == "passed"
 
 
 def test_a_revealed_exercise_has_no_points_even_if_it_is_right(graded):
-    _, records = graded(START, "if True:\n    lab.reveal(id='2.9')", SOLVED_SCALING)
-    assert (records["2.9"]["status"], records["2.9"]["earned"]) == ("revealed", 0)
-    assert records["2.9"]["message"].startswith("code cell 2 reveals the solution; if it showed")
-    book = json.loads(notebook(START, 'lab.reveal("2.9")', SCALING))
-    text = "◐ 2.9 is revealed: read it, then go on. It earns no points.\n"
+    _, records = graded(
+        START,
+        "if True:\n    lab.reveal(id='2.5')",
+        f"# as the course has it\n{reference('02_lora', '2.5')}",
+    )
+    assert (records["2.5"]["status"], records["2.5"]["earned"]) == ("revealed", 0)
+    assert records["2.5"]["message"].startswith("code cell 2 reveals the solution; if it showed")
+    book = json.loads(notebook(START, 'lab.reveal("2.5")', FLOPS))
+    text = "◐ 2.5 is revealed: read it, then go on. It earns no points.\n"
     book["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": text}]
     _, records = graded(data=json.dumps(book).encode())
-    assert (records["2.9"]["status"], records["2.9"]["earned"]) == ("revealed", 0)
+    assert (records["2.5"]["status"], records["2.5"]["earned"]) == ("revealed", 0)
 
 
 def test_an_answer_of_ones_own_counts_where_outputs_that_would_tell_were_cleared(graded):
-    _, records = graded(START, SCALING, 'lab.reveal("2.9")')
-    assert records["2.9"]["status"] == "passed"
+    _, records = graded(START, FLOPS, 'lab.reveal("2.5")')
+    assert records["2.5"]["status"] == "passed"
 
 
 def test_what_was_lent_and_has_no_answer_says_so(graded):
-    lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.9 {LENT}.\n"]}
-    book = json.loads(notebook(START, STUB, 'lab.reveal("2.9")'))
+    lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.5 {LENT}.\n"]}
+    book = json.loads(notebook(START, STUB, 'lab.reveal("2.5")'))
     book["cells"][2]["outputs"] = [lent]
     _, records = graded(data=json.dumps(book).encode())
-    assert records["2.9"]["status"] == "missing"
-    assert records["2.9"]["message"].startswith("the course lent this one")
+    assert records["2.5"]["status"] == "missing"
+    assert records["2.5"]["message"].startswith("the course lent this one")
 
 
 def test_experiments_are_skipped_unless_an_answer_is_in_them(judge):
-    data = notebook(START, "import os\nos._exit(1)", "x = 3\n" + SCALING, tags=[1, 2])
+    data = notebook(START, "import os\nos._exit(1)", "x = 3\n" + FLOPS, tags=[1, 2])
     row = judge.grade("a", data, 1)[0].data()
-    assert row["earned"] == 1
+    assert row["earned"] == 2
 
 
 def test_magics_shell_and_input(graded):
-    cells = ["%matplotlib inline", "!echo hello > note", "%%time\n" + SCALING, "answer = input()"]
-    assert graded(START, *cells, QUIZ)[0]["earned"] == 4
+    cells = ["%matplotlib inline", "!echo hello > note", "%%time\n" + FLOPS, "answer = input()"]
+    assert graded(START, *cells, QUIZ)[0]["earned"] == 5
 
 
 def test_a_file_that_a_cell_writes_is_there_for_an_exercise(graded):
-    cells = ["open('factor', 'w').write('1')", "FACTOR = float(open('factor').read())"]
-    assert graded(*cells, SCALING.replace("alpha /", "FACTOR * alpha /"))[0]["earned"] == 1
+    cells = ["open('factor', 'w').write('1')", "FACTOR = int(open('factor').read())"]
+    assert graded(*cells, FLOPS.replace("n_tokens *", "FACTOR * n_tokens *"))[0]["earned"] == 2
 
 
 NAMELESS = "def lora_fwd(x, W, A, B, alpha):\n    return x"
@@ -130,10 +133,10 @@ NAMELESS = "def lora_fwd(x, W, A, B, alpha):\n    return x"
     "id, cells, status, message",
     [
         ("2.1", [NAMELESS], "missing", "lora_forward is not defined; there is lora_fwd"),
-        ("2.9", [STUB], "missing", ""),
-        ("2.9", [STUB, "def scaling(alpha, r:"], "missing", "its cell raised SyntaxError: "),
-        ("2.9", ["def scaling(alpha, r):\n  x = (1"], "missing", "'(' was never closed (line 2)"),
-        ("2.10", ["quiz = {'q1': 'a'}"], "failed", "is it still a function, begun by def?"),
+        ("2.5", [STUB], "missing", ""),
+        ("2.5", [STUB, "def step_flops(shapes, r:"], "missing", "its cell raised SyntaxError: "),
+        ("2.5", ["def step_flops(shapes):\n  x = (1"], "missing", "'(' was never closed (line 2)"),
+        ("2.8", ["quiz = {'q1': 'a'}"], "failed", "is it still a function, defined with def?"),
     ],
 )
 def test_what_is_not_there_has_a_reason(graded, id, cells, status, message):
@@ -144,16 +147,16 @@ def test_what_is_not_there_has_a_reason(graded, id, cells, status, message):
 
 def test_an_answer_in_a_cell_of_text_is_named(graded):
     book = json.loads(notebook(START))
-    book["cells"].append({"cell_type": "markdown", "metadata": {}, "source": SCALING})
+    book["cells"].append({"cell_type": "markdown", "metadata": {}, "source": FLOPS})
     _, records = graded(data=json.dumps(book).encode())
-    assert "a cell that is not of the kind Code" in records["2.9"]["message"]
+    assert "a cell that is not of the kind Code" in records["2.5"]["message"]
 
 
 def test_what_showed_nothing_when_it_was_to_be_revealed_costs_nothing(graded):
     error = {"output_type": "error", "ename": "LabError", "evalue": WITHHELD, "traceback": []}
-    lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.9 {LENT}.\n"]}
-    book = json.loads(notebook(START, SCALING, 'lab.reveal("2.9")'))
+    lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.5 {LENT}.\n"]}
+    book = json.loads(notebook(START, FLOPS, 'lab.reveal("2.5")'))
     for outputs, status in ([error], "passed"), ([lent], "passed"), ([], "passed"):
         book["cells"][2]["outputs"] = outputs
         _, records = graded(data=json.dumps(book).encode())
-        assert records["2.9"]["status"] == status
+        assert records["2.5"]["status"] == status

@@ -7,7 +7,7 @@ import sys
 
 import psutil
 import pytest
-from submissions import ALL, FORWARD, KIND, QUIZ, SCALING, START, needs_sandbox, notebook
+from submissions import ALL, FLOPS, FORWARD, KIND, QUIZ, START, needs_sandbox, notebook
 
 from labkit.grading.judge import judge as judging
 from labkit.grading.limits import Limits
@@ -43,23 +43,23 @@ def hasty():
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_cell_that_ends_its_process_costs_that_cell(end, hasty):
-    row, records = hasty(START, QUIZ, ENDS[end], SCALING)
+    row, records = hasty(START, QUIZ, ENDS[end], FLOPS)
     assert row["status"] == "graded"
-    assert records["2.9"]["status"] == records["2.10"]["status"] == "passed", records
+    assert records["2.5"]["status"] == records["2.8"]["status"] == "passed", records
 
 
 @pytest.mark.parametrize("end", ["exit", "segfault", "hang"])
 def test_an_exercise_that_ends_its_process_costs_that_exercise(end, hasty):
     body = "\n    ".join(ENDS[end].split("\n"))
     answer = f"def lora_forward(x, W, A, B, alpha):\n    {body}"
-    _, records = hasty(START, QUIZ, answer, SCALING)
+    _, records = hasty(START, QUIZ, answer, FLOPS)
     assert records["2.1"]["status"] == ("timeout" if end == "hang" else "error")
-    assert records["2.9"]["status"] == records["2.10"]["status"] == "passed"
+    assert records["2.5"]["status"] == records["2.8"]["status"] == "passed"
 
 
 def test_a_cell_that_ends_its_process_is_told_beside_the_grade(graded):
-    row, records = graded(START, SCALING, "import os\nos._exit(0)")
-    assert (row["status"], records["2.9"]["status"]) == ("graded", "passed")
+    row, records = graded(START, FLOPS, "import os\nos._exit(0)")
+    assert (row["status"], records["2.5"]["status"]) == ("graded", "passed")
     assert row["reason"] == "code cell 3: it ended its process"
 
 
@@ -105,25 +105,25 @@ def busy():
 
 def test_what_cells_leave_running_costs_nothing_on_a_busy_machine(graded, busy):
     for what, cell in LEFT_BEHIND.items():
-        row, records = graded(START, cell, SCALING, QUIZ, cell)
-        assert row["earned"] == 4 and "reason" not in row, (what, row.get("reason"), records)
+        row, records = graded(START, cell, FLOPS, QUIZ, cell)
+        assert row["earned"] == 5 and "reason" not in row, (what, row.get("reason"), records)
 
 
 @needs_sandbox
 def test_a_warm_process_that_is_killed_costs_nobody_anything(judge, graded):
     """As the kernel does where memory is short; here between two submissions."""
-    assert graded(SCALING)[0]["earned"] == 1
+    assert graded(FLOPS)[0]["earned"] == 2
     for process in psutil.Process(judge.warm.process.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     judge.warm.process.wait()
-    assert graded(SCALING)[0]["earned"] == 1
+    assert graded(FLOPS)[0]["earned"] == 2
 
 
 def test_slow_cells_of_no_consequence_cost_no_exercise(hasty):
     slow = "import time\ntime.sleep(1)\n"
-    row, _ = hasty(START, *[slow] * 4, slow + SCALING, slow + QUIZ, *[slow] * 2)
-    assert (row["status"], row["earned"]) == ("graded", 4), row
+    row, _ = hasty(START, *[slow] * 4, slow + FLOPS, slow + QUIZ, *[slow] * 2)
+    assert (row["status"], row["earned"]) == ("graded", 5), row
     assert "code cell 9: there was no time left for this cell" in row["reason"]
 
 
@@ -134,5 +134,5 @@ def test_a_submission_has_an_end(hasty):
     assert row["status"] == "timeout" and row["seconds"] < 60
     assert "it took more than 16 s in all, graded until then" in row["reason"]
     assert records["2.1"]["status"] == "passed" and row["earned"] == 2
-    told = records["2.10"]["status"], records["2.10"]["message"]
+    told = records["2.8"]["status"], records["2.8"]["message"]
     assert told == ("timeout", "the time of the whole submission is used up")

@@ -10,6 +10,7 @@ from labkit.grading.after import similar
 from labkit.grading.row import Row
 
 LAB = "02_lora"
+POOL = "07_ship"  # the tests of this lab have enough right answers to draw from
 
 
 def disguised(count):
@@ -42,9 +43,9 @@ def found():
     import random
 
     rng = random.Random(3)
-    own = {f"own{i}": classroom.independent(LAB, rng) for i in range(12)}
+    own = {f"own{i}": classroom.independent(POOL, rng) for i in range(12)}
     copies = {f"copy{i}": classroom.copied(own[f"own{i}"], rng) for i in range(2)}
-    pairs = similar.pairs(LAB, own | copies)
+    pairs = similar.pairs(POOL, own | copies)
     return {frozenset(pair.names): pair for pair in pairs}
 
 
@@ -95,7 +96,7 @@ def test_the_command_lists_them(batch, capsys):
 def test_a_judge_keeps_the_other_cells_of_a_submission(judge):
     helper = "def power(r, root):\n    return r ** (0.5 if root else 1)"
     given = similar.reference.course_cells(LAB)[1]
-    uses = "def scaling(alpha, r, rank_stabilized=False):\n    return alpha / power(r, False)"
+    uses = "def step_flops(shapes, n_tokens, r=None):\n    return power(n_tokens, r is None)"
     data = notebook(START, given, helper, uses, "x = 1", tags=[4])
     _, sources = judge.grade("a", data, 1)
-    assert sources[""] == f"{START}\n\n{helper}" and sources["2.9"] == uses
+    assert sources[""] == f"{START}\n\n{helper}" and sources["2.5"] == uses

@@ -297,7 +297,7 @@ def test_all_of_the_course_and_its_libraries_decide_whether_a_grade_stands(monke
     found = [store.depends_on(None, QUICK, 1)]
     assert store.depends_on(None, QUICK, 1) == found[0]
     parts = ("grading/inside/runner.py", "grading/wire.py", "memory/budget.py", "contract/kept.py")
-    parts += ("checks/lab02/quiz.toml", "tasks/tickets.jsonl", "labs/lab02/probes.py", "lab.py")
+    parts += ("checks/lab02.toml", "tasks/tickets.jsonl", "probes/lab02.py", "lab.py")
     for part in (*parts, "../solutions/02_lora.ipynb"):
         with (package / part).open("a") as file:
             file.write("\n")

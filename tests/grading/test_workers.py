@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from submissions import QUICK, SCALING, Fake, needs_sandbox, notebook
+from submissions import FLOPS, QUICK, Fake, needs_sandbox, notebook
 
 from labkit.errors import LabError
 from labkit.grading import workers
@@ -73,10 +73,10 @@ def test_what_is_killed_in_the_middle_costs_nothing(who):
     victims = [first] if who == "judge" else first.children(recursive=True)[::-1]
     killer = threading.Timer(1, lambda: [victim.kill() for victim in victims])
     killer.start()
-    row = judge.grade("a.ipynb", notebook("import time\ntime.sleep(4)", SCALING), 1)[0].data()
+    row = judge.grade("a.ipynb", notebook("import time\ntime.sleep(4)", FLOPS), 1)[0].data()
     assert not any(_lives(victim) for victim in victims)
     judge.stop()
-    assert (row["status"], row["earned"]) == ("graded", 1)
+    assert (row["status"], row["earned"]) == ("graded", 2)
 
 
 def test_there_are_no_more_jobs_than_memory_for_them(monkeypatch):

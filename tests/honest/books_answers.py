@@ -13,9 +13,9 @@ def lambdas(book):
         "lora_forward = lambda x, W, A, B, alpha: x @ W.T + alpha / len(A) * x @ A.T @ B.T",
     )
     book.replace(
-        "scaling",
-        "scaling = lambda alpha, r, rank_stabilized=False: (\n"
-        "    alpha / math.sqrt(r) if rank_stabilized else alpha / r\n)",
+        "step_flops",
+        "step_flops = lambda shapes, n, r=None: n * sum(\n"
+        "    6 * a * b if r is None else 4 * a * b + 6 * r * (a + b) for a, b in shapes.values())",
     )
     book.replace("quiz", 'quiz = lambda: dict(q1="B", q2=" c", q3="A")')
 
@@ -37,11 +37,7 @@ def lora_forward(x: Tensor, W: Tensor, A: Tensor, B: Tensor, alpha: float | Late
     return x @ W.T + scale * (x @ A.T) @ B.T
 """,
     )
-    book.replace(
-        "scaling",
-        "from typing import Callable\nscaling: Callable[..., float] = "
-        "lambda alpha, r, rank_stabilized=False: alpha / (math.sqrt(r) if rank_stabilized else r)",
-    )
+    book.replace("quiz", 'quiz: Callable[[], dict] = lambda: {"q1": "b", "q2": "c", "q3": "a"}')
 
 
 @honest()
@@ -53,9 +49,9 @@ def decorated(book):
         "        result = f(*args, **kwargs)\n        print(f'{time.time() - begun:.3f} s')\n"
         "        return result\n    return inner"
     )
-    for name in ("lora_gradients", "count_params"):
+    for name in ("lora_gradients", "inject"):
         book.replace(name, "@timed\n@torch.no_grad()\n" + source(book.cell(name)))
-    book.wrap("scaling", "scaling = functools.partial(scaling)")
+    book.wrap("step_flops", "step_flops = functools.partial(step_flops)")
 
 
 @honest()
@@ -148,7 +144,7 @@ def helpers_elsewhere(book):
 @honest()
 def asserts_of_their_own(book):
     book.wrap("lora_forward", "x = torch.randn(2, 3)\nassert lora_forward(x, x, x, x, 1) is None")
-    book.wrap("scaling", "assert scaling(16, 4) == 4.0\nassert scaling(16, 4, True) == 8.0")
+    book.wrap("step_flops", "assert step_flops({'a': (2, 3)}, 1) == 36")
 
 
 @honest()
@@ -156,10 +152,10 @@ def other_classes(book):
     """A layer that inherits, with a helper as static method and a property."""
     book.early(
         "class Base(nn.Module):\n    @staticmethod\n    def fresh(n, m, like):\n"
-        "        return nn.Parameter(torch.zeros(n, m, dtype=like.dtype, device=like.device))"
+        "        return nn.Parameter(torch.zeros(n, m, device=like.device))"
     )
     code = source(book.cell("LoRALinear")).replace("(nn.Module)", "(Base)")
-    made = "nn.Parameter(torch.zeros(base.out_features, r, **like))"
+    made = "nn.Parameter(torch.zeros(base.out_features, r, device=device))"
     code = code.replace(made, "self.fresh(base.out_features, r, base.weight)")
     book.replace("LoRALinear", code)
 
@@ -167,11 +163,11 @@ def other_classes(book):
 @honest()
 def defined_under_a_condition(book):
     """Not at the top level of its cell."""
-    lines = source(book.cell("count_params")).splitlines()
-    book.replace("count_params", "if True:\n" + "\n".join("    " + line for line in lines))
-    lines = source(book.cell("scaling")).splitlines()
+    lines = source(book.cell("inject")).splitlines()
+    book.replace("inject", "if True:\n" + "\n".join("    " + line for line in lines))
+    lines = source(book.cell("step_flops")).splitlines()
     body = "try:\n" + "\n".join("    " + line for line in lines)
-    book.replace("scaling", body + "\nexcept Exception as e:\n    print(e)")
+    book.replace("step_flops", body + "\nexcept Exception as e:\n    print(e)")
 
 
 @honest()
@@ -191,11 +187,8 @@ def odd_letters(book):
 
 @honest()
 def german(book):
-    code = source(book.cell("scaling")).replace("alpha", "größe")
-    code = code.replace("(größe, r", "(alpha, r").replace(
-        "return größe", "größe = alpha\n    return größe"
-    )
-    book.replace("scaling", "# Prüfe: ß, ä, ö — „Anführung“ …\n" + code)
+    code = source(book.cell("step_flops")).replace("weights", "größe")
+    book.replace("step_flops", "# Prüfe: ß, ä, ö — „Anführung“ …\n" + code)
     book.early('überprüfung = "Straße"\nprint(f"{überprüfung}: größer als {3:,.2f} €")')
 
 

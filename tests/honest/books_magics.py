@@ -67,8 +67,8 @@ def package_written_and_imported(book):
 @honest()
 def script_run(book):
     """%run keeps the names that the script defined."""
-    book.early(f"%%writefile answers.py\n{source(book.cell('count_params'))}")
-    book.replace("count_params", "%run answers.py")
+    book.early(f"%%writefile answers.py\n{source(book.cell('step_flops'))}")
+    book.replace("step_flops", "%run answers.py")
 
 
 @honest()
@@ -90,4 +90,4 @@ def answer_behind_a_shell_line(book):
 
 @honest()
 def answer_behind_help(book):
-    book.replace("count_params", source(book.cell("count_params")) + "\n\ncount_params?")
+    book.replace("step_flops", source(book.cell("step_flops")) + "\n\nstep_flops?")

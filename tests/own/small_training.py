@@ -3,7 +3,7 @@
 import json
 import random
 
-from labkit.labs import tiny
+from labkit.probes import tiny
 
 
 def write_model(folder, seed=0, dropout=0.0):

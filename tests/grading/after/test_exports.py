@@ -36,7 +36,7 @@ def row(submission, earned=15, lab="02_lora", **more):
     """A row of twenty possible points."""
     tries = [
         {"id": "2.1", "name": "lora_forward", "points": 5, "earned": 5, "status": "passed"},
-        {"id": "2.10", "name": "quiz", "points": 15, "earned": earned - 5, "status": "failed"},
+        {"id": "2.8", "name": "quiz", "points": 15, "earned": earned - 5, "status": "failed"},
     ]
     tries[0]["message"], tries[1]["message"] = "", "<script>1 of 3 right"
     known = {"submission": submission, "lab": lab, "earned": earned, "possible": 20}
@@ -188,7 +188,7 @@ def test_moodle_gets_its_worksheet_with_grade_and_feedback(gradebook):
     assert jane["Feedback comments"].split("<br>") == [
         "11 of 20 points",
         "2.1 lora_forward: 5 of 5, passed.",
-        "2.10 quiz: 6 of 15, failed. &lt;script&gt;1 of 3 right",
+        "2.8 quiz: 6 of 15, failed. &lt;script&gt;1 of 3 right",
     ]
     assert ada["Feedback comments"] == "seen" and kurt["Feedback comments"] == ""
     assert len(done.filled) == 2 and "scaled: 20 points here are 100 there" in done.remarks
@@ -439,7 +439,7 @@ def test_gradescope_gets_a_test_an_exercise():
     assert (result["score"], result["execution_time"]) == (11, 0.5)
     assert [(t["number"], t["status"], t["score"]) for t in result["tests"]] == [
         ("2.1", "passed", 5),
-        ("2.10", "failed", 6),
+        ("2.8", "failed", 6),
     ]
     assert result["tests"][1]["output"] == "<script>1 of 3 right"
 

@@ -20,8 +20,8 @@ from labkit.grading.row import Exercise, Row
 
 ROOT = Path(__file__).parents[3]
 LABS = {
-    "02_lora": "lora_forward LoRALinear lora_gradients inject count_params step_flops merge_ "
-    "adapter_state scaling quiz",
+    "02_lora": "lora_forward LoRALinear lora_gradients inject step_flops merge_ adapter_state quiz "
+    "mine mine_too",
     "03_peft": "lora_config sft_config format_example answer_loss field_accuracy quiz",
 }
 MESSAGES = [
@@ -30,7 +30,7 @@ MESSAGES = [
     "it raised RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x5 and 3x5); is a "
     "transpose (.T) missing or one too many? (line 3 of the cell: `return x @ W`)",
 ]
-QUIZ = "{} of 3 right. q1 b, right: B A is zero. | q2 {}, not quite: most of them stay."
+QUIZ = "{} of 3 right\nq1 b, right: B A is zero.\nq2 {}, not quite: most of them stay."
 CELL = """def {name}(x, W, A, B, alpha):
     \"\"\"x of shape (n, d_in) -> (n, d_out).\"\"\"
     scale = alpha / {n}  # r is the number of rows of A
@@ -146,12 +146,12 @@ def test_grades_csv_has_a_row_a_submission_and_a_column_an_exercise(tmp_path):
 
 
 def test_the_feedback_page_shows_cell_message_and_points(tmp_path):
-    source = 'def scaling(alpha, r):\n    return alpha * r < 3 & 4  # "so"\n'
-    row = {"id": "2.9", "name": "scaling", "points": 2, "earned": 0, "status": "failed"}
-    row["message"] = "scaling(32, 16) is 512.0, wanted 2.0: it is upside down"
+    source = 'def step_flops(n, r):\n    return n * r < 3 & 4  # "so"\n'
+    row = {"id": "2.5", "name": "step_flops", "points": 2, "earned": 0, "status": "failed"}
+    row["message"] = "for step_flops({q: (4, 8)}, 1) the result should be 192, not 96"
     result = {"submission": "ada.ipynb", "lab": "02_lora", "earned": 0, "possible": 2}
     result |= {"seconds": 1.0, "status": "graded", "exercises": [row]}
-    report.write(tmp_path, _rows([result]), {"ada.ipynb": {"2.9": source}})
+    report.write(tmp_path, _rows([result]), {"ada.ipynb": {"2.5": source}})
     page = Page(tmp_path / "feedback/ada.html")
     assert source.strip() in page.text and row["message"] in page.text
     assert "0 of 2 points" in page.text and "failed" in page.text
@@ -353,9 +353,9 @@ def test_the_class_page_counts_what_was_misunderstood():
 
 def test_of_a_quiz_each_wrong_answer_counts():
     told = [
-        "1 of 3 right. q1 b, right: yes. | q2 a, not quite: no. | q3 a, not quite: never.",
-        "2 of 3 right. q1 b, right: yes. | q2 a, not quite: no. | q3 b, right: so it is.",
-        "2 of 3 right. q1 c, not quite: well. | q2 c, right: yes. | q3 b, right: so it is.",
+        "1 of 3 right\nq1 b, right: yes.\nq2 a, not quite: no.\nq3 a, not quite: never.",
+        "2 of 3 right\nq1 b, right: yes.\nq2 a, not quite: no.\nq3 b, right: so it is.",
+        "2 of 3 right\nq1 c, not quite: well.\nq2 c, right: yes.\nq3 b, right: so it is.",
     ]
     assert summary.frequent(told)[0] == (2, "q2 a, not quite: no.")
     assert {text for _, text in summary.frequent(told)[1:]} == {
@@ -373,13 +373,13 @@ def test_that_an_exercise_was_judged_with_the_courses_own_is_nobodys_mistake():
 
 
 def test_a_message_counts_once_a_submission_however_often_it_repeats_itself():
-    told = [" | ".join(["it is 3 times too large"] * 27), "it is 4 times too large | B is None", ""]
+    told = ["\n".join(["it is 3 times too large"] * 27), "it is 4 times too large\nB is None", ""]
     assert summary.frequent(told) == [(2, "it is 3 times too large"), (1, "B is None")]
 
 
 def test_each_fault_of_a_message_has_its_line(tmp_path):
     results, sources = graded_class(1)
-    results[0]["exercises"][0] |= {"status": "failed", "message": "alpha is missing | r is 2"}
+    results[0]["exercises"][0] |= {"status": "failed", "message": "alpha is missing\nr is 2"}
     report.write(tmp_path, _rows(results), sources)
     assert "alpha is missing\nr is 2" in Page(next((tmp_path / "feedback").iterdir())).text
 

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from submissions import COUNT, FORWARD, MERGES, SCALING, START, notebook
+from submissions import FLOPS, FORWARD, MERGES, QUIZ, START, notebook
 
 from labkit.grading.judge import judge as judging
 from labkit.grading.judge import submission
+from labkit.reference import reference
 
 ROOT = Path(__file__).parents[3]
 SOLVED = sorted((ROOT / "solutions").glob("*.ipynb"))
@@ -38,8 +39,8 @@ def test_an_unsolved_lab_has_none(path, graded):
 
 @pytest.mark.parametrize("name", ["02_lora_v2", "02_" + "a" * 200_000])
 def test_what_a_notebook_calls_its_lab_is_not_repeated(name, graded):
-    row, records = graded(f"import labkit\nlab, check = labkit.start('{name}')", SCALING)
-    assert (row["lab"], records["2.9"]["status"]) == ("02_lora", "passed")
+    row, records = graded(f"import labkit\nlab, check = labkit.start('{name}')", FLOPS)
+    assert (row["lab"], records["2.5"]["status"]) == ("02_lora", "passed")
 
 
 def test_the_labs_are_those_that_have_checks_and_are_called_as_their_notebooks(monkeypatch):
@@ -61,14 +62,14 @@ def test_a_lab_without_a_master_is_known_by_its_checks(monkeypatch, tmp_path):
 
 
 def test_a_page_shows_the_cells_of_its_own_exercise(judge):
-    data = notebook(START, "class LoRALinear: pass", MERGES, SCALING)
+    data = notebook(START, "class LoRALinear: pass", MERGES, FLOPS)
     _, sources = judge.grade("a.ipynb", data, 1)
-    assert sources["2.2"] == "class LoRALinear: pass" and sources["2.9"] == SCALING
-    assert sources["2.7"] == MERGES and sources["2.8"] == ""
+    assert sources["2.2"] == "class LoRALinear: pass" and sources["2.5"] == FLOPS
+    assert sources["2.6"] == MERGES and sources["2.7"] == ""
 
 
 def test_a_row_has_the_fields_of_results_json(graded):
-    row, _ = graded(START, SCALING)
+    row, _ = graded(START, FLOPS)
     names = ["submission", "lab", "earned", "possible", "seconds", "status", "exercises"]
     assert list(row) == names
     assert list(row["exercises"][0]) == ["id", "name", "points", "earned", "status", "message"]
@@ -78,9 +79,9 @@ def test_state_that_an_exercise_spoils_is_whole_again_for_the_next(graded):
     spoil = FORWARD.replace(
         "    return", "    global r\n    r = None; W.zero_(); torch.Tensor = 3\n    return"
     )
-    _, records = graded("import torch", spoil, "r = 1.0", SCALING, COUNT)
+    _, records = graded("import torch", spoil, "r = 1.0", FLOPS, QUIZ)
     assert records["2.1"]["status"] in ("failed", "error")
-    assert records["2.9"]["status"] == records["2.5"]["status"] == "passed"
+    assert records["2.5"]["status"] == records["2.8"]["status"] == "passed"
 
 
 def test_random_inputs_depend_on_the_seed_and_nothing_else(graded):
@@ -92,7 +93,6 @@ def test_random_inputs_depend_on_the_seed_and_nothing_else(graded):
 
 def test_the_seed_is_not_told(graded):
     peek = """
-def scaling(alpha, r, rank_stabilized=False):
     import gc, sys
     for frame in sys._current_frames().values():
         while frame:
@@ -100,29 +100,18 @@ def scaling(alpha, r, rank_stabilized=False):
             frame = frame.f_back
     for space in [x for x in gc.get_objects() if type(x) is dict]:
         assert 918273645 not in [x for x in list(space.values()) if type(x) is int]
-    return alpha / r ** (0.5 if rank_stabilized else 1)
 """
-    assert graded(peek, seed=918273645)[1]["2.9"]["status"] == "passed"
+    peek = FLOPS.replace("):\n", f"):{peek}", 1)
+    assert graded(peek, seed=918273645)[1]["2.5"]["status"] == "passed"
 
 
 def test_a_slip_in_the_layer_costs_nothing_where_it_is_used(graded):
-    layer = """
-import torch
-class LoRALinear(torch.nn.Module):
-    def __init__(self, base, r, alpha):
-        super().__init__()
-        self.base, self.r, self.scaling = base, r, alpha
-        self.A = torch.nn.Parameter(torch.randn(r, base.in_features) / 30)
-        self.B = torch.nn.Parameter(torch.zeros(base.out_features, r))
-
-    def forward(self, x):
-        return self.base(x) + self.scaling * x @ self.A.T @ self.B.T
-"""
+    layer = reference("02_lora", "2.2").replace("alpha / r", "alpha")
     _, records = graded(START, layer, MERGES)
     assert "alpha is not divided by r" in records["2.2"]["message"]
     assert "course's own" not in records["2.2"]["message"]
-    assert "never merged has nothing to take away" in records["2.7"]["message"]
-    assert "judged with the course's own 2.1, 2.2" in records["2.7"]["message"]
+    assert "an update that was never added" in records["2.6"]["message"]
+    assert "judged with the course's own 2.1, 2.2" in records["2.6"]["message"]
 
 
 OPEN = {
@@ -169,17 +158,17 @@ def quiz():
         body = wire.pack(["0" * 16, "value", {{"q1": "b", "q2": "c", "q3": "a"}}])
         sock.sendall(said if type(said) is bytes else wire.HEAD.pack(b"R", len(body)) + body)
 """
-    _, records = graded(START, forge, SCALING)
-    assert (records["2.10"]["status"], records["2.10"]["earned"]) != ("passed", 3)
-    assert records["2.10"]["earned"] == 0
-    assert records["2.9"]["status"] == "passed"
+    _, records = graded(START, forge, FLOPS)
+    assert (records["2.8"]["status"], records["2.8"]["earned"]) != ("passed", 3)
+    assert records["2.8"]["earned"] == 0
+    assert records["2.5"]["status"] == "passed"
 
 
 def test_no_answer_says_that_the_check_is_broken(graded):
     """What the judge says of itself has a line to the instructor; an answer gets none by it."""
-    cell = """def lora_gradients(*any):
+    cell = """def quiz():
     from labkit.contract import CheckFailed
     raise CheckFailed('the check itself is broken: give these points by hand')"""
     _, records = graded(START, cell)
-    assert records["2.3"]["status"] == "failed"
-    assert records["2.3"]["message"].startswith("it says: the check itself is broken")
+    assert records["2.8"]["status"] == "failed"
+    assert records["2.8"]["message"].startswith("it says: the check itself is broken")

@@ -11,13 +11,13 @@ from labkit.grading.judge import own
 ROOT = Path(__file__).parents[3]
 SOLVED = """
 %matplotlib inline
-import math
 
-def scaling(alpha, r, rank_stabilized=False):
+def lora_forward(x, W, A, B, alpha):
     'A docstring of its own.'
 
     # and a comment
-    return (alpha / math.sqrt(r)) if rank_stabilized else alpha / r
+    r = (A.shape[0])
+    return x @ W.T + (alpha / r) * (x @ A.T) @ B.T
 """
 
 
@@ -34,21 +34,21 @@ def test_every_solution_is_the_courses_and_no_stub_is():
 
 
 def test_what_says_the_same_in_other_words_is_ones_own():
-    assert not own.is_own("02_lora", "scaling", SOLVED)
-    assert own.is_own("02_lora", "scaling", SOLVED.replace("math.sqrt(r)", "r**0.5"))
+    assert not own.is_own("02_lora", "lora_forward", SOLVED)
+    assert own.is_own("02_lora", "lora_forward", SOLVED.replace("A.shape[0]", "len(A)"))
 
 
 @pytest.mark.parametrize(
     "cell",
     [
-        "def scaling(alpha, r:",
+        "def lora_forward(x, W:",
         "def other(): pass",
-        "def scaling(a, r):\n    return " + "+".join("1" * 5000),
-        "def scaling(a, r):\n    return " + "(" * 5000,
-        "def scaling(a, r):\n    return '\x00'",
+        "def lora_forward(x, W):\n    return " + "+".join("1" * 5000),
+        "def lora_forward(x, W):\n    return " + "(" * 5000,
+        "def lora_forward(x, W):\n    return '\x00'",
     ],
     ids=range(5),
 )
 def test_what_cannot_be_read_is_not_ones_own(cell):
-    assert not own.is_own("02_lora", "scaling", cell)
-    assert not own.is_own("99_none", "scaling", SOLVED.replace("math.sqrt(r)", "r**0.5"))
+    assert not own.is_own("02_lora", "lora_forward", cell)
+    assert not own.is_own("99_none", "lora_forward", SOLVED.replace("A.shape[0]", "len(A)"))

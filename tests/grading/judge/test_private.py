@@ -4,7 +4,7 @@ from unittest import mock
 
 import pytest
 from rich.console import Console
-from submissions import FORWARD, SCALING, notebook
+from submissions import FLOPS, FORWARD, notebook
 
 from labkit.errors import LabError
 from labkit.grading.after import show
@@ -20,14 +20,14 @@ STEP = 2
 def helper(x):
     return x + STEP
 
-def doubled(scaling, r):
+def doubled(step_flops, n):
     """Runs beside the learner's code, with what it needs."""
     assert "SECRET" not in globals() and "private" not in globals()
-    return helper(scaling(math.floor(8.5), r)) * 2
+    return helper(step_flops({"q_proj": (math.floor(4.5), 1)}, n)) * 2
 
-@exercise("2.9", points=7)
-def private(scaling):
-    expect(observe(doubled, scaling, 2) == 12, "not what 8 / 2 gives")
+@exercise("2.5", points=7)
+def private(step_flops):
+    expect(observe(doubled, step_flops, 2) == 100, "not what 6 * 2 * 4 gives")
 
 @exercise("2.12", points=5)
 def more(lora_forward):
@@ -50,9 +50,9 @@ def graded_by(judge, tmp_path, monkeypatch):
 
 
 def test_own_checks_come_on_top_and_replace_those_of_the_same_id(graded_by):
-    row = graded_by(OWN, SCALING, FORWARD)
-    assert row.exercises[-1].id == "2.12" and row.possible == 24 - 1 + 7 + 5
-    assert (row.exercise("2.9").status, row.exercise("2.9").earned) == ("passed", 7)
+    row = graded_by(OWN, FLOPS, FORWARD)
+    assert row.exercises[-1].id == "2.12" and row.possible == 22 - 2 + 7 + 5
+    assert (row.exercise("2.5").status, row.exercise("2.5").earned) == ("passed", 7)
     assert row.exercise("2.12").message == "nobody passes"
 
 
@@ -60,7 +60,7 @@ AGAIN = """
 import torch
 from labkit.contract import exercise, expect, observe
 
-@exercise("2.7", points=3, after="2.2")
+@exercise("2.6", points=3, after="2.2")
 def other_names(add_, LoRALinear):
     expect(False, "nobody passes")
 
@@ -88,42 +88,42 @@ def test_what_an_own_check_is_about_is_not_lent_to_it(graded_by):
 KEEPS = """
 from labkit.contract import exercise, kept, observe
 
-def asked(scaling):
-    return kept(scaling, [8], 2)
+def asked(step_flops):
+    return kept(step_flops, {"q_proj": (8, 2)}, 2)
 
-@exercise("2.9", points=7)
-def leaves_its_input(scaling):
-    observe(asked, scaling)
+@exercise("2.5", points=7)
+def leaves_its_input(step_flops):
+    observe(asked, step_flops)
 """
 
 
 def test_what_a_probe_finds_changed_is_a_fault_in_grading_too(graded_by):
-    row = graded_by(KEEPS, "def scaling(alpha, r):\n    alpha.append(r)")
-    scaling = row.exercise("2.9")
-    assert scaling.status == "failed" and "changes its input alpha in place" in scaling.message
+    row = graded_by(KEEPS, "def step_flops(shapes, n):\n    shapes.clear()")
+    found = row.exercise("2.5")
+    assert found.status == "failed" and "changes its input shapes in place" in found.message
 
 
 BAD = """
 from labkit.contract import exercise, observe
 
-@exercise("2.9", points=7)
-def misspelt(scaling):
-    obsreve(scaling, 8, 2)
+@exercise("2.5", points=7)
+def misspelt(step_flops):
+    obsreve(step_flops, {}, 2)
 
 @exercise("2.12", points=5)
-def unforeseen(scaling):
-    observe(scaling, 8, 2).shape
+def unforeseen(step_flops):
+    observe(step_flops, {}, 2).shape
 """
 
 
 def test_a_check_that_is_broken_is_not_the_learners_fault(graded_by, tmp_path, capsys):
-    row = graded_by(BAD, SCALING)
+    row = graded_by(BAD, FLOPS)
     told = "the check itself is broken: NameError in own.py, line 6: name 'obsreve' is not defined"
-    assert (row.exercise("2.9").status, row.exercise("2.9").message) == ("error", told)
+    assert (row.exercise("2.5").status, row.exercise("2.5").message) == ("error", told)
     told = "a form that the check cannot read (AttributeError in own.py, line 10)"
     assert row.exercise("2.12").status == "failed" and told in row.exercise("2.12").message
     show.summary([row, row], tmp_path, Console(width=200))
-    assert "LOOK, 2 times in 2.9: the check itself is broken" in capsys.readouterr().out
+    assert "LOOK, 2 times in 2.5: the check itself is broken" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_check_that_is_broken_is_not_the_learners_fault(graded_by, tmp_path, c
     [
         ("1 / 0", "ZeroDivisionError"),
         ("x = 1", "no check"),
-        (BAD.replace("2.12", "2.9"), "two checks are of exercise 2.9"),
+        (BAD.replace("2.12", "2.5"), "two checks are of exercise 2.5"),
         (BAD.replace("2.12", "9.9"), "9.9 is of lab 9, and there is none"),
     ],
 )
