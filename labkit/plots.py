@@ -1,7 +1,7 @@
 """What all labs draw with: one look, curves that grow while a model trains, a table of answers.
 
-A figure's title says what to see in it. A lab's own figures are in `labkit.labs.labNN.plots`, those
-of memory in `labkit.memory.plots`.
+A figure's title says what to see in it. A lab's own figures are in `labkit.figures.labNN` or
+`labkit.labs.labNN.plots`, those of memory in `labkit.memory.plots`.
 """
 
 from collections.abc import Sequence
@@ -125,7 +125,7 @@ def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
     fig, ax = figure(height=2.6)
     weight = weight_for(steps)
     traced(ax, losses, PALETTE[0], weight)
-    ax.set(xlim=(1, max(steps, 2)), ylim=(0, None), xlabel="step", ylabel="loss (nats a token)")
+    ax.set(xlim=(1, max(steps, 2)), ylim=(0, None), xlabel="step", ylabel="loss (nats per token)")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_title(title + _way("loss", losses, steps, weight))
     ax.legend(["each step", "running mean"], fontsize=9, loc="upper right")

@@ -62,7 +62,7 @@ from labkit.training import generation, hardware, loop, models
 # The picture shows one attention projection of the model you will train, to scale.
 
 # %%
-display(figures.low_rank(d_out=576, d_in=576, r=16))
+display(figures.low_rank(d_out=576, d_in=576, r=8))
 
 # %% [markdown]
 # ### Exercise 2.1 · `lora_forward`
@@ -70,8 +70,8 @@ display(figures.low_rank(d_out=576, d_in=576, r=16))
 # ●●○ · 7 min · 2 points
 #
 # Compute the output of the layer with its update. `x` can have any leading shape: one vector, a
-# batch, a batch of sequences. Never form $BA$ or a copy of $W$: LoRA exists to avoid new matrices
-# of that size, and the check measures the largest tensor you create.
+# batch, a batch of sequences. Never form $BA$ or a copy of $W$: the point of LoRA is to avoid
+# matrices of that size, and the check measures the largest tensor you create.
 #
 # Do one case by hand first. Let $W$ be the 2 × 2 identity, $A$ the row (1, 1), $B$ the column
 # (1, 0), $\alpha = 2$ and $x = (1, 2)$. Then $W x = (1, 2)$, $A x = 3$ and $B A x = (3, 0)$. With
@@ -99,16 +99,16 @@ check.matches_dense(lora_forward)
 # %% [markdown]
 # ### Exercise 2.2 · `LoRALinear`
 #
-# ●●● · 10 min · 3 points
+# ●●● · 12 min · 3 points
 #
-# A function forgets what it has learned; a layer keeps it. Wrap an existing `nn.Linear` in a layer
+# A function can't keep trainable parameters; a layer can. Wrap an existing `nn.Linear` in a layer
 # with the attributes `base`, `A`, `B`, `r`, `scaling` ($\alpha / r$) and `merged`, which starts as
 # `False` (exercise 2.6 will set it). There are three rules:
 #
-# 1. `base` is the very module you are given, frozen. A copy would need its memory twice.
-# 2. `A` is random, with entries of about $1/\sqrt{d_\text{in}}$, and `B` is zero, so the new layer
-#    starts out equal to the old one. (PEFT uses `nn.init.kaiming_uniform_(A, a=math.sqrt(5))`.)
-#    Both are an `nn.Parameter` in fp32, as in PEFT, on the device of `base.weight`.
+# 1. `base` is the very module you are given, frozen. A copy would double its memory.
+# 2. `A` is random and small: PEFT draws entries of about $1/\sqrt{d_\text{in}}$, with
+#    `nn.init.kaiming_uniform_(A, a=math.sqrt(5))`. `B` is zero, so the new layer starts out equal
+#    to the old one. Both are fp32 `nn.Parameter`s, as in PEFT, on the device of `base.weight`.
 # 3. `forward` returns `base(x)` plus the scaled update, in the dtype of `base(x)`. It never creates
 #    a matrix as large as $W$. While `merged` is `True`, it returns `base(x)` alone.
 #
@@ -157,9 +157,8 @@ check.layer(LoRALinear)
 # %% [markdown]
 # ## Where should training start?
 #
-# At the base model. You chose it because it is good, and a random update would damage it before the
-# first step. That means $BA$ must be zero at the start. Should `A` be zero, or `B`, or both? The
-# gradients decide.
+# At the base model: a random update would damage it before the first step. The simplest way is
+# $BA = 0$. Should `A` be zero, or `B`, or both? The gradients decide.
 #
 # ### Exercise 2.3 · `lora_gradients`
 #
@@ -170,8 +169,8 @@ check.layer(LoRALinear)
 # `(n, d_out)`.
 #
 # One case by hand, with a single row and a single output: $x = (1, 2)$, $A = (1, 1)$, $B = 2$,
-# $\alpha / r = 1$ and $dY = 1$ give $dB = A x = 3$ and $dA = B\, x = (2, 4)$. With more rows, a
-# gradient is the sum over them. You won't need $W$.
+# $\alpha = 2$ and $dY = 1$. With $r = 1$ the factor is 2, so $dB = 2 A x = 6$ and
+# $dA = 2 B\, x = (4, 8)$. With more rows, a gradient is the sum over them. You won't need $W$.
 #
 # <details><summary>Hint</summary>
 #
@@ -231,7 +230,8 @@ def train(model, batches, steps, learning_rate):
 
 # %% [markdown]
 # The next function puts your layer on two projections of every block, chooses the start, and trains
-# ten steps on the same eight commands.
+# ten steps on the same eight commands. (A larger $\alpha$ and a high learning rate, here and below,
+# make a short run show something.)
 
 
 # %%
@@ -255,13 +255,13 @@ def first_steps(start, learning_rate, steps=10):
 start_runs = {}  # what you have run so far: {setting: losses}
 
 # %% [markdown]
-# **Turn it: start.** One of these three curves starts too high, and one never moves. Which ones?
-# Run the cell. Then replace the list with `[("A = 0", 5e-3)]` and run it again: the new curve is
-# drawn over the old ones. Last, try `"A = 0"` and `"B = 0"` at twice the learning rate, 1e-2.
+# **Turn it: start.** One of these four curves starts too high, and one never moves. Which ones? Run
+# the cell. Then replace the list with `[("A = 0", 1e-2)]`, twice the learning rate, and run it
+# again: the new curve is drawn over the old ones. Do the same for `"B = 0"`.
 
 # %% tags=["experiment"]
-starts = [("both random", 5e-3), ("both zero", 5e-3), ("B = 0", 5e-3)]
-if lab.experiment("Four ways to start", 15, needs=["2.2"]):
+starts = [("both random", 5e-3), ("both zero", 5e-3), ("A = 0", 5e-3), ("B = 0", 5e-3)]
+if lab.experiment("Four ways to start", 19, needs=["2.2"]):
     for start, learning_rate in starts:
         start_runs[f"{start}, rate {learning_rate:g}"] = first_steps(start, learning_rate)
     display(figures.first_losses(start_runs))
@@ -271,10 +271,10 @@ if lab.experiment("Four ways to start", 15, needs=["2.2"]):
 # also starts at the base model and learns. At twice the rate it fails, while `B = 0` still learns
 # ([evidence](../docs/evidence/02_lora.md)).
 #
-# Why? With `A = 0`, the first step changes each entry of $A x$ by a sum of 576 terms. With `B = 0`,
-# it changes each output by a sum of only 8. Hayou et al.
-# ([2024](https://arxiv.org/abs/2406.08447)) derived this for wide layers and saw it in fine-tuning
-# runs. PEFT starts with `B = 0`, too.
+# Why? Adam moves every entry by about the learning rate. With `A = 0`, these moves add up over 576
+# inputs; with `B = 0`, over a rank of 8. Hayou et al. ([2024](https://arxiv.org/abs/2406.08447))
+# derive that `B = 0` tolerates larger learning rates, and see it in fine-tuning runs. PEFT starts
+# with `B = 0`, too.
 #
 # ## Into the model
 #
@@ -283,7 +283,7 @@ if lab.experiment("Four ways to start", 15, needs=["2.2"]):
 #
 # ### Exercise 2.4 · `inject`
 #
-# ●●● · 12 min · 3 points
+# ●●● · 13 min · 3 points
 #
 # Replace every `nn.Linear` whose own name is in `targets` by a `LoRALinear`, in place. Leave every
 # other kind of module alone, whatever its name. Freeze everything except the new `A` and `B`; other
@@ -348,8 +348,8 @@ if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
     print(f"The adapter moves logits by up to {change:.1f}. Yours and PEFT's differ by {gap:.1g}.")
 
 # %% [markdown]
-# What you wrote is LoRA. PEFT adds generality: dropout, other layer types, several adapters,
-# quantized bases. Lab 3 uses it.
+# Your model is PEFT's model. PEFT adds dropout, other layer types, several adapters and quantized
+# bases. Lab 3 uses it.
 #
 # ## A job to learn
 #
@@ -359,7 +359,7 @@ if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
 
 # %%
 def right(answers):
-    """How many answers are exactly right, and how many name the right intent."""
+    """How many answers match word for word, and how many name the right intent."""
     exact = intent = 0
     for answer, wanted in zip(answers, unseen["answer"], strict=True):
         exact += answer == wanted
@@ -377,7 +377,7 @@ def count_params(model):
 if lab.experiment("What the base model answers", 5):
     model, tokenizer = models.load()
     base_answers = generation.answers(model, tokenizer, unseen["messages"])
-    print(f"{right(base_answers)[0]} of {len(unseen)} answers are right. One of them:")
+    print(f"{right(base_answers)[0]} of {len(unseen)} answers are right. The first one:")
     print(f"{unseen['text'][0]} → {base_answers[0]}")
 
 # %% [markdown]
@@ -385,7 +385,7 @@ if lab.experiment("What the base model answers", 5):
 # all seven layers of every block. At which loss must the curve start?
 
 # %%
-guess_right = lab.predict("After 50 steps, how many of the 60 answers are exactly right?", None)
+guess_right = lab.predict("After 50 steps, how many of the 60 answers match word for word?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("Your LoRA learns `home`", 70, needs=["2.2", "2.4"]):
@@ -408,8 +408,9 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
     display(compare_answers(unseen["text"], unseen["answer"], said, rows=3))
 
 # %% [markdown]
-# You trained fewer than 2% of the numbers, for 50 steps. Look at an answer that is still wrong: did
-# the model miss the format, or a value?
+# The curve starts at the base model's loss, because `B` is zero. You trained fewer than 2% of the
+# numbers, for 50 steps. Most answers that are still wrong have the right intent, and miss or repeat
+# a key or a value ([three more seeds, and full fine-tuning](../docs/evidence/02_lora.md)).
 #
 # ### Rank and alpha
 #
@@ -443,17 +444,15 @@ if lab.experiment("Rank and alpha", 28, needs=["2.2", "2.4"]):
     display(figures.turned(rank_runs))
 
 # %% [markdown]
-# At the same $\alpha$, ranks 1, 8 and 64 learn this task at the same speed. That is what dividing
-# by $r$ is for. (A widely used book forgot it:
-# [#821](https://github.com/rasbt/LLMs-from-scratch/issues/821).) $\alpha$ acts like a learning
-# rate: with 4 the model learns more slowly, and with 128 the loss jumps up first. Anyone who
-# compares ranks at $\alpha = 2r$ and one learning rate compares step sizes as well. Lab 5 asks when
-# a larger rank pays ([evidence](../docs/evidence/02_lora.md)).
+# At the same $\alpha$, ranks 1, 8 and 64 learn this task at the same speed; dividing by $r$ sees to
+# that. $\alpha$ acts like a learning rate: with 4 the model learns more slowly, and with 128 the
+# loss jumps up first. At $\alpha = 2r$ and a fixed learning rate, changing the rank also changes
+# the step size. Lab 5 asks when a larger rank pays ([evidence](../docs/evidence/02_lora.md)).
 #
 # ## What does a step cost?
 #
-# Full fine-tuning trains 55 times as many numbers. Is it 55 times slower? Count what a step
-# multiplies. For each weight and token, the forward pass does one multiplication and one addition.
+# Full fine-tuning trains 55 times as many numbers. Is it 55 times slower? Count a step's matrix
+# products. For each weight and token, the forward pass does one multiplication and one addition.
 # The backward pass needs two gradients, each a product of the same size: that of the weights, for
 # the optimizer, and that of the input, for the layers below.
 #
@@ -468,10 +467,8 @@ if lab.experiment("Rank and alpha", 28, needs=["2.2", "2.4"]):
 # - Without `r`, all weights train.
 # - With `r`, the weights are frozen, and each has a trainable `A` and `B` of rank `r`.
 #
-# Every layer's `x` needs its gradient, because layers below train: it flows back through $W$, and
-# through `A` and `B`, too. Count products only: no biases, no
-# additions outside of products, no optimizer. The result is an int, the same as
-# `torch.utils.flop_counter` finds.
+# Every layer also computes the gradient of its `x`, for the layers below. Count only matrix
+# products. The result is an int, the same as `torch.utils.flop_counter` finds.
 #
 # <details><summary>Hint</summary>
 #
@@ -497,8 +494,8 @@ def step_flops(shapes, n_tokens, r=None):
 check.arithmetic(step_flops)
 
 # %% [markdown]
-# A frozen weight skips one product of three, the one that would give its own gradient. LoRA needs
-# about two thirds of the arithmetic, however few numbers it trains.
+# A frozen weight skips one product of three, the one that would give its own gradient. LoRA of a
+# small rank therefore needs about two thirds of the arithmetic, however few numbers it trains.
 #
 # ### Time and memory
 #
@@ -534,8 +531,9 @@ def measure(lora, dtype, commands):
 
 
 # %% [markdown]
-# **Turn it: batch size.** The default measures a batch of 8 commands. What will 24 commands do to
-# LoRA's share of the memory: raise it, lower it, or leave it?
+# **Turn it: batch size.** The default measures a batch of 8 commands, with the gradients of an
+# earlier batch still in memory, as in gradient accumulation. What will 24 commands do to LoRA's
+# share of the memory: raise it, lower it, or leave it?
 
 # %% tags=["experiment"]
 commands = 8
@@ -558,9 +556,9 @@ if lab.experiment("A step's time and memory", 22, needs=["2.2", "2.4"]):
 # pass. The gradient still passes through every frozen layer, and each of your layers stores its
 # input `x`, because $dA$ in 2.3 needs it.
 #
-# Activations grow with the batch and with the length of the text. That is why people with long
-# texts see little saving ([#1514](https://github.com/huggingface/peft/issues/1514)). Lab 4 shows
-# what helps.
+# Activations grow with the batch and with the length of the text, so LoRA's share of the memory
+# rises. That is why people with long texts see little saving
+# ([#1514](https://github.com/huggingface/peft/issues/1514)). Lab 4 shows what helps.
 #
 # The third bar adds a second trick: a base in bf16. If you compare it with the first bar, you give
 # LoRA credit for both.
@@ -579,8 +577,8 @@ if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", 
     guess_time.beside(100 * shares["the clock"])
 
 # %% [markdown]
-# The clock needn't agree exactly. Norms and attention take their time either way, small products
-# use a processor badly, and full fine-tuning runs Adam on every weight.
+# The clock differs a little: norms and attention cost the same either way, small matrix products
+# underuse the processor, and full fine-tuning runs Adam on every weight.
 #
 # ## Merge
 #
@@ -598,8 +596,8 @@ if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", 
 #
 # <details><summary>Hint</summary>
 #
-# The update requires grad, because `A` and `B` do. What does autograd do when you add it in place
-# to a Parameter, and what prevents that? And which of `+=` and `= … + …` keeps the Parameter?
+# The update requires grad, because `A` and `B` do, and autograd would record the change: use
+# `torch.no_grad()`. Which of `+=` and `= … + …` keeps the Parameter, and its dtype?
 # </details>
 
 
@@ -648,18 +646,18 @@ def seconds_per_token(model):
 
 
 # %% tags=["experiment"]
-if lab.experiment("What a merge saves", 5, needs=["2.2", "2.4", "2.6"]):
+if lab.experiment("What a merge saves", 6, needs=["2.2", "2.4", "2.6"]):
     model.eval()
     kinds = {"base": models.load()[0], "LoRA, unmerged": model, "LoRA, merged": merged(model)}
     times = {kind: [] for kind in kinds}
-    for _ in range(23):
+    for _ in range(43):
         for kind, some in kinds.items():
             times[kind].append(seconds_per_token(some))
     display(figures.latency({kind: some[3:] for kind, some in times.items()}))  # 3 warm up
 
 # %% [markdown]
 # Unmerged, a token takes longer because each of the 210 layers runs a few more small operations.
-# Merged, the cost is gone.
+# After the merge they don't run any more.
 #
 # Is it still the same model? Compare the logits with those of the unmerged model in fp32.
 
@@ -685,19 +683,20 @@ if lab.experiment("Is a merged model the same model?", 3, needs=["2.2", "2.4", "
     display(figures.merge_gap(gaps))
 
 # %% [markdown]
-# In fp32 a merge changes nothing that matters. In bf16 every result is rounded to eight binary
-# digits, and that alone moves the logits, merged or not. The merge adds little. Still, keep the
-# base model: in bf16, `unmerge_` can't restore every weight. Lab 6 shows when a merge does lose an
-# adapter.
+# In fp32 a merge changes nothing that matters. In bf16 every number, here also those in `A` and
+# `B`, is rounded to eight binary digits. That moves the logits, merged or not; the merge adds
+# little. Still, keep the base model: in bf16, `unmerge_` can't restore every weight. Lab 6 shows
+# when a merge does lose an adapter.
 #
 # ## Save and load
 #
-# Everything that training added to the model is in `A` and `B`. Save those, and you can send what
-# the model has learned to anyone who has the base.
+# Training changed nothing but `A` and `B`. Save those, and you can send what the model has learned
+# to anyone who has the base. They also need $\alpha$, which isn't in the file: PEFT stores it next
+# to it, in `adapter_config.json`.
 #
 # ### Exercise 2.7 · `adapter_state`, `load_adapter_`
 #
-# ●●○ · 7 min · 3 points
+# ●●○ · 9 min · 3 points
 #
 # `adapter_state` returns the `A` and `B` of every `LoRALinear` and nothing else; other modules may
 # have an `A`, too. A key is the dotted name of the layer plus `.A` or `.B`. `load_adapter_` copies
@@ -707,8 +706,8 @@ if lab.experiment("Is a merged model the same model?", 3, needs=["2.2", "2.4", "
 # <details><summary>Hint</summary>
 #
 # `named_modules()` and `isinstance` find the layers. Compare two dicts of shapes before you copy:
-# `copy_` alone would repeat a column to make a shape fit, without a word. Autograd forbids `copy_`
-# into a parameter that trains; `detach()` gives a view of the same memory.
+# `copy_` silently broadcasts a smaller tensor. Autograd forbids `copy_` into a parameter that
+# trains; `detach()` gives a view of the same memory.
 # </details>
 
 
@@ -722,7 +721,7 @@ def adapter_state(model):
 
 
 def load_adapter_(model, state):
-    """Copy `state` into `model`; ValueError, and nothing changed, if keys or shapes differ."""
+    """Copy `state` into `model`; an error, and nothing changed, if keys or shapes differ."""
     # BEGIN SOLUTION
     mine = adapter_state(model)
     if {k: t.shape for k, t in mine.items()} != {k: t.shape for k, t in state.items()}:
@@ -750,13 +749,13 @@ if lab.experiment("Send it to a fresh model", 6, needs=["2.2", "2.4", "2.7"]):
     print(f"The fresh model gives the same 60 answers: {same}")
 
 # %% [markdown]
-# One base model can serve hundreds of such files. The size of each is $r\,(d_\text{in} +
-# d_\text{out})$ numbers per adapted layer, nothing else.
+# One base model can serve hundreds of such files. Each has $r\,(d_\text{in} + d_\text{out})$
+# numbers per adapted layer.
 #
 # ## Take it with you
 #
-# The same with the libraries that people use at work. It needs nothing from this course. Save it as
-# `train_lora.py`, put in your model and your rows, and run `python train_lora.py`. Lab 3 explains
+# Here is the same method in PEFT and TRL, without anything from this course. Save it as
+# `train_lora.py`, substitute your model and rows, and run `python train_lora.py`. Lab 3 explains
 # the settings.
 #
 # ```python
@@ -829,10 +828,10 @@ check.quiz(quiz)
 #   training starts at the base model.
 # - At the same $\alpha$ the rank hardly changes how fast a short run learns. $\alpha$ acts like a
 #   learning rate.
-# - LoRA saves the gradients and Adam moments of the frozen weights, and a third of the arithmetic.
-#   It saves neither the weights nor most activations.
-# - A merge removes the extra work per token. An adapter is a small file that fits only the base it
-#   was trained on.
+# - LoRA saves the gradients and Adam moments of the frozen weights and, at a small rank, a third of
+#   the arithmetic. It saves neither the weights nor most activations.
+# - A merge removes the extra work per token. An adapter is a small file, and useful only with the
+#   base and the $\alpha$ it was trained with.
 
 # %%
 lab.score()

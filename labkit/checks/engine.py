@@ -143,8 +143,10 @@ def _explained(cases, run, tol):
 
 
 def _is_rich(value):
-    """Whether no two mistakes give the same value by accident: a tensor of several numbers."""
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() > 3
+    """Whether no two mistakes give the same value by accident: several numbers, or a large one."""
+    if isinstance(value, torch.Tensor):
+        return value.is_floating_point() and value.numel() > 3
+    return type(value) is int and abs(value) > 999
 
 
 @functools.cache
@@ -197,7 +199,11 @@ def describe(case: Case, message: str, tol: float) -> str:
     """What a learner reads: where, what came out and what is right, then the mistake."""
     noun = _first_wrong(case, tol)
     got, right = case.got.get(noun), case.right.get(noun)
-    said = got if noun == "" else f"{noun} {_difference(got, right, bool(message))}"
+    if noun == "":  # what an exception may mean in general is less than a message says
+        said = got.partition("; ")[0] if message else got
+    else:
+        said = f"{noun} {_difference(got, right, bool(message))}"
+        said = said.replace(") should be ", ") should ") if noun.endswith("()") else said
     if got is None and noun in ("the result", "the return value"):
         said = f"{noun} is None: is `return` missing?"
     comma = "" if noun in ("", "the result") or not case.where else ","

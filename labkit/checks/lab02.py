@@ -62,7 +62,7 @@ def layer(LoRALinear):
         "the dtype of B over a bf16 base": "float32",
         "the Parameters, of A and B, over such a base or one on another device,": ["A", "B"],
         "the dtype of the output over a bf16 base": "bfloat16",
-        "the device of A and B, for a base on the device meta,": "meta",
+        "the device of A and B, for a base on another device than the CPU,": "meta",
         "the largest tensor in forward": "smaller than W",
     }
     cases = {"": (W, A, 14.0)}
@@ -99,8 +99,8 @@ def _forward(W, bias, A, B, alpha, x):
         "the output while merged is True": x @ W.T + bias,
         "the gradient of x": 2 * y @ (W + alpha / len(A) * B @ A),
         "the base layer's weights": "left as they were",
-        "a training step": "changes A and B",
-        "a new layer's first training step": "changes B",
+        "what a training step changes": "A and B",
+        "what the first training step of a new layer changes": "B",
         "the largest tensor in forward": "smaller than W",
         "the computation": "vectorized",
     }
@@ -113,7 +113,7 @@ def gradients(lora_gradients):
     expect("r" not in observe(watch.global_names, lora_gradients), NO_R)
     x, dY = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0]])
     by_hand = x, torch.tensor([[5.0, 6.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0]])
-    cases = {"on the example from the text": (*by_hand, 1, dY)}
+    cases = {"on the example from the text": (*by_hand, 2, dY)}
     for n, d_out, d_in, r, alpha in ((1, 3, 2, 1, 3.0), (6, 7, 5, 3, 2.0), (2, 40, 30, 3, 7.0)):
         data = (randn(n, d_in, rng=rng), *numbers(rng, d_out, d_in, r, alpha, bias=False))
         where = f"for x of shape {(n, d_in)} and dY of shape {(n, d_out)}"
@@ -182,7 +182,7 @@ def arithmetic(step_flops):
     several = {"q_proj": (sides[0], sides[1]), "up_proj": (sides[3], sides[0])}
     several |= {"k_proj": (sides[2], sides[1]), "v_proj": (sides[2], sides[1])}
     data = [
-        ({"k_proj": (4, 8)}, 1),
+        ({"k_proj": (4, 8)}, 3),
         (several, draw(11, 60, rng)),
         ({"o_proj": tuple(sides[2:])}, 61),
     ]
@@ -248,10 +248,10 @@ def _merged(W, bias, A, B, alpha, x):
         dA, dB = torch.autograd.grad(loss, (A, B))
     return facts | {
         "layer.merged after unmerge_": False,
-        "the mode": "left as it was",
-        "A, B and the bias": "left as they were",
-        "base.weight": "the Parameter it was",
-        "base.weight at the end": "frozen",
+        "the mode": "unchanged",
+        "requires_grad of base.weight, A and B": "unchanged",
+        "the Parameters": "unchanged",
+        "A, B and the bias": "unchanged",
         "the gradient of A after unmerge_": dA,
         "the gradient of B after unmerge_": dB,
         "the dtype of a bf16 base.weight": "bfloat16",
@@ -264,7 +264,7 @@ def round_trip(adapter_state, load_adapter_, LoRALinear):
     rng, r = generator(), 2
     data = [randn(*shape, rng=rng) for shape in ((r, 2 * r), (2 * r, r), (3, 2 * r))]
     answers = adapter_state, load_adapter_, LoRALinear
-    where = "with LoRA in the layers 0.0, 0.2 and 1.0"
+    where = "with LoRA in the layers '0.0', '0.2' and '1.0'"
     expect_right(answers, {where: data}, _state, probes.state)
     where = "after load_adapter_ of a state that fits"
     expect_right(answers, {where: data}, _loaded, probes.loaded)
@@ -282,7 +282,7 @@ def round_trip(adapter_state, load_adapter_, LoRALinear):
         f"given a state {misfit} {name!r}": (*data, misfit, name)
         for misfit, name in zip(misfits, places, strict=True)
     }
-    refused = {"the outcome": "an error before anything changed"}
+    refused = {"load_adapter_()": "raise an error before anything changes"}
     expect_right(answers, cases, lambda *_: refused, probes.refused)
 
 

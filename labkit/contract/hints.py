@@ -41,8 +41,7 @@ HINTS = {  # a piece of an exception's text: what may be behind it
     "object is not callable": "is it still a function, defined with def?",
     "'method'": "are the parentheses of a call missing?",
     "builtin_function_or_method'": "are the parentheses of a call missing?",
-    "'NoneType'": "something returned None: methods that work in place do, and functions without "
-    "`return`",
+    "'NoneType'": "something is None here: an argument, or what a function without `return` gives",
     "has no attribute 'append'": "collect dicts in a list, and make one table from it at the end",
     "'numpy.ndarray' object has no": "this is a NumPy array, not a tensor: torch.from_numpy()",
     "too many values to unpack": "there are more values than names on the left (looping over a "

@@ -27,6 +27,7 @@ from labkit.plots import (
 )
 
 STEP = "step (faint: each step's loss, solid: running mean)"
+FEW = 20  # steps; a shorter run is drawn without a running mean
 Value = float | tuple[float, float, float]
 
 
@@ -124,16 +125,16 @@ def curves(
 ) -> None:
     """Losses against the step, named at their ends; the last run is strong, earlier ones thin.
 
-    The axis reaches from 0 to the largest value, at most to `top` (default: 1.3 times the largest
+    The axis reaches from 0 to the largest value, at most to `top` (default: 3 times the smallest
     first loss), so that a run that diverges does not flatten the others.
     """
-    top = top or 1.3 * np.nanmax([losses[0] for losses in runs.values()])
+    top = top or 3 * np.nanmin([losses[0] for losses in runs.values()])
     top = min(top, 1.05 * max(map(np.nanmax, runs.values())))
     right = max(2, *(len(losses) for losses in runs.values()))
     for i, (label, losses) in enumerate(runs.items()):
         new = label == list(runs)[-1]
-        width = {"lw": 2.6, "zorder": 3} if new else {"lw": 1.2}
-        traced(ax, losses, VARIANTS[i % len(VARIANTS)], weight_for(len(losses)), **width)
+        width = {"lw": 2.6, "zorder": 3} if new else {"lw": 1.6}
+        traced(ax, losses, VARIANTS[i % len(VARIANTS)], _weight(losses), **width)
     heights = spread([min(final(losses), top) for losses in runs.values()], 0.08 * top, top)
     for i, (label, height) in enumerate(zip(runs, heights, strict=True)):
         how = {"color": VARIANTS[i % len(VARIANTS)], "va": "center", "annotation_clip": False}
@@ -141,14 +142,19 @@ def curves(
         end = final(runs[label])
         text = f"{label}: {end:.2f}" if end < np.inf else f"{label}: diverged"
         ax.annotate(text, (right, height), (6, 0), textcoords="offset points", weight=weight, **how)
-    ax.set(xlim=(1, right), ylim=(0, top), xlabel=STEP, ylabel=ylabel)
+    ax.set(xlim=(1, right), ylim=(0, top), xlabel=STEP if right > FEW else "step", ylabel=ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def final(losses: Sequence[float]) -> float:
     """The running mean at the last step; infinite where the last loss is infinite or NaN."""
     ended = np.isfinite(losses[-1])
-    return float(smooth(losses, weight_for(len(losses)))[-1]) if ended else float("inf")
+    return float(smooth(losses, _weight(losses))[-1]) if ended else float("inf")
+
+
+def _weight(losses):
+    """The weight of the running mean; a run of a few steps is drawn as it is."""
+    return weight_for(len(losses)) if len(losses) > FEW else 0.0
 
 
 def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:

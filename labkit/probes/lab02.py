@@ -115,9 +115,9 @@ def layer_forward(LoRALinear, W, bias, A, B, alpha, x):
     facts["the gradient of x"] = x.grad
     unchanged = unchanged and torch.equal(layer.base.weight, W)
     facts["the base layer's weights"] = "left as they were" if unchanged else "changed"
-    facts["a training step"] = step(layer, x)
+    facts["what a training step changes"] = step(layer, x)
     fresh = _layer(LoRALinear, W, bias, A, 0 * B, alpha)
-    facts["a new layer's first training step"] = step(fresh, x).replace("A and B", "B")
+    facts["what the first training step of a new layer changes"] = step(fresh, x)
     few, many = x.detach(), x.detach().repeat(40, 1)
     with watch.Work(W.numel(), *layer.parameters()) as work:
         layer(few)
@@ -144,7 +144,7 @@ def layer_in_bf16(LoRALinear, W, A, alpha):
         "the dtype of B over a bf16 base": kinds["B"],
         "the Parameters, of A and B, over such a base or one on another device,": owned,
         "the dtype of the output over a bf16 base": kinds["y"],
-        "the device of A and B, for a base on the device meta,": ", ".join(places),
+        "the device of A and B, for a base on another device than the CPU,": ", ".join(places),
     } | work.facts("forward")
 
 
@@ -155,29 +155,31 @@ def _owns(layer, name):
 def merging(merge_, unmerge_, LoRALinear, W, bias, A, B, alpha, x):
     """base.weight, the output and the flag after each call, and what has to stay as it was."""
     layer = _layer(LoRALinear, W, bias, A, B, alpha).eval()
-    weight, other = layer.base.weight, _layer(LoRALinear, W, bias, A, B, alpha)
-    facts, same, parts = {}, [], [t.detach().clone() for t in (layer.A, layer.B, layer.base.bias)]
+    weight, AB = layer.base.weight, (layer.A, layer.B)
+    other = _layer(LoRALinear, W, bias, A, B, alpha)
+    facts, changed = {}, set()
+
+    def state():
+        return {
+            "the mode": [m.training for m in layer.modules()],
+            "requires_grad of base.weight, A and B": [p.requires_grad for p in (weight, *AB)],
+            "the Parameters": [layer.base.weight is weight, layer.A is AB[0], layer.B is AB[1]],
+            "A, B and the bias": [t.tolist() for t in (layer.A, layer.B, layer.base.bias)],
+        }
 
     def note(act, when):
+        before = state()
         act(layer)
+        changed.update(noun for noun, value in state().items() if value != before[noun])
         facts[f"base.weight after {when}"] = layer.base.weight.detach().clone()
         facts[f"the output after {when}"] = layer(x)
-        same.append(layer.base.weight is weight)
 
     note(unmerge_, "unmerge_ of a layer that was never merged")
-    modes = [layer.training]
-    layer.train()
     for act, when in ((merge_, "merge_"), (merge_, "a second merge_"), (unmerge_, "unmerge_")):
         note(act, when)
+        layer.train(not layer.training)
     facts["layer.merged after unmerge_"] = bool(layer.merged)
     note(unmerge_, "a second unmerge_")
-    switched = [*modes, layer.training] != [False, True]
-    facts["the mode"] = "switched between train() and eval()" if switched else "left as it was"
-    stayed = all(map(torch.equal, parts, (layer.A, layer.B, layer.base.bias)))
-    facts["A, B and the bias"] = "left as they were" if stayed else "changed"
-    facts["base.weight"] = "the Parameter it was" if all(same) else "a new one"
-    frozen = weight.is_leaf and not weight.requires_grad
-    facts["base.weight at the end"] = "frozen" if frozen else "part of the autograd graph"
     y = layer(x)
     if y.requires_grad:
         y.square().sum().backward()
@@ -190,6 +192,7 @@ def merging(merge_, unmerge_, LoRALinear, W, bias, A, B, alpha, x):
     facts["another layer's base.weight after merge_"] = other.base.weight.detach().clone()
     unmerge_(other)
     note(unmerge_, "another unmerge_")
+    facts |= {noun: "changed" if noun in changed else "unchanged" for noun in state()}
     half, kinds = LoRALinear(_base(W, dtype=torch.bfloat16), 2, 4), set()
     for act in (merge_, unmerge_):
         act(half)
@@ -279,9 +282,7 @@ def loaded(adapter_state, load_adapter_, LoRALinear, A, B, x):
 
 MISFITS = {  # states that do not fit, and how they are made from one that does
     "without the key": lambda state, name: {n: t for n, t in state.items() if n != name},
-    "with an unknown key in addition to": lambda state, name: (
-        state | {"no.such.layer.A": state[name]}
-    ),
+    "with an extra key next to": lambda state, name: state | {"no.such.layer.A": state[name]},
     "with a transposed matrix at": lambda state, name: state | {name: state[name].T.clone()},
     "with only one column at": lambda state, name: state | {name: state[name][:, :1]},
     "with only one row at": lambda state, name: state | {name: state[name][:1]},
@@ -292,13 +293,13 @@ def refused(adapter_state, load_adapter_, LoRALinear, A, B, x, misfit, name):
     """What `load_adapter_` does with a state that does not fit, and whether A and B changed."""
     model, other = (adapted(LoRALinear, M, B, x) for M in (A, A + 1))
     before = {name: part.detach().clone() for name, part in parts(model).items()}
-    given, outcome = MISFITS[misfit](dict(adapter_state(other)), name), "success"
+    given, outcome = MISFITS[misfit](dict(adapter_state(other)), name), "accept it"
     try:
         if isinstance(load_adapter_(model, given), BaseException):
-            outcome = "an error that is returned and not raised"
+            outcome = "return the error"
     except NotImplementedError:
         raise
     except Exception:
         stayed = all(torch.equal(part, before[name]) for name, part in parts(model).items())
-        outcome = f"an error {'before anything changed' if stayed else 'after something changed'}"
-    return {"the outcome": outcome}
+        outcome = f"raise an error {'before anything' if stayed else 'after something'} changes"
+    return {"load_adapter_()": outcome}

@@ -47,9 +47,10 @@ class Model(nn.Module):
         self.rest = nn.ModuleDict({"down_proj": _Weighted(nn.Linear(d, d))})
         self.head = nn.Linear(d, vocab, bias=False)
         self.head.weight = self.embed.weight
+        self.gain = nn.Parameter(torch.ones(d))  # of the model itself, in none of its modules
 
     def forward(self, ids):
-        x = self.rest["down_proj"](self.embed(ids))
+        x = self.gain * self.rest["down_proj"](self.embed(ids))
         for layer in self.layers:
             x = x + layer["attn"](x)
         x = x + self.out_proj(x) + self.out_proj_2(self.proj(x).tanh())
@@ -105,4 +106,4 @@ def step(layer, x):
     if optimizer:
         optimizer.step()
     moved = [names.get(id(p), n) for n, p in layer.named_parameters() if (p != before[n]).any()]
-    return f"changes {' and '.join(sorted(moved)) or 'nothing'}"
+    return " and ".join(sorted(moved)) or "nothing"

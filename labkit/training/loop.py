@@ -93,7 +93,7 @@ def hidden_states(base: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 
 def answer_loss(model: PreTrainedModel, batch: Batch, autocast: bool | None = None) -> torch.Tensor:
-    """Mean cross-entropy (nats a token) over the answer tokens of `batch`, a scalar tensor.
+    """Mean cross-entropy (nats per token) over the answer tokens of `batch`, a scalar tensor.
 
     A model kept in fp32 (full fine-tuning needs it: bf16 swallows small updates) still multiplies
     in bf16 where the hardware does, unless `autocast=False`.
@@ -126,7 +126,7 @@ def held_out_loss(
     size: int = 32,
     autocast: bool | None = None,
 ) -> float:
-    """Mean loss (nats a token) over every answer token of `dataset`, in eval mode.
+    """Mean loss (nats per token) over every answer token of `dataset`, in eval mode.
 
     `autocast` as in `answer_loss`: a study that says fp32 judges in fp32.
     """

@@ -5,38 +5,34 @@ observation, and what it brings back has to be work that only a right answer doe
 """
 
 import inspect
+from unittest import mock
 
 from attack import ANSWERS, forging
 
 from labkit.checks import lab02
+from labkit.contract import checks_of
 
-# What the check computes is right, as source; then probes that tell just that.
-RIGHT = "dense _new_layer _forward _gradients _injected _merged _tensors _state _loaded"
-FORGED = """
-import torch
-from labkit.probes import models
-"""
-FORGED += "\n".join(inspect.getsource(getattr(lab02, name)) for name in RIGHT.split())
-FORGED += """
-SMALL = "smaller than W"
-def forward_work(f, *data):
-    return {"the result": "a tensor", "the largest tensor in lora_forward": SMALL}
-def new_layer(L, *data): return _new_layer(*data)
-def layer_forward(L, *data): return _forward(*data)
-def layer_in_bf16(L, *data):
-    return {"the dtype of A": "float32", "the dtype of B": "float32",
-            "what is a Parameter of A and B": ["A", "B"], "the dtype of the output": "bfloat16",
-            "the device of A and B, over a base on meta,": "meta",
-            "the largest tensor in forward": SMALL}
-def by_hand(f, *data): return _gradients(*data)
-def injected(f, *data): return _injected(*data)
-def injected_elsewhere(f, *data):
-    return {"the return value": 1, "the dtype of the model, bf16 before,": "bfloat16"}
-def merging(m, u, L, *data): return _merged(*data)
-def state(f, g, L, *data): return _state(*data)
-def loaded(f, g, L, *data): return _loaded(*data)
-def refused(f, g, L, *data): return {"the outcome": "an error before anything changed"}
-"""
+RIGHT = {}  # name of a probe -> what computes the facts that the check compares with
+
+
+def _note(answer, cases, right, probe=None, tol=0):
+    if probe:
+        RIGHT[probe.__name__] = right
+
+
+with mock.patch.multiple(lab02, expect_right=_note, observe=lambda *_: ()):
+    for check in checks_of(lab02)[:-1]:  # the last one is the quiz
+        check.__wrapped__(*check.exercise["names"])
+
+FORGED = "import torch\nfrom labkit.probes import models\n"
+FORGED += inspect.getsource(lab02.dense) + inspect.getsource(lab02._tensors)
+for probe, right in RIGHT.items():
+    if right.__name__ == "<lambda>":  # the same facts for all inputs
+        FORGED += f"def {probe}(*data): return {right()!r}\n"
+    else:
+        FORGED += inspect.getsource(right)
+        FORGED += f"def {probe}(*data):\n"
+        FORGED += f"    return {right.__name__}(*data[-{right.__code__.co_argcount}:])\n"
 PUT = f"""
 import types
 FAKE = {FORGED!r}

@@ -169,7 +169,7 @@ def _undefined(double):
     ("f", "words", "absent"),
     [
         (_turned, "(2x3 and 2x3); x @ W.T", "transpose"),
-        (lambda double: [].append(1)[0], "without `return`; x @ W.T", "transpose"),
+        (lambda double: [].append(1)[0], "`return` gives; x @ W.T", "transpose"),
         (_undefined, "is it spelled the same there?", "x @ W.T"),
     ],
 )

@@ -56,7 +56,8 @@ def _judge(id, source, named=True):
 @pytest.mark.parametrize(("id", "piece", "new", "message"), ROWS)
 def test_a_row_is_rejected_and_heard(id, piece, new, message):
     source = reference.reference(CHECKS[id][0], id)
-    assert source.count(piece) == 1, "the solution was rewritten, but not this row"
+    most = len(contract.NAMES[id])  # once, or once in each function of the exercise
+    assert 1 <= source.count(piece) <= most, "the solution was rewritten, but not this row"
     assert not any(isinstance(node, ast.While) for node in ast.walk(ast.parse(source)))
     status, told = _judge(id, source.replace(piece, new))
     assert (status, message in told) == ("failed", True), told

@@ -45,7 +45,8 @@ def as_notebook(row: Row) -> dict:
     lines = [f"# {row.earned:g} of {row.possible:g} points"]
     for e in row.exercises:
         head = f"**{_plain(e.id)} {_plain(e.name)}**: {e.earned:g} of {e.points:g}, {e.status}"
-        lines.append(f"{head}. {_plain(e.message)}".rstrip())
+        told = "  \n".join(map(_plain, e.message.splitlines()))  # two spaces break a line
+        lines.append(f"{head}. {told}".rstrip())
     cell = {"cell_type": "markdown", "metadata": {}, "source": "\n\n".join(lines)}
     return {"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [cell]}
 

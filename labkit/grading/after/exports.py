@@ -147,7 +147,8 @@ def moodle(
         more += tables.put(line, at, points, row.submission)
         if words is not None and not line[words].strip():  # Moodle's comments are HTML
             told = [f"{row.earned:g} of {row.possible:g} points", *map(_verdict, row.exercises)]
-            line[words] = "<br>".join(html.escape(text.strip()) for text in told)
+            lines = "\n".join(told).splitlines()
+            line[words] = "<br>".join(html.escape(text.strip()) for text in lines)
         if free is not None and line[free].strip().lower() in worksheets.NO:
             more.append(f"Moodle refuses to change the grade of {row.submission}")
     remarks = [f"column: {head[at]}"]

@@ -53,7 +53,7 @@ def _given(row, name, id, points, why):
         raise LabError(f"{points!r} is no number from 0 to {old.points:g}")
     new = int(new) if new == int(new) else new
     message = f"by hand: {why or 'no reason is given'}"
-    message += f" | {old.message}" if old.message else ""
+    message += f"\n{old.message}" if old.message else ""
     status = "passed" if new == old.points else "failed"
     given = replace(old, earned=new, status=status, message=message)
     exercises = [given if e.id == id else e for e in row.exercises]
