@@ -269,7 +269,7 @@ if lab.experiment("Four ways to start", 19, needs=["2.2"]):
 # %% [markdown]
 # Both random: the model is damaged before its first step. Both zero: no gradient, ever. `A = 0`
 # also starts at the base model and learns. At twice the rate it fails, while `B = 0` still learns
-# ([evidence](../docs/evidence/02_lora.md)).
+# ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
 # Why? Adam moves every entry by about the learning rate. With `A = 0`, these moves add up over 576
 # inputs; with `B = 0`, over a rank of 8. Hayou et al. ([2024](https://arxiv.org/abs/2406.08447))
@@ -410,7 +410,8 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
 # %% [markdown]
 # The curve starts at the base model's loss, because `B` is zero. You trained fewer than 2% of the
 # numbers, for 50 steps. Most answers that are still wrong have the right intent, and miss or repeat
-# a key or a value ([three more seeds, and full fine-tuning](../docs/evidence/02_lora.md)).
+# a key or a value.
+# ([Three more seeds, and full fine-tuning](../docs/evidence/02_lora.md#answers-before-and-after))
 #
 # ### Rank and alpha
 #
@@ -444,10 +445,11 @@ if lab.experiment("Rank and alpha", 28, needs=["2.2", "2.4"]):
     display(figures.turned(rank_runs))
 
 # %% [markdown]
-# At the same $\alpha$, ranks 1, 8 and 64 learn this task at the same speed; dividing by $r$ sees to
-# that. $\alpha$ acts like a learning rate: with 4 the model learns more slowly, and with 128 the
-# loss jumps up first. At $\alpha = 2r$ and a fixed learning rate, changing the rank also changes
-# the step size. Lab 5 asks when a larger rank pays ([evidence](../docs/evidence/02_lora.md)).
+# At the same $\alpha$, ranks 8 and 64 learn this task at the same speed, and rank 1 nearly so;
+# dividing by $r$ sees to that. $\alpha$ acts like a learning rate: with 4 the model learns more
+# slowly, and with 128 the loss jumps up first. At $\alpha = 2r$ and a fixed learning rate, changing
+# the rank also changes the step size. Lab 5 asks when a larger rank pays
+# ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
 #
 # ## What does a step cost?
 #

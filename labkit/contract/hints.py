@@ -68,7 +68,7 @@ def hint(what: str) -> str:
         return f"; {_unknown(unknown[1])}"
     if shaped := re.search(r"shape '\[([-\d, ]+)\]' is invalid for input of size (\d+)", what):
         return f"; {_unfit(shaped[1], int(shaped[2]))}"
-    found = next((told for sign, told in HINTS.items() if sign in what), "")
+    found = next((message for sign, message in HINTS.items() if sign in what), "")
     return f"; {found}" if found else ""
 
 

@@ -17,8 +17,8 @@ def changes(before: object, after: object, name: str) -> list[str]:
     import torch
 
     if not isinstance(after, torch.nn.Module):
-        told = f"it changes its input {name} in place: leave it as it is, or work on a copy"
-        return [] if same(before, after) else [told]
+        message = f"it changes its input {name} in place: leave it as it is, or work on a copy"
+        return [] if same(before, after) else [message]
     lines, after = [], picture(after)
     switched = before["its active adapter"] != after["its active adapter"]
     for what, was in before.items():
@@ -36,7 +36,7 @@ def changes(before: object, after: object, name: str) -> list[str]:
 def picture(thing: object) -> object:
     """A copy of `thing` to compare it with later; of a model its modes, flags, adapters, weights.
 
-    Tensors, arrays, tables, lists, tuples, dicts are copied; all else stands for itself.
+    Tensors, arrays, tables, lists, tuples, dicts are copied; everything else is compared as it is.
     """
     import torch
 
@@ -121,10 +121,10 @@ def settings(seed: int, faults: list[str]) -> Iterator[None]:
             yield
         finally:
             if torch.initial_seed() != seed:
-                told = (
+                message = (
                     "it seeds torch's random numbers for the whole notebook: leave the seed alone"
                 )
-                faults.append(f"{told}, or set it inside `with torch.random.fork_rng():`")
+                faults.append(f"{message}, or set it inside `with torch.random.fork_rng():`")
             if torch.is_grad_enabled() != grad:
                 faults.append("it leaves gradients switched off or on: use `with torch.no_grad():`")
             if torch.get_default_dtype() != dtype:

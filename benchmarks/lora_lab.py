@@ -1,0 +1,150 @@
+"""Lab 2's own experiments with seeds that the lab doesn't use, for its evidence page.
+
+    python benchmarks/lora_lab.py step latency  # timings, on an idle machine; no names: all
+
+Each run adds rows to labkit/measured/lora.csv: study, setting, seed, measure, value. Call it again
+after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed draws
+A, B and the batches. A final loss is the running mean at the last step, as in the lab's figures.
+
+home     LoRA and full fine-tuning on the same batches: answers of 60, held-out loss, merged logits.
+ranks    Short runs at several ranks and alphas: final training loss, held-out loss.
+starts   Four starts at the lab's rate, and two of them at twice the rate: first and final loss.
+step     Peak bytes by category, FLOPs and seconds of a step; bytes that the forward pass keeps.
+latency  Milliseconds per token: mean and standard error of 20 repetitions.
+"""
+
+import sys
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import studies
+import torch
+
+from labkit import tasks
+from labkit.figures.forms import final
+from labkit.measured.short import PLACES
+from labkit.memory.measure import track
+from labkit.training import generation, loop, models
+
+OUT = Path(__file__).parents[1] / "labkit" / "measured" / "lora.csv"
+FP32, BF16 = torch.float32, torch.bfloat16
+EVERYTHING, HOME = list(PLACES["all-linear"]), tasks.load("home", "train")
+UNSEEN = tasks.load("home", "test").shuffle(seed=1).select(range(60))
+RATES, SIZES = {"LoRA": 5e-3, "full": 3e-4}, (8, 32)  # commands in a step
+RANKS = [(8, 16), (1, 16), (64, 16), (64, 128), (8, 4)]  # (r, alpha)
+STARTS = [("B = 0", 5e-3), ("A = 0", 5e-3), ("both random", 5e-3), ("both zero", 5e-3)]
+STARTS += [("B = 0", 1e-2), ("A = 0", 1e-2)]
+KINDS = {"full fp32": (False, FP32), "LoRA fp32": (True, FP32), "LoRA bf16 base": (True, BF16)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run; the base model has seed 0."""
+
+    study: str
+    setting: str
+    seed: int
+
+
+def every_run():
+    """{run: the function that measures it and its arguments}."""
+    runs = {Run("home", "base", 0): (home, "base")}
+    runs |= {Run("home", how, seed): (home, how) for seed in (1, 2, 3) for how in RATES}
+    for seed in (1, 2, 3):
+        runs |= {Run("ranks", f"r={r}, alpha={a}", seed): (ranks, r, a) for r, a in RANKS}
+        runs |= {Run("starts", f"{how}, rate {x:g}", seed): (starts, how, x) for how, x in STARTS}
+        runs |= {Run("latency", "bf16, r=8", seed): (latency,)}
+        runs |= {Run("step", f"{k}, {n}", seed): (step, *KINDS[k], n) for k in KINDS for n in SIZES}
+    return runs
+
+
+def of_lab(seed):
+    """The lab's functions by name; its seed and that of its batches are `seed`."""
+    names = ["first_steps", "measure", "merged", "seconds_per_token", "logits_of", "right"]
+    lab = studies.of_lab("02_lora", "inject", "train", "unmerge_", *names)
+    seeded = SimpleNamespace(**vars(loop) | {"batches": partial(loop.batches, seed=seed)})
+    lab.update(home=HOME, unseen=UNSEEN, everything=EVERYTHING, tokenizer=models.load()[1])
+    lab.update(loop=seeded, lab=SimpleNamespace(seed=seed))
+    return lab
+
+
+def trained(lab, seed, how, size, steps, r=8, alpha=16):
+    """A model (eval mode) trained on `home` by LoRA or full fine-tuning, and {measure: loss}."""
+    torch.manual_seed(seed)
+    model, tokenizer = models.load(dtype=FP32 if how == "full" else None)
+    found = {}
+    if how == "LoRA":
+        lab["inject"](model, EVERYTHING, r, alpha)
+    if how != "base":
+        batches = lab["loop"].batches(HOME, tokenizer, size, steps)
+        found["final"] = final(list(lab["train"](model, batches, steps, RATES[how])))
+    return model.eval(), found | {"held_out": loop.held_out_loss(model, tokenizer, UNSEEN)}
+
+
+def home(lab, seed, how):
+    model, found = trained(lab, seed, how, 16, 50)
+    answers = generation.answers(model, lab["tokenizer"], UNSEEN["messages"])
+    found["right"], found["intents"] = lab["right"](answers)
+    found["json"] = sum(a.startswith('{"') and a.endswith("}") for a in answers)
+    return found | merging(lab, model) if how == "LoRA" else found
+
+
+@torch.no_grad()
+def merging(lab, model):
+    """Distances of logits, share of weights that differ after unmerge_, relative norms."""
+    logits, merged, exact = lab["logits_of"], lab["merged"], lab["copy"].deepcopy(model).float()
+    true, twin = logits(exact, FP32), merged(exact)
+    ways = {"fp32, merged": (twin, FP32), "bf16, unmerged": (exact, BF16)}
+    ways |= {"bf16, merged": (twin, BF16)}
+    found = {way: (logits(*how) - true).abs().median() for way, how in ways.items()}
+    both = (model.modules(), merged(model).modules())
+    old, new = ([m for m in some if isinstance(m, lab["LoRALinear"])] for some in both)
+    list(map(lab["unmerge_"], new))
+    weights = [a.base.weight.float() for a in old]
+    gaps = [b.base.weight.float() - w for b, w in zip(new, weights, strict=True)]
+    updates = [a.scaling * a.B @ a.A for a in old]
+    gap, weight, update = (sum(t.square().sum() for t in x) for x in (gaps, weights, updates))
+    changed = sum((g != 0).sum() for g in gaps) / sum(g.numel() for g in gaps)
+    sizes = {"error_to_update": (gap / update).sqrt(), "update_to_weight": (update / weight).sqrt()}
+    return found | {"not_restored": changed} | sizes
+
+
+def ranks(lab, seed, r, alpha):
+    return trained(lab, seed, "LoRA", 8, 12, r, alpha)[1]
+
+
+def starts(lab, seed, start, rate):
+    losses = lab["first_steps"](start, rate)
+    return {"first": losses[0], "final": final(losses)}
+
+
+def step(lab, seed, with_lora, dtype, commands):
+    seconds, flops, peak = lab["measure"](with_lora, dtype, commands)
+    model, tokenizer = models.load(dtype=dtype)
+    if with_lora:
+        lab["inject"](model, EVERYTHING, 8, 16)
+    batch = next(lab["loop"].batches(HOME, tokenizer, commands, 1))
+    with track(model) as forward:
+        loss = loop.answer_loss(model, batch, autocast=False)  # alive until the block ends
+    kept = {"forward": forward.end_bytes - forward.start_bytes, "loss": loss}
+    return {"seconds": seconds, "flops": flops, "peak": sum(peak.values()), **peak, **kept}
+
+
+def latency(lab, seed):
+    model = models.load()[0]
+    lab["inject"](model, EVERYTHING, 8, 16)
+    kinds = {"base": models.load()[0], "unmerged": model, "merged": lab["merged"](model)}
+    rounds = [{k: lab["seconds_per_token"](m) for k, m in kinds.items()} for _ in range(23)]
+    ms = {k: [1000 * times[k] for times in rounds[3:]] for k in kinds}  # 3 warm up
+    errors = {f"{k} se": np.std(some, ddof=1) / len(some) ** 0.5 for k, some in ms.items()}
+    return {k: np.mean(some) for k, some in ms.items()} | errors
+
+
+if __name__ == "__main__":
+    for run, (measure, *how) in every_run().items():
+        if run not in studies.done(OUT, Run) and run.study in (sys.argv[1:] or [run.study]):
+            for name, value in measure(of_lab(run.seed), run.seed, *how).items():
+                studies.append(OUT, asdict(run) | {"measure": name, "value": float(f"{value:.6g}")})
