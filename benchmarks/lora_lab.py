@@ -57,7 +57,7 @@ def every_run():
         runs |= {Run("ranks", f"r={r}, alpha={a}", seed): (ranks, r, a) for r, a in RANKS}
         runs |= {Run("starts", f"{how}, rate {x:g}", seed): (starts, how, x) for how, x in STARTS}
         runs |= {Run("latency", "bf16, r=8", seed): (latency,)}
-        runs |= {Run("step", f"{k}, {n}", seed): (step, *KINDS[k], n) for k in KINDS for n in SIZES}
+    runs |= {Run("step", f"{k}, {n}", 1): (step, *KINDS[k], n) for k in KINDS for n in SIZES}
     return runs
 
 

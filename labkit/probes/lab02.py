@@ -11,7 +11,7 @@ from torch import nn
 
 from labkit.contract import kept
 from labkit.probes import watch
-from labkit.probes.models import NAMES, adapted, parts, small_model, step
+from labkit.probes.models import NAMES, adapted, parts, rest, small_model, step
 
 SCALE = (0.005, 0.7)  # standard deviations of A that pass for "small" at d_in = 256
 
@@ -160,12 +160,7 @@ def merging(merge_, unmerge_, LoRALinear, W, bias, A, B, alpha, x):
     facts, changed = {}, set()
 
     def state():
-        return {
-            "the mode": [m.training for m in layer.modules()],
-            "requires_grad of base.weight, A and B": [p.requires_grad for p in (weight, *AB)],
-            "the Parameters": [layer.base.weight is weight, layer.A is AB[0], layer.B is AB[1]],
-            "A, B and the bias": [t.tolist() for t in (layer.A, layer.B, layer.base.bias)],
-        }
+        return rest(layer, weight, AB)
 
     def note(act, when):
         before = state()

@@ -107,3 +107,13 @@ def step(layer, x):
         optimizer.step()
     moved = [names.get(id(p), n) for n, p in layer.named_parameters() if (p != before[n]).any()]
     return " and ".join(sorted(moved)) or "nothing"
+
+
+def rest(layer, weight, AB):
+    """What merging leaves alone, apart from the numbers in base.weight."""
+    return {
+        "the mode": [m.training for m in layer.modules()],
+        "requires_grad of base.weight, A and B": [p.requires_grad for p in (weight, *AB)],
+        "the Parameters": [layer.base.weight is weight, layer.A is AB[0], layer.B is AB[1]],
+        "A, B and the bias": [t.tolist() for t in (layer.A, layer.B, layer.base.bias)],
+    }
