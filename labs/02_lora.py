@@ -101,12 +101,12 @@ check.matches_dense(lora_forward)
 #
 # ●●● · 12 min · 3 points
 #
-# A function can't keep trainable parameters; a layer can. Wrap an existing `nn.Linear` in a layer
-# with the attributes `base`, `A`, `B`, `r`, `scaling` ($\alpha / r$) and `merged`, which starts as
-# `False` (exercise 2.6 will set it). There are three rules:
+# Wrap an existing `nn.Linear` in a layer with the attributes `base`, `A`, `B`, `r`, `scaling`
+# ($\alpha / r$) and `merged`, which starts as `False` (exercise 2.6 will set it). There are three
+# rules:
 #
 # 1. `base` is the very module you are given, frozen. A copy would double its memory.
-# 2. `A` is random and small: PEFT draws entries of about $1/\sqrt{d_\text{in}}$, with
+# 2. `A` is random and small: PEFT draws entries of at most $1/\sqrt{d_\text{in}}$, with
 #    `nn.init.kaiming_uniform_(A, a=math.sqrt(5))`. `B` is zero, so the new layer starts out equal
 #    to the old one. Both are fp32 `nn.Parameter`s, as in PEFT, on the device of `base.weight`.
 # 3. `forward` returns `base(x)` plus the scaled update, in the dtype of `base(x)`. It never creates
@@ -255,12 +255,12 @@ def first_steps(start, learning_rate, steps=10):
 start_runs = {}  # what you have run so far: {setting: losses}
 
 # %% [markdown]
-# **Turn it: start.** One of these four curves starts too high, and one never moves. Which ones? Run
-# the cell. Then replace the list with `[("A = 0", 1e-2)]`, twice the learning rate, and run it
-# again: the new curve is drawn over the old ones. Do the same for `"B = 0"`.
+# **Turn it: start.** One of these four curves starts too high, one never moves, and one gets worse
+# before it gets better. Which ones? Run the cell. Then replace the list with `[("A = 0", 5e-3)]`,
+# half the learning rate, and run it again: the new curve is drawn over the old ones.
 
 # %% tags=["experiment"]
-starts = [("both random", 5e-3), ("both zero", 5e-3), ("A = 0", 5e-3), ("B = 0", 5e-3)]
+starts = [("both random", 5e-3), ("both zero", 5e-3), ("A = 0", 1e-2), ("B = 0", 1e-2)]
 if lab.experiment("Four ways to start", 19, needs=["2.2"]):
     for start, learning_rate in starts:
         start_runs[f"{start}, rate {learning_rate:g}"] = first_steps(start, learning_rate)
@@ -268,8 +268,8 @@ if lab.experiment("Four ways to start", 19, needs=["2.2"]):
 
 # %% [markdown]
 # Both random: the model is damaged before its first step. Both zero: no gradient, ever. `A = 0`
-# also starts at the base model and learns. At twice the rate it fails, while `B = 0` still learns
-# ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
+# starts at the base model, but at this learning rate it goes astray, while `B = 0` learns. At half
+# the rate `A = 0` learns, too ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
 # Why? Adam moves every entry by about the learning rate. With `A = 0`, these moves add up over 576
 # inputs; with `B = 0`, over a rank of 8. Hayou et al. ([2024](https://arxiv.org/abs/2406.08447))
@@ -410,8 +410,8 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
 # %% [markdown]
 # The curve starts at the base model's loss, because `B` is zero. You trained fewer than 2% of the
 # numbers, for 50 steps. Most answers that are still wrong have the right intent, and miss or repeat
-# a key or a value.
-# ([Three more seeds, and full fine-tuning](../docs/evidence/02_lora.md#answers-before-and-after))
+# a key or a value. ([Three more seeds, and full
+# fine-tuning](../docs/evidence/02_lora.md#answers-before-and-after))
 #
 # ### Rank and alpha
 #
@@ -445,10 +445,10 @@ if lab.experiment("Rank and alpha", 28, needs=["2.2", "2.4"]):
     display(figures.turned(rank_runs))
 
 # %% [markdown]
-# At the same $\alpha$, ranks 8 and 64 learn this task at the same speed, and rank 1 nearly so;
-# dividing by $r$ sees to that. $\alpha$ acts like a learning rate: with 4 the model learns more
-# slowly, and with 128 the loss jumps up first. At $\alpha = 2r$ and a fixed learning rate, changing
-# the rank also changes the step size. Lab 5 asks when a larger rank pays
+# At the same $\alpha$, ranks 1, 8 and 64 learn this task at about the same speed, because of the
+# factor $1/r$. $\alpha$ acts like a learning rate: with 4 the model learns more slowly, and with
+# 128 the loss jumps up first. At $\alpha = 2r$ and a fixed learning rate, changing the rank also
+# changes the step size. Lab 5 asks when a larger rank pays
 # ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
 #
 # ## What does a step cost?
@@ -579,8 +579,9 @@ if lab.experiment("A step's arithmetic, and its clock", 1, needs=["2.2", "2.4", 
     guess_time.beside(100 * shares["the clock"])
 
 # %% [markdown]
-# The clock differs a little: norms and attention cost the same either way, small matrix products
-# underuse the processor, and full fine-tuning runs Adam on every weight.
+# The measured share can be higher, since norms and attention cost the same either way and small
+# matrix products underuse the processor. It can be lower, since full fine-tuning runs Adam on every
+# weight.
 #
 # ## Merge
 #
@@ -687,8 +688,8 @@ if lab.experiment("Is a merged model the same model?", 3, needs=["2.2", "2.4", "
 # %% [markdown]
 # In fp32 a merge changes nothing that matters. In bf16 every number, here also those in `A` and
 # `B`, is rounded to eight binary digits. That moves the logits, merged or not; the merge adds
-# little. Still, keep the base model: in bf16, `unmerge_` can't restore every weight. Lab 6 shows
-# when a merge does lose an adapter.
+# nothing you could see here. Still, keep the base model: in bf16, `unmerge_` can't restore every
+# weight. Lab 6 shows when a merge does lose an adapter.
 #
 # ## Save and load
 #
@@ -792,7 +793,7 @@ if lab.experiment("Send it to a fresh model", 6, needs=["2.2", "2.4", "2.7"]):
 #
 # **q1. Why is `B` zero at the start, and `A` random?**
 #
-# - (a) Any start works equally well: a few steps of training repair what a random product did.
+# - (a) It doesn't matter: every start learns equally well, at every learning rate.
 # - (b) Training starts at the base model, and `B` gets a gradient in the first step.
 # - (c) Both get a small gradient in the first step, so neither runs away.
 # - (d) With `A` at zero and `B` random, no gradient would ever reach the layer.

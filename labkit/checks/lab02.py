@@ -246,16 +246,16 @@ def _merged(W, bias, A, B, alpha, x):
     with torch.enable_grad():
         loss = (dense(x, W, A, B, alpha) + bias).square().sum()
         dA, dB = torch.autograd.grad(loss, (A, B))
-    return facts | {
-        "layer.merged after unmerge_": False,
-        "the mode": "unchanged",
-        "requires_grad of base.weight, A and B": "unchanged",
-        "the Parameters": "unchanged",
-        "A, B and the bias": "unchanged",
-        "the gradient of A after unmerge_": dA,
-        "the gradient of B after unmerge_": dB,
-        "the dtype of a bf16 base.weight": "bfloat16",
-    }
+    return (
+        facts
+        | {noun: stayed for noun, (stayed, _) in models.STATES.items()}
+        | {
+            "layer.merged after unmerge_": False,
+            "the gradient of A after unmerge_": dA,
+            "the gradient of B after unmerge_": dB,
+            "the dtype of a bf16 base.weight": "bfloat16",
+        }
+    )
 
 
 @exercise("2.7", points=3, after="2.2")

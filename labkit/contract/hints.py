@@ -17,7 +17,7 @@ HINTS = {  # a piece of an exception's text: what may be behind it
     "shapes cannot be multiplied": TURN,
     "size mismatch, got input": TURN,
     "first two dimensions of batch": "with more than two axes, .T reverses all of them: multiply "
-    "from the other side (x @ W.T), or use .mT",
+    "from the other side (x @ W.T)",
     "size of tensor a": ENTRIES,
     "batches of square matrices": "only a square matrix has eigenvalues or an inverse; use the SVD",
     "to a 0-dim tensor": "this is a single number already, not a vector",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from labkit.contract import kept
-from labkit.probes import watch
+from labkit.probes import models, watch
 from labkit.probes.models import NAMES, adapted, parts, rest, small_model, step
 
 SCALE = (0.005, 0.7)  # standard deviations of A that pass for "small" at d_in = 256
@@ -187,7 +187,8 @@ def merging(merge_, unmerge_, LoRALinear, W, bias, A, B, alpha, x):
     facts["another layer's base.weight after merge_"] = other.base.weight.detach().clone()
     unmerge_(other)
     note(unmerge_, "another unmerge_")
-    facts |= {noun: "changed" if noun in changed else "unchanged" for noun in state()}
+    for noun, (stayed, moved) in models.STATES.items():
+        facts[noun] = moved if noun in changed else stayed
     half, kinds = LoRALinear(_base(W, dtype=torch.bfloat16), 2, 4), set()
     for act in (merge_, unmerge_):
         act(half)
@@ -288,7 +289,7 @@ def refused(adapter_state, load_adapter_, LoRALinear, A, B, x, misfit, name):
     """What `load_adapter_` does with a state that does not fit, and whether A and B changed."""
     model, other = (adapted(LoRALinear, M, B, x) for M in (A, A + 1))
     before = {name: part.detach().clone() for name, part in parts(model).items()}
-    given, outcome = MISFITS[misfit](dict(adapter_state(other)), name), "accept it"
+    given, outcome = MISFITS[misfit](dict(adapter_state(other)), name), "return without an error"
     try:
         if isinstance(load_adapter_(model, given), BaseException):
             outcome = "return the error"

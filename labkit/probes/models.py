@@ -109,11 +109,19 @@ def step(layer, x):
     return " and ".join(sorted(moved)) or "nothing"
 
 
+STATES = {  # what merging leaves alone, and what a learner hears if it doesn't
+    "the mode": ("left as it was", "switched between train() and eval()"),
+    "requires_grad of base.weight, A and B": ("left as it was", "switched"),
+    "base.weight, A and B": ("the Parameters they were", "new ones"),
+    "A, B and the bias": ("left as they were", "changed"),
+}
+
+
 def rest(layer, weight, AB):
     """What merging leaves alone, apart from the numbers in base.weight."""
     return {
         "the mode": [m.training for m in layer.modules()],
         "requires_grad of base.weight, A and B": [p.requires_grad for p in (weight, *AB)],
-        "the Parameters": [layer.base.weight is weight, layer.A is AB[0], layer.B is AB[1]],
+        "base.weight, A and B": [layer.base.weight is weight, layer.A is AB[0], layer.B is AB[1]],
         "A, B and the bias": [t.tolist() for t in (layer.A, layer.B, layer.base.bias)],
     }

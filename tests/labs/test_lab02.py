@@ -421,7 +421,7 @@ WRONG = [
     (check.injects, inject_and_thaw_norms, "should not include layers.0.attn.normA"),
     (check.arithmetic, flops_that_pop, "changes its input shapes in place"),
     (check.merges, merge_on_class, unmerge_on_class, ByProperty, "another layer's base.weight"),
-    (check.merges, merge_a_copy, unmerge_a_copy, LoRALinear, "the Parameters should be unchanged"),
+    (check.merges, merge_a_copy, unmerge_a_copy, LoRALinear, "should be the Parameters they were"),
     (check.round_trip, adapter_state, load_until_wrong, LoRALinear, "after something changes"),
     (check.quiz, lambda: {"q1": "a", "q2": "c", "q3": "a"}, "q1 a, not quite"),
     (check.quiz, lambda: ["b", "c", "a"], "must return a dict"),
