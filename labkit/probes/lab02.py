@@ -178,8 +178,7 @@ def merging(merge_, unmerge_, LoRALinear, W, bias, A, B, alpha, x):
     y = layer(x)
     if y.requires_grad:
         y.square().sum().backward()
-    facts |= {"the gradient of A after unmerge_": layer.A.grad}
-    facts |= {"the gradient of B after unmerge_": layer.B.grad}
+    facts |= {f"the gradient of {name} after unmerge_": getattr(layer, name).grad for name in "AB"}
     with torch.no_grad():
         layer.A.mul_(2)
     note(merge_, "another merge_, of an A that changed,")
