@@ -965,7 +965,7 @@ FITTED = [
     (_fit(_no_labels_if_cut), "its head is worth learning"),
     (_fit(_padded), "it is padded; that is for later"),
     (_fit(_first_token_kept), "the prompt's first token stays"),
-    (_fit(_halves), "the answer lost tokens that had room"),
+    (_fit(_halves), "the prompt lost 2 tokens that had room"),
     (lambda p, a, n: print(end=""), "return"),
 ]
 
