@@ -2,8 +2,8 @@
 
     python benchmarks/readme.py build
 
-It copies the pictures to docs/pictures and writes down beside them where all of it comes from;
-tests/course/test_readme.py says what in README is no longer so.
+It copies the pictures to docs/pictures and records in run.json where everything comes from. Labs
+that weren't run keep what they had. tests/course/test_readme.py says what in README is stale.
 """
 
 import argparse
@@ -22,11 +22,10 @@ from labkit.course.executed import experiment
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "pictures"
 SHOWN = {  # file -> lab, experiment; the last picture of it
-    "energy_and_gain.png": ("01_svd", "Every update cut to rank r"),
-    "lora_and_full.png": ("02_lora", "A step's time and memory"),
+    "cuts.png": ("01_svd", "Every update cut to rank r"),
+    "lora_and_full.png": ("02_lora", "A step's memory"),
     "qlora_merges.png": ("06_merging", "Merges from short to long training"),
 }
-CUT = next(iter(SHOWN))  # its table says how many answers are right, by rank
 ANSWERS = ("02_lora", "Before and after")
 ANNOUNCED = re.compile(r'(lab\.experiment\(\s*"[^"]*"), *\d+')  # the seconds
 HEADLINE = "application/vnd.labkit.headline+json"
@@ -77,28 +76,31 @@ def table(shown: list[dict]) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in tables[-1]] if tables else []
 
 
-def recorded(build: Path) -> dict:
-    """Copy the pictures of a run; where each comes from, the answers and the headline of lab 2."""
-    record = {"pictures": {}}
+def recorded(build: Path, record: dict) -> None:
+    """Copy the pictures of a run, and update the record of each lab that was run."""
+    ran = {path.stem for path in (build / "executed").glob("*.ipynb")}
     for name, (stem, title) in SHOWN.items():
-        shown = outputs(build, stem, title)
-        found = [output for output in shown if "image/png" in output.get("data", {})]
-        (FOLDER / name).write_bytes(base64.b64decode(found[-1].data["image/png"]))
-        record["pictures"][name] = {
-            "lab": stem,
-            "experiment": title,
-            "title": found[-1].metadata["image/png"]["alt"],
-            "code": code_until(stem, title),
-        }
-        if name == CUT:
-            ranks, _, right = table(shown)
-            record["right"] = dict(zip(ranks[1:], map(float, right[1:]), strict=True))
-    stem, title = ANSWERS
+        if stem in ran:
+            shown = outputs(build, stem, title)
+            found = [output for output in shown if "image/png" in output.get("data", {})]
+            (FOLDER / name).write_bytes(base64.b64decode(found[-1].data["image/png"]))
+            record["pictures"][name] = {
+                "lab": stem,
+                "experiment": title,
+                "title": found[-1].metadata["image/png"]["alt"],
+                "code": code_until(stem, title),
+            }
+    if ANSWERS[0] in ran:
+        record["answers"] = answers(build, *ANSWERS)
+
+
+def answers(build: Path, stem: str, title: str) -> dict:
+    """The rows of a lab's table of answers, its headline, and the machine."""
     rows = table(outputs(build, stem, title))[1:]
     told = [output.get("data", {}) for output in outputs(build, stem)]
     (headline,) = [data[HEADLINE]["headline"] for data in told if HEADLINE in data]
     head = next(o["text"] for o in outputs(build, stem) if o.get("name") == "stdout")
-    record["answers"] = {
+    return {
         "lab": stem,
         "experiment": title,
         "code": code_until(stem, title),
@@ -106,13 +108,13 @@ def recorded(build: Path) -> dict:
         "headline": headline,
         "rows": [[row[0], *(cell.strip("✓✗ ") for cell in row[2:])] for row in rows],
     }
-    return record
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("build", type=Path, help="the folder of a run, with `executed` in it")
-    record = recorded(parser.parse_args().build)
+    record = json.loads((FOLDER / "run.json").read_text("utf-8"))
+    recorded(parser.parse_args().build, record)
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     (FOLDER / "run.json").write_text(text, "utf-8")
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from labkit.figures.forms import bars, curves, dots, final, mean_interval, stacks, titled
+from labkit.figures.forms import bars, curves, final, mean_interval, stacks, titled
 from labkit.guess import Guess, as_text
 from labkit.plots import INK, ROLES, likely
 
@@ -46,11 +46,8 @@ def first_losses(runs: dict[str, Sequence[float]]) -> Figure:
     ends = {label: final(losses) for label, losses in runs.items()}
     best = [label for label, end in ends.items() if end <= 1.1 * min(ends.values())]
     title = f"{' and '.join(best)} {'ends' if len(best) == 1 else 'end'} with the lowest loss"
-    still = [label for label, losses in runs.items() if ends[label] > 0.97 * losses[0]]
     if len(runs) == 1:
         title = _what_happened(*runs, *runs.values())
-    elif len(still) == 1:
-        title = f"{still[0].partition(',')[0].capitalize()} never moves; the others learn"
     fig, ax = titled(title)
     curves(ax, runs, LOSS)
     return fig
@@ -64,19 +61,22 @@ def _what_happened(label, losses):
 
 def turned(runs: dict[str, Sequence[float]]) -> Figure:
     """Loss curves of rank and alpha: {"r=8, alpha=16": losses in nats}, newest last."""
-    alphas = [label.partition("alpha=")[2] for label in runs]
-    (first, *others) = runs.values()
-    alike = [np.abs(np.subtract(first, run)).mean() < 0.1 * np.mean(first) for run in others]
-    equal = [alpha == alphas[0] for alpha in alphas[1:]]
+    pairs = [(a, b) for a, b in combinations(runs, 2) if _alpha(a) == _alpha(b)]
+    gaps = [np.abs(np.subtract(runs[a], runs[b])).mean() for a, b in pairs]
+    small = 0.1 * np.mean(next(iter(runs.values())))
     if len(runs) == 1:
         title = _what_happened("this setting", *runs.values())
-    elif any(equal) and alike == equal:
+    elif gaps and max(gaps) < small:
         title = "At the same alpha the curves agree, whatever the rank"
     else:
         title = "Rank and alpha change how fast the loss falls"
     fig, ax = titled(title)
     curves(ax, runs, LOSS)
     return fig
+
+
+def _alpha(label):
+    return label.partition("alpha=")[2]
 
 
 def right_answers(counts: dict[str, tuple[int, int]], n: int, guess: Guess) -> Figure:
@@ -116,41 +116,11 @@ def memory(peaks: dict[str, dict[str, int]], guess: Guess) -> Figure:
     return fig
 
 
-def step_time(shares: dict[str, float], guess: Guess) -> Figure:
-    """A LoRA step as a share of a full one, a bar per way to count: {way: share}, the clock last.
-
-    guess: of the last, in percent.
-    """
-    percent = {way: np.multiply(100, share) for way, share in shares.items()}
-    first, *_ = percent.values()
-    fig, ax = titled(f"LoRA takes {np.ravel(first)[0]:.0f}% of full fine-tuning's arithmetic")
-    bars(ax, percent, "% of full fine-tuning", text="{:.0f}%", top=115, guess=guess)
-    ax.axhline(100, color=ROLES["full"], lw=2)
-    ax.text(-0.48, 101.5, "full fine-tuning", color=INK, fontsize=9)
-    return fig
-
-
-def latency(seconds: dict[str, Sequence[float]]) -> Figure:
-    """Mean time per token or forward pass: {"base", "LoRA, unmerged", "LoRA, merged": seconds}."""
-    ms = {label: mean_interval(np.multiply(1000, times)) for label, times in seconds.items()}
-    ratio = ms["LoRA, unmerged"][0] / ms["base"][0]
-    fig, ax = titled(f"Unmerged, LoRA takes {ratio:.2f} times as long as the base model")
-    bars(ax, ms, "milliseconds\n(line: 95% interval)", {"base": "base"})
-    return fig
-
-
-def merge_gap(gaps: dict[str, torch.Tensor]) -> Figure:
-    """How far logits are from the unmerged fp32 model's: {setting: differences, of any shape}.
-
-    Settings: "fp32, merged", "bf16, unmerged", "bf16, merged".
-    """
-    sizes = {label: gap.detach().float().abs().cpu().numpy() for label, gap in gaps.items()}
-    middle, high = (
-        {label: max(np.percentile(size, q), 1e-9) for label, size in sizes.items()}  # 0 has no log
-        for q in (50, 99)
-    )
-    fig, ax = titled("Rounding to bf16 moves the logits, merged or not", height=2.8)
-    dots(ax, middle, "", log=True)
-    what = "|logit − logit of the unmerged fp32 model|\nfilled: median, hollow: 99th percentile"
-    dots(ax, high, what, log=True, hollow=True)
+def latency(rounds: Sequence[dict[str, float]]) -> Figure:
+    """Time per token relative to the base model, in the same round: a list of {kind: time}."""
+    base, *kinds = rounds[0]
+    shares = {k: mean_interval([100 * row[k] / row[base] for row in rounds]) for k in kinds}
+    fig, ax = titled(f"Unmerged, a token takes {shares[kinds[0]][0]:.0f}% of the base model's time")
+    ylabel = "% of the base model's time\n(line: 95% interval)"
+    bars(ax, {base: 100.0} | shares, ylabel, {base: "base"}, "{:.0f}%")
     return fig
