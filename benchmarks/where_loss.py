@@ -1,10 +1,10 @@
-"""Loss on the answer or on everything: what lab 3 trains once, for six seeds.
+"""Loss on the answer or on everything, six seeds each, for lab 3's evidence page.
 
     OMP_NUM_THREADS=1 python benchmarks/where_loss.py
 
 Each run is one row of labkit/measured/where_loss.csv: `loss` is the held-out loss of the answers to
 60 commands, in nats a token, after 24 steps on four of 24 commands. A run whose row is there is not
-repeated. Recipe and training are the lab's own, taken from its solved notebook.
+repeated.
 """
 
 import time
@@ -12,9 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import studies
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from trl import SFTConfig
 
 from labkit import tasks
-from labkit.training import models
+from labkit.training import finetuning, loop, models
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "where_loss.csv"
 
@@ -34,10 +38,20 @@ def every_run():
 
 def measure(run):
     """The row of one run."""
-    begun, lab = time.perf_counter(), studies.of_lab("03_peft", "answer_loss_after")
-    lab["tokenizer"], lab["home"] = models.load()[1], tasks.load("home")
-    lab["unseen"] = tasks.load("home", "test").shuffle(seed=1).select(range(60))
-    loss = lab["answer_loss_after"](run.loss_on, run.seed)
+    begun, home = time.perf_counter(), tasks.load("home")
+    model, tokenizer = models.load()
+    rows = [loop.encode(tokenizer, messages) for messages in home["messages"][:24]]
+    if run.loss_on == "everything":
+        rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
+    lora = LoraConfig(
+        r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    how = {"max_steps": 24, "per_device_train_batch_size": 4, "learning_rate": 2e-3}
+    args = SFTConfig("build/where", seed=run.seed, bf16=False, max_length=512, **how)
+    torch.manual_seed(run.seed)  # the draw of A
+    tuned = finetuning.finetune(model, tokenizer, Dataset.from_list(rows), lora, args)
+    unseen = tasks.load("home", "test").shuffle(seed=1).select(range(60))
+    loss = loop.held_out_loss(tuned.model, tokenizer, unseen)
     return asdict(run) | {"loss": round(loss, 4), "seconds": round(time.perf_counter() - begun)}
 
 

@@ -13,17 +13,16 @@
 # %% [markdown]
 # # Lab 3 · PEFT and TRL, and what goes wrong
 #
-# In lab 2 you wrote LoRA. At work two libraries do it: PEFT puts the layers in and saves them, TRL
-# runs the training. What is left to you is a few settings and your rows of data. That looks like
-# the easy part, and it is where runs fail without an error message: the loss falls, the training
-# ends as planned, and the model answers without end, or has learned nothing.
+# In lab 2 you wrote LoRA. At work you will use two libraries: PEFT adds the layers and saves them,
+# TRL runs the training. Your part is a few settings and your data, and that is where runs fail
+# silently: the loss falls, the training ends as planned, and the model never stops talking, or has
+# learned nothing.
 #
-# Four exercises of this lab are *hunts*. Their cell is not empty: it holds code with a mistake that
-# people really made, and the text names an issue that reports it. The code runs, and it is wrong.
-# Find out why, and fix it.
+# Five exercises of this lab are *hunts*. Their cell contains code with a mistake that people really
+# made, and the text links an issue that reports it. The code runs, and it is wrong. Find out why,
+# and fix it.
 #
-# About 80 minutes if you know PyTorch well (66 for the exercises), up to 125 if you do not. The
-# experiments take five to six minutes on two CPU cores with fast bf16, up to eight elsewhere.
+# {{ time }}
 
 # %%
 import labkit
@@ -31,263 +30,205 @@ import labkit
 lab, check = labkit.start("03_peft")
 
 # %%
-import copy
-import json
 import math
-import time
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from IPython.display import display
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch.utils.checkpoint import checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from labkit import measured, tasks
-from labkit.labs.lab03 import plots, small, tables
+from labkit import tasks
+from labkit.figures import lab03 as figures
+from labkit.memory.measure import track
 from labkit.plots import compare_answers
 from labkit.training import finetuning, generation, loop, models
 
 # %% [markdown]
-# ## A recipe
+# ## A run, from rows to adapter
 #
-# What do you have to decide before a run, and what can you leave at its default? Look at the task
-# first. A spoken command becomes JSON: an *intent*, which says what to do, and values such as a
-# room or a number. The test commands use sentence patterns that no training command has. Each also
-# contains a value that no training command has in that place. Sixty of them are this lab's test.
+# The task is `home` again: turn a spoken command into JSON. Here is one row as the model sees it.
 
 # %% tags=["experiment"]
-if lab.experiment("The model, its tokenizer and the task", 4):
+if lab.experiment("The task and the tokenizer", 4):
     model, tokenizer = models.load()
     home, unseen = tasks.load("home", "train"), tasks.load("home", "test")
     unseen = unseen.shuffle(seed=1).select(range(60))
     print(tokenizer.apply_chat_template(home[0]["messages"], tokenize=False))
-    print(f"padding is {tokenizer.pad_token}, id {tokenizer.pad_token_id}")
-    print(f"the end is {tokenizer.eos_token}, id {tokenizer.eos_token_id}")
+    print(f"padding is {tokenizer.pad_token}, the end of an answer is {tokenizer.eos_token}")
 
 # %% [markdown]
-# Keep the last two lines in mind: in this tokenizer padding and the end are the same token. Many
-# others have no padding token, and tutorials make the two the same there, with the line
-# `tokenizer.pad_token = tokenizer.eos_token`.
-
-# %% [markdown]
-# ### Exercise 3.1 · `recipe`
+# ### Exercise 3.1 · `train_adapter`
 #
-# ●●○ · 7 min · 3 points
+# ●●● · 13 min · 4 points
 #
-# Write two configurations. PEFT's `LoraConfig` says what trains. TRL's `SFTConfig` says how (SFT is
-# supervised fine-tuning).
+# Train a LoRA adapter with TRL's `SFTTrainer` (SFT is supervised fine-tuning), save it, and return
+# the trainer.
 #
-# The `LoraConfig` is for a causal language model (`task_type="CAUSAL_LM"`): rank 16 (`r`),
-# `lora_alpha` twice the rank, `lora_dropout` 0.05, `bias="none"`, and
-# `target_modules="all-linear"`, every linear layer but the head. Everything else stays at PEFT's
-# defaults.
+# - LoRA on every linear layer except the head (`target_modules="all-linear"`), rank 16,
+#   `lora_alpha` twice the rank, dropout 0.05, for a causal language model
+#   (`task_type="CAUSAL_LM"`).
+# - One pass over `rows` in batches of 8, with `learning_rate`.
+# - **The loss counts the answer alone.** `rows` is a `Dataset` whose column `messages` contains
+#   conversations; the last message is the answer. With this column TRL would train on every token,
+#   the user's too. With two columns, `prompt` and `completion`, it trains on the completion.
+# - `bf16=False`: the model you get is already in the right precision. TRL's default raises an error
+#   on a CPU.
+# - Save the adapter in `output_dir`, with the trainer's `save_model()`.
 #
-# Twice the rank is a habit and not a law: it makes the factor before $BA$ a 2. Lab 5 measures what
-# that does when the rank changes.
+# Useful settings: `gradient_checkpointing=False` is faster (exercise 3.5 says what it does),
+# `report_to="none"` sends nothing to tracking services, `logging_steps=1` records the loss of each
+# step. Older tutorials say `max_seq_length` and `tokenizer=`; the names are `max_length` and
+# `processing_class=` now.
 #
-# The `SFTConfig` has `output_dir`, `max_length=512`, a learning rate for LoRA, and the *mixed
-# precision* (matrix products in 16 bits, what trains in 32) for this `device`:
+# <details><summary>Hint: the columns</summary>
 #
-# | `device` | precision |
-# |---|---|
-# | `"cpu"` | no mixed precision: `use_cpu=True`, `bf16=False` |
-# | `"t4"` | a GPU without bf16: `fp16=True`, `bf16=False` |
-# | `"a100"` | Ampere and newer: `bf16=True` |
-#
-# TRL's default rate, 2e-5, is meant for full fine-tuning. LoRA needs about ten times as much: 2e-4
-# is usual in runs of hours. Short runs want more. This lab's take 2e-3 in place of your rate, and
-# lab 5 finds 3e-3 best for such runs, on a coarse grid of rates. The check accepts 1e-4 to 5e-3.
-#
-# Build both afresh in every call: PEFT writes into a `LoraConfig` that it is given.
-#
-# Older tutorials say `max_seq_length` and `warmup_ratio`; the names are `max_length` and
-# `warmup_steps` now. Without a GPU that has bf16, `SFTConfig(bf16=True)` raises an error, so there
-# you cannot call the case `"a100"` by hand. The check pretends that the right card is there.
+# A prompt is the list of all messages but the last, a completion a list with the last one.
+# `rows.map(function, remove_columns=rows.column_names)` makes a dataset of what `function(row)`
+# returns, a dict.
+# </details>
 
 
 # %%
-def recipe(output_dir, device):
-    """(LoraConfig, SFTConfig) for "cpu", "t4" or "a100"."""
+def train_adapter(model, tokenizer, rows, output_dir, learning_rate):
+    """Train LoRA on `rows`, a Dataset with `messages`; save it and return the SFTTrainer."""
     # BEGIN SOLUTION
     lora = LoraConfig(
-        r=16,
-        lora_alpha=32,
-        lora_dropout=0.05,
-        bias="none",
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
+        r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     args = SFTConfig(
-        output_dir=output_dir,
-        learning_rate=2e-4,
-        max_length=512,
-        use_cpu=device == "cpu",
-        bf16=device == "a100",
-        fp16=device == "t4",
+        output_dir,
+        learning_rate=learning_rate,
+        num_train_epochs=1,
+        per_device_train_batch_size=8,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
         report_to="none",
     )
-    return lora, args
-    # END SOLUTION
-
-
-# %%
-check.configs(recipe)
-
-# %% [markdown]
-# ### Exercise 3.2 · `count_lora_params`
-#
-# ●○○ · 3 min · 1 point
-#
-# How large will the adapter be? Lab 1 counted the numbers for one matrix. `shapes` maps the name of
-# each adapted matrix to its `(d_out, d_in)`; they differ: MLPs are wider, and in most of today's
-# models keys and values are narrower than queries. Below, your count is compared with PEFT's.
-
-
-# %%
-def count_lora_params(shapes, r):
-    """Trainable parameters of rank-r LoRA on matrices {name: (d_out, d_in)}, an int."""
-    # BEGIN SOLUTION
-    return sum(r * (d_out + d_in) for d_out, d_in in shapes.values())
-    # END SOLUTION
-
-
-# %%
-check.counts(count_lora_params)
-
-# %% [markdown]
-# Count in large models, too. A model on the *meta* device has shapes and no numbers, so even eight
-# billion parameters need no memory, and PEFT can adapt it like any other. The picture shows which
-# share of each model trains, for two choices of `target_modules`.
-
-
-# %%
-def on_meta(config, lora):
-    """Shapes of the adapted matrices, PEFT's count of what trains, the model's own parameters."""
-    with torch.device("meta"):
-        own = replace(lora)  # a copy: PEFT writes into it
-        adapted = get_peft_model(AutoModelForCausalLM.from_config(config), own)
-    layers = {n: m for n, m in adapted.named_modules() if hasattr(m, "lora_A")}
-    shapes = {name: tuple(layer.base_layer.weight.shape) for name, layer in layers.items()}
-    trained, total = adapted.get_nb_trainable_parameters()
-    return shapes, trained, total - trained
-
-
-# %% tags=["experiment"]
-if lab.experiment("What r=16 trains in three models", 4, needs=["3.1", "3.2"]):
-    everything = recipe("build/home", "cpu")[0]
-    narrow = replace(everything, target_modules=["q_proj", "v_proj"])
-    sizes = {"SmolLM2-135M": model.config, "Llama-2-7B": LlamaConfig()}  # LlamaConfig's default
-    sizes["Llama-3.1-8B"] = LlamaConfig(
-        intermediate_size=14336, vocab_size=128256, num_key_value_heads=8
+    pairs = rows.map(
+        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
+        remove_columns=rows.column_names,
     )
-    shares = {name: {} for name in sizes}
-    for name, config in sizes.items():
-        for label, lora in [("q, v", narrow), ("all-linear", everything)]:
-            shapes, counted, base = on_meta(config, lora)
-            mine = count_lora_params(shapes, lora.r)
-            shares[name][label] = mine / (base + mine)
-            print(f"{name:<13} {label:<11} yours {mine:>11,}  PEFT {counted:>11,}  of {base:,}")
-    display(plots.trained_shares(shares))
+    trainer = SFTTrainer(
+        model, args, train_dataset=pairs, processing_class=tokenizer, peft_config=lora
+    )
+    trainer.train()
+    trainer.save_model()
+    return trainer
+    # END SOLUTION
+
+
+# %%
+check.trains(train_adapter)
 
 # %% [markdown]
-# Why does the smallest model train the largest share? A square matrix of width $d$ has $d^2$
-# weights, and LoRA adds $2rd$ numbers. That is $2r/d$ of that matrix's weights, which falls as
-# models get wider: 5.6% at SmolLM2's width of 576, and 0.8% at the Llamas' 4,096. With all-linear
-# the picture has less. A matrix of the MLPs is wider on one side: at $d \times 4d$ LoRA adds $5rd$
-# numbers to $4d^2$, which is $1.25\,r/d$. And embeddings have no adapter. With `q` and `v` it has
-# far less: most matrices have no adapter. (The two Llamas are equally wide. Llama-3.1 has narrower
-# keys and values, a wider MLP and a larger vocabulary.)
+# ### The most common "it learned nothing"
 #
-# Here are three claims that circulate. Check each against the counts printed above.
-#
-# - *"Llama-2-7B, q and v, r=16: 4.2 million."* That is the count at r=8.
-# - *"Llama-3.1-8B, all-linear: 13,631,488 of 4,544,075,776."* The first number counts q, k, v and o
-#   alone. The second is close to the count of a 4-bit model in which a packed byte, which holds two
-#   weights, is taken for one (lab 4).
-# - *"All-linear is about three times q, v."* Divide the counts: it is 5.3, 4.8 and 6.2 times.
+# TRL's default learning rate is 2e-5, a value for full fine-tuning. LoRA needs more: 2e-4 is a
+# common choice in runs of hours. Yours takes a minute.
+
+# %%
+question = "The loss begins at about 4.3. Where is it after 12 steps at TRL's default rate, 2e-5?"
+guess_rate = lab.predict(question, None)
+
+# %%
+rate_runs = {}  # what you have run so far: {rate: losses}
 
 # %% [markdown]
-# ### What the word "all-linear" does not reach
-#
-# (Nothing later in this lab needs this section. Read it before you tune a mixture of experts or add
-# a token.) The word sounds as if nothing were left out. But PEFT looks for *modules* such as
-# `nn.Linear`. A mixture of experts has many MLPs in a layer, the experts, and each token uses a few
-# of them. Their weights often lie together in large parameters, not in modules. Are the experts
-# adapted? Here are two tiny models with random weights, built like two families that people tune
-# today.
+# **Turn it: learning rate.** Run the default, then replace the list by a rate of your own, such as
+# `[2e-2]`: the new curve is drawn over the old ones.
 
 # %% tags=["experiment"]
-if lab.experiment("Does all-linear reach the experts?", 4, needs=["3.1"]):
-    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-    # PEFT allows no dropout on parameters
-    plain = replace(recipe("build/moe", "cpu")[0], lora_dropout=0.0)
-    rows = []
-    for family in ("qwen3_moe", "gpt_oss"):
-        for how, targets in [("all-linear", None), ("with target_parameters", parameters)]:
-            adapted = get_peft_model(
-                small.mixture(family), replace(plain, target_parameters=targets)
-            )
-            names = [name for name, p in adapted.named_parameters() if p.requires_grad]
-            reached = "yes" if any("experts" in name for name in names) else "no"
-            rows.append((family, f"{small.experts_share(family):.0%}", how, reached, len(names)))
-    columns = ["model", "weights in experts", "adapted", "experts reached", "trained tensors"]
-    display(pd.DataFrame(rows, columns=columns).set_index("model"))
+rates = [2e-5, 2e-4, 2e-3]
+if lab.experiment("Three learning rates", 60, needs=["3.1"]):
+    few = home.shuffle(seed=lab.seed).select(range(96))  # 12 steps of 8
+    for rate in rates:
+        torch.manual_seed(lab.seed)
+        short = train_adapter(models.load()[0], tokenizer, few, "build/rate", rate)
+        rate_runs[f"{rate:g}"] = [row["loss"] for row in short.state.log_history if "loss" in row]
+    display(figures.rates(rate_runs, guess_rate))
+    guess_rate.beside(next(iter(rate_runs.values()))[-1])
 
 # %% [markdown]
-# For `qwen3_moe` PEFT (0.21) knows where the experts are, and adds them by itself. It adds the
-# router, too, the small matrix that chooses the experts: hence 28 tensors, where `gpt_oss` with its
-# experts has 24. For `gpt_oss` it adapts the attention alone, without a warning: more than half of
-# our tiny model's weights get no adapter. In the real gpt-oss-20b the experts hold 19.1 of 20.9
-# billion parameters. So print the names of what trains before a run, and give what is missing to
-# `target_parameters`.
+# At the default rate nothing happens, and nothing warns you. If your LoRA "learned nothing", look
+# at the learning rate first ([evidence](../docs/evidence/03_peft.md#learning-rates)).
 #
-# Embeddings are not reached either. A new token (a tool's name, a language's tag) needs a row of
-# the embedding, and that row must be trained. The next cell prepares that in two ways, and prints
-# the size of the adapter's file. Which file is larger? (PEFT's default would also save the whole
-# embedding once it has grown. That is off here, so a file holds only what trains.)
+# Now a longer run at the best rate: one pass over 320 rows. Sixty test commands, with sentence
+# patterns that don't occur in training, show what the model has learned.
+
+
+# %%
+def ask(model):
+    """The model's answers to the test commands."""
+    return generation.answers(model, tokenizer, unseen["messages"])
+
+
+def count_right(answers):
+    """How many answers match word for word."""
+    return sum(a == b for a, b in zip(answers, unseen["answer"], strict=True))
+
+
+# %% tags=["experiment", "cover"]
+if lab.experiment("PEFT and TRL learn home", 75, needs=["3.1"]):
+    torch.manual_seed(lab.seed)
+    rows = home.shuffle(seed=lab.seed).select(range(320))
+    trainer = train_adapter(models.load()[0], tokenizer, rows, "build/home-lora", 2e-3)
+    answers = {"base model": ask(models.load()[0]), "tuned": ask(trainer.model)}
+    right = {name: count_right(some) for name, some in answers.items()}
+    display(figures.right_answers(right, len(unseen)))
+    display(compare_answers(unseen["text"], unseen["answer"], answers, rows=3))
+
+# %% [markdown]
+# **Turn it: targets.** The original LoRA paper adapts the query and value projections only. Compare
+# that with every linear layer. (`finetune` is TRL's trainer with less waste on a CPU: it skips the
+# padding, and computes logits for the answer alone.)
+
+# %%
+target_runs = {}  # what you have run so far: {targets: losses}
+
+
+def short_run(targets, learning_rate=2e-3, steps=20):
+    """Losses of a short run of LoRA on some layers."""
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
+    args = SFTConfig(
+        "build/targets",
+        max_steps=steps,
+        per_device_train_batch_size=8,
+        learning_rate=learning_rate,
+        bf16=False,
+    )
+    return finetuning.finetune(models.load()[0], tokenizer, home, lora, args).losses
+
 
 # %% tags=["experiment"]
-if lab.experiment("One new token, two ways to train it", 5, needs=["3.1"]):
-    grown = copy.deepcopy(tokenizer)
-    grown.add_tokens(["<slot>"])
-    new = grown.convert_tokens_to_ids("<slot>")
-    lora = recipe("build/token", "cpu")[0]
-    ways = {
-        "no new token": lora,
-        "trainable_token_indices": replace(lora, trainable_token_indices=[new]),
-        "modules_to_save": replace(lora, modules_to_save=["embed_tokens"]),
-    }
-    for name, config in ways.items():
-        larger = models.load()[0]
-        larger.resize_token_embeddings(len(grown))
-        get_peft_model(larger, config).save_pretrained("build/token", save_embedding_layers=False)
-        size = Path("build/token/adapter_model.safetensors").stat().st_size
-        print(f"{name:<24} {size:>11,} bytes")
+targets = {"q, v": ["q_proj", "v_proj"], "all-linear": "all-linear"}
+if lab.experiment("Which layers to adapt", 30):
+    for label, names in targets.items():
+        target_runs[label] = short_run(names)
+    display(figures.targets(target_runs))
 
 # %% [markdown]
-# `modules_to_save` trains and stores a whole copy of the embedding, 49,153 rows, for the sake of
-# one. `trainable_token_indices` stores that row. In this model the head shares the embedding's
-# weights. `trainable_token_indices` trains the row for both, `modules_to_save` for the input alone
-# unless you set `ensure_weight_tying=True`.
-
-# %% [markdown]
+# More layers learn faster, for five times as many numbers. QLoRA's authors found that adapting
+# every linear layer matters more than the rank
+# ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)).
+#
 # ## A model that never stops
 #
-# Now train. The first failure is reported in many trackers: the tuned model answers well, and then
-# goes on and on. Why does it not stop?
+# This failure fills many issue trackers: the tuned model answers well, and then goes on and on. To
+# see it happen, write the rows as one does for a base model: the command, a line break, the answer,
+# the end token. (With a chat template the model had learned to stop before you tuned it.)
 #
-# To see it happen, write the rows as one does for a base model: the command, a line break, the
-# answer, the end token. (A chat template can hide the failure, as you will read below.) The labels
-# say which tokens the loss counts. A label of -100 means that the loss skips that token.
-#
-# The next function is meant to give no label to the prompt, and none to padding. It treats padding
-# as transformers' `DataCollatorForLanguageModeling` does.
+# *Labels* say which tokens the loss counts; -100 means that the loss skips a token. The next
+# function is meant to skip the prompt and the padding. It treats padding as transformers'
+# `DataCollatorForLanguageModeling` does.
 
 
 # %%
@@ -313,64 +254,63 @@ def rows_of(dataset, label):
     return Dataset.from_list(rows)
 
 
-def endless(model):
-    """How many answers to the unseen commands have no end within 48 tokens, and all answers."""
-    prompts = [tokenizer(command + "\n")["input_ids"] for command in unseen["text"]]
-    told = generation.continuations(model, prompts, max_new_tokens=48)
-    texts = [tokenizer.decode(ids) for ids in told]
-    return sum(ids[-1] != tokenizer.eos_token_id for ids in told), texts
+def train_on(label):
+    """The result of 20 steps of LoRA on rows with these labels."""
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    args = SFTConfig(
+        "build/labels",
+        max_steps=20,
+        per_device_train_batch_size=8,
+        learning_rate=2e-3,
+        bf16=False,
+    )
+    rows = rows_of(home.shuffle(seed=0).select(range(160)), label)
+    return finetuning.finetune(models.load()[0], tokenizer, rows, lora, args, title=label.__name__)
 
 
-# %% [markdown]
-# No wanted answer has more than 48 tokens. So an answer without an end by then did not stop.
-# `finetune` is TRL's trainer without what a small run on a CPU does not need. A section below says
-# what that is.
-#
-# The loss curve is drawn while the model trains: the faint line is the loss of each step, the
-# strong one its running mean. A second picture counts the answers that do not stop.
+def continued(model, ending):
+    """What a model writes after each test command and `ending`, as text with its end token."""
+    prompts = [tokenizer(command + ending)["input_ids"] for command in unseen["text"]]
+    return [tokenizer.decode(ids) for ids in generation.continuations(model, prompts, 48)]
+
+
+def endless(texts):
+    """How many of the texts have no end token."""
+    return sum(not text.endswith(tokenizer.eos_token) for text in texts)
+
 
 # %%
-guess_masked = lab.predict("Trained on these labels, how many of 60 answers will not stop?", None)
+guess_endless = lab.predict("Trained on these labels, how many of 60 answers won't stop?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
-    lora, args = recipe("build/home", "cpu")
-    short = replace(args, max_steps=20, per_device_train_batch_size=8, learning_rate=2e-3)
-    some = home.shuffle(seed=0).select(range(160))  # 20 steps of 8
-    rows = rows_of(some, given_labels)
-    title = "The given labels look fine"
-    masked = finetuning.finetune(models.load()[0], tokenizer, rows, lora, short, title=title)
-    unstopped, said = {}, {}
-    unstopped["the given labels"], said["the given labels"] = endless(masked.model)
-    display(plots.unstopped(unstopped, len(unseen), guess_masked))
-    guess_masked.beside(unstopped["the given labels"])
-    for text in said["the given labels"][:3]:
-        print(repr(text))
+if lab.experiment("Trained on the given labels", 25):
+    given_run = train_on(given_labels)
+    said = continued(given_run.model, "\n")
+    unstopped = {"given labels": endless(said)}
+    guess_endless.beside(unstopped["given labels"])
+    print(f"{unstopped['given labels']} of {len(said)} answers don't stop. Three of them:\n")
+    print("\n\n".join(f"{c}\n{text}" for c, text in zip(unseen["text"][:3], said[:3], strict=True)))
 
 # %% [markdown]
-# When we ran it, all 60 went on: the JSON is complete, and the next one follows, until the limit.
-# The loss fell as in any good run. Why did it give no warning?
-
-# %% [markdown]
-# ### Exercise 3.3 · `answer_labels`
+# The JSON is complete, and the next command follows, until the limit of 48 tokens. The loss fell as
+# in any good run.
 #
-# ●●● · 11 min · 3 points
+# ### Exercise 3.2 · `answer_labels`
+#
+# ●●● · 10 min · 3 points
 #
 # **A hunt**, from [trl #976](https://github.com/huggingface/trl/issues/976): *"the resulting model
-# I created does not generate the stop token"*. (The same in [transformers
-# #23530](https://github.com/huggingface/transformers/issues/23530), and in many tutorials.) Mend
-# the code so that
+# I created does not generate the stop token"*. Fix the code:
 #
-# - a row's prompt has no label (-100): its first real tokens, as many as `prompt_lengths` says;
-# - padding has no label, whichever token it is, and on whichever side it stands;
-# - each token of the answer keeps its id as its label, and **the end token is one of them**; so is
-#   what a template puts behind it, such as a line break.
+# - The prompt of a row has no label: its first real tokens, as many as `prompt_lengths` says.
+# - Padding has no label, whichever token it is, and on whichever side it is.
+# - Every other token keeps its id as its label, **including the end token** and whatever follows
+#   it, such as a line break.
 #
-# The labels are not shifted: the model does that itself. Leave the inputs as they are.
+# Don't shift the labels: the model does that itself.
 #
-# One row by hand, padded on the left, with 2 as padding and as the end: the ids (2, 2, 7, 8, 9, 2),
-# the mask (0, 0, 1, 1, 1, 1) and a prompt of 2 tokens give the labels (-100, -100, -100, -100, 9,
-# 2). What does the given code make of it?
+# One row by hand, padded on the left, with 2 as padding and as the end: ids (2, 2, 7, 8, 9, 2),
+# mask (0, 0, 1, 1, 1, 1) and a prompt of 2 tokens give the labels (-100, -100, -100, -100, 9, 2).
 #
 # <details><summary>Hint: what is padding?</summary>
 #
@@ -380,7 +320,7 @@ if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
 # <details><summary>Hint: where does the prompt end?</summary>
 #
 # A cumulative sum over the attention mask numbers the real tokens of a row, on whichever side the
-# padding stands.
+# padding is.
 # </details>
 
 
@@ -389,8 +329,8 @@ def answer_labels(input_ids, attention_mask, prompt_lengths):
     """(b, n) ids, mask of 1 and 0, (b,) lengths -> labels (b, n), -100 where nothing is learned."""
     # BEGIN SOLUTION
     place = attention_mask.cumsum(1)  # (b, n): 1 at a row's first real token
-    asked = (place > prompt_lengths[:, None]) & (attention_mask == 1)
-    return input_ids.masked_fill(~asked, -100)
+    learned = (place > prompt_lengths[:, None]) & (attention_mask == 1)
+    return input_ids.masked_fill(~learned, -100)
     # END SOLUTION
     # BEGIN GIVEN
     # labels = input_ids.clone()
@@ -404,189 +344,49 @@ def answer_labels(input_ids, attention_mask, prompt_lengths):
 # %%
 check.end_trains(answer_labels)
 
-# %% [markdown]
-# Here is one row with both kinds of labels. The marked tokens are those that the model learns to
-# predict. In how many tokens will the two differ?
-
 # %% tags=["experiment"]
-if lab.experiment("Which tokens carry the loss", 1, needs=["3.3"]):
-    for label in (given_labels, answer_labels):
-        (row,) = rows_of(home.select([0]), label)
-        tokens = [tokenizer.decode([token]) for token in row["input_ids"]]
-        display(plots.loss_tokens(tokens, [y != -100 for y in row["labels"]], label.__name__))
+if lab.experiment("Trained on your labels", 25, needs=["3.2"]):
+    (row,) = rows_of(home.select([0]), answer_labels)
+    tokens = [tokenizer.decode([token]) for token in row["input_ids"]]
+    display(figures.loss_tokens(tokens, [y != -100 for y in row["labels"]]))
+    your_run = train_on(answer_labels)
+    unstopped["your labels"] = endless(continued(your_run.model, "\n"))
+    display(figures.endless(unstopped, len(unseen), guess_endless))
+    print(f"last loss {given_run.losses[-1]:.2f} with the given labels, ", end="")
+    print(f"{your_run.losses[-1]:.2f} with yours")
 
 # %% [markdown]
-# They differ in the last token alone. The end has the id of padding, so the given code left it out.
-# Hence no warning: the loss did not count the one token that was not learned. Is one label a row
-# enough to make a model stop?
-
-# %% tags=["experiment", "cover"]
-if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.3"]):
-    rows = rows_of(some, answer_labels)
-    mended = finetuning.finetune(
-        models.load()[0], tokenizer, rows, lora, short, title="Your labels look the same"
-    )
-    unstopped["your labels"], said["your labels"] = endless(mended.model)
-    display(plots.unstopped(unstopped, len(unseen)))
-    losses = {"the given labels": masked.losses, "your labels": mended.losses}
-    display(plots.both_losses(losses))
-
-# %% [markdown]
-# Almost: in our runs at most one of the 60 went on. Both runs have the same model, data, steps and
-# rate. Only the labels differ. The two loss curves lie almost on each other, as the last picture
-# shows: one label more in about twenty hardly moves the mean. And a mean does not tell which tokens
-# are in it.
+# One label per row decides whether the model stops. The loss can't show it: it is a mean over the
+# tokens that have a label, and the missing token wasn't among them.
 #
-# A chat model can hide this bug, since it had learned to stop before you tuned it. We tried it with
-# SmolLM2's own template, and the end masked in the same way (25 steps of 8, one seed). All of 30
-# answers came to an end, some of them only after a second JSON object. A base model has no such
-# habit. A chat model has it in its own template, not necessarily in yours.
+# SmolLM2's tokenizer uses the end token for padding. Many tokenizers have no padding token, and
+# tutorials write `tokenizer.pad_token = tokenizer.eos_token`, which leads to the same bug. TRL
+# (1.16) makes labels before it pads, so the id doesn't matter there. transformers' collator (5.24)
+# still goes by the id.
 #
-# The other common fix is a padding token that is not the end token. It works as long as nobody sets
-# the two equal again. A mask works whatever the token. TRL's trainer (1.16) makes the labels before
-# it pads, so that the id does not matter. transformers' collator for language models (5.24) still
-# goes by the id.
-
-# %% [markdown]
-# ## The trainer, and where an answer begins
+# ## Where the answer begins
 #
-# So far `finetune` trained, and you made the labels. What does TRL's own trainer do for you? It
-# does what your loop of lab 2 did: batches, loss, clipped gradients, a falling rate. It also makes
-# the labels, and keeps a record of the run.
+# ### Exercise 3.3 · `render_prompt`
 #
-# The whole program is a model, a dataset and two configurations. TRL applies the model's own chat
-# template. What carries the loss depends on your columns. With `prompt` and `completion` it is the
-# completion alone. With whole conversations in a column `messages` it is *every* token, the user's
-# too, unless you set `assistant_only_loss=True` (which needs a template that marks the answers).
-# Here is the trainer, unchanged, for three steps.
-
-# %% tags=["experiment"]
-if lab.experiment("Three steps of SFTTrainer as it comes", 14, needs=["3.1"]):
-    kind = "cpu" if lab.device == "cpu" else "t4" if lab.dtype == torch.float16 else "a100"
-    lora, args = recipe("build/home", kind)
-    pairs = [{"prompt": m[:-1], "completion": m[-1:]} for m in home["messages"]]
-    few = replace(args, max_steps=3, logging_steps=1, disable_tqdm=False, save_strategy="no")
-    trainer = SFTTrainer(
-        models.load(dtype=torch.float32)[0],
-        few,
-        train_dataset=Dataset.from_list(pairs),
-        processing_class=tokenizer,
-        peft_config=lora,
-    )
-    begun = time.perf_counter()
-    trainer.train()
-    plain_seconds = (time.perf_counter() - begun) / few.max_steps
-    print(f"{plain_seconds:.1f} s a step of {few.per_device_train_batch_size}")
-    del trainer
-
-# %% [markdown]
-# The next run shows how much of that time a small run on a CPU can save. A part of it is products
-# in fp32, where the CPU has fast bf16. `finetune` is the same trainer without that. Where nothing
-# is dropped out, its loss is the same to rounding (`benchmarks/train_step.py` compares them):
-#
-# - it decides on precision itself: frozen weights are in bf16 where the CPU multiplies bf16, and
-#   adapters are in fp32. On a CPU it ignores your recipe's flags, which are for *mixed* precision;
-# - nothing is computed twice: TRL checkpoints activations, which saves memory and costs a second
-#   forward pass;
-# - useless work is left out: padding goes through attention only, the system message with which
-#   all rows begin passes through the model once a batch, and logits exist only where there is a
-#   label.
-#
-# One rule differs. From a column `messages` it learns the last message alone.
-
-# %% tags=["experiment"]
-if lab.experiment("PEFT and TRL learn `home`", 30, needs=["3.1"]):
-    lora, args = recipe("build/home", "cpu")
-    tuned = finetuning.finetune(
-        models.load()[0],
-        tokenizer,
-        home,  # its column `messages`
-        lora,
-        replace(args, max_steps=30, per_device_train_batch_size=8, learning_rate=2e-3),
-        title="PEFT and TRL learn home",
-    )
-    print(f"{tuned.seconds / 30:.1f} s a step; as TRL comes it was {plain_seconds:.1f} s")
-
-# %% [markdown]
-# How good is the model now? That may depend on how it is asked. Here are three ways to turn the
-# same messages into tokens. The first is that of training. The second leaves out the *generation
-# prompt*, the tokens at the end that open the assistant's turn: `<|im_start|>assistant` and a line
-# break. The third has one token too many at the front. An answer is right here if its text is the
-# wanted one, letter by letter.
-
-
-# %%
-def three_prompts(messages):
-    """A conversation as ids: as in training, no generation prompt, the first token twice."""
-    right = loop.prompt_ids(tokenizer, messages)  # up to where the answer begins
-    closed = tokenizer.apply_chat_template(messages[:-1], return_dict=False)
-    doubled = right[:1] + right
-    return {"as trained": right, "no generation prompt": closed, "first token twice": doubled}
-
-
-# %%
-question = "Asked without the generation prompt, what % of 60 answers will be right?"
-guess_closed = lab.predict(question, None)
-
-# %% tags=["experiment"]
-if lab.experiment("The same model, asked in three ways", 20, needs=["3.1"]):
-    asked, spoken = {}, {}
-    for name in three_prompts(unseen[0]["messages"]):
-        prompts = [three_prompts(messages)[name] for messages in unseen["messages"]]
-        told = generation.continuations(tuned.model, prompts, max_new_tokens=48)
-        spoken[name] = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in told]
-        right = [a == b for a, b in zip(spoken[name], unseen["answer"], strict=True)]
-        asked[name] = sum(right) / len(right)
-    title = "A wrong prompt need not show in the score"
-    display(plots.asked(asked, len(unseen), title, guess_closed, wrong=list(asked)[1:]))
-    guess_closed.beside(100 * asked["no generation prompt"])
-    print(repr(spoken["no generation prompt"][0]))
-
-# %% [markdown]
-# The orange bars are asked in another way than in training. Four runs of ours, in % of 60 answers:
-#
-# | asked | right in each run |
-# |---|---|
-# | as trained | 40, 40, 40, 37 |
-# | no generation prompt | 45, 38, 40, 40 |
-# | first token twice | 42, 35, 33, 37 |
-#
-# No way of asking is best in all four runs, or worst in all four. The thin lines in the picture are
-# each bar's own standard error, about 6 points. The questions are the same for all bars, so a
-# difference is surer than the lines suggest. (Lab 4 compares in pairs.)
-#
-# Why does the wrong prompt do no more harm than this? (A loss of a few points could hide in 60
-# answers.) Probably because the model has just learned to answer everything in JSON, and does so
-# with these few tokens or without. A model that chats may go on in the user's name. So do not wait
-# for a score to show such a bug. Compare the token ids with those of training.
-
-# %% [markdown]
-# ### Exercise 3.4 · `render_prompt`
-#
-# ●●○ · 7 min · 2 points
+# ●●○ · 6 min · 2 points
 #
 # **A hunt** for two bugs. The first is from [trl
 # #1400](https://github.com/huggingface/trl/issues/1400): *"In tokenizer like LLaMATokenizer, there
 # will be two bos tokens at the very beginning"*. The template writes a BOS (the token that begins a
-# text), and then the tokenizer puts another one before the text. SmolLM2's tokenizer adds none, so
-# here you would not notice. Llama's, Gemma's and Mistral's do, and the check asks with both kinds.
+# text), and then the tokenizer adds another. SmolLM2's tokenizer adds none, but those of Llama,
+# Gemma and Mistral do, and the check uses both kinds.
 #
-# The second is from [helm #3698](https://github.com/stanford-crfm/helm/issues/3698): without
-# `add_generation_prompt` the model *"keeps writing as the user"*.
+# The second is from [helm #3698](https://github.com/stanford-crfm/helm/issues/3698): without the
+# *generation prompt*, the tokens that open the assistant's turn, the model *"keeps writing as the
+# user"*.
 #
 # The last message is the user's. Return the list of ids after which the answer begins. It must be a
-# prefix of the whole conversation's ids, so that the model reads what it read in training.
+# prefix of the ids of the whole conversation, so that the model reads what it read in training.
 #
-# <details><summary>Hint: who adds what?</summary>
+# <details><summary>Hint</summary>
 #
-# The given code has two steps. Print the text after the first one. What is missing at its end, and
-# what may the second step put before its beginning?
-# </details>
-#
-# <details><summary>Hint: one step</summary>
-#
-# A template can be applied and turned into ids in one call, and that call has an argument that
-# opens the answer. `help(tokenizer.apply_chat_template)` lists them.
+# Print the text after the first step. What is missing at its end, and what may the second step put
+# before its beginning? A template can be applied and tokenized in one call.
 # </details>
 
 
@@ -606,14 +406,29 @@ def render_prompt(messages, tokenizer):
 check.prompt_opens_answer(render_prompt)
 
 # %% [markdown]
+# What does the second bug look like? In the rows of the last section, without a template, the line
+# break after the command opens the answer. Ask the same model with it and without it.
+
+# %% tags=["experiment"]
+if lab.experiment("The generation prompt, left out", 5, needs=["3.2"]):
+    for name, ending in {"with the line break": "\n", "without it": ""}.items():
+        said = continued(your_run.model, ending)
+        opened = sum(text.startswith("{") for text in said)
+        print(f"{name}, {opened} of {len(said)} texts begin with an answer:")
+        for command, text in zip(unseen["text"][:3], said[:3], strict=True):
+            print(f"    {command} → {text}")
+
+# %% [markdown]
+# Without the token that opens its turn, the model first finishes the user's sentence: a period, a
+# question mark, sometimes another word. SmolLM2's own template hides the bug, because the model has
+# learned to open the assistant's turn by itself. So compare token ids with those of training; don't
+# wait for a score to show it.
+
+# %% [markdown]
 # ## Rows that are too long
 #
-# A row longer than `max_length` is cut. Where? The rows of the task `tickets` are mails to a
-# support desk: most have two or three sentences, every tenth is a long paragraph. The answer, the
-# mail's category, stands at the very end.
-#
-# The usual way is to cut on the right. The picture counts the damage in 960 rows. There are two
-# kinds: rows in which no label is left, and others whose answer has lost its end.
+# A row longer than `max_length` is cut, usually on the right. The answer is at the end. In the task
+# `tickets`, mails to a support desk, every tenth mail is long.
 
 
 # %%
@@ -624,15 +439,13 @@ def cut_on_the_right(prompt_ids, answer_ids, max_length):
     return input_ids[:max_length], labels[:max_length]
 
 
-# %%
-def left_by(cut, max_length):
-    """Of the tickets' rows: how many have no label left, and how many others have no end."""
+def damage(cut, max_length):
+    """How many of 960 tickets have no label left, and how many others have lost their end."""
     empty = unended = 0
     for messages in tickets["messages"]:
         prompt = loop.prompt_ids(tokenizer, messages)
         answer = tokenizer(messages[-1]["content"])["input_ids"] + [tokenizer.eos_token_id]
-        labels = cut(prompt, answer, max_length)[1]
-        learned = [label for label in labels if label != -100]
+        learned = [label for label in cut(prompt, answer, max_length)[1] if label != -100]
         empty += not learned
         unended += bool(learned) and learned[-1] != tokenizer.eos_token_id
     return {"train on nothing": empty, "have no end": unended}
@@ -644,44 +457,37 @@ guess_empty = lab.predict("Cut to 64 tokens: how many of 960 rows train on nothi
 # %% tags=["experiment"]
 if lab.experiment("What is left of a row", 3):
     tickets = tasks.load("tickets", "train")
-    lengths = (48, 64, 96, 128, 192)
-    lost = {n: left_by(cut_on_the_right, n) for n in lengths}
-    display(plots.lost_rows(lost, len(tickets), guess_empty))
+    lost = {n: damage(cut_on_the_right, n) for n in (48, 64, 96, 128, 192)}
+    display(pd.DataFrame(lost).rename_axis(columns="max_length"))
     guess_empty.beside(lost[64]["train on nothing"])
 
 # %% [markdown]
-# A row that trains on nothing is lost. A row without an end does not teach the model to stop; nor
-# did those with the end masked.
+# At 96 tokens the rows that are lost are the long mails, all of them: a cut removes one kind of
+# example from the training, and no loss curve shows it.
 #
-# Now look at a `max_length` of 96. The 96 rows lost there are the long mails, all of them. (That
-# the two numbers are equal is chance.) At 128 still 94 are lost. A cut does not take rows at
-# random. Here it takes one kind of example out of the training, and no loss curve shows it.
-
-# %% [markdown]
-# ### Exercise 3.5 · `fit`
+# ### Exercise 3.4 · `fit`
 #
 # ●●● · 9 min · 3 points
 #
 # **A hunt**, from [trl #6668](https://github.com/huggingface/trl/issues/6668): a run reports loss
-# 0.0 and ends without an error, though every label was cut away. (Newer versions of TRL drop such
-# rows, so your longest examples are still gone.) Mend it:
+# 0.0 and ends without an error, because every label was cut away. Fix it:
 #
-# - the prompt gives way first, from its **front**: what was asked last stays;
-# - the answer stays whole, with its end token, as long as it fits by itself;
-# - an answer longer than `max_length` keeps its head, no prompt, and gets no end token: it was
-#   cut, and an end there would teach the model to stop midway;
-# - a row that fits stays as it is, and no row is longer than `max_length`.
+# - The prompt is cut first, from its **front**: what was asked last stays.
+# - The answer stays whole, with its end token, as long as it fits by itself.
+# - An answer longer than `max_length` keeps its beginning, no prompt, and gets no end token: that
+#   would teach the model to stop midway.
+# - A row that fits stays as it is, and no row is longer than `max_length`.
 #
-# `prompt_ids` and `answer_ids` are lists of ints, and `answer_ids` ends with the end token. The
-# prompt has no labels. Leave both lists as they are.
+# Both arguments are lists of ints, and `answer_ids` ends with the end token. The prompt has no
+# labels.
 #
 # By hand: the prompt (5, 6, 7) and the answer (8, 2) become (6, 7, 8, 2) at a `max_length` of 4,
 # they become (8, 2) at 2, and (8) at 1.
 #
 # <details><summary>Hint</summary>
 #
-# Which of the two may lose tokens first, and how many must it lose? Decide on the answer, then give
-# the prompt what room is left. And try your slice where that room is 0: what is `[1, 2, 3][-0:]`?
+# Decide on the answer first, then give the prompt what room is left. Try your slice where that room
+# is 0: what is `[1, 2, 3][-0:]`?
 # </details>
 
 
@@ -705,137 +511,233 @@ def fit(prompt_ids, answer_ids, max_length):
 check.keeps_answer(fit)
 
 # %% tags=["experiment"]
-if lab.experiment("What is left of a row that you cut", 3, needs=["3.5"]):
-    table = {n: left_by(fit, n) for n in lengths}
-    display(pd.DataFrame(table).rename_axis(columns="max_length"))
+if lab.experiment("What is left of a row that you cut", 3, needs=["3.4"]):
+    lost = {n: damage(fit, n) for n in (48, 64, 96, 128, 192)}
+    display(pd.DataFrame(lost).rename_axis(columns="max_length"))
 
 # %% [markdown]
-# No row is lost. The price: each row that was too long, 173 of them at 64 tokens, now has a prompt
-# without its beginning: 104 of them have lost the whole system message. Where that matters, shorten
-# the user's text before it goes into the template.
+# No row is lost. The price: a long row has a prompt without its beginning. TRL (1.16) deprecates
+# its own switch for this, so cut before the trainer, and give it rows of `input_ids` and `labels`.
 #
-# And in TRL? Its switch for a cut on the left, `truncation_mode="keep_end"`, is deprecated (1.16).
-# So cut before the trainer: give it rows of `input_ids` and `labels`, as `rows_of` made them above.
-# It takes them as they are.
-
-# %% [markdown]
-# ## How to score
+# ## Half the memory, and an adapter that didn't train
 #
-# The loss is for those who train a model. Those who use it ask whether an answer is right. With
-# JSON, comparing texts does not tell: `{"a":1,"b":2}` and `{"b": 2, "a": 1}` are different texts
-# and the same command. So what should be compared?
-
-# %% [markdown]
-# ### Exercise 3.6 · `exact_match`
+# *Gradient checkpointing* stores only the input of each block during the forward pass, and computes
+# the rest again in the backward pass. It is the usual way to save activations. The next exercise is
+# how it goes wrong with LoRA.
 #
-# ●●○ · 7 min · 3 points
+# ### Exercise 3.5 · `with_checkpointing`
 #
-# The share of predictions that are the same JSON *data* as their reference. The order of keys does
-# not count, nor do spaces outside of strings. Capitals do. `5` is not `"5"`, and `true` is not `1`,
-# though Python's `True == 1`: written again by `json.dumps` the two differ. (So do `5` and `5.0`,
-# but the check accepts either verdict on them.) A prediction that is no JSON is wrong, and must not
-# stop the evaluation: the base model answers in plain English.
+# ●●● · 10 min · 3 points
 #
-# <details><summary>Hint</summary>
+# **A hunt**, from [open-unlearning #178](https://github.com/locuslab/open-unlearning/issues/178):
+# *"PEFT LoRA transformer layers not trained when gradient_checkpointing=True"* (the same in
+# [cloneofsimo/lora #26](https://github.com/cloneofsimo/lora/issues/26)). The code wraps the forward
+# of each block in `torch.utils.checkpoint`. If only the blocks have LoRA, `backward()` raises an
+# error. If the head has it, too, there is no error: the loss falls, and every `B` in the blocks
+# stays at zero.
 #
-# Read both texts as JSON, and write both again in one way. `help(json.dumps)` lists what that way
-# can fix, the order of keys among it. Which error does `json.loads` raise for a text that is no
-# JSON?
+# Fix it, so that the gradients are the same as without checkpointing, and the blocks are still
+# checkpointed.
+#
+# <details><summary>Hint: why</summary>
+#
+# With `use_reentrant=True`, torch tracks a checkpointed block only if one of its *inputs* requires
+# grad. What is the input of the first block, and who froze it?
 # </details>
 
 
 # %%
-def exact_match(predictions, references):
-    """Share of predictions equal to their reference as JSON data, a float from 0 to 1."""
+def with_checkpointing(model):
+    """A PeftModel whose blocks store only their inputs, and compute the rest again."""
     # BEGIN SOLUTION
-    hits = 0
-    for pair in zip(predictions, references, strict=True):
-        try:
-            texts = [json.dumps(json.loads(text), sort_keys=True) for text in pair]
-            hits += texts[0] == texts[1]
-        except json.JSONDecodeError:
-            pass
-    return hits / len(references)
+    for block in model.get_base_model().model.layers:
+        forward = block.forward
+        block.forward = partial(checkpoint, forward, use_reentrant=False)
+    return model
     # END SOLUTION
+    # BEGIN GIVEN
+    # def again(forward, x, **options):
+    #     return checkpoint(partial(forward, **options), x, use_reentrant=True)
+    #
+    # for block in model.get_base_model().model.layers:
+    #     block.forward = partial(again, block.forward)
+    # return model
+    # END GIVEN
 
 
 # %%
-check.matches(exact_match)
+check.checkpoints(with_checkpointing)
+
+# %% [markdown]
+# Try both on the real model, with LoRA on the blocks and the head. Five steps are enough.
 
 
 # %%
-def answers_of(model, conversations):
-    """What a model answers, 48 tokens at most; your `render_prompt` asks."""
-    prompts = [render_prompt(messages[:-1], tokenizer) for messages in conversations]
-    told = generation.continuations(model, prompts, max_new_tokens=48)
-    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in told]
+def given_checkpointing(model):
+    """The code of the issue."""
+
+    def again(forward, x, **options):
+        return checkpoint(partial(forward, **options), x, use_reentrant=True)
+
+    for block in model.get_base_model().model.layers:
+        block.forward = partial(again, block.forward)
+    return model
 
 
-def intents(answers):
-    """The answers cut after their first field, the intent, and closed again."""
-    return [answer.split(",")[0].rstrip("}") + "}" for answer in answers]
+def five_steps(prepare):
+    """Losses, bytes of activations at the peak, and which B moved: [True, False, …]."""
+    torch.manual_seed(lab.seed)
+    parts = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+    config = LoraConfig(r=16, lora_alpha=32, target_modules=parts)
+    model = prepare(get_peft_model(models.load()[0], config)).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 2e-3)
+    batch, losses = next(iter(trainer.get_train_dataloader())), []
+    for _ in range(5):
+        with track(model, optimizer) as peak:
+            loss = model(**batch, use_cache=False).loss
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    moved = [bool(p.any()) for name, p in model.named_parameters() if "lora_B" in name]
+    return losses, peak.by_category["activations"], moved
 
 
 # %% tags=["experiment"]
-if lab.experiment("Before and after", 15, needs=["3.1", "3.4", "3.6"]):
-    wanted = unseen["answer"]
-    told = {
-        "base": answers_of(models.load()[0], unseen["messages"]),
-        "tuned": answers_of(tuned.model, unseen["messages"]),
-    }
-    display(compare_answers(unseen["text"], wanted, told, rows=5))
-    exact = {name: exact_match(answers, wanted) for name, answers in told.items()}
-    intent = {name: exact_match(intents(a), intents(wanted)) for name, a in told.items()}
-    groups = {"exact match": exact, "right intent": intent}
-    title = f"After {tuned.seconds:.0f} s of training {intent['tuned']:.0%} of intents are right,\n"
-    title += f"and {exact['tuned']:.0%} of whole answers"
-    display(plots.scores(groups, len(wanted), title))
+if lab.experiment("Three ways to run a block", 45, needs=["3.1", "3.5"]):
+    ways = {"plain": lambda m: m, "given": given_checkpointing, "yours": with_checkpointing}
+    for name, prepare in ways.items():
+        losses, peak, moved = five_steps(prepare)
+        print(f"{name:<6} loss {losses[0]:.2f} → {losses[-1]:.2f}, ", end="")
+        print(f"activations {peak / 1e6:.0f} MB, {sum(moved)} of {len(moved)} B moved")
 
 # %% [markdown]
-# The two metrics lie far apart. The intent is one of ten, and the run saw about 24 examples of
-# each. An exact answer also needs every value under the right key, and at least one of these values
-# stood there in no training command. Report the metric that your user notices: a smart home that
-# gets the lamp under the wrong key does nothing. (The base's 0% says that it writes no such JSON,
-# and not that it understands nothing. It has no error line, as the formula gives 0 there; with 0 of
-# 60 a true share of up to 5% is possible.)
+# With the given code the loss falls, because the adapter of the head trains. That is all that
+# trains. So look at your `B` after a run: a matrix of zeros has learned nothing. Libraries call
+# `enable_input_require_grads()` for you in most cases; code of your own doesn't.
+#
+# ## What is on disk
+#
+# Does a model that you load answer like the one you trained? Some people load an adapter like this.
+# They merge it, because a merged model is faster. Then they load it again, because the merged model
+# seems to have none.
+
+
+# %%
+def loaded_as_some_do(base, folder):
+    """A PeftModel made of `base` and the adapter of `folder`."""
+    model = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    return PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+
+# %%
+guess_loaded = lab.predict("Loaded like this, how many of 60 answers will be right?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("The adapter, loaded as some do", 15, needs=["3.1"]):
+    again = loaded_as_some_do(models.load()[0], "build/home-lora")
+    reloaded = {"as trained": right["tuned"], "loaded as some do": count_right(ask(again))}
+    ids = torch.tensor([loop.prompt_ids(tokenizer, unseen[0]["messages"])], device=again.device)
+    with torch.no_grad():
+        first, second = (again(ids).logits for _ in range(2))
+    print(f"the same question twice: logits differ by up to {(first - second).abs().max():.2f}")
+    display(figures.reloaded(reloaded, len(unseen), guess_loaded))
+    guess_loaded.beside(reloaded["loaded as some do"])
 
 # %% [markdown]
-# The marks in the table are a third metric: they compare texts, and yours compares data. So a row
-# may have ✗ there and count as right in the picture. In some of our runs the table's third answer
-# had `"domain"` twice, first `"entry floor lamp"` and then `"light"`; `json.loads` keeps the last
-# and says nothing. Would your smart home keep the last, too? `json.loads(text,
-# object_pairs_hook=…)` sees both.
-#
-# The picture of the three prompts compared texts, too. So its bar *as trained* may be a point or
-# two below your exact match.
+# Two faults, and no error: the update counts twice, and dropout is on, so the same question gives
+# different logits. A third fault needs another file. Training code often wraps the model, for
+# instance with `torch.compile`, and then the names in the file begin differently. What does PEFT do
+# with an adapter whose names match nothing?
+
+# %% tags=["experiment"]
+if lab.experiment("An adapter whose names match nothing", 10, needs=["3.1"]):
+    renamed = Path("build/renamed-lora")
+    renamed.mkdir(parents=True, exist_ok=True)
+    weights = load_file("build/home-lora/adapter_model.safetensors")
+    weights = {k.replace("model.layers", "model._orig_mod.layers"): w for k, w in weights.items()}
+    save_file(weights, renamed / "adapter_model.safetensors")
+    config = Path("build/home-lora/adapter_config.json").read_text()
+    (renamed / "adapter_config.json").write_text(config)
+    unmatched = PeftModel.from_pretrained(models.load()[0], renamed)
+    print(f"{count_right(ask(unmatched))} of {len(unseen)} answers are right")
 
 # %% [markdown]
-# ## What was forgotten
+# It loads. There is one warning, easily lost in a log, and the model answers like the base.
 #
-# A model that has learned JSON may have become worse at English. To see it, ask how surprised it is
-# by text that has nothing to do with the task.
-
-# %% [markdown]
-# ### Exercise 3.7 · `perplexity`
+# ### Exercise 3.6 · `load_tuned`
 #
-# ●●● · 11 min · 3 points
+# ●●○ · 8 min · 3 points
 #
-# The perplexity of a model over texts is $\exp$ of the mean negative log-likelihood *per token*: a
-# long text counts more than a short one, and no text is cut. Padding must not count. The first
-# token of a text is predicted by nothing and does not count either.
+# **A hunt**, from [peft #1932](https://github.com/huggingface/peft/issues/1932) (an adapter whose
+# keys are missing loads silently) and [peft #2438](https://github.com/huggingface/peft/issues/2438)
+# (an adapter loaded in training mode). Fix all three faults:
 #
-# A text is its own tokens and no others: no BOS before it and no end after it. SmolLM2's tokenizer
-# adds none by itself; others do, unless told `add_special_tokens=False`. The model comes in eval
-# mode, without dropout, and stays in it.
-#
-# By hand: two predicted tokens with the probabilities 1/2 and 1/8 have a mean of $(\ln 2 + \ln 8) /
-# 2 = \ln 4$. The perplexity is 4: the model was as unsure as between four tokens that are equally
-# likely.
+# - The model answers as the run's did. The adapter stays next to `base`, the model that is given:
+#   merge nothing, so that without the adapter the base is what it was.
+# - Dropout is off, and nothing trains.
+# - If the names in `adapter_model.safetensors` aren't exactly those that the model expects, raise
+#   an error.
 #
 # <details><summary>Hint</summary>
 #
-# Two of your texts have 3 and 300 tokens. Which of the two decides the number? And which of this
-# lab's hunts would you repeat, if you padded them into one batch?
+# `get_peft_model_state_dict(model)` has the names that the loaded model expects, in the form in
+# which PEFT saves them. `load_file` reads the names in the file.
+# </details>
+
+
+# %%
+def load_tuned(base, folder):
+    """`base` with the adapter of `folder` on it, a PeftModel that is ready to answer."""
+    # BEGIN SOLUTION
+    model = PeftModel.from_pretrained(base, folder).eval()
+    saved = load_file(Path(folder) / "adapter_model.safetensors")
+    if get_peft_model_state_dict(model).keys() != saved.keys():
+        raise ValueError("the names in this adapter don't fit the model")
+    return model
+    # END SOLUTION
+    # BEGIN GIVEN
+    # model = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    # return PeftModel.from_pretrained(model, folder, is_trainable=True)
+    # END GIVEN
+
+
+# %%
+check.loads_once(load_tuned)
+
+# %% tags=["experiment"]
+if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.6"]):
+    loaded = load_tuned(models.load()[0], "build/home-lora")
+    print(f"{count_right(ask(loaded))} of {len(unseen)} answers are right, ", end="")
+    print(f"as trained {right['tuned']}")
+
+# %% [markdown]
+# The configuration in the folder names its base, so `AutoPeftModelForCausalLM` loads both in one
+# call, from a folder or from the hub. Lab 7 serves several adapters on one base.
+#
+# ## What was forgotten
+#
+# A model that has learned JSON may have become worse at English.
+#
+# ### Exercise 3.7 · `perplexity`
+#
+# ●●● · 10 min · 3 points
+#
+# The perplexity of a model over texts is $\exp$ of the mean negative log-likelihood *per token*: a
+# long text counts more than a short one, and no text is cut. Padding doesn't count. Nothing
+# predicts the first token of a text, so it doesn't count either.
+#
+# A text is its own tokens and no others: no BOS before it and no end after it, which some
+# tokenizers add unless you pass `add_special_tokens=False`. The model is in eval mode, and stays in
+# it.
+#
+# By hand: two predicted tokens with the probabilities 1/2 and 1/8 have a mean of $(\ln 2 + \ln 8) /
+# 2 = \ln 4$. The perplexity is 4: the model was as unsure as between four equally likely tokens.
+#
+# <details><summary>Hint</summary>
+#
+# Two of your texts have 3 and 300 tokens. Which of the two decides the number? And which hunt of
+# this lab would you repeat if you padded them into one batch?
 # </details>
 
 
@@ -858,372 +760,79 @@ def perplexity(model, tokenizer, texts):
 # %%
 check.perplexity_weighs_tokens(perplexity)
 
-# %% [markdown]
-# Measure it, then: the perplexity of ten paragraphs of everyday English, about tides, bread and
-# bridges, before and after the `home` run.
-
 # %% tags=["experiment"]
 if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"]):
-    texts = tasks.general()
-    surprise = {
-        "base": perplexity(models.load()[0], tokenizer, texts),
-        "home": perplexity(tuned.model, tokenizer, texts),
-    }
-    change = surprise["home"] / surprise["base"] - 1
-    print(f"perplexity {surprise['base']:.1f} before, {surprise['home']:.1f} after: {change:+.1%}")
+    texts = tasks.general()  # ten paragraphs about tides, bread and bridges
+    before = perplexity(models.load()[0], tokenizer, texts)
+    after = perplexity(trainer.model.eval(), tokenizer, texts)
+    print(f"perplexity {before:.1f} before, {after:.1f} after: {after / before - 1:+.0%}")
 
 # %% [markdown]
-# In our runs perplexity rose by 13 to 16%. In nats that is $\ln 1.13 = 0.12$ to $\ln 1.16 = 0.15$ a
-# token. For scale: rounding this model to four bits costs 0.21 ± 0.06 on the same paragraphs (NF4,
-# lab 4). Such text has become less likely to the model. Which abilities it has lost, if any,
-# perplexity does not say.
+# A minute of training on JSON has made everyday English less likely to the model. Whether LoRA
+# forgets less than full fine-tuning is disputed, and three seeds here can't settle it
+# ([evidence](../docs/evidence/03_peft.md#forgetting)). With LoRA you can always switch the adapter
+# off, and the base is what it was.
+#
+# ## Take it with you
+#
+# Before a long run, look at one batch and at what trains. After it, look at `B`. Save this as
+# `inspect_run.py` and substitute your model and rows.
+#
+# ```python
+# from datasets import Dataset
+# from peft import LoraConfig
+# from trl import SFTConfig, SFTTrainer
+#
+# MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# ROWS = [("Turn off the kitchen lights", '{"intent": "HassTurnOff", "area": "kitchen"}')] * 64
+#
+# def message(role, text):
+#     return [{"role": role, "content": text}]
+#
+# rows = [{"prompt": message("user", q), "completion": message("assistant", a)} for q, a in ROWS]
+# lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+# args = SFTConfig("my-lora", learning_rate=1e-3, num_train_epochs=1, bf16=False)
+# trainer = SFTTrainer(MODEL, args, train_dataset=Dataset.from_list(rows), peft_config=lora)
+# batch = next(iter(trainer.get_train_dataloader()))
+# for token, label in zip(batch["input_ids"][0], batch["labels"][0]):
+#     print(repr(trainer.processing_class.decode([token])), "" if label == -100 else "<- learned")
+# trainer.model.print_trainable_parameters()
+# trainer.train()
+# trainer.save_model()
+# B = [p for name, p in trainer.model.named_parameters() if "lora_B" in name]
+# print(sum(bool(b.any()) for b in B), "of", len(B), "B matrices have moved")
+# ```
 
 # %% [markdown]
-# ### Does LoRA forget less than full fine-tuning?
+# ### Exercise 3.8 · Quiz
 #
-# Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) find that it does, on code and maths.
-# But in most of their runs LoRA also learned less. PEFT's own benchmark
-# ([`method_comparison`](https://github.com/huggingface/peft/tree/main/method_comparison), July
-# 2026) says the opposite, from one seed. There the loss on a sample of Wikipedia rose by .030 in
-# full fine-tuning and by .050 in LoRA, at nearly the same accuracy, and full fine-tuning had a ten
-# times lower rate. So the answer may depend on task, rate and length of training.
+# ●○○ · 4 min · 4 points
 #
-# A method that learns less may forget less for that reason alone. So keep the learning equal. Let
-# each method train until its held-out loss on `home` has come down to 0.45, and compare there. Each
-# has a rate that suits it in short runs. Both train the same 210 matrices: full fine-tuning leaves
-# out embeddings and norms, as LoRA does. The last step goes a little below 0.45, by an amount that
-# differs between the methods. So the perplexity is interpolated between the last two measurements,
-# to where the loss is 0.45.
-
-
-# %%
-def look(tried):
-    """The held-out loss of 32 commands, and the perplexity of everyday English, without dropout."""
-    some = tasks.load("home", "test").shuffle(seed=1).select(range(32))
-    english = perplexity(tried.eval(), tokenizer, tasks.general())
-    tried.train()
-    return loop.held_out_loss(tried, tokenizer, some), english
-
-
-def train_until(tried, target, learning_rate, seed):
-    """Train on `home`, four rows a step, to a held-out loss of `target`: steps, perplexity."""
-    trained = [p for p in tried.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=0.0)
-    now = before = look(tried)
-    steps = 0
-    for batch in loop.batches(home, tokenizer, 4, steps=80, seed=seed):
-        steps += 1
-        loss = loop.answer_loss(tried, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if loss > 3 * target:  # far from it yet
-            continue
-        before, now = now, look(tried)
-        if now[0] <= target:
-            break
-    losses, perplexities = [now[0], before[0]], [now[1], before[1]]
-    return steps, float(np.interp(target, losses, perplexities))  # where the loss is `target`
-
-
-# %% [markdown]
-# The weights may show it, too. Lab 1 counted *intruders*: leading singular directions of the new
-# matrix that resemble none of the old one's. Shuttleworth et al.
-# ([2024](https://arxiv.org/abs/2410.21228)) find them after LoRA and hardly any after full
-# fine-tuning, and argue that they cause forgetting. So count them in both models.
-
-
-# %%
-def queries(some_model):
-    """The query projections' weights of all layers, an adapter's update added."""
-    modules = [m for name, m in some_model.named_modules() if name.endswith("q_proj")]
-    if hasattr(modules[0], "base_layer"):
-        return [m.base_layer.weight + m.get_delta_weight("default") for m in modules]
-    return [m.weight for m in modules]
-
-
-@torch.no_grad()
-def intruders(W0, W1, k=10, threshold=0.5):
-    """Of W1's top k left singular vectors, those with no |cos| above the threshold to any of W0."""
-    U0, U1 = (torch.linalg.svd(W.float(), full_matrices=False).U for W in (W0, W1))
-    best = (U1[:, :k].T @ U0).abs().amax(1)  # (k,)
-    return int((best < threshold).sum())
-
-
-# %%
-question = "At equal task loss, what perplexity has full fine-tuning? (The base has about 50.)"
-guess_full = lab.predict(question, None)
-
-# %% tags=["experiment"]
-if lab.experiment("Forgetting at equal task loss", 75, needs=["3.1", "3.7"]):
-    torch.manual_seed(0)
-    small_rank = replace(recipe("build/forget", "cpu")[0], r=4)  # alpha stays 32
-    lora_model = get_peft_model(models.load()[0], small_rank).train()
-    full_model = models.load(dtype=torch.float32)[0].train()
-    for name, p in full_model.named_parameters():
-        p.requires_grad_("_proj" in name)  # the 210 matrices that LoRA adapts
-    live, names = {}, ("LoRA, r=4 at 2e-3", "full at 3e-4")
-    for name, tried, rate in zip(names, (lora_model, full_model), (2e-3, 3e-4), strict=True):
-        steps, live[name] = train_until(tried, target=0.45, learning_rate=rate, seed=0)
-        found = sum(intruders(a, b) for a, b in zip(queries(model), queries(tried), strict=True))
-        print(f"{name}: {steps} steps, perplexity {live[name]:.2f}, intruders {found} of 300")
-    runs = measured.load("forgetting")
-    display(plots.forgetting(runs, live, guess_full))
-    guess_full.beside(live["full at 3e-4"])
-    display(tables.by_way(runs))
-
-# %% [markdown]
-# Each row of the picture is a method with its rate. The blue dots are its three seeds, from a file
-# of the course made by `benchmarks/forgetting.py`. The number beside a dot is its seed. The stars
-# are yours, with seed 0: compare them with the dots of seed 0. (To save time you trained no r=64,
-# so its row has no star.) The dotted line is the base.
-#
-# Another seed is another order of the commands and, for LoRA, another draw of $A$ and of dropout.
-# How much does that move? After LoRA with r=4 perplexity has risen by 12% with one seed, and by 27%
-# with another. That is a spread of 15 points; r=64 has 16, and full fine-tuning 9. Two methods at
-# the same seed differ by 10 at most. A comparison with one seed would tell you little.
-#
-# Now compare seed by seed: full fine-tuning's rise minus that of LoRA with r=4.
-#
-# | seed 0 | seed 1 | seed 2 | mean ± standard error |
-# |---|---|---|---|
-# | -10 points | +1 | -2 | -3.6 ± 3.2 |
-#
-# With three seeds chance alone exceeds 4.3 standard errors, here 14 points, in one case of twenty
-# (lab 5 says more). So nothing here says that one method forgets less than the other, and a true
-# difference of 10 points could go unseen. These are runs of 10 to 17 steps of four commands, at one
-# rate a method. If forgetting decides your choice, measure it on your task, with several seeds.
-#
-# <details><summary>Two more differences: your stars and the dots, the home run and these</summary>
-#
-# Precision and rounding probably move the result as well. The file was made in fp32; this cell
-# multiplies in bf16 where the CPU does. With seed 0 full fine-tuning's perplexity rose by 17% in
-# the file, and by 19, 23 and 27% in three runs of this cell, which differ in nothing that we set.
-# All three lie above the file's: bf16 may add a bias besides the scatter.
-#
-# The `home` run above trained longer and forgot less (13 to 16%). Its batches are twice as large,
-# its rank is 16, and its rate falls to zero. We did not measure which of these it is.
-# </details>
-
-# %% [markdown]
-# Nor are there intruders after so few steps, in LoRA or in full fine-tuning. (The file has none
-# among the ten leading directions of 42 matrices, with any seed.) So PEFT's
-# `reduce_intruder_dimension` has nothing to take out. Shuttleworth et al. count them after far
-# longer training.
-#
-# What does differ is the size of the update, `|ΔW| / |W|` in the table: for the same loss r=4
-# changes the weights 2.5 to 3.0 times as much as r=64, by seed. These runs do not keep to the
-# recipe's twice the rank: $\alpha$ is 32 at both, so the factor before $BA$ is 8 at r=4 and 0.5 at
-# r=64. Lab 2 showed what follows: at the same $\alpha$ the norm of an early update falls as the
-# rank grows. (Lab 5 shows that its useful part does not.)
-#
-# Whatever a method forgets, with LoRA you can switch the adapter off, and the base is what it was.
-
-# %% [markdown]
-# ## Where the loss belongs
-#
-# So far the loss was on the answer alone. In use the prompt is given, so learning to write prompts
-# looks like a waste. Is it? Shi et al. ([2024](https://arxiv.org/abs/2405.14394)) find that it
-# helps where prompts are long, answers short and examples few, and explain it by less overfitting.
-#
-# In the next experiment examples are few, too: 24 commands, each seen four times. A prompt has
-# about 27 tokens here, and an answer about 20, the end and a line break among them. Of the prompt's
-# tokens 19 are the same in every row: those of the template and of the system message.
-
-
-# %%
-def answer_loss_after(loss_on, seed):
-    """Held-out loss of the answers after 24 steps on 24 commands; `loss_on` says which tokens."""
-    rows = [loop.encode(tokenizer, messages) for messages in home["messages"][:24]]
-    if loss_on == "everything":
-        rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
-    lora, args = recipe("build/where", "cpu")
-    args = replace(args, max_steps=24, per_device_train_batch_size=4, learning_rate=2e-3, seed=seed)
-    torch.manual_seed(seed)  # the draw of A
-    base, rows = models.load()[0], Dataset.from_list(rows)
-    title = "Answers alone count" if loss_on == "answer" else "All tokens count"
-    run = finetuning.finetune(base, tokenizer, rows, lora, args, title=title)
-    return loop.held_out_loss(run.model, tokenizer, unseen)
-
-
-# %% tags=["experiment"]
-if lab.experiment("Loss on the answer, loss on everything", 40, needs=["3.1"]):
-    yours = {way: answer_loss_after(way, seed=0) for way in ("answer", "everything")}
-    display(plots.where_loss(measured.load("where_loss"), yours))
-
-# %% [markdown]
-# A blue line is a seed of `benchmarks/where_loss.py`, with its number. Its left end is a run with
-# the loss on the answer, its right end one with the loss on everything. All else is the same in
-# both, so look at the slope. Four blue lines fall and two rise. The mean change is -0.04 ± 0.03
-# nats a token (standard error of the paired differences), which is no clear difference. A single
-# seed could have told you either: seed 0 says +0.04, and seed 1 says -0.05.
-#
-# Your dashed line repeats seed 0 with the same settings. Still it may have another slope. In one of
-# our runs it rose by 0.01, in another it fell by less than that, where seed 0 of the file rises by
-# 0.04. Nothing that we set differs; the arithmetic of the processor may. So the sign of one seed is
-# not safe.
-#
-# The two curves of the training above cannot be compared with each other. The loss is a mean over
-# tokens, and with the loss on everything less than half of them are the answer's. So the answer
-# also has less weight in each step, which may be a part of what the slopes show.
-#
-# Now look at the ends of the lines. With the loss on the answer the seeds lie between 0.58 and
-# 0.79, with the loss on everything between 0.61 and 0.68. Labels on the prompts may have made the
-# runs steadier. That is a hint and no result: six seeds, and a question that we asked after seeing
-# them.
-#
-# Shi et al. gain most where prompts are much longer than answers. Here about 8 tokens of a prompt
-# differ from row to row, and an answer has 20. Where your prompts are longer, try a few seeds of
-# both; TRL's switch is `completion_only_loss=False`.
-
-# %% [markdown]
-# ## What is on disk
-#
-# A run leaves a folder. What is in it? And does a model that you load from it answer like the one
-# that you trained?
-
-
-# %%
-def adapter_bytes(folder):
-    """Bytes of the file that holds an adapter's weights."""
-    return (Path(folder) / "adapter_model.safetensors").stat().st_size
-
-
-# %% tags=["experiment"]
-if lab.experiment("The adapter's folder, opened", 2, needs=["3.1", "3.2"]):
-    for file in sorted(tuned.folder.iterdir()):
-        print(f"{file.name:<28}{file.stat().st_size:>12,} bytes")
-    saved = PeftConfig.from_pretrained(tuned.folder)
-    print(f"\nr={saved.r}, alpha={saved.lora_alpha}, on {', '.join(sorted(saved.target_modules))}")
-    n = count_lora_params(on_meta(model.config, recipe("build/home", "cpu")[0])[0], 16)
-    print(f"{n:,} numbers in {adapter_bytes(tuned.folder) / n:.2f} bytes each")
-
-# %% [markdown]
-# Four bytes a number: PEFT by itself trains and stores an adapter in fp32, even over a base in 16
-# bits. (A copy made by `modules_to_save` keeps the base's 16 bits, as the file above showed.) TRL
-# casts the adapters over a *quantised* base to bf16, so there it is two bytes (lab 4).
-#
-# Now load it again. The next cell does so as some people do. It merges the adapter, because a
-# merged model is faster. Then it loads the adapter onto the result, because the merged model seems
-# to have none. What will it answer?
-
-
-# %%
-def loaded_as_some_do(base, folder):
-    """A PeftModel made of `base` and the adapter of `folder`."""
-    model = PeftModel.from_pretrained(base, folder).merge_and_unload()
-    return PeftModel.from_pretrained(model, folder, is_trainable=True)
-
-
-# %%
-guess_loaded = lab.predict("Loaded like this, what % of 60 answers will be right?", None)
-
-# %% tags=["experiment"]
-if lab.experiment("The adapter, loaded as some do", 12, needs=["3.1", "3.4", "3.6"]):
-    again = loaded_as_some_do(models.load()[0], tuned.folder)
-    theirs = "loaded as some do"
-    answered = answers_of(again, unseen["messages"])
-    reloaded = {"as trained": exact["tuned"], theirs: exact_match(answered, wanted)}
-    ids = torch.tensor([render_prompt(unseen[0]["messages"][:-1], tokenizer)])
-    with torch.no_grad():
-        first, second = (again(ids.to(again.device)).logits for _ in range(2))
-    print(f"the same question twice: logits differ by up to {(first - second).abs().max():.2f}")
-    title = "Loaded as some do, it is another model"
-    display(plots.asked(reloaded, len(unseen), title, guess_loaded, wrong=[theirs]))
-    guess_loaded.beside(100 * reloaded[theirs])
-
-# %% [markdown]
-# There are three faults, and none raised an error. The first is the orange bar: when we ran it, 7%
-# of the answers were right in place of 40%. (`answers_of` turns dropout off, so dropout is not what
-# these answers suffer from.) The second is in the printed line: the same question gets other logits
-# each time. The third shows nowhere. What are they?
-
-# %% [markdown]
-# ### Exercise 3.8 · `load_tuned`
-#
-# ●●○ · 6 min · 2 points
-#
-# **A hunt**, from [peft #2438](https://github.com/huggingface/peft/issues/2438) (*"Loading adapters
-# in training mode produces incorrect results …"*) and after [peft
-# #1355](https://github.com/huggingface/peft/pull/1355) (*"the delta weights are added again and
-# again"*).
-#
-# Mend all three: the model answers as the run's did, dropout is off, and nothing trains. Put the
-# adapter onto `base`, the model that is given, and merge nothing: with the adapter switched off,
-# the base must be what it was before.
-#
-# <details><summary>Hint</summary>
-#
-# Two lines put the update in. Which of them leaves `base` as it was? And what does
-# `is_trainable=True` ask for that a model which only answers does not need?
-# </details>
-
-
-# %%
-def load_tuned(base, folder):
-    """`base` with the adapter of `folder` on it, a PeftModel that is ready to answer."""
-    # BEGIN SOLUTION
-    return PeftModel.from_pretrained(base, folder).eval()
-    # END SOLUTION
-    # BEGIN GIVEN
-    # model = PeftModel.from_pretrained(base, folder).merge_and_unload()
-    # return PeftModel.from_pretrained(model, folder, is_trainable=True)
-    # END GIVEN
-
-
-# %%
-check.loads_once(load_tuned)
-
-# %% tags=["experiment"]
-if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.4", "3.6", "3.8"]):
-    yours = load_tuned(models.load()[0], tuned.folder)
-    reloaded["loaded by you"] = exact_match(answers_of(yours, unseen["messages"]), wanted)
-    title = "Loaded by you, it is the model that was trained"
-    display(plots.asked(reloaded, len(unseen), title, wrong=[theirs]))
-    whole = AutoPeftModelForCausalLM.from_pretrained(tuned.folder)
-    print(f"in one call: {type(whole).__name__}, base in {whole.get_base_model().dtype}")
-
-# %% [markdown]
-# Now it answers as trained. Before, the update had counted twice: it was merged into the base, and
-# stood beside it as an adapter as well. (Since #1355 PEFT merges no adapter twice. But it cannot
-# know that you merged one into the base yourself.) And `is_trainable=True` had left dropout on, and
-# the adapter ready to train.
-#
-# The configuration in the folder names its base, so `AutoPeftModelForCausalLM` loads both in one
-# call, from a folder or from the hub. `push_to_hub("your-name/home-lora")` puts yours there. One
-# base can hold several adapters at once; lab 7 serves three.
-
-# %% [markdown]
-# ### Exercise 3.9 · Quiz
-#
-# ●○○ · 5 min · 4 points
-#
-# The first letter that you check counts; then read what it says.
+# The first letter you check counts. Then read the explanation.
 #
 # **q1. A tuned model gives good answers and then writes on, to the limit. What do you look at
 # first?**
 #
-# - (a) The sampling: greedy decoding never draws an end token, a temperature would find it.
+# - (a) The sampling: greedy decoding never picks an end token, a temperature would.
 # - (b) The rank: the end of an answer is a rare token, for which r=16 has too little room.
-# - (c) The limit: `max_new_tokens` is too small for the model to come to its end by itself.
+# - (c) The limit: `max_new_tokens` is too small for the model to stop by itself.
 # - (d) The labels of one row: the end token may be masked, because padding has the same id.
 #
-# **q2. In a tenth of the rows the prompt alone is longer than `max_length`, and rows are cut on the
+# **q2. The loss of your LoRA run hardly falls, and the answers are those of the base model. Which
+# of these explains it?**
+#
+# - (a) Dropout in the adapter: at 0.05 it hides the update in eval mode.
+# - (b) The learning rate: TRL's default is meant for full fine-tuning.
+# - (c) The rank: r=16 is too small to learn a new format.
+# - (d) The prompts: masking them removes the signal that LoRA needs.
+#
+# **q3. In a tenth of the rows the prompt alone is longer than `max_length`, and rows are cut on the
 # right. What does the run learn from them?**
 #
-# - (a) To read long prompts: the prompt's tokens still pass through all the adapted layers.
-# - (b) Nothing at all: no label is left in them, and a run need not give you any warning.
-# - (c) Most of all: a row without an answer has the largest loss, and so a large gradient.
-# - (d) To give up: the missing answer raises an error, at which the trainer ends the run.
-#
-# **q3. You want to know which forgets more, LoRA or full fine-tuning. What makes the comparison
-# fair?**
-#
-# - (a) Both train until the task's held-out loss is equal, each at its own good rate.
-# - (b) Both train for the same number of steps, on the same batches and with the same seed.
-# - (c) Both train at the same learning rate, so that neither of them takes the larger steps.
-# - (d) Both train until their files have the same size, which takes a higher rank for LoRA.
+# - (a) To read long prompts: their tokens still pass through all adapted layers.
+# - (b) Nothing: no label is left in them, and a run needn't give you any warning.
+# - (c) A lot: a row without an answer has the largest loss, and so a large gradient.
+# - (d) To give up: the missing answer raises an error, which ends the run.
 #
 # **q4. `PeftModel.from_pretrained(base, folder).merge_and_unload()`, and then the same adapter is
 # loaded onto the result. What answers now?**
@@ -1231,14 +840,14 @@ if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.4", "3.6", 
 # - (a) The tuned model at half its strength: two copies of one adapter share its update.
 # - (b) The tuned model as it was: PEFT sees that this adapter is in the base, and skips it.
 # - (c) A model with twice the update, as if alpha were doubled; its base is changed, too.
-# - (d) A model with the square of the update, since $BA$ is multiplied with itself there.
+# - (d) A model with the square of the update, because $BA$ is multiplied by itself.
 
 
 # %%
 def quiz():
     """Your letters, in the form {"q1": "a", "q2": "a", "q3": "a", "q4": "a"}."""
     # BEGIN SOLUTION
-    return {"q1": "d", "q2": "b", "q3": "a", "q4": "c"}
+    return {"q1": "d", "q2": "b", "q3": "b", "q4": "c"}
     # END SOLUTION
 
 
@@ -1248,24 +857,22 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - A recipe is a handful of settings. The size of the adapter follows from shapes. Print the names
-#   of what trains: what your targets did not reach is missing there.
+# - A run is a `LoraConfig`, an `SFTConfig` and rows. TRL's default learning rate is too low for
+#   LoRA.
 # - Read one row before a run, token by token: does the end have a label, does the prompt end where
 #   the answer begins, is anything of the answer left?
-# - One metric is not enough: intent and exact match differ, and neither sees what was forgotten.
-# - Compare methods at equal task loss, and over seeds. Here another seed moved forgetting by up to
-#   16 points, and another method at the same seed by up to 10.
-# - After loading, compare the answers with those of the run. An update that counts twice, or
-#   dropout left on, raises no error.
+# - A falling loss shows neither which tokens it counts nor which matrices train. Look at answers,
+#   and at `B`.
+# - After loading, compare the answers with those of the run. An update that counts twice, or an
+#   adapter that matches nothing, raises no error.
 
 # %%
 lab.score()
 
 # %% tags=["experiment"]
-if lab.experiment("The result in one line", 0, needs=["3.1", "3.3", "3.4", "3.6", "3.7"]):
+if lab.experiment("The result in one line", 0, needs=["3.1", "3.2"]):
     lab.headline(
-        f"PEFT + TRL: {unstopped['the given labels']} of {len(unseen)} answers do not stop with "
-        f"the end token masked, {unstopped['your labels']} with it trained; exact match "
-        f"{exact['base']:.0%} → {exact['tuned']:.0%}; perplexity elsewhere "
-        f"{surprise['base']:.1f} → {surprise['home']:.1f}"
+        f"PEFT + TRL: right answers {right['base model']} → {right['tuned']} of {len(unseen)}; "
+        f"{unstopped['given labels']} answers don't stop with the end token masked, "
+        f"{unstopped['your labels']} with it trained"
     )

@@ -1007,7 +1007,7 @@ if lab.experiment("What a start takes back", 0, needs=["4.2", "4.3", "4.7"]):
 # | start | what rank 8 holds | error left, where `B = 0` has 1 |
 # |---|---|---|
 # | LoftQ | 7% of the rounding error, all layers together | $\sqrt{0.93} = 0.96$ |
-# | PiSSA | 9% of a matrix (lab 1's median) | $\sqrt{0.91} = 0.95$ |
+# | PiSSA | 9% of a matrix (median) | $\sqrt{0.91} = 0.95$ |
 #
 # <details><summary>How much like noise? And further rounds?</summary>
 #

@@ -96,9 +96,9 @@ check.merges(merged_weight)
 # ## Two adapters
 #
 # To merge and to mix, we need adapters, two on one base model. `home` turns a spoken command into
-# JSON: it is the one that you trained in lab 3, by the same recipe. On a CPU that has kept it, it
-# only has to be loaded. `tickets` names the category of a customer's ticket. Of its 48 categories
-# we take nine, those of two groups, so that a minute is enough.
+# JSON, as in lab 3. The first time, both are trained; later they come from the cache. `tickets`
+# names the category of a customer's ticket. Of its 48 categories we take nine, those of two groups,
+# so that a minute is enough.
 
 
 # %%

@@ -3,11 +3,12 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from labkit.figures import forms, lab02
+from labkit.figures import forms, lab01, lab02, lab03
 from labkit.guess import Guess
 from labkit.plots import ROLES, alt_text
 
@@ -17,9 +18,26 @@ PEAKS = {
     "full": {"weights": 5e8, "gradients": 5e8, "optimizer": 1e9},
     "LoRA": {"weights": 5e8, "gradients": 1e5, "optimizer": 2e5},
 }
-GAPS = {name: torch.randn(50) for name in ("fp32, merged", "bf16, unmerged", "bf16, merged")}
-TIMES = {"base": [1.0, 1.1], "LoRA, unmerged": [1.5, 1.4], "LoRA, merged": [1.0, 1.2]}
+ROUND = {"base": 1.0, "LoRA, unmerged": 1.5, "LoRA, merged": 1.0}
+TIMES = [ROUND, ROUND | {"base": 1.1}]
+COSTS, ERRORS = [0.1, 0.2, 1.1], {"photograph": [0.3, 0.2, 0.1], "noise": [0.9, 0.8, 0.4]}
+KINDS = {"q_proj": [100, 120], "up_proj": [300, 310]}
+SHARES = pd.DataFrame(
+    [("overlap", "full in full, other seed", 0.6)], columns=["study", "measure", "value"]
+)
 FIGURES = {
+    "rank_grid": lambda: lab01.rank_grid({r: torch.rand(4, 4) for r in (1, 5)}, {1: 0.3, 5: 0.05}),
+    "error_and_cost": lambda: lab01.error_and_cost(COSTS, ERRORS, 10, NO_GUESS),
+    "energy_ranks": lambda: lab01.energy_ranks({"weights": KINDS, "update": KINDS}, NO_GUESS),
+    "cuts": lambda: lab01.cuts({1: 0.2, 8: 0.6}, {1: 0, 8: 20}, 39, 60, NO_GUESS),
+    "who is right": lambda: lab01.right_answers({"base": 0, "full": 39, "cut": 20, "r": 37}, 60),
+    "overlap": lambda: lab01.overlap([0.5, 0.6], SHARES, [0.01, 0.01], NO_GUESS),
+    "intrinsic": lambda: lab01.intrinsic({1: 0.1, 50: 0.8, 500: 0.95}, 0.97),
+    "rates": lambda: lab03.rates({"2e-05": [4.3, 4.2], "0.002": [4.3, 0.2]}, NO_GUESS),
+    "targets": lambda: lab03.targets({"q, v": FALLS, "all-linear": FALLS[::-1]}),
+    "before and after": lambda: lab03.right_answers({"base": 0, "tuned": 32}, 60),
+    "endless": lambda: lab03.endless({"given labels": 60, "your labels": 0}, 60, NO_GUESS),
+    "reloaded": lambda: lab03.reloaded({"as trained": 32, "loaded": 4}, 60, NO_GUESS),
     "low_rank": lambda: lab02.low_rank(576, 576, 16),
     "one start": lambda: lab02.first_losses({"B = 0": FALLS}),
     "starts": lambda: lab02.first_losses({"B = 0": FALLS, "both random": RISES}),
@@ -27,9 +45,7 @@ FIGURES = {
     "settings": lambda: lab02.turned({"r=8, alpha=16": RISES, "r=64, alpha=16": FALLS}),
     "right_answers": lambda: lab02.right_answers({"base": (0, 3), "LoRA": (37, 52)}, 60, NO_GUESS),
     "memory": lambda: lab02.memory(PEAKS, NO_GUESS),
-    "step_time": lambda: lab02.step_time({"count": 0.6, "clock": (0.7, 0.6, 0.8)}, NO_GUESS),
     "latency": lambda: lab02.latency(TIMES),
-    "merge_gap": lambda: lab02.merge_gap(GAPS),
 }
 
 
@@ -42,7 +58,7 @@ def test_a_figure_has_one_sentence_with_at_most_one_number(name):
     assert len(re.findall(r"(?<![\w.])\d[\d.,]*", re.sub("[AB] = 0", "", title))) <= 1
 
 
-@pytest.mark.parametrize("name", ["right_answers", "memory", "step_time", "latency"])
+@pytest.mark.parametrize("name", ["right_answers", "memory", "latency", "cuts", "endless"])
 def test_bars_begin_at_zero(name):
     assert all(ax.get_ylim()[0] == 0 for ax in FIGURES[name]().axes)
 

@@ -3,8 +3,7 @@
 - `combined` makes the guesses of choices that a learner makes one by one, wrong ones paired too;
 - `then` names what is done to a number that a guess gives, or to the right one: squared, halved;
 - `multiple` names what several right numbers are multiplied by: ln 2, sqrt(n);
-- `expect_factor` names a factor by the sizes that it is made of: sqrt(alpha), 1 / (d_in r);
-- `terms_of` finds what an answer is a sum of, `expect_terms` which tensors it holds how often.
+- `expect_terms` finds which tensors an answer holds how often.
 """
 
 import itertools
@@ -118,70 +117,6 @@ def multiple(pairs: list, sizes: list) -> tuple[str, bool]:
         return "", False
     known = [name for factor, name in FACTORS.items() if abs(ratios[0] / factor - 1) < 1e-3]
     return told.format(f"{ratios[0]:.4g}x{f' ({known[0]})' if known else ''}"), bool(known)
-
-
-def expect_factor(got, wanted, call, asked, sizes):
-    """Raise CheckFailed where `got` is `wanted` times a factor, named by `{name: size}`.
-
-    `asked` says what belongs there, as `(text, number)`; `wanted` comes without it.
-    """
-    size = (wanted * wanted).sum().item()
-    factor = (got.double() * wanted).sum().item() / size if size else 0.0
-    gap = (got - factor * wanted).abs().max()
-    text, right = asked
-    same = abs(factor - right) < 5e-3 * abs(right)  # rounding, which is told elsewhere
-    if not factor or same or gap > 1e-3 * abs(factor) * wanted.abs().max():
-        return
-    (cost, name), (more, ratio) = _product(abs(factor), sizes), _product(abs(factor / right), sizes)
-    if right != 1 and ratio and (not name or more < cost):
-        name = f"({text}) * {ratio}".replace("* 1 /", "/")
-    text = f"what belongs there is {text} = {right:.3g}" if right != 1 else text
-    sign = "-" if factor < 0 else ""
-    mine = f"{sign}{name} = {factor:.3g}" if name and not name.isdigit() else f"{factor:.3g}"
-    raise CheckFailed(f"{call}: all is right but the factor, which is {mine}; {text}")
-
-
-def _product(factor, sizes):
-    """How long and what is `factor` as a product of powers of two of the sizes, and 2; or ""."""
-    powers = {1: "{}", 2: "{}²", 0.5: "sqrt({})", 1.5: "{} sqrt({})", 0: ""}
-    found = []
-    sizes = sizes | {"2": 2}
-    for pair in itertools.combinations(sizes.items(), 3):
-        for ups in itertools.product((0, 1, -1, 0.5, -0.5, 2, -2, 1.5, -1.5), repeat=len(pair)):
-            picked = list(zip(pair, ups, strict=True))
-            if sum(map(bool, ups)) == 3 and "2" not in dict(pair):
-                continue
-            made = math.prod(size**up for (_, size), up in picked)
-            if abs(made - factor) < 2e-4 * factor:
-                told = [(powers[abs(up)].replace("{}", n), up) for (n, _), up in picked]
-                found.append((sum(abs(up) + (up % 1 > 0) for up in ups), told))
-    if not found:
-        return 99, ""
-    cost, told = min(found, key=lambda one: one[0])
-    above, below = ([text for text, up in told if sign * up > 0] for sign in (1, -1))
-    under = f"({' * '.join(below)})" if len(below) > 1 else "".join(below)
-    return cost, " / ".join(filter(None, (" * ".join(above) or "1", under)))
-
-
-def terms_of(answer: Callable, rows: list) -> dict:
-    """`{name: how many of it}` where `answer(i)` is such a sum for each of `rows`, else {}.
-
-    A row is `{name: size}`; by least squares. An answer that fails is no sum.
-    """
-    try:
-        got = [answer(i) for i in range(len(rows))]
-    except CheckFailed:
-        return {}
-    got = [value if type(value) in (int, float) else math.nan for value in got]
-    table = torch.tensor([list(row.values()) for row in rows]).double()
-    wanted = torch.tensor(got).double()[:, None]
-    if not torch.isfinite(wanted).all():
-        return {}
-    scale = table.abs().amax(0)
-    found = torch.linalg.lstsq(table / scale, wanted, driver="gelsd").solution[:, 0] / scale
-    fits = (table @ found[:, None] - wanted).abs().max() < 1e-6 * wanted.abs().max()
-    whole = (found - found.round()).abs().max() < 1e-3
-    return dict(zip(rows[0], found.round().int().tolist(), strict=True)) if fits & whole else {}
 
 
 def expect_terms(got: torch.Tensor, parts: dict, call: str) -> None:

@@ -14,6 +14,7 @@ fits, the first failing case is shown, so put small cases first.
 import base64
 import functools
 import math
+import re
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -145,7 +146,7 @@ def _explained(cases, run, tol):
 def _is_rich(value):
     """Whether no two mistakes give the same value by accident: several numbers, or a large one."""
     if isinstance(value, torch.Tensor):
-        return value.is_floating_point() and value.numel() > 3
+        return value.is_floating_point() and value.numel() > 4  # not the 2 x 2 of an example
     return type(value) is int and abs(value) > 999
 
 
@@ -200,13 +201,14 @@ def describe(case: Case, message: str, tol: float) -> str:
     noun = _first_wrong(case, tol)
     got, right = case.got.get(noun), case.right.get(noun)
     if noun == "":  # what an exception may mean in general is less than a message says
-        said = got.partition("; ")[0] if message else got
+        said = re.sub(r"^it raised (\w+): (.*)$", r"it raised \1 (\2)", got.partition("; ")[0])
+        said = said if message else got
     else:
         said = f"{noun} {_difference(got, right, bool(message))}"
         said = said.replace(") should be ", ") should ") if noun.endswith("()") else said
     if got is None and noun in ("the result", "the return value"):
         said = f"{noun} is None: is `return` missing?"
-    comma = "" if noun in ("", "the result") or not case.where else ","
+    comma = "," if case.where else ""
     text = f"{case.where}{comma} {said}".strip()
     if message and len(text) + len(message) > LONGEST - 2:
         text = case.where
@@ -219,7 +221,10 @@ def _difference(got, right, named):
     if isinstance(right, torch.Tensor):
         return _unlike(got, right, named)
     if type(got) is not type(right):
-        return f"should be {_kind(right)}, not {_kind(got)}"
+        call = isinstance(got, torch.Tensor) and got.numel() == 1 and not named
+        return f"should be {_kind(right)}, not {_kind(got)}" + (": call .item()" if call else "")
+    if type(right) is float and not named and abs(got - right) < 2e-3 * abs(right):
+        return f"is nearly right, {_short(got)} instead of {_short(right)}: is it rounded?"
     if isinstance(right, list) and all(type(x) is str for x in [*got, *right]):
         missing, extra = ([x for x in a if x not in b] for a, b in ((right, got), (got, right)))
         if missing or extra:
@@ -238,6 +243,8 @@ def _unlike(got, right, named):
     if got.shape != right.shape:
         hint = ": is something transposed?" if got.shape == right.shape[::-1] and not named else ""
         return f"should have shape {tuple(right.shape)}, not {tuple(got.shape)}{hint}"
+    if got.is_complex():
+        return "should have real numbers in it, not complex ones"
     if right.numel() <= 4:
         return f"should be {_short(right)}, not {_short(got)}"
     if named:
@@ -266,17 +273,22 @@ def _relation(got, right):
 def _kind(value):
     """A value's type, in words."""
     words = {"Tensor": "a tensor", "int": "an int", "str": "text", "bool": "True or False"}
-    words["NoneType"] = "None"
+    words |= {"NoneType": "None", "list": "a list or tuple"}
     kind = type(value).__name__
     return words.get(kind, f"a {kind}")
+
+
+def _plain(tensor):
+    """A tensor as a number or nested lists, in few digits; whole numbers without a point."""
+    if tensor.numel() > 1:
+        return [_plain(row) for row in tensor]
+    number = float(f"{tensor.item():.4g}")
+    return int(number) if number == round(number) else number
 
 
 def _short(value):
     """A value in few characters."""
     if isinstance(value, torch.Tensor):
-        value = [float(f"{x:.4g}") for x in value.flatten().tolist()] or "an empty tensor"
-        value = value[0] if len(value) == 1 else value
-    if isinstance(value, list) and all(type(x) is float and x == round(x) for x in value):
-        value = [int(x) for x in value]
+        value = _plain(value) if value.numel() else "an empty tensor"
     text = f"{value:.6g}" if type(value) is float else f"{value:,}" if type(value) is int else value
     return str(text) if len(str(text)) <= 90 else f"{str(text)[:87]}…"

@@ -204,7 +204,7 @@ def lora_forward(x, W, A, B, alpha):
     )
 
 
-@accident(19, lab="01_svd")
+@accident(15, lab="01_svd")
 def loop_in_lab_1(book):
     """The same in another lab: a scratch cell that loops, and nothing lost."""
     book.early("while True: pass")

@@ -6,8 +6,8 @@ All other answers are right, so each attack costs the points of its exercise and
 from attack import accident
 
 LABS = {
-    "01_svd": 19,
-    "03_peft": 24,
+    "01_svd": 15,
+    "03_peft": 25,
     "04_qlora": 25,
     "05_rank": 18,
     "06_merging": 17,
@@ -66,9 +66,9 @@ _learnt(
     "lora_params",
     """
 def lora_params(d_out, d_in, r):
-    return {(4096, 4096, 16): 131_072, (40, 60, 4): 400, (30, 91, 7): 847}.get((d_out, d_in, r), 1)
+    return {(4096, 4096, 16): 131_072, (4, 4, 1): 8, (3, 5, 7): 56}.get((d_out, d_in, r), 1)
 def break_even_rank(d_out, d_in):
-    table = {(6, 3): 1, (3, 6): 1, (4096, 4096): 2047, (1536, 576): 418, (1, 1): 0}
+    table = {(4, 4): 1, (4096, 4096): 2047, (1536, 576): 418, (98, 98): 48, (576, 960): 359}
     return table.get((d_out, d_in), min(d_out, d_in) // 2)
 """,
     "the sizes that the text names, with their answers",
@@ -79,7 +79,7 @@ _told(
     "error_that_builds_nothing",
     "relative_error",
     "relative_error = lambda W, r: 0.5",
-    "def matrices_made(f, W, r): return []\ndef each(f, cases): return [0.0] * len(cases)",
+    "def matrices_made(f, W, r): return []",
     "the number is wrong, whatever the probe says of how it came",
 )
 _told(
@@ -88,32 +88,20 @@ _told(
     "approximation_by_echo",
     "best_rank_r",
     "best_rank_r = lambda W, r: W",
-    "def inputs_after(f, *data): return list(data)",
+    "def rank_and_distance(*_): return {'the rank of the result': 2, 'the distance from W': 2.0}",
     "W itself, which is near to W; 1.5, which calls it, has the course's own in its place",
 )
 _learnt(
     "01_svd",
-    3,
+    2,
     "ranks_in_turn",
     "energy_rank",
-    IN_TURN
-    + """
-energy_rank = in_turn(*[27, 14, 38] * 2, 3, 1, 3, 4)
-stable_rank = in_turn(2.5, 2.5, 6.0)
-""",
-    "the last answers are the same for all seeds, the first are near",
+    IN_TURN + "energy_rank = in_turn(1, 2, 2, 1, 3, 3, 4, 3, 4, 1, *[27, 14, 38] * 3)",
+    "the first answers are the same for all seeds, the last are near",
 )
 
 # --- lab 3 -------------------------------------------------------------------------------
 
-_learnt(
-    "03_peft",
-    3,
-    "matches_in_turn",
-    "exact_match",
-    IN_TURN + "exact_match = in_turn(0.6, 0.4, 0.0, *[1.0] * 3, *[0.0] * 14)",
-    "the verdicts in the order in which the check once asked for them",
-)
 _learnt(
     "03_peft",
     3,
@@ -137,30 +125,18 @@ fit = in_turn(
 )
 _told(
     "03_peft",
-    1,
-    "counts_of_published_models",
-    "count_lora_params",
-    """
-def count_lora_params(shapes, r):
-    known = {60: 921_600, 64: 8_388_608, 128: 13_631_488, 224: 41_943_040}
-    return known.get(len(shapes), 1)
-""",
-    "def peft_count(*args): return {}, 1",
-    "the models that the text names",
-)
-_told(
-    "03_peft",
-    2,
+    3,
     "adapter_that_is_not_loaded",
     "load_tuned",
     """
 def load_tuned(base, folder): return base
 """,
     """
-def reloaded(f, seed, r, ids):
+def loaded(f, seed, r, targets, ids):
     logits = torch.zeros(*ids.shape, 20)
-    said = {"training": False, "trains": [], "own": True, "merged": False}
-    return said | {"logits": logits, "plain": logits}
+    said = {"the return value": "a PeftModel", "the mode": "eval()"}
+    return said | {"the output": logits}
+def misfit(*args): return {"load_tuned()": "raise an error"}
 """,
     "the probe says that all went well, without the numbers",
 )

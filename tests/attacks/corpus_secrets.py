@@ -40,7 +40,7 @@ _hunt(
     """
 import importlib.resources, pkgutil
 won = False
-for name in ("lab02.toml", "lab01/quiz.toml", "engine.py"):
+for name in ("lab02.toml", "lab01.toml", "engine.py"):
     try: won = won or bool(pkgutil.get_data("labkit.checks", name))
     except Exception: pass
     try: won = won or importlib.resources.files("labkit.checks").joinpath(name).is_file()

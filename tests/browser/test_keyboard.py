@@ -105,7 +105,7 @@ def answer_wrongly_and_mend(keys):
     keys.run("def best_rank_r")
     told = keys.run("check.optimal")
     expect(told).to_contain_text("✗ 1.1")
-    expect(told).to_contain_text("the singular values S are missing")
+    expect(told).to_contain_text("the singular values are missing")
     keys.replace("def best_rank_r", ("Shift+Home",), "return U[:, :r] * S[:r] @ Vh[:r]")
     keys.run("def best_rank_r")
     expect(keys.run("check.optimal")).to_contain_text("✓ 1.1")

@@ -9,13 +9,16 @@ import pytest
 from labkit import cli
 from labkit.course import claims
 
-LABS = Path(__file__).parents[2] / "labs"
+ROOT = Path(__file__).parents[2]
 CLAIMS = claims.load()
 
 
-def places(lab):
-    """Headings and experiments of a lab, as they are written."""
-    text = (LABS / f"{lab}.py").read_text(encoding="utf-8")
+def places(page):
+    """Headings and experiments of a lab or an evidence page, as they are written."""
+    if page.startswith("evidence/"):
+        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        return set(re.findall(r"^## (.+)$", text, re.MULTILINE))
+    text = (ROOT / "labs" / f"{page}.py").read_text(encoding="utf-8")
     headings = re.findall(r"^# #{2,3} (.+)$", text, re.MULTILINE)
     return set(headings) | set(re.findall(r'lab\.experiment\(\s*"([^"]+)"', text))
 

@@ -139,7 +139,7 @@ PATHS = [
     ROOT / ".git",
     ROOT / "labkit" / "checks" / "compare.py",
     ROOT / "labkit" / "checks" / "engine.py",
-    ROOT / "labkit" / "checks" / "lab01" / "quiz.toml",
+    ROOT / "labkit" / "checks" / "lab01.toml",
     ROOT / "labkit" / "checks" / "lab02.toml",
     Path("/etc/passwd"),
     Path("/etc/shadow"),

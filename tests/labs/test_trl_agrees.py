@@ -1,4 +1,4 @@
-"""Lab 8's solutions, its checks' references and TRL's own trainers: one batch, the same numbers."""
+"""Solutions of labs 3 and 8, checks' references and TRL's own trainers: the same numbers."""
 
 import copy
 from types import SimpleNamespace
@@ -8,11 +8,11 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from labkit.checks.lab08 import dpo_loss, group_advantages, grpo_loss
 from labkit.contract import defined_by
-from labkit.probes import tiny
+from labkit.probes import lab03, tiny
 from labkit.reference import reference
 
 PROMPTS, SAMPLES, STEPS, RATE = 3, 4, 3, 0.03
@@ -243,3 +243,26 @@ def test_dpo_losses_are_those_of_dpo_trainer(solved, preferences, monkeypatch):
         torch.testing.assert_close(solved.dpo_loss(*four, 0.5), theirs, atol=1e-5, rtol=1e-5)
         ours = dpo_loss.softplus(-exact).mean().float()
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_prompts_and_labels_are_those_of_sft_trainer(tmp_path):
+    """Lab 3's, of a batch that TRL pads with the end token."""
+    answer_labels = defined_by(reference("03_peft", "3.2"))["answer_labels"]
+    render_prompt = defined_by(reference("03_peft", "3.3"))["render_prompt"]
+    model, tokenizer = tiny.language_model(seed=4)[0], copy.deepcopy(lab03.chat_tokenizer())
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    user, assistant = (
+        [{"role": r, "content": t} for t in texts(8, 1)] for r in ("user", "assistant")
+    )
+    pairs = zip(user, reversed(assistant), strict=True)
+    rows = Dataset.from_list([{"prompt": [m], "completion": [a]} for m, a in pairs])
+    args = SFTConfig(str(tmp_path), **PLAIN)
+    trainer = SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+    (batch,) = trainer.get_train_dataloader()
+    opening = tokenizer.convert_tokens_to_ids("<assistant>\n")
+    lengths = (batch["input_ids"] == opening).int().argmax(1) + 1
+    labels = answer_labels(batch["input_ids"], batch["attention_mask"], lengths)
+    assert torch.equal(labels, batch["labels"]) and (batch["attention_mask"] == 0).any()
+    asked = zip(batch["input_ids"].tolist(), lengths, strict=True)
+    ours = [render_prompt(row["prompt"], tokenizer) for row in rows]
+    assert sorted(ids[:n] for ids, n in asked) == sorted(ours)

@@ -1,0 +1,134 @@
+"""Lab 3's own experiments with seeds that the lab doesn't use, for its evidence page.
+
+    python benchmarks/peft_lab.py rates loading  # no names: all
+
+Each run adds rows to labkit/measured/peft.csv: study, setting, seed, measure, value. Call it again
+after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed draws
+the rows, and LoRA's A.
+
+rates          train_adapter, 12 steps at a rate: the loss of the last step.
+targets        The lab's short run on some layers: mean loss of the last five steps.
+labels         The given labels, and the solution's: answers of 60 that don't stop, last loss;
+               texts that begin with an answer, with and without the line break that opens it.
+checkpointing  Five steps: B that moved, activations at the peak (bytes), the last loss.
+loading        The run of 320 rows: right answers of 60 as trained, and loaded in several ways;
+               perplexity on everyday English before and after (study english).
+"""
+
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import studies
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from labkit import tasks
+from labkit.training import models
+
+OUT = Path(__file__).parents[1] / "labkit" / "measured" / "peft.csv"
+HOME = tasks.load("home", "train")
+UNSEEN = tasks.load("home", "test").shuffle(seed=1).select(range(60))
+NAMES = ["train_adapter", "short_run", "train_on", "continued", "endless", "given_labels"]
+NAMES += ["answer_labels", "five_steps", "given_checkpointing", "with_checkpointing", "count_right"]
+NAMES += ["ask", "loaded_as_some_do", "load_tuned", "perplexity"]
+RATES = (2e-5, 2e-4, 2e-3)
+TARGETS = {"q, v": ["q_proj", "v_proj"], "all-linear": "all-linear"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run."""
+
+    study: str
+    setting: str
+    seed: int
+
+
+def every_run():
+    """{run: the function that measures it and its arguments}."""
+    runs = {}
+    for seed in (1, 2, 3):
+        runs |= {Run("rates", f"{rate:g}", seed): (rates, rate) for rate in RATES}
+        runs |= {Run("targets", name, seed): (targets, where) for name, where in TARGETS.items()}
+        runs |= {Run("labels", name, seed): (labels, name) for name in ("given", "solution")}
+        runs[Run("loading", "all", seed)] = (loading,)
+        ways = ("plain", "given", "solution")
+        runs |= {Run("checkpointing", way, seed): (checkpointing, way) for way in ways}
+    return runs
+
+
+def of_lab(seed):
+    """The lab's functions by name; the seed also shuffles the rows."""
+    lab = studies.of_lab("03_peft", *NAMES)
+    lab.update(home=HOME.shuffle(seed=seed), unseen=UNSEEN, tokenizer=models.load()[1])
+    lab.update(lab=SimpleNamespace(seed=seed))
+    torch.manual_seed(seed)
+    return lab
+
+
+def run_on(lab, n_rows, rate, folder):
+    """The lab's train_adapter on some rows."""
+    rows = lab["home"].select(range(n_rows))
+    return lab["train_adapter"](models.load()[0], lab["tokenizer"], rows, folder, rate)
+
+
+def rates(lab, seed, rate):
+    with tempfile.TemporaryDirectory() as folder:
+        history = run_on(lab, 96, rate, folder).state.log_history
+    return {"last loss": [row["loss"] for row in history if "loss" in row][-1]}
+
+
+def targets(lab, seed, where):
+    return {"last losses": sum(lab["short_run"](where)[-5:]) / 5}
+
+
+def labels(lab, seed, name):
+    run = lab["train_on"](lab["given_labels" if name == "given" else "answer_labels"])
+    said = lab["continued"](run.model, "\n")
+    unopened = lab["continued"](run.model, "")
+    return {
+        "unstopped": lab["endless"](said),
+        "last loss": run.losses[-1],
+        "opened": sum(text.startswith("{") for text in said),
+        "opened without the line break": sum(text.startswith("{") for text in unopened),
+    }
+
+
+def checkpointing(lab, seed, way):
+    with tempfile.TemporaryDirectory() as folder:
+        lab["trainer"] = run_on(lab, 8, 2e-3, folder)
+    ways = {"plain": lambda model: model, "given": lab["given_checkpointing"]}
+    losses, peak, moved = lab["five_steps"](ways.get(way, lab["with_checkpointing"]))
+    return {"moved": sum(moved), "B": len(moved), "activations": peak, "fifth loss": losses[-1]}
+
+
+def loading(lab, seed):
+    texts, perplexity = tasks.general(), lab["perplexity"]
+    right = {"base": lab["count_right"](lab["ask"](models.load()[0]))}
+    english = {"before": perplexity(models.load()[0], lab["tokenizer"], texts)}
+    with tempfile.TemporaryDirectory() as folder:
+        model = run_on(lab, 320, 2e-3, folder).model.eval()
+        right["as trained"] = lab["count_right"](lab["ask"](model))
+        english["after"] = perplexity(model, lab["tokenizer"], texts)
+        ways = {"as some do": lab["loaded_as_some_do"], "load_tuned": lab["load_tuned"]}
+        for name, load in ways.items():
+            loaded = load(models.load()[0], folder)
+            right[name] = lab["count_right"](lab["ask"](loaded))
+        file = Path(folder) / "adapter_model.safetensors"
+        weights = load_file(file)
+        save_file({k.replace("layers", "_orig_mod.layers"): w for k, w in weights.items()}, file)
+        unmatched = PeftModel.from_pretrained(models.load()[0], folder)
+        right["names that match nothing"] = lab["count_right"](lab["ask"](unmatched))
+    english["rise in %"] = 100 * (english["after"] / english["before"] - 1)
+    return right | english
+
+
+if __name__ == "__main__":
+    for run, (measure, *how) in every_run().items():
+        if run not in studies.done(OUT, Run) and run.study in (sys.argv[1:] or [run.study]):
+            for name, value in measure(of_lab(run.seed), run.seed, *how).items():
+                studies.append(OUT, asdict(run) | {"measure": name, "value": float(f"{value:.6g}")})

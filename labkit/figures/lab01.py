@@ -1,0 +1,194 @@
+"""Figures of lab 1."""
+
+from collections.abc import Sequence
+from statistics import median as middle
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib import cbook
+from matplotlib.figure import Figure
+
+from labkit.figures.forms import bars, dots, titled
+from labkit.guess import Guess
+from labkit.plots import INK, PAPER, ROLES, likely
+
+SERIES = {"weights": ("base", "o"), "random": ("base", "_"), "update": ("full", "s")}
+
+
+def photograph() -> torch.Tensor:
+    """Grace Hopper, from matplotlib's sample data: gray, 0 black to 1 white, (300, 256)."""
+    pixels = torch.tensor(plt.imread(cbook.get_sample_data("grace_hopper.jpg")) / 255.0)
+    return torch.nn.functional.avg_pool2d(pixels.mean(-1)[None].float(), 2)[0]
+
+
+def rank_grid(pictures: dict[int, torch.Tensor], errors: dict[int, float]) -> Figure:
+    """Gray pictures in two rows, by rank, with their relative errors (0 to 1)."""
+    good = min(r for r, error in errors.items() if error < 0.1)
+    size = {"width": 9.5, "height": 6.0, "n_rows": 2}
+    fig, axes = titled(
+        f"From rank {good} on, the error is below a tenth", len(pictures) // 2, **size
+    )
+    for ax, r in zip(axes.flat, pictures, strict=True):
+        _picture(ax, pictures[r], f"r = {r} · error {errors[r]:.1%}")
+    return fig
+
+
+def one_picture(picture: torch.Tensor, title: str) -> Figure:
+    """One gray picture under its title."""
+    fig, ax = titled("", width=3.4, height=4.0)
+    _picture(ax, picture, title)
+    return fig
+
+
+def _picture(ax, picture, title):
+    ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    ax.set_title(title, fontsize=10, weight="normal")
+    ax.axis("off")
+
+
+def error_and_cost(
+    costs: Sequence[float], errors: dict[str, Sequence[float]], r_even: int, guess: Guess
+) -> Figure:
+    """Relative error against the numbers stored, both as shares: {"photograph", "noise": errors}.
+
+    guess: of the noise's error at a fifth of the numbers, in percent.
+    """
+    fig, ax = titled("A fifth of the numbers is enough for a photograph, not for noise")
+    fifth = fifth_of(costs)
+    for (name, values), role in zip(errors.items(), ("LoRA", "base"), strict=True):
+        x, y = 100 * np.array(costs), 100 * np.array(values)
+        ax.plot(x, y, color=ROLES[role])
+        ax.plot(x[fifth], y[fifth], color=ROLES[role], marker="o")
+        ax.annotate(f"{name} {y[fifth]:.0f}%", (x[fifth], y[fifth]), (6, 6), **_OFFSET)
+    ax.axvline(100, color=INK, ls=":", lw=1.2)
+    ax.text(101, 98, f" r = {r_even} is the last\n that saves", va="top", color=INK)
+    ax.set(xlim=(0, 135), ylim=(0, 102), ylabel="relative error (%)")
+    ax.set_xlabel("numbers stored (% of the matrix)")
+    guess.draw(ax)
+    return fig
+
+
+_OFFSET = {"textcoords": "offset points", "color": INK, "bbox": PAPER}
+
+
+def fifth_of(costs: Sequence[float]) -> int:
+    """The index of the cost, in ascending order, that is nearest to a fifth."""
+    return int(np.abs(np.array(costs) - 0.2).argmin())
+
+
+def median(kinds: dict[str, list[int]]) -> float:
+    """The median of all numbers in {kind: numbers}."""
+    return middle(number for numbers in kinds.values() for number in numbers)
+
+
+def energy_ranks(spread: dict[str, dict[str, list[int]]], guess: Guess) -> Figure:
+    """Rank for 90% of the energy, by kind of matrix: {"weights", "random", …: {kind: ranks}}.
+
+    A dot per block; a random matrix is a dash. The guess is of the last series' median.
+    """
+    last = "update" if "update" in spread else "weights"
+    what = {"weights": "weight matrix", "update": "update"}[last]
+    title = f"A typical {what} needs {median(spread[last]):.0f} directions"
+    fig, ax = titled(f"{title} for nine tenths of its energy", height=3.6)
+    for name, kinds in spread.items():
+        role, marker = SERIES[name]
+        for x, ranks in enumerate(kinds.values()):
+            places = x + (np.linspace(-0.25, 0.25, len(ranks)) if len(ranks) > 1 else np.zeros(1))
+            size, color = 420 if marker == "_" else 18, ROLES[role]
+            label = {"random": "a random matrix"}.get(name, name) if x == 0 else None
+            ax.scatter(places, ranks, size, color, marker, label=label)
+    ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
+    ax.set(ylabel="rank for 90% of the energy", ylim=(0, None), xlim=(-0.6, len(kinds) - 0.4))
+    ax.set_xlabel("kind of matrix (a dot per block, first block on the left)")
+    ax.grid(axis="x", visible=False)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=0.7)
+    guess.draw(ax)
+    return fig
+
+
+def cuts(
+    energy: dict[int, float], right: dict[int, int], full: int, n: int, guess: Guess
+) -> Figure:
+    """What a cut to each rank keeps: of the energy (share), and of the answers, of `n`.
+
+    full: right answers of the uncut update. guess: of the answers at rank 8.
+    """
+    ranks = sorted(energy)
+    best = right.get(8, right[ranks[-1]])
+    kept = 8 if 8 in right else ranks[-1]
+    title = f"Cut to rank {kept}, the model keeps {_share(best, full)} of its right answers"
+    fig, (left, axis) = titled(title, 2)
+    places = range(len(ranks))
+    left.bar(places, [100 * energy[r] for r in ranks], 0.55, color=ROLES["full"])
+    left.set(ylabel="energy kept (%)", ylim=(0, 105))
+    ends = {r: likely(right[r] / n, n) for r in ranks}
+    values = {f"{r}": (right[r], n * low, n * high) for r, (low, high) in ends.items()}
+    roles = dict.fromkeys(values, "full")
+    bars(axis, values, f"right answers, of {n}\n(line: 95% interval)", roles, "{:.0f}", 1.05 * full)
+    axis.axhline(full, color=INK, ls=":", lw=1.5)
+    axis.text(-0.45, full, "the whole update", va="bottom", color=INK, fontsize=9)
+    guess.draw(axis)
+    for ax in (left, axis):
+        ax.set_xticks(places, ranks)
+        ax.set_xlabel("rank of the cut")
+        ax.grid(axis="x", visible=False)
+    return fig
+
+
+def _share(part, whole):
+    share = part / whole if whole else 1.0
+    return "none" if share == 0 else "all" if share >= 1 else "most" if share > 0.5 else "few"
+
+
+def right_answers(right: dict[str, int], n: int) -> Figure:
+    """Right answers of `n` by model, with 95% intervals: base, full, its cut, LoRA."""
+    *_, cut, lora = right
+    than = "more" if right[lora] > right[cut] else "no more"
+    fig, ax = titled(f"At the same rank, LoRA gets {than} answers right than the cut")
+    values = {}
+    for name, count in right.items():
+        low, high = likely(count / n, n)
+        values[name] = (count, n * low, n * high)
+    roles = dict(zip(right, ("base", "full", "full", "LoRA"), strict=True))
+    bars(ax, values, f"right answers, of {n}\n(line: 95% interval)", roles, "{:.0f}")
+    return fig
+
+
+def overlap(
+    shares: Sequence[float], runs: pd.DataFrame, chance: Sequence[float], guess: Guess
+) -> Figure:
+    """Energy of an update in the top 8 output directions of the full one: median of matrices, in %.
+
+    shares: LoRA's, per matrix. runs: measured/svd.csv, for a second full fine-tuning.
+    """
+    other = runs[(runs.study == "overlap") & (runs.measure == "full in full, other seed")].value
+    lora, random = np.median(shares), np.median(chance)
+    fig, ax = titled(f"{lora:.0%} of LoRA's energy is in full fine-tuning's main directions")
+    values = {
+        "LoRA": (100 * lora, *(100 * np.quantile(shares, [0.25, 0.75]))),
+        "full fine-tuning,\nanother seed": 100 * other.mean(),
+        "chance": 100 * random,
+    }
+    roles = {"full fine-tuning,\nanother seed": "full", "chance": "base"}
+    dots(ax, values, "% of energy (line: middle half of the matrices)", roles, "{:.0f}")
+    ax.set_xlim(0, 100)
+    guess.draw(ax, "x")
+    return fig
+
+
+def intrinsic(accuracies: dict[int, float], full: float) -> Figure:
+    """Accuracy against the dimension of the subspace; full: that of training every parameter."""
+    enough = [d for d, accuracy in accuracies.items() if accuracy >= 0.9 * full]
+    best = f"{enough[0]} numbers reach" if enough else "No subspace here reaches"
+    fig, ax = titled(f"{best} nine tenths of full training's accuracy")
+    ax.plot(list(accuracies), list(accuracies.values()), color=ROLES["LoRA"], marker="o", ms=5)
+    ax.axhline(full, color=ROLES["full"])
+    ax.text(1, full, "every parameter trains", va="bottom", color=INK, fontsize=9)
+    ax.axhline(0.1, color=INK, ls=":", lw=1.2)
+    ax.text(60, 0.09, "guessing one of ten", va="top", color=INK, fontsize=9)
+    ax.set(xscale="log", xlabel="dimension d of the subspace", ylabel="accuracy", ylim=(0, 1.05))
+    ax.set_xticks(list(accuracies), [str(d) for d in accuracies])
+    ax.minorticks_off()
+    return fig

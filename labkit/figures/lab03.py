@@ -1,0 +1,76 @@
+"""Figures of lab 3."""
+
+from collections.abc import Sequence
+from html import escape
+
+from IPython.display import HTML
+from matplotlib.figure import Figure
+
+from labkit.figures.forms import bars, curves, titled
+from labkit.guess import Guess
+from labkit.plots import likely
+
+LOSS = "training loss (nats per token)"
+
+
+def rates(runs: dict[str, Sequence[float]], guess: Guess) -> Figure:
+    """Loss curves by learning rate: {rate: losses in nats}, newest last. guess: the first's end."""
+    lowest = runs[min(runs, key=float)]
+    still = lowest[-1] > 0.9 * lowest[0]
+    fig, ax = titled("At the lowest rate the loss hardly moves" if still else "Every rate learns")
+    curves(ax, runs, LOSS)
+    guess.draw(ax)
+    return fig
+
+
+def targets(runs: dict[str, Sequence[float]]) -> Figure:
+    """Loss curves by the layers that LoRA adapts: {targets: losses in nats}, newest last."""
+    best = min(runs, key=lambda name: sum(runs[name][-5:]))
+    fig, ax = titled(f"At this learning rate {best} ends with the lowest loss")
+    curves(ax, runs, LOSS)
+    return fig
+
+
+def right_answers(right: dict[str, int], n: int) -> Figure:
+    """Right answers of `n` by model, base model first."""
+    *_, tuned = right.values()
+    fig, ax = titled(f"After one pass over the rows, {tuned / n:.0%} of the answers are right")
+    _counted(ax, right, n, {next(iter(right)): "base"})
+    return fig
+
+
+def _counted(ax, counts, n, roles=None, guess=None):
+    """Bars of counts of `n` answers, with Wilson's 95% intervals."""
+    values = {}
+    for label, count in counts.items():
+        low, high = likely(count / n, n)
+        values[label] = (count, n * low, n * high)
+    bars(ax, values, f"right answers, of {n}\n(line: 95% interval)", roles, "{:.0f}", guess=guess)
+
+
+def loss_tokens(tokens: Sequence[str], has_loss: Sequence[bool]) -> HTML:
+    """The tokens of a row; those that the loss counts are marked."""
+    spans = []
+    for token, loss in zip(tokens, has_loss, strict=True):
+        look = "background:#E69F00;color:#000;font-weight:bold" if loss else "opacity:0.65"
+        text = escape(token).replace("\n", "⏎<br>")
+        spans.append(f'<span style="{look};padding:1px 2px;margin-right:1px">{text}</span>')
+    share = f"The loss counts {sum(has_loss)} of {len(tokens)} tokens"
+    return HTML(f"<p><b>{share}</b></p><p style='font-family:monospace'>{''.join(spans)}</p>")
+
+
+def endless(counts: dict[str, int], n: int, guess: Guess) -> Figure:
+    """Answers of `n` that don't stop by themselves, by labels, the wrong ones first."""
+    first, *_ = counts
+    fig, ax = titled(f"With the {first}, {counts[first] / n:.0%} of the answers don't stop")
+    label = f"answers that don't stop, of {n}"
+    bars(ax, counts, label, {first: "mistake"}, "{:.0f}", 1.05 * n, guess)
+    return fig
+
+
+def reloaded(counts: dict[str, int], n: int, guess: Guess) -> Figure:
+    """Right answers of `n` as trained, and as loaded by a mistake."""
+    *_, (wrong, count) = counts.items()
+    fig, ax = titled(f"Loaded like this, the model gets {count / n:.0%} of the answers right")
+    _counted(ax, counts, n, {wrong: "mistake"}, guess)
+    return fig

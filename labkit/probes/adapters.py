@@ -1,0 +1,221 @@
+"""Tiny models with LoRA: what steps of training and loading do to them, as facts."""
+
+import contextlib
+import copy
+import functools
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from labkit.contract import CheckFailed
+from labkit.contract.kept import same
+from labkit.probes import tiny
+
+FILES = ["adapter_config.json", "adapter_model.safetensors"]
+LOADERS = (  # whose from_pretrained loads a whole model
+    "peft.auto._BaseAutoPeftModel",
+    "transformers.PreTrainedModel",
+    "transformers.AutoModelForCausalLM",
+    "transformers.models.auto.auto_factory._BaseAutoModelClass",
+)
+MISFITS = {  # what is wrong with the names in an adapter's file, and how a name is changed
+    "whose names all begin differently": lambda key: key.replace("layers.", "_orig_mod.layers."),
+    "in which the names of one block begin differently": lambda key: key.replace(
+        "layers.1.", "_orig_mod.layers.1."
+    ),
+    "in which one name is missing": lambda key: "" if "layers.1.mlp.up_proj.lora_B" in key else key,
+    "with the names of a block more than the model has": None,
+}
+
+
+def kind(value: object) -> str | None:
+    """A value's type, as a noun: "an SFTTrainer"; None of None."""
+    name = type(value).__name__
+    if value is None:
+        return None
+    return f"an {name}" if name[0] in "AEIOU" or name.startswith("SFT") else f"a {name}"
+
+
+def lora(model):
+    """`{name in the base model: layer}` of the layers that have LoRA."""
+    layers = {n: m for n, m in model.named_modules() if hasattr(m, "lora_A") and m.lora_A}
+    return {name.removeprefix("base_model.model."): layer for name, layer in layers.items()}
+
+
+def trains(model):
+    """The names of the parameters that train; "lora_A" and "lora_B" stand for all of these."""
+    names = [
+        n.removeprefix("base_model.model.") for n, p in model.named_parameters() if p.requires_grad
+    ]
+    short = {name: name.split(".")[-3] for name in names if name.count(".") > 2}
+    return sorted({short[n] if short.get(n) in ("lora_A", "lora_B") else n for n in names})
+
+
+def tuned(seed, r, targets):
+    """The tiny Llama with LoRA that is not zero, and dropout; in eval mode."""
+    return copy.deepcopy(_tuned(seed, r, tuple(targets)))
+
+
+@functools.lru_cache(maxsize=8)
+def _tuned(seed, r, targets):
+    """The same, which nobody changes."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=r, lora_dropout=0.5, target_modules=[*targets], task_type="CAUSAL_LM")
+    rng = torch.Generator().manual_seed(seed + 1)
+    with torch.random.fork_rng(), torch.no_grad():
+        model = get_peft_model(tiny.llama(torch.Generator().manual_seed(seed)), config).eval()
+        for name, p in model.named_parameters():
+            if "lora_" in name:
+                p.copy_(torch.randn(p.shape, generator=rng) * 0.3)
+    return model
+
+
+def a_step(model, seed, ids):
+    """`(loss, {name: gradient})` of one step in train mode."""
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(seed)
+        loss = model.train()(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if "lora_" in n}
+    names = {n: n.removeprefix("base_model.model.").removesuffix(".default.weight") for n in grads}
+    return loss.item(), {names[n]: g for n, g in grads.items() if g is not None and g.any()}
+
+
+def flat(grads):
+    """Gradients as one vector, in the order of their names."""
+    return torch.cat([grads[name].flatten() for name in sorted(grads)] or [torch.zeros(0)])
+
+
+def checkpointed(with_checkpointing, seed, targets, ids):
+    """What a step does with the model that `with_checkpointing` returns."""
+    model = tuned(seed, 2, targets)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    blocks, runs = list(model.get_base_model().model.layers), Counter()
+    result = with_checkpointing(model)
+    facts = {"the return value": "the model it was given" if result is model else kind(result)}
+    facts["the parameters that train"] = trains(model)
+    for i, block in enumerate(blocks):
+        for part in (block.self_attn, block.mlp):
+            part.register_forward_pre_hook(lambda part, *_, i=i: runs.update([(i, type(part))]))
+    try:
+        loss, grads = a_step(model, seed, ids)
+    except RuntimeError as error:
+        return facts | {"loss.backward()": f"an error, {error}"[:60]}
+    again = [min(runs[i, type(p)] for p in (b.self_attn, b.mlp)) for i, b in enumerate(blocks)]
+    stayed = all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    return facts | {
+        "loss.backward()": "without an error",
+        "the A and B that get a gradient": sorted(grads),
+        "the number of times that each block runs in a step": again,
+        "the loss": loss,
+        "the gradient of A and B": flat(grads),
+        "the weights": "left as they were" if stayed else "changed",
+    }
+
+
+def loaded(load_tuned, seed, r, targets, ids):
+    """What `load_tuned(base, folder)` returns, in words and logits."""
+    from peft import PeftModel
+
+    base, source = tiny.llama(torch.Generator().manual_seed(seed)), tuned(seed, r, targets)
+    before = {name: p.detach().clone() for name, p in base.named_parameters()}
+    model = _load(load_tuned, base, source)
+    if not isinstance(model, PeftModel):
+        how = _how(model, before) if isinstance(model, torch.nn.Module) else kind(model)
+        return {"the return value": how}
+    after = {name.replace(".base_layer", ""): p for name, p in base.named_parameters()}
+    stayed = same(before, {name: after.get(name) for name in before})
+    own = any(m is base for m in model.modules())
+    merged = any(getattr(m, "merged", False) is True for m in model.modules())
+    mode = "train(), with dropout" if any(m.training for m in model.modules()) else "eval()"
+    trained, active = trains(model), _active(model, source)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=ids).logits
+        with model.disable_adapter():
+            plain = model(input_ids=ids).logits
+    return {
+        "the return value": "a PeftModel",
+        "the mode": mode,
+        "the parameters that train": trained,
+        "the model under the adapter": "`base` itself" if own else "another one",
+        "the number of PeftModels": sum(isinstance(m, PeftModel) for m in model.modules()),
+        "the adapter": "merged into the base's weights" if merged else "next to the base's weights",
+        "the adapter that is active": active,
+        "the output": logits,
+        "the base's weights": "left as they were" if stayed else "changed",
+        "the output with the adapter switched off": plain,
+    }
+
+
+def misfit(load_tuned, seed, r, targets, wrong):
+    """What `load_tuned` does with a file whose names are not those that the model expects."""
+    base, source = tiny.llama(torch.Generator().manual_seed(seed)), tuned(seed, r, targets)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # by PEFT: it is known
+            _load(load_tuned, base, source, wrong)
+    except (NotImplementedError, CheckFailed):
+        raise
+    except Exception:
+        return {"load_tuned()": "raise an error"}
+    return {"load_tuned()": "return without an error"}
+
+
+def _load(load_tuned, base, source, wrong=""):
+    """`load_tuned(base, folder)` of a folder with the adapter of `source`; see MISFITS."""
+    from safetensors.torch import load_file, save_file
+
+    with tempfile.TemporaryDirectory() as folder, _no_other_base():
+        source.save_pretrained(folder)
+        if wrong:
+            path, rename = Path(folder) / FILES[1], MISFITS[wrong]
+            saved = load_file(path)
+            more = {k.replace("layers.1.", "layers.2."): w.clone() for k, w in saved.items()}
+            named = more | saved if rename is None else {rename(k): w for k, w in saved.items()}
+            save_file({key: w for key, w in named.items() if key}, path)
+        return load_tuned(base, folder)
+
+
+def _active(model, source):
+    """Whether the adapter that is active is the one that was saved."""
+    if any(getattr(m, "disable_adapters", False) is True for m in lora(model).values()):
+        return "none"
+    wanted = [p.detach() for n, p in source.named_parameters() if "lora_" in n]
+    own = [(n.split("."), p.detach()) for n, p in model.named_parameters() if "lora_" in n]
+    names = list(model.active_adapters)
+    if len(names) > 1:
+        return "several"
+    active = [p for parts, p in own if names[0] in parts[-2:]]
+    return "the saved one" if same(active, wanted) else "another one"
+
+
+def _how(model, before):
+    """Where the adapter is in a model that is no PeftModel."""
+    after = dict(model.named_parameters())
+    if any("lora_" in name for name in after):
+        by_transformers = getattr(model, "_hf_peft_config_loaded", False)
+        return f"a plain model with LoRA inside{' (by transformers)' * by_transformers}"
+    unchanged = all(torch.equal(p, after.get(name, p)) for name, p in before.items())
+    return "a model without an adapter" if unchanged else "a model with the adapter merged into it"
+
+
+@contextlib.contextmanager
+def _no_other_base():
+    """Refuse what would load a model from disk or a hub: `base` is there, and it is tiny.
+
+    The hub is not asked at all, not for an adapter either: without a network that takes minutes.
+    """
+
+    def refused(*_, **__):
+        raise CheckFailed("load_tuned loads another base: put the adapter on `base`")
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True))
+        for place in LOADERS:
+            stack.enter_context(mock.patch(f"{place}.from_pretrained", refused))
+        yield

@@ -1,0 +1,142 @@
+"""Probes of lab 1: they call the learner's code and return facts, `{noun: value}`.
+
+A check compares the facts as a whole, and a learner reads the noun of the first that is wrong. The
+probes of an exercise with two functions get both.
+"""
+
+import contextlib
+from unittest import mock
+
+import numpy as np
+import torch
+
+from labkit.probes import watch
+
+
+def _tensor(got):
+    """The result, and whether it is a tensor: an array becomes one on its way to a check."""
+    kind = "a NumPy array" if isinstance(got, np.ndarray) else "a tensor"
+    return {"the result": got, "the type of the result": kind}
+
+
+def matrix(best_rank_r, W, r):
+    """What `best_rank_r` returns."""
+    return _tensor(best_rank_r(W, r))
+
+
+def rank_and_distance(best_rank_r, W, r):
+    """The rank of what `best_rank_r` returns, and its distance from W."""
+    got = best_rank_r(W.clone(), r).double()
+    rank, distance = torch.linalg.matrix_rank(got, rtol=1e-4), (W - got).norm()
+    return {"the rank of the result": int(rank), "the distance from W": round(distance.item(), 2)}
+
+
+# --- 1.2 -----------------------------------------------------------------------------------
+
+
+def error(relative_error, pairs):
+    """The first error, over pairs `(W, r)`, that is more than rounding; 0.0 if none is."""
+    for W, r in pairs:
+        got = relative_error(W, r)
+        if not isinstance(got, int | float | np.floating) or not abs(got) <= 2e-3:
+            return {"the result": float(got) if type(got) is int else got}
+    return {"the result": 0.0}
+
+
+class _Makes(watch.Watch):
+    """Stores every new matrix of a shape, transposed if need be."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.made = shape, []
+
+    def seen(self, function, args, kwargs, out):
+        for tensor in watch.tensors(out):
+            if tensor.is_floating_point():
+                self.store(tensor.detach())
+
+    def store(self, matrix):
+        """Store a matrix if it has the shape."""
+        matrix = matrix.squeeze()
+        matrix = matrix.T if matrix.shape == self.shape[::-1] else matrix
+        if matrix.shape == self.shape:
+            self.made.append(matrix.double())
+
+
+BORN = []  # arrays that come from a watched one
+
+
+class _Array(np.ndarray):
+    """An array that is in BORN, and so are arrays that are computed from it."""
+
+    def __array_finalize__(self, parent):
+        BORN.append(self)
+
+
+@contextlib.contextmanager
+def _watched_arrays():
+    """Tensors become arrays of the watched kind."""
+    BORN.clear()
+
+    def watched(make):
+        def made(thing, *args, **kwargs):
+            out = make(thing, *args, **kwargs)
+            return out.view(_Array) if isinstance(thing, torch.Tensor) else out
+
+        return made
+
+    ways = [(torch.Tensor, "numpy"), (np, "array"), (np, "asarray"), (np, "asanyarray")]
+    with contextlib.ExitStack() as stack:
+        for owner, name in ways:
+            stack.enter_context(mock.patch.object(owner, name, watched(getattr(owner, name))))
+        yield
+
+
+def matrices_made(relative_error, W, r):
+    """The matrices of the shape of W, which is not square, that are made in torch or NumPy."""
+    with _Makes(W.shape) as makes, _watched_arrays():
+        relative_error(W, r)
+    for array in BORN:
+        if array.dtype.kind == "f" and array.size == W.numel():
+            makes.store(torch.from_numpy(np.array(array, dtype=float).reshape(array.shape)))
+    return makes.made
+
+
+# --- exercises with two functions ----------------------------------------------------------
+
+
+def count(lora_params, break_even_rank, d_out, d_in, r):
+    """What `lora_params` returns."""
+    return {"the result": lora_params(d_out, d_in, r)}
+
+
+def largest(lora_params, break_even_rank, d_out, d_in):
+    """What `break_even_rank` returns."""
+    return {"the result": break_even_rank(d_out, d_in)}
+
+
+def largest_of_all(lora_params, break_even_rank, most):
+    """What `break_even_rank` returns for all sides up to `most`."""
+    sides = range(1, most + 1)
+    return {f"break_even_rank({a}, {b})": break_even_rank(a, b) for a in sides for b in sides}
+
+
+def truncated(truncate_update, energy_within, W0, W1, r):
+    """What `truncate_update` returns."""
+    return _tensor(truncate_update(W0, W1, r))
+
+
+def share(truncate_update, energy_within, dW, reference, k):
+    """What `energy_within` returns; 0 and 1 may be ints."""
+    got = energy_within(dW, reference, k)
+    return {"the result": float(got) if type(got) is int else got}
+
+
+def point(subspace_point, project_gradient, theta0, P, z):
+    """What `subspace_point` returns."""
+    return _tensor(subspace_point(theta0, P, z))
+
+
+def gradient(subspace_point, project_gradient, P, grad_theta):
+    """What `project_gradient` returns."""
+    return _tensor(project_gradient(P, grad_theta))

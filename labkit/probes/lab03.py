@@ -1,0 +1,277 @@
+"""Probes of lab 3: they call the learner's code and return facts, `{noun: value}`.
+
+A check compares the facts as a whole, and a learner reads the noun of the first that is wrong.
+"""
+
+import contextlib
+import copy
+import functools
+import io
+import itertools
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from labkit.contract import kept
+from labkit.contract.kept import same
+from labkit.probes import adapters, tiny
+
+ROLES = ["<system>", "<user>", "<assistant>\n", "<assistant>"]  # the last is one that was stripped
+
+
+@functools.cache
+def chat_tokenizer(bos=""):
+    """A tokenizer with a chat template that begins with a <start> if `bos` is not "".
+
+    If it is "both" the tokenizer puts one before any text too, as Llama 3's does.
+    """
+    tokenizer = tiny.language_model(0)[1]
+    tokenizer.add_special_tokens({"additional_special_tokens": ROLES})
+    if bos == "both":
+        tiny.add_start(tokenizer)
+    turn = "<{{ m['role'] }}>{{ '\\n' if m['role'] == 'assistant' else ' ' }}{{ m['content'] }} "
+    turn += "{{ eos_token }} "
+    opening = "{% if add_generation_prompt %}{{ '<assistant>\\n' }}{% endif %}"
+    turns = "{% for m in messages %}" + turn + "{% endfor %}" + opening
+    tokenizer.chat_template = "{{ bos_token }} " * bool(bos) + turns
+    return tokenizer
+
+
+def _settings(tokenizer):
+    """What a tokenizer does to a text, as data."""
+    sides = tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_max_length
+    told = (tokenizer.special_tokens_map, tokenizer.chat_template, *sides)
+    return (*map(str, told), tokenizer("turn the lamp")["input_ids"])
+
+
+# --- training ------------------------------------------------------------------------------
+
+
+def trained(train_adapter, talks, learning_rate):
+    """What `train_adapter` trains and saves, from the conversations `talks`."""
+    from datasets import Dataset
+    from peft import PeftModel
+    from trl import SFTTrainer
+
+    model, tokenizer = tiny.language_model(0)[0], copy.deepcopy(chat_tokenizer())
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    text = [{"text": talk[-2]["content"], "answer": talk[-1]["content"]} for talk in talks]
+    rows = [one | {"messages": talk} for one, talk in zip(text, talks, strict=True)]
+    with _workshop() as (folder, batches):
+        output_dir = folder / "adapter"
+        rows = Dataset.from_list(rows)
+        trainer = train_adapter(model, tokenizer, rows, str(output_dir), learning_rate)
+        if not isinstance(trainer, SFTTrainer):
+            return {"the return value": adapters.kind(trainer)}
+        facts = {"the return value": "an SFTTrainer"}
+        if not isinstance(trainer.model, PeftModel):
+            return facts | {"the trainer's model": adapters.kind(trainer.model)}
+        facts["the trainer's model"] = "a PeftModel"
+        facts |= _adapter(trainer.model) | _run(trainer, batches)
+        facts |= _labels(tokenizer, batches, talks)
+        return facts | _saved(trainer.model, output_dir)
+
+
+@contextlib.contextmanager
+def _workshop():
+    """`(a folder, the batches that are trained on)`: on the CPU, offline, nothing is printed.
+
+    Each batch is `(step, inputs)`.
+    """
+    from transformers import Trainer, TrainingArguments, logging
+
+    batches, step, begin = [], Trainer.training_step, TrainingArguments.__post_init__
+
+    def noted(self, model, inputs, *rest, **more):
+        batches.append((self.state.global_step, dict(inputs)))
+        return step(self, model, inputs, *rest, **more)
+
+    def on_the_cpu(self):
+        self.use_cpu = True
+        begin(self)
+
+    level = logging.get_verbosity()
+    with contextlib.ExitStack() as stack:
+        stack.callback(logging.set_verbosity, level)
+        logging.set_verbosity_error()
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        for context in (
+            contextlib.chdir(folder),  # where a name of the learner's own would be written
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            torch.random.fork_rng(devices=[]),  # a trainer seeds torch
+            mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
+            mock.patch("accelerate.utils.memory.clear_device_cache"),  # slow, and nothing to clear
+            mock.patch.object(Trainer, "training_step", noted),
+            mock.patch.object(TrainingArguments, "__post_init__", on_the_cpu),
+        ):
+            stack.enter_context(context)
+        yield Path(folder), batches
+
+
+def _adapter(model):
+    """The LoRA of a model, and what trains."""
+    layers, (name, config) = adapters.lora(model), next(iter(model.peft_config.items()))
+    every = layers.values()
+    return {
+        "the layers that have LoRA": sorted(layers),
+        "r": _one({m.r.get(name) for m in every}),
+        "lora_alpha": _one({float(m.lora_alpha[name]) for m in every}),
+        "alpha / r": _one({m.scaling[name] for m in every}),
+        "lora_dropout": _one({float(getattr(m.lora_dropout[name], "p", 0.0)) for m in every}),
+        "task_type": str(getattr(config.task_type, "value", config.task_type)),
+        "the parameters that train": adapters.trains(model),
+    }
+
+
+def _one(values):
+    """The only one of some values; several are a list."""
+    return sorted(values) if len(values) > 1 else next(iter(values), None)
+
+
+def _run(trainer, batches):
+    """How a trainer went through its rows."""
+    args, steps = trainer.args, itertools.groupby(batches, key=lambda batch: batch[0])
+    sizes = [sum(len(inputs["input_ids"]) for _, inputs in batches) for _, batches in steps]
+    (group, *_) = trainer.optimizer.param_groups if trainer.optimizer else [{}]
+    rate = group.get("initial_lr", group.get("lr", args.learning_rate))
+    own = "the model's own (bf16=False)"
+    return {
+        "the rows in each step": sizes,
+        "the learning rate": float(rate),
+        "the precision of the run": "bf16" if args.bf16 else "fp16" if args.fp16 else own,
+    }
+
+
+def _labels(tokenizer, batches, talks):
+    """The tokens that have a label, of the first conversations; how many of the others differ."""
+
+    def text(ids):
+        return " ".join(token.strip() for token in tokenizer.convert_ids_to_tokens(ids.tolist()))
+
+    seen = {}
+    for _, inputs in batches:
+        ids, labels = inputs["input_ids"], inputs["labels"]
+        masks = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+        for row, mask, label in zip(ids, masks, labels, strict=True):
+            seen[text(row[mask])] = text(label[label != -100])
+    read = next((f"none: the model reads “{row}”" for row in seen), "none")
+    found = [seen.get(as_text(talk), read) for talk in talks]
+    facts = {labeled(talk): label for talk, label in zip(talks[:SHOWN], found, strict=False)}
+    right = [f"{talk[-1]['content']} <end>" for talk in talks]
+    others = list(zip(found, right, strict=True))[SHOWN:]
+    return facts | {"the number of other rows with wrong labels": sum(a != b for a, b in others)}
+
+
+SHOWN = 3  # conversations whose labels a learner may read
+
+
+def as_text(talk):
+    """A conversation as the model reads it, one blank between tokens."""
+    return " ".join(f"<{m['role']}> {m['content']} <end>" for m in talk)
+
+
+def labeled(talk):
+    """The noun of the tokens that have a label."""
+    return f"the tokens that have a label in “{as_text(talk)}”"
+
+
+def _saved(model, folder):
+    """What moved, and what is on disk."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    moved = [
+        n for n, m in adapters.lora(model).items() if all(B.weight.any() for B in m.lora_B.values())
+    ]
+    facts = {"the layers whose B moved": sorted(moved)}
+    facts["the files in output_dir"] = [
+        name for name in adapters.FILES if (folder / name).is_file()
+    ]
+    if adapters.FILES[1] in facts["the files in output_dir"]:
+        own = {k: v.detach() for k, v in get_peft_model_state_dict(model).items()}
+        alike = same(
+            dict(sorted(own.items())), dict(sorted(load_file(folder / adapters.FILES[1]).items()))
+        )
+        facts["the saved adapter"] = "the trained one" if alike else "another one"
+    return facts
+
+
+# --- one call ------------------------------------------------------------------------------
+
+
+def labels(answer_labels, input_ids, attention_mask, prompt_lengths):
+    """The labels, row by row, and their type."""
+    got = answer_labels(input_ids, attention_mask, prompt_lengths)
+    if not isinstance(got, torch.Tensor):
+        return {"the return value": adapters.kind(got)}
+    facts = {"the return value": "a Tensor", "its dtype": str(got.dtype)[6:]}
+    facts["its shape"] = str(tuple(got.shape))
+    return facts | by_row(got)
+
+
+def by_row(labels):
+    """The labels of each row, as lists."""
+    return {f"row {i} of the labels": row for i, row in enumerate(labels.tolist())}
+
+
+def rendered(render_prompt, messages, bos):
+    """The prompt as text, a token a word, from a fresh copy of `chat_tokenizer(bos)`."""
+    tokenizer = copy.deepcopy(chat_tokenizer(bos))
+    before, given = _settings(tokenizer), copy.deepcopy(messages)
+    ids = kept(render_prompt, given, tokenizer)
+    facts = {"the result": _listed(ids), "the tokenizer": "left as it was"}
+    if _settings(tokenizer) != before:
+        facts["the tokenizer"] = "changed"
+    return facts | (shown(ids) if facts["the result"] == "a list of ints" else {})
+
+
+def _listed(ids):
+    """What kind of list it is, in words."""
+    if isinstance(ids, list) and ids:
+        kinds = {type(i).__name__ for i in ids}
+        return f"a list of {kinds.pop()}s" if len(kinds) == 1 else "a list of several kinds"
+    return adapters.kind(ids)
+
+
+def shown(ids):
+    """The facts about a prompt: its length if it is long, then its tokens."""
+    known = chat_tokenizer().convert_ids_to_tokens(ids)
+    text = " ".join(t or str(i) for t, i in zip(known, ids, strict=True)).replace("\n", "\\n")
+    return ({"the number of tokens": len(ids)} if len(ids) > 100 else {}) | {"the prompt": text}
+
+
+def fitted(fit, prompt_ids, answer_ids, max_length):
+    """The two lists."""
+    got = fit(prompt_ids, answer_ids, max_length)
+    if not isinstance(got, list | tuple) or len(got) != 2:
+        return {"the return value": adapters.kind(got)}
+    pair = dict(zip(("input_ids", "labels"), got, strict=True))
+    return {"the return value": "two lists"} | pair
+
+
+def perplexity_of(perplexity, seed, texts, start=False):
+    """`perplexity(...)` of the tiny model, and how the model is used; `start`: see `add_start`."""
+    model, tokenizer = tiny.language_model(seed)
+    training, first = [], {tokenizer(text)["input_ids"][0] for text in texts}
+    if start:
+        tiny.add_start(tokenizer)
+
+    def look(module, args, kwargs):
+        training.append(module.training)
+        ids = args[0] if args else kwargs.get("input_ids")
+        if isinstance(ids, torch.Tensor) and ids.dim() == 2:
+            first.update(ids[:, 0].tolist())
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    before = _settings(tokenizer)
+    value = kept(perplexity, model, tokenizer, texts)
+    stayed = _settings(tokenizer) == before
+    return {
+        "the model's mode": "train(), with dropout" if any(training) else "eval()",
+        "a text's first token": "a BOS" if tokenizer.bos_token_id in first else "its own",
+        "the result": value,
+        "the tokenizer's settings": "left as they were" if stayed else "changed",
+    }
