@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Lab 1 · What the SVD sees
 #
-# Fine-tuning changes every weight of a model. LoRA assumes that a *low-rank* change is enough, and
-# trains nothing else. Is that a good bet? In this lab you fine-tune a real language model, cut what
-# it learned down to a low rank, and see which answers survive. Then you let LoRA train a low-rank
-# change directly, and compare.
+# Full fine-tuning changes every weight of a model. LoRA assumes that a *low-rank* change is enough,
+# and trains nothing else. Is that a good bet? In this lab you fine-tune a real language model, cut
+# what it learned down to a low rank, and see which answers survive. Then you let LoRA train a
+# low-rank change directly, and compare.
 #
 # {{ time }}
 
@@ -59,11 +59,11 @@ from labkit.training import generation, loop, models
 # it to $W + \Delta W$, and $\Delta W$ is called the *update*. LoRA ([Hu et al.
 # 2021](https://arxiv.org/abs/2106.09685)) writes the update as a product of two small matrices:
 #
-# $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r).$$
+# $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r),$$
 #
-# Most matrices aren't such a product. Which ones are? The simplest matrix is a column times a row,
-# $u v^\top$. The singular value decomposition (SVD) writes any $W$ as a sum of such terms, the
-# largest first:
+# with a fixed factor $\alpha / r$. Most matrices aren't such a product. Which ones are? The
+# simplest matrix is a column times a row, $u v^\top$. The singular value decomposition (SVD) writes
+# any $W$ as a sum of such terms, the largest first:
 #
 # $$W = \sum_i s_i\, u_i v_i^\top, \qquad s_1 \ge s_2 \ge \dots \ge 0.$$
 #
@@ -147,7 +147,7 @@ if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
 # Rank 1 is one column of brightness times one row. At rank 5 there is a person, at 20 you would
 # recognize her. Low rank means that every row is a mixture of a few patterns. In smooth areas
 # neighboring rows are alike, so a few patterns are enough; small slanted details, such as the
-# medals, need many.
+# stars, need many.
 #
 # **Turn it: rank.** At which rank do you stop seeing a difference? Move the slider.
 
@@ -218,8 +218,8 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
     guess_noise.beside(100 * errors["noise"][figures.fifth_of(costs)])
 
 # %% [markdown]
-# A few directions contain most of the photograph. In noise no direction stands out, so each term
-# buys equally little. A low rank is a bet on structure.
+# A few directions contain most of the photograph. In noise no direction stands far above the next,
+# so every term buys little. A low rank is a bet on structure.
 #
 # ## Is a language model's weight low-rank?
 #
@@ -253,39 +253,39 @@ def energy_rank(s, fraction):
 # %%
 check.ranks(energy_rank)
 
-# %% [markdown]
-# SmolLM2-135M has 30 blocks with seven matrices each: `q_proj`, `k_proj`, `v_proj` and `o_proj` in
-# the attention, `gate_proj`, `up_proj` and `down_proj` in the MLP. Measure every fifth block, and
-# compare with random matrices of the same shape.
+# %% [markdown] SmolLM2-135M has 30 blocks with seven matrices each: `q_proj`, `k_proj`, `v_proj`
+# and `o_proj` in the attention, `gate_proj`, `up_proj` and `down_proj` in the MLP. A `q_proj` has
+# 576 directions, a `k_proj` 192. So measure the share of directions that have 90% of the energy, in
+# every fifth block, and compare with random matrices of the same shape.
 
 
 # %%
-def ranks_by_kind(matrices):
-    """{"….q_proj.weight": W, …} -> {"q_proj": [rank for 90% of the energy, block by block], …}."""
+def shares_by_kind(matrices):
+    """{"….q_proj.weight": W, …} -> {"q_proj": [% of directions, block by block], …}."""
     kinds = {}
     for name, W in live.progress(matrices.items(), "SVDs"):
-        rank = energy_rank(torch.linalg.svdvals(W.float()), 0.9)
-        kinds.setdefault(name.split(".")[-2], []).append(rank)
+        s = torch.linalg.svdvals(W.float())
+        kinds.setdefault(name.split(".")[-2], []).append(100 * energy_rank(s, 0.9) / len(s))
     return kinds
 
 
 # %%
-guess_rank = lab.predict("Of 576 directions in a matrix, how many have 90% of the energy?", None)
+question = "How many percent of its directions does a weight need for 90% of its energy (median)?"
+guess_rank = lab.predict(question, None)
 
 # %% tags=["experiment"]
-if lab.experiment("How many directions the weights take", 4, needs=["1.4"]):
+if lab.experiment("How many directions the weights take", 6, needs=["1.4"]):
     model, tokenizer = models.load(dtype=torch.float32)
     start = {n: W.detach().clone() for n, W in model.named_parameters() if "_proj." in n}
     fifth = [n for n in start if int(n.split(".")[2]) % 5 == 0]  # of every fifth block
-    spread = {"weights": ranks_by_kind({n: start[n] for n in fifth})}
-    spread["random"] = ranks_by_kind({n: torch.randn_like(start[n]) for n in fifth[:7]})
+    spread = {"weights": shares_by_kind({n: start[n] for n in fifth})}
+    spread["random"] = shares_by_kind({n: torch.randn_like(start[n]) for n in fifth[:7]})
     display(figures.energy_ranks(spread, guess_rank))
     guess_rank.beside(figures.median(spread["weights"]))
 
-# %% [markdown]
-# The weights have structure, most of all in `q_proj` and `k_proj`. But they are nowhere near rank
-# 8: you couldn't replace them by two thin factors. LoRA doesn't need that. It bets on their
-# *change*.
+# %% [markdown] The weights have structure, most of all in `q_proj` and `k_proj`. But they are
+# nowhere near rank 8, which is 1.4% of 576: you couldn't replace them by two thin factors. LoRA
+# bets on their *change*.
 #
 # ## What does fine-tuning change?
 #
@@ -375,22 +375,22 @@ if lab.experiment("Full fine-tuning on home", 150, needs=["1.4"]):
     tuned = {n: W.detach().clone() for n, W in model.named_parameters() if n in start}
 
 # %% [markdown]
-# How many directions does this update take? Guess before you look.
+# How many directions does this update need? Guess before you look.
 
 # %%
-guess_update = lab.predict("How many directions have 90% of the update's energy (median)?", None)
+guess_update = lab.predict("And how many percent does the update need (median)?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("How many directions the update takes", 3, needs=["1.4"]):
-    spread["update"] = ranks_by_kind({n: tuned[n] - start[n] for n in fifth})
+if lab.experiment("How many directions the update takes", 5, needs=["1.4"]):
+    spread["update"] = shares_by_kind({n: tuned[n] - start[n] for n in fifth})
     display(figures.energy_ranks(spread, guess_update))
     guess_update.beside(figures.median(spread["update"]))
 
 # %% [markdown]
-# The update takes far fewer directions than the weights, and far more than 8. In long runs on code
-# and math it is the same (Biderman et al. [2024](https://arxiv.org/abs/2405.09673)). The optimizer
-# has a part in it: Adam makes small and large entries of the gradient move alike, which spreads the
-# update over more directions than SGD's
+# The update needs far fewer directions than the weights, and far more than 8. In long runs on code
+# and math it was the same: 10 to 100 times the usual ranks of LoRA (Biderman et al.
+# [2024](https://arxiv.org/abs/2405.09673)). The optimizer has a part in it. Adam makes small and
+# large entries of the gradient move alike; an update by SGD needs fewer directions
 # ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
 #
 # But nobody fine-tunes for energy. Cut every update to rank $r$ with your `truncate_update`, and
@@ -416,12 +416,12 @@ energy = {}  # of the cuts so far: {rank: share}
 guess_cut = lab.predict("Cut to rank 8, how many of the 60 answers are still right?", None)
 
 # %% [markdown]
-# **Turn it: the rank of the cut.** Run the cell, then look for the smallest rank that keeps most of
-# the answers.
+# **Turn it: the rank of the cut.** Run the cell, then replace the list with a rank of your own, and
+# look for the smallest one that keeps most of the answers.
 
 # %% tags=["experiment", "cover"]
-cut_ranks = [1, 8, 64]
-if lab.experiment("Every update cut to rank r", 45, needs=["1.1", "1.4", "1.5"]):
+cut_ranks = [1, 8, 16, 64]
+if lab.experiment("Every update cut to rank r", 80, needs=["1.1", "1.4", "1.5"]):
     for r in cut_ranks:
         energy[r] = cut_to(r)
     cuts = {r: right[f"cut to rank {r}"] for r in energy}
@@ -429,23 +429,25 @@ if lab.experiment("Every update cut to rank r", 45, needs=["1.1", "1.4", "1.5"])
     guess_cut.beside(right["cut to rank 8"])
 
 # %% [markdown]
-# At rank 8 most of the right answers are gone, though almost half of the energy is left. Rank 64
-# recovers nearly all of them ([three more
-# seeds](../docs/evidence/01_svd.md#what-a-cut-keeps)). So this update isn't low-rank, neither by
-# energy nor by what the model can do. Has LoRA lost its bet?
+# At rank 8 more than half of the right answers are gone. Over three more seeds, rank 8 keeps 42% of
+# them, rank 16 keeps 83%, and rank 64 all
+# ([evidence](../docs/evidence/01_svd.md#what-a-cut-keeps)). So 8 directions of this update aren't
+# enough. Has LoRA lost its bet?
 #
 # ## What does LoRA find?
 #
-# A cut is made after training and never looks at the loss. LoRA has rank 8 from the first step, and
-# every step follows the loss. Train one on the same batches in the same order. Lab 2 writes LoRA by
-# hand; here PEFT adds an $A$ and a $B$ to each of the 210 matrices. (Its learning rate is higher:
-# lab 5 explains why.)
+# A cut comes after training and never sees the loss. LoRA's update has rank 8 at most throughout,
+# and every step lowers the loss within that limit. Train one on the same batches in the same order.
+# Lab 2 writes LoRA by hand; here PEFT adds an $A$ and a $B$ to each of the 210 matrices. (LoRA's
+# base is frozen, so it can stay in 16 bits. Its learning rate is higher: lab 5 explains why.)
 
 # %% tags=["experiment"]
-if lab.experiment("LoRA of rank 8 on the same batches", 75, needs=["1.1", "1.4", "1.5"]):
+if lab.experiment("LoRA of rank 8 on the same batches", 92, needs=["1.1", "1.4", "1.5"]):
     torch.manual_seed(lab.seed)
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
     student = peft.get_peft_model(models.load()[0], config)
+    n_lora = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    print(f"LoRA trains {n_lora:,} numbers instead of {sum(W.numel() for W in start.values()):,}")
     fine_tune(student, "LoRA, r = 8, on home", 5e-3)
     judge("LoRA, r = 8", student)
     shown = ["base", "full", "cut to rank 8", "LoRA, r = 8"]
@@ -453,14 +455,14 @@ if lab.experiment("LoRA of rank 8 on the same batches", 75, needs=["1.1", "1.4",
     answers = {name: said[name] for name in shown}
     display(compare_answers(unseen["text"], unseen["answer"], answers, rows=3))
 
-# %% [markdown]
-# LoRA of rank 8 answers almost as well as full fine-tuning, and far better than the cut to the same
-# rank. The bet was never that *this* update is low-rank. LoRA needs only *some* good change of rank
-# 8, and training finds one. The cut was made to work together with the part that is now missing.
+# %% [markdown] LoRA of rank 8 gets about nine tenths of the answers that full fine-tuning gets
+# (three seeds), with 2% of the numbers. A cut needs about twice the rank for that. LoRA's authors
+# guessed that the update is low-rank. LoRA needs less: *some* good change of rank 8, and training
+# that finds it. The directions that the cut keeps were trained alongside those it drops.
 #
-# Are the two related? Measure how much of LoRA's energy lies in the top 8 output directions of the
-# full update. Two controls put the number in scale: *chance*, which is $8 / d_\text{out}$, and a
-# second full fine-tuning with another seed (from a file of the course).
+# Do LoRA and full fine-tuning write in the same directions? Measure what share of LoRA's energy
+# lies in the full update's top 8. The controls are *chance*, $8 / d_\text{out}$, and two runs from
+# a file of the course: LoRA and full fine-tuning on other batches.
 
 # %%
 guess_shared = lab.predict(
@@ -475,23 +477,22 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.4", "1.5"])
         lora_update = layers[n.removesuffix(".weight")].get_delta_weight("default").detach()
         shares.append(energy_within(lora_update, tuned[n] - start[n], 8))
     chance = [8 / len(start[n]) for n in fifth]
-    display(figures.overlap(shares, measured.load("svd"), chance, guess_shared))
+    own = [energy_within(tuned[n] - start[n], tuned[n] - start[n], 8) for n in fifth]
+    display(figures.overlap(shares, own, measured.load("svd"), chance, guess_shared))
     guess_shared.beside(100 * torch.tensor(shares).median().item())
 
-# %% [markdown]
-# LoRA has never seen the full update, yet almost half of its energy lies in the eight directions
-# that the full update uses most, about thirty times what chance would give. A second full
-# fine-tuning with another seed shares less, because it spreads over more directions
-# ([evidence](../docs/evidence/01_svd.md#where-lora-writes)). Where an update writes depends on the
-# task more than on the method.
+# %% [markdown] LoRA has never seen the full update. Yet its share is about thirty times what chance
+# would give, and even the full update has less than half of its energy in its own top 8 (dotted).
+# Runs on other batches share a little less
+# ([evidence](../docs/evidence/01_svd.md#where-lora-writes)).
 #
 # ## Another small number: intrinsic dimension
 #
 # One more result is often quoted as "fine-tuning is low-rank": Aghajanyan et al.
 # ([2020](https://arxiv.org/abs/2012.13255)) train 200 numbers and reach 90% of full fine-tuning of
-# RoBERTa on a paraphrase task. They measured something else. Put all $D$ parameters of a network
-# into one vector $\theta$, and train only inside a random subspace of dimension $d$ around the
-# start $\theta_0$:
+# RoBERTa on a paraphrase task. They measured something else, after Li et al.
+# ([2018](https://arxiv.org/abs/1804.08838)). Put all $D$ parameters of a network into one vector
+# $\theta$, and train only inside a random subspace of dimension $d$ around the start $\theta_0$:
 #
 # $$\theta = \theta_0 + P z, \qquad P: (D, d) \text{ fixed and random}, \quad z: (d,).$$
 #
@@ -565,19 +566,22 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
     x = (x - x.mean(0)) / x.std()
     dims = [1, 2, 5, 10, 20, 50, 100, 200, 300, 500]
     found = {d: fit(d) for d in live.progress(dims, "subspaces")}
-    display(figures.intrinsic({d: a for d, (a, _) in found.items()}, fit(None)[0]))
-    print(f"rank of the first layer's update at d = 50: {found[50][1]} (24 is the most)")
+    full = fit(None)[0]
+    display(figures.intrinsic({d: a for d, (a, _) in found.items()}, full))
+    enough = next((d for d, (a, _) in found.items() if a >= 0.9 * full), 500)
+    print(f"rank of the first layer's update at d = {enough}: {found[enough][1]} (24 is the most)")
 
 # %% [markdown]
 # A few hundred numbers reach 90% of the accuracy that all 14,098 reach. Yet the printed rank is
-# full: a random direction in parameter space is a random matrix in each layer. A small intrinsic
-# dimension means that few *numbers* are enough. A low matrix rank means that few *directions* are
-# enough. LoRA bets on the second.
+# full, because a random direction in parameter space is a random matrix in each layer. A small
+# intrinsic dimension means that few *numbers* are enough. A low matrix rank means that few
+# *directions* are enough. LoRA bets on the second.
 #
 # ## Take it with you
 #
-# You can turn any full fine-tune into a LoRA: cut the difference between two checkpoints. This
-# script does it for the instruction tuning of SmolLM2. (mergekit calls this *LoRA extraction*.)
+# You can turn a full fine-tune into a LoRA: cut the difference between two checkpoints. This script
+# does it for the instruction tuning of SmolLM2. (mergekit calls this *LoRA extraction*.) How much
+# survives depends on the rank, as you saw, and embeddings and norms are left out.
 #
 # ```python
 # import torch
@@ -595,8 +599,8 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
 #     if hasattr(layer, "lora_A"):
 #         update = (tuned.get_submodule(name).weight - layer.base_layer.weight).detach()
 #         U, S, Vh = torch.linalg.svd(update, full_matrices=False)
-#         layer.lora_B["default"].weight.data = U[:, :R] * S[:R]
-#         layer.lora_A["default"].weight.data = Vh[:R]
+#         layer.lora_B["default"].weight.data = (U[:, :R] * S[:R]).contiguous()
+#         layer.lora_A["default"].weight.data = Vh[:R].contiguous()
 #         print(f"{name}: {S[:R].square().sum() / S.square().sum():.0%} of the energy")
 # model.save_pretrained("my-lora")
 # ```
@@ -647,10 +651,10 @@ check.quiz(quiz)
 #
 # - The first $r$ terms of the SVD are the nearest matrix of rank $r$. Two factors of that rank cost
 #   $r\,(d_\text{out} + d_\text{in})$ numbers.
-# - The weights of a model aren't low-rank. Their update by full fine-tuning has fewer directions,
-#   but many more than 8, and a cut to rank 8 loses most of the right answers.
-# - LoRA doesn't need that update to be low-rank. It trains a change of rank 8 from the start, and
-#   finds one that answers almost as well.
+# - This model's weights aren't low-rank. Their update by full fine-tuning needs fewer directions,
+#   but more than 8: a cut keeps its answers at rank 16 to 64.
+# - LoRA trains a change of rank 8 from the start, and finds one that gets about nine tenths of the
+#   answers. It doesn't need the full update to be low-rank.
 # - A low matrix rank and a low intrinsic dimension are two different things.
 #
 # In lab 2 you write LoRA yourself.

@@ -71,15 +71,15 @@ if lab.experiment("The task and the tokenizer", 4):
 # Train a LoRA adapter with TRL's `SFTTrainer` (SFT is supervised fine-tuning), save it, and return
 # the trainer.
 #
-# - LoRA on every linear layer except the head (`target_modules="all-linear"`), rank 16,
-#   `lora_alpha` twice the rank, dropout 0.05, for a causal language model
-#   (`task_type="CAUSAL_LM"`).
-# - One pass over `rows` in batches of 8, with `learning_rate`.
+# - `LoraConfig`: `r=16`, `lora_alpha=32`, `lora_dropout=0.05`, `task_type="CAUSAL_LM"`, and
+#   `target_modules="all-linear"`: every linear layer except the head.
+# - `SFTConfig`: `output_dir`, `learning_rate`, one pass over `rows` (`num_train_epochs=1`), one
+#   step per batch of 8 (`per_device_train_batch_size=8`), and `bf16=False`: the model is already
+#   in the right precision, and TRL's default raises an error on a CPU.
 # - **The loss counts the answer alone.** `rows` is a `Dataset` whose column `messages` contains
 #   conversations; the last message is the answer. With this column TRL would train on every token,
-#   the user's too. With two columns, `prompt` and `completion`, it trains on the completion.
-# - `bf16=False`: the model you get is already in the right precision. TRL's default raises an error
-#   on a CPU.
+#   the user's too. With two columns, `prompt` and `completion`, both of them lists of messages, it
+#   trains on the completion.
 # - Save the adapter in `output_dir`, with the trainer's `save_model()`.
 #
 # Useful settings: `gradient_checkpointing=False` is faster (exercise 3.5 says what it does),
@@ -136,7 +136,7 @@ check.trains(train_adapter)
 # common choice in runs of hours. Yours takes a minute.
 
 # %%
-question = "The loss begins at about 4.3. Where is it after 12 steps at TRL's default rate, 2e-5?"
+question = "The loss begins at about 4. Where is it after 12 steps at TRL's default rate, 2e-5?"
 guess_rate = lab.predict(question, None)
 
 # %%
@@ -148,7 +148,7 @@ rate_runs = {}  # what you have run so far: {rate: losses}
 
 # %% tags=["experiment"]
 rates = [2e-5, 2e-4, 2e-3]
-if lab.experiment("Three learning rates", 60, needs=["3.1"]):
+if lab.experiment("Three learning rates", 75, needs=["3.1"]):
     few = home.shuffle(seed=lab.seed).select(range(96))  # 12 steps of 8
     for rate in rates:
         torch.manual_seed(lab.seed)
@@ -177,10 +177,11 @@ def count_right(answers):
 
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("PEFT and TRL learn home", 75, needs=["3.1"]):
+if lab.experiment("PEFT and TRL learn home", 85, needs=["3.1"]):
     torch.manual_seed(lab.seed)
     rows = home.shuffle(seed=lab.seed).select(range(320))
     trainer = train_adapter(models.load()[0], tokenizer, rows, "build/home-lora", 2e-3)
+    eight_rows = next(iter(trainer.get_train_dataloader()))  # a batch, for exercise 3.5
     answers = {"base model": ask(models.load()[0]), "tuned": ask(trainer.model)}
     right = {name: count_right(some) for name, some in answers.items()}
     display(figures.right_answers(right, len(unseen)))
@@ -195,7 +196,7 @@ if lab.experiment("PEFT and TRL learn home", 75, needs=["3.1"]):
 target_runs = {}  # what you have run so far: {targets: losses}
 
 
-def short_run(targets, learning_rate=2e-3, steps=20):
+def short_run(label, targets, learning_rate=2e-3, steps=20):
     """Losses of a short run of LoRA on some layers."""
     lora = LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
     args = SFTConfig(
@@ -205,20 +206,19 @@ def short_run(targets, learning_rate=2e-3, steps=20):
         learning_rate=learning_rate,
         bf16=False,
     )
-    return finetuning.finetune(models.load()[0], tokenizer, home, lora, args).losses
+    return finetuning.finetune(models.load()[0], tokenizer, home, lora, args, title=label).losses
 
 
 # %% tags=["experiment"]
 targets = {"q, v": ["q_proj", "v_proj"], "all-linear": "all-linear"}
 if lab.experiment("Which layers to adapt", 30):
     for label, names in targets.items():
-        target_runs[label] = short_run(names)
+        target_runs[label] = short_run(label, names)
     display(figures.targets(target_runs))
 
-# %% [markdown]
-# More layers learn faster, for five times as many numbers. QLoRA's authors found that adapting
-# every linear layer matters more than the rank
-# ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)).
+# %% [markdown] At this learning rate more layers learn faster, for five times as many numbers.
+# QLoRA's authors found that adapting every linear layer matters more than the rank ([Dettmers et
+# al. 2023](https://arxiv.org/abs/2305.14314)).
 #
 # ## A model that never stops
 #
@@ -291,9 +291,8 @@ if lab.experiment("Trained on the given labels", 25):
     print(f"{unstopped['given labels']} of {len(said)} answers don't stop. Three of them:\n")
     print("\n\n".join(f"{c}\n{text}" for c, text in zip(unseen["text"][:3], said[:3], strict=True)))
 
-# %% [markdown]
-# The JSON is complete, and the next command follows, until the limit of 48 tokens. The loss fell as
-# in any good run.
+# %% [markdown] The JSON is complete, and more of it follows, until the limit of 48 tokens. The loss
+# fell as in any good run.
 #
 # ### Exercise 3.2 · `answer_labels`
 #
@@ -527,7 +526,7 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.4"]):
 #
 # ### Exercise 3.5 · `with_checkpointing`
 #
-# ●●● · 10 min · 3 points
+# ●●○ · 8 min · 3 points
 #
 # **A hunt**, from [open-unlearning #178](https://github.com/locuslab/open-unlearning/issues/178):
 # *"PEFT LoRA transformer layers not trained when gradient_checkpointing=True"* (the same in
@@ -536,8 +535,8 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.4"]):
 # error. If the head has it, too, there is no error: the loss falls, and every `B` in the blocks
 # stays at zero.
 #
-# Fix it, so that the gradients are the same as without checkpointing, and the blocks are still
-# checkpointed.
+# Fix it, so that the gradients are the same as without checkpointing, and each block is still
+# checkpointed by itself.
 #
 # <details><summary>Hint: why</summary>
 #
@@ -591,10 +590,10 @@ def five_steps(prepare):
     config = LoraConfig(r=16, lora_alpha=32, target_modules=parts)
     model = prepare(get_peft_model(models.load()[0], config)).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 2e-3)
-    batch, losses = next(iter(trainer.get_train_dataloader())), []
+    losses = []
     for _ in range(5):
         with track(model, optimizer) as peak:
-            loss = model(**batch, use_cache=False).loss
+            loss = model(**eight_rows, use_cache=False).loss
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -23,7 +23,11 @@ TIMES = [ROUND, ROUND | {"base": 1.1}]
 COSTS, ERRORS = [0.1, 0.2, 1.1], {"photograph": [0.3, 0.2, 0.1], "noise": [0.9, 0.8, 0.4]}
 KINDS = {"q_proj": [100, 120], "up_proj": [300, 310]}
 SHARES = pd.DataFrame(
-    [("overlap", "full in full, other seed", 0.6)], columns=["study", "measure", "value"]
+    [
+        ("overlap", "full in full, other seed", 0.3),
+        ("overlap", "LoRA in full, other seed", 0.4),
+    ],
+    columns=["study", "measure", "value"],
 )
 FIGURES = {
     "rank_grid": lambda: lab01.rank_grid({r: torch.rand(4, 4) for r in (1, 5)}, {1: 0.3, 5: 0.05}),
@@ -31,7 +35,7 @@ FIGURES = {
     "energy_ranks": lambda: lab01.energy_ranks({"weights": KINDS, "update": KINDS}, NO_GUESS),
     "cuts": lambda: lab01.cuts({1: 0.2, 8: 0.6}, {1: 0, 8: 20}, 39, 60, NO_GUESS),
     "who is right": lambda: lab01.right_answers({"base": 0, "full": 39, "cut": 20, "r": 37}, 60),
-    "overlap": lambda: lab01.overlap([0.5, 0.6], SHARES, [0.01, 0.01], NO_GUESS),
+    "overlap": lambda: lab01.overlap([0.4, 0.5], [0.5, 0.5], SHARES, [0.01], NO_GUESS),
     "intrinsic": lambda: lab01.intrinsic({1: 0.1, 50: 0.8, 500: 0.95}, 0.97),
     "rates": lambda: lab03.rates({"2e-05": [4.3, 4.2], "0.002": [4.3, 0.2]}, NO_GUESS),
     "targets": lambda: lab03.targets({"q, v": FALLS, "all-linear": FALLS[::-1]}),

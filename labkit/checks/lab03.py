@@ -45,14 +45,14 @@ def _trained(talks, learning_rate):
         "lora_dropout": 0.05,
         "task_type": "CAUSAL_LM",
         "the parameters that train": ["lora_A", "lora_B"],
-        "the rows in each step": [min(8, len(talks) - i) for i in range(0, len(talks), 8)],
+        "the rows in each step": str([min(8, len(talks) - i) for i in range(0, len(talks), 8)]),
         "the learning rate": learning_rate,
         "the precision of the run": "the model's own (bf16=False)",
     }
     answers = [f"{talk[-1]['content']} <end>" for talk in talks[: probes.SHOWN]]
     facts |= dict(zip(map(probes.labeled, talks), answers, strict=False))
     return facts | {
-        "the number of other rows with wrong labels": 0,
+        "the number of other rows with wrong labels": "0",
         "the layers whose B moved": LAYERS,
         "the files in output_dir": adapters.FILES,
         "the saved adapter": "the trained one",
@@ -115,15 +115,18 @@ def prompt_opens_answer(render_prompt):
     """it ends where the answer begins, has one BOS at most, and is a prefix of the whole"""
     rng, cases = generator(), {}
     kinds = {  # where a BOS comes from
-        "": "that adds nothing",
-        "both": "that puts a BOS before every text",
-        "template": "with a BOS in the template alone",
+        "": "",
+        "both": " and a tokenizer that puts a BOS before every text",
+        "template": " and a template that writes a BOS",
     }
-    several = ["system", "user", "assistant", "user"]
-    for roles in (["user"], several, ["system", "user"]):
-        for bos, what in kinds.items():
-            where = f"with a tokenizer {what}, for {', '.join(roles)}"
-            cases[where] = _talk(rng, roles, 2, 5), bos
+    talks = {
+        "of one user message": ["user"],
+        "of several turns": ["system", "user", "assistant", "user"],
+        "of a system and a user message": ["system", "user"],
+    }
+    for of, roles in talks.items():
+        for bos, tokenizer in kinds.items():
+            cases[f"for a conversation {of}{tokenizer}"] = _talk(rng, roles, 2, 5), bos
     cases["for a message of 600 words"] = _talk(rng, ["user"], 600, 605), ""
     expect_right(render_prompt, cases, _prompt, probes.rendered)
 
@@ -167,17 +170,18 @@ def _fitted(prompt_ids, answer_ids, max_length):
     room = max_length - len(answer)
     prompt = [token for i, token in enumerate(prompt_ids) if len(prompt_ids) - i <= room]
     labels = [IGNORED for _ in prompt] + answer
-    return {"the return value": "two lists", "input_ids": prompt + answer, "labels": labels}
+    kind = {"the return value": "two lists", "the row": "as long as its tokens"}
+    return kind | {"input_ids": prompt + answer, "labels": labels}
 
 
 @exercise("3.5", points=3)
 def checkpoints(with_checkpointing):
-    """gradients as without checkpointing, and each block runs twice"""
+    """gradients as without checkpointing, and each block is computed again, one at a time"""
     rng = generator()
     names = sorted({name.rpartition(".")[2] for name in LINEAR})
     seed, ids = draw(1, 10**6, rng), torch.randint(len(tiny.WORDS), (2, 9), generator=rng)
     cases = {
-        "with LoRA on the blocks and the head": (seed, [*names, "lm_head"], ids),
+        "with LoRA on the blocks and the head": (seed, [*names[:2], "lm_head"], ids),
         "with LoRA on the blocks alone": (seed + 1, names, ids),
         "with LoRA on the attention of each block": (seed + 2, names[3:5], ids),
     }
@@ -189,9 +193,12 @@ def _step(seed, targets, ids):
     return {
         "the return value": "the model it was given",
         "the parameters that train": ["lora_A", "lora_B"],
-        "loss.backward()": "without an error",
+        "the forward pass of the blocks": "recorded for backward()",
+        "loss.backward()": "run",
         "the A and B that get a gradient": sorted(grads),
-        "the number of times that each block runs in a step": [2, 2],
+        "the checkpointed blocks": ["model.layers.0", "model.layers.1"],
+        "the most runs of a block in a step": 2,
+        "each block": "computed again by itself, one at a time",
         "the loss": loss,
         "the gradient of A and B": adapters.flat(grads),
         "the weights": "left as they were",
@@ -223,6 +230,7 @@ def _loaded(seed, r, targets, ids):
         plain = tiny.llama(torch.Generator().manual_seed(seed))(input_ids=ids).logits
     return {
         "the return value": "a PeftModel",
+        "the number of adapters": 1,
         "the mode": "eval()",
         "the parameters that train": [],
         "the model under the adapter": "`base` itself",
@@ -242,15 +250,16 @@ def perplexity_weighs_tokens(perplexity):
     seed = draw(1, 10**6, rng)
     several = [tiny.words(rng, n) for n in (3, 17, 5, 26, 2, 11)]
     many = [tiny.words(rng, 2, 9) for _ in range(40)]  # more than a batch, a long one among them
-    many.insert(draw(10, 30, rng), tiny.words(rng, 150))
+    many.insert(draw(10, 30, rng), tiny.words(rng, 60))
     cases = {
         "for one text": (seed, [tiny.words(rng, 9)]),
         "for 6 texts": (seed, several),
         "for 6 texts with <end>": (seed, [f"{text} <end>" for text in several]),
-        "for 40 short texts and one of 150 words": (seed, many),
-        "for texts of 5 and 600 words": (seed, [tiny.words(rng, 5), tiny.words(rng, 600)]),
-        "with a tokenizer that puts a BOS before each of 6 texts": (seed, several, True),
+        "for 40 short texts and one of 60 words": (seed, many),
+        "for texts of 5 and 2,500 words": (seed, [tiny.words(rng, 5), tiny.words(rng, 2500)]),
     }
+    expect_right(perplexity, cases, _perplexity, probes.perplexity_of)
+    cases = {"with a tokenizer that puts a BOS before each of 6 texts": (seed, several, True)}
     expect_right(perplexity, cases, _perplexity, probes.perplexity_of)
 
 
@@ -264,8 +273,9 @@ def _perplexity(seed, texts, start=False):
         total += F.cross_entropy(logits[:-1], ids[1:], reduction="sum").item()
         count += len(ids) - 1
     return {
-        "the model's mode": "eval()",
+        "the model": "in eval mode",
         "a text's first token": "its own",
+        "the longest text": "whole",
         "the result": math.exp(total / count),
         "the tokenizer's settings": "left as they were",
     }

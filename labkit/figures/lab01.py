@@ -78,29 +78,29 @@ def fifth_of(costs: Sequence[float]) -> int:
     return int(np.abs(np.array(costs) - 0.2).argmin())
 
 
-def median(kinds: dict[str, list[int]]) -> float:
+def median(kinds: dict[str, list[float]]) -> float:
     """The median of all numbers in {kind: numbers}."""
     return middle(number for numbers in kinds.values() for number in numbers)
 
 
-def energy_ranks(spread: dict[str, dict[str, list[int]]], guess: Guess) -> Figure:
-    """Rank for 90% of the energy, by kind of matrix: {"weights", "random", …: {kind: ranks}}.
+def energy_ranks(spread: dict[str, dict[str, list[float]]], guess: Guess) -> Figure:
+    """Directions that have 90% of the energy, in %: {"weights", "random", …: {kind: percents}}.
 
     A dot per block; a random matrix is a dash. The guess is of the last series' median.
     """
     last = "update" if "update" in spread else "weights"
     what = {"weights": "weight matrix", "update": "update"}[last]
-    title = f"A typical {what} needs {median(spread[last]):.0f} directions"
+    title = f"A typical {what} needs {median(spread[last]):.0f}% of its directions"
     fig, ax = titled(f"{title} for nine tenths of its energy", height=3.6)
     for name, kinds in spread.items():
         role, marker = SERIES[name]
-        for x, ranks in enumerate(kinds.values()):
-            places = x + (np.linspace(-0.25, 0.25, len(ranks)) if len(ranks) > 1 else np.zeros(1))
+        for x, shares in enumerate(kinds.values()):
+            places = x + (np.linspace(-0.25, 0.25, len(shares)) if len(shares) > 1 else np.zeros(1))
             size, color = 420 if marker == "_" else 18, ROLES[role]
             label = {"random": "a random matrix"}.get(name, name) if x == 0 else None
-            ax.scatter(places, ranks, size, color, marker, label=label)
+            ax.scatter(places, shares, size, color, marker, label=label)
     ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
-    ax.set(ylabel="rank for 90% of the energy", ylim=(0, None), xlim=(-0.6, len(kinds) - 0.4))
+    ax.set(ylabel="% of the directions", ylim=(0, 100), xlim=(-0.6, len(kinds) - 0.4))
     ax.set_xlabel("kind of matrix (a dot per block, first block on the left)")
     ax.grid(axis="x", visible=False)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=0.7)
@@ -157,22 +157,30 @@ def right_answers(right: dict[str, int], n: int) -> Figure:
 
 
 def overlap(
-    shares: Sequence[float], runs: pd.DataFrame, chance: Sequence[float], guess: Guess
+    shares: Sequence[float],
+    own: Sequence[float],
+    runs: pd.DataFrame,
+    chance: Sequence[float],
+    guess: Guess,
 ) -> Figure:
     """Energy of an update in the top 8 output directions of the full one: median of matrices, in %.
 
-    shares: LoRA's, per matrix. runs: measured/svd.csv, for a second full fine-tuning.
+    shares: LoRA's, per matrix. own: the full update's own. runs: measured/svd.csv, for runs on
+    other batches.
     """
-    other = runs[(runs.study == "overlap") & (runs.measure == "full in full, other seed")].value
-    lora, random = np.median(shares), np.median(chance)
-    fig, ax = titled(f"{lora:.0%} of LoRA's energy is in full fine-tuning's main directions")
+    lora, full = 100 * np.median(shares), 100 * np.median(own)
+    measured = 100 * runs[runs.study == "overlap"].groupby("measure").value.mean()
+    fig, ax = titled(f"{lora:.0f}% of LoRA's energy is in full fine-tuning's main directions")
     values = {
-        "LoRA": (100 * lora, *(100 * np.quantile(shares, [0.25, 0.75]))),
-        "full fine-tuning,\nanother seed": 100 * other.mean(),
-        "chance": 100 * random,
+        "LoRA": (lora, *(100 * np.quantile(shares, [0.25, 0.75]))),
+        "LoRA,\nother batches": measured["LoRA in full, other seed"],
+        "full fine-tuning,\nother batches": measured["full in full, other seed"],
+        "chance": 100 * np.median(chance),
     }
-    roles = {"full fine-tuning,\nanother seed": "full", "chance": "base"}
+    roles = {"full fine-tuning,\nother batches": "full", "chance": "base"}
     dots(ax, values, "% of energy (line: middle half of the matrices)", roles, "{:.0f}")
+    ax.axvline(full, color=INK, ls=":", lw=1.2)
+    ax.text(full, 3.4, " the full update itself", color=INK, fontsize=9, va="bottom")
     ax.set_xlim(0, 100)
     guess.draw(ax, "x")
     return fig

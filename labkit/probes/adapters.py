@@ -22,6 +22,11 @@ LOADERS = (  # whose from_pretrained loads a whole model
     "transformers.AutoModelForCausalLM",
     "transformers.models.auto.auto_factory._BaseAutoModelClass",
 )
+REFUSALS = (ValueError, KeyError, RuntimeError, AssertionError)  # what a learner raises
+RECURSION = (
+    "it raised RecursionError: a function made in a loop sees the last block and calls itself: "
+    "bind the old forward, as partial does"
+)
 MISFITS = {  # what is wrong with the names in an adapter's file, and how a name is changed
     "whose names all begin differently": lambda key: key.replace("layers.", "_orig_mod.layers."),
     "in which the names of one block begin differently": lambda key: key.replace(
@@ -55,6 +60,26 @@ def trains(model):
     return sorted({short[n] if short.get(n) in ("lora_A", "lora_B") else n for n in names})
 
 
+def settings(model):
+    """The LoRA of a model, and what trains."""
+    layers, (name, config) = lora(model), next(iter(model.peft_config.items()))
+    every = layers.values()
+    return {
+        "the layers that have LoRA": sorted(layers),
+        "r": _one({m.r.get(name) for m in every}),
+        "lora_alpha": _one({float(m.lora_alpha[name]) for m in every}),
+        "alpha / r": _one({m.scaling[name] for m in every}),
+        "lora_dropout": _one({float(getattr(m.lora_dropout[name], "p", 0.0)) for m in every}),
+        "task_type": str(getattr(config.task_type, "value", config.task_type)),
+        "the parameters that train": trains(model),
+    }
+
+
+def _one(values):
+    """The only one of some values; several are a list."""
+    return sorted(values) if len(values) > 1 else next(iter(values), None)
+
+
 def tuned(seed, r, targets):
     """The tiny Llama with LoRA that is not zero, and dropout; in eval mode."""
     return copy.deepcopy(_tuned(seed, r, tuple(targets)))
@@ -75,11 +100,21 @@ def _tuned(seed, r, targets):
     return model
 
 
-def a_step(model, seed, ids):
+def raised_by(f, error):
+    """Whether an exception is raised in the learner's own lines, not in a library's."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    own = getattr(f, "__code__", None)
+    return own is not None and trace.tb_frame.f_code.co_filename == own.co_filename
+
+
+def a_step(model, seed, ids, before_backward=lambda: None):
     """`(loss, {name: gradient})` of one step in train mode."""
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
         loss = model.train()(input_ids=ids, labels=ids, use_cache=False).loss
+        before_backward()
         loss.backward()
     grads = {n: p.grad for n, p in model.named_parameters() if "lora_" in n}
     names = {n: n.removeprefix("base_model.model.").removesuffix(".default.weight") for n in grads}
@@ -95,51 +130,87 @@ def checkpointed(with_checkpointing, seed, targets, ids):
     """What a step does with the model that `with_checkpointing` returns."""
     model = tuned(seed, 2, targets)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    blocks, runs = list(model.get_base_model().model.layers), Counter()
+    blocks, runs, again = list(model.get_base_model().model.layers), [], []
     result = with_checkpointing(model)
     facts = {"the return value": "the model it was given" if result is model else kind(result)}
     facts["the parameters that train"] = trains(model)
+    if facts["the parameters that train"] != ["lora_A", "lora_B"]:
+        return facts
     for i, block in enumerate(blocks):
         for part in (block.self_attn, block.mlp):
-            part.register_forward_pre_hook(lambda part, *_, i=i: runs.update([(i, type(part))]))
-    try:
-        loss, grads = a_step(model, seed, ids)
-    except RuntimeError as error:
-        return facts | {"loss.backward()": f"an error, {error}"[:60]}
-    again = [min(runs[i, type(p)] for p in (b.self_attn, b.mlp)) for i, b in enumerate(blocks)]
+            part.register_forward_pre_hook(
+                lambda part, *_, i=i: runs.append((i, type(part), torch.is_grad_enabled()))
+            )
+    failed, record = "", "recorded for backward()"
+    with mock.patch("torch.utils.checkpoint.check_backward_validity") as reentrant:
+        try:
+            loss, grads = a_step(model, seed, ids, lambda: again.append(len(runs)))
+        except RecursionError:
+            raise CheckFailed(RECURSION) from None
+        except RuntimeError as error:
+            if not again:
+                raise
+            failed = f"raise an error ({error}"[:60].partition(" and ")[0] + ")"
+    calls = [call.args[0] for call in reentrant.call_args_list]
+    if not all(any(getattr(x, "requires_grad", False) for x in inputs) for inputs in calls):
+        record = "lost, as no input requires grad"
+    elif not calls and not all(recorded for *_, recorded in runs[: again[0]]):
+        record = "under no_grad, where nothing trains"
+    facts |= {"the forward pass of the blocks": record, "loss.backward()": failed or "run"}
+    if failed:
+        return facts
+    count = Counter(run[:2] for run in runs)
+    times = [min(count[i, type(p)] for p in (b.self_attn, b.mlp)) for i, b in enumerate(blocks)]
+    order = list(dict.fromkeys(i for i, *_ in runs[again[0] :]))
     stayed = all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     return facts | {
-        "loss.backward()": "without an error",
         "the A and B that get a gradient": sorted(grads),
-        "the number of times that each block runs in a step": again,
+        "the checkpointed blocks": [f"model.layers.{i}" for i, n in enumerate(times) if n > 1],
+        "the most runs of a block in a step": max(times),
+        "each block": "computed again by itself, one at a time"
+        if len(order) < 2 or order == sorted(order, reverse=True)
+        else "computed again together with the others",
         "the loss": loss,
         "the gradient of A and B": flat(grads),
         "the weights": "left as they were" if stayed else "changed",
     }
 
 
+_base = functools.lru_cache(4)(lambda seed: tiny.llama(torch.Generator().manual_seed(seed)))
+
+
 def loaded(load_tuned, seed, r, targets, ids):
     """What `load_tuned(base, folder)` returns, in words and logits."""
     from peft import PeftModel
 
-    base, source = tiny.llama(torch.Generator().manual_seed(seed)), tuned(seed, r, targets)
+    base = copy.deepcopy(_base(seed))
     before = {name: p.detach().clone() for name, p in base.named_parameters()}
-    model = _load(load_tuned, base, source)
+    try:
+        model = _load(load_tuned, base, seed, r, targets)
+    except (CheckFailed, NotImplementedError):
+        raise
+    except REFUSALS as error:
+        if not raised_by(load_tuned, error):
+            raise
+        what = f"this adapter fits, but it raised {type(error).__name__} ({str(error)[:60]})"
+        raise CheckFailed(f"{what}: compare with get_peft_model_state_dict(model)") from None
     if not isinstance(model, PeftModel):
         how = _how(model, before) if isinstance(model, torch.nn.Module) else kind(model)
         return {"the return value": how}
+    facts = {"the return value": "a PeftModel", "the number of adapters": len(model.peft_config)}
+    if len(model.peft_config) > 1:
+        return facts
     after = {name.replace(".base_layer", ""): p for name, p in base.named_parameters()}
     stayed = same(before, {name: after.get(name) for name in before})
     own = any(m is base for m in model.modules())
     merged = any(getattr(m, "merged", False) is True for m in model.modules())
     mode = "train(), with dropout" if any(m.training for m in model.modules()) else "eval()"
-    trained, active = trains(model), _active(model, source)
+    trained, active = trains(model), _active(model, _tuned(seed, r, tuple(targets)))
     with torch.no_grad():
         logits = model.eval()(input_ids=ids).logits
         with model.disable_adapter():
             plain = model(input_ids=ids).logits
-    return {
-        "the return value": "a PeftModel",
+    return facts | {
         "the mode": mode,
         "the parameters that train": trained,
         "the model under the adapter": "`base` itself" if own else "another one",
@@ -154,11 +225,11 @@ def loaded(load_tuned, seed, r, targets, ids):
 
 def misfit(load_tuned, seed, r, targets, wrong):
     """What `load_tuned` does with a file whose names are not those that the model expects."""
-    base, source = tiny.llama(torch.Generator().manual_seed(seed)), tuned(seed, r, targets)
+    base = copy.deepcopy(_base(seed))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # by PEFT: it is known
-            _load(load_tuned, base, source, wrong)
+            _load(load_tuned, base, seed, r, targets, wrong)
     except (NotImplementedError, CheckFailed):
         raise
     except Exception:
@@ -166,19 +237,28 @@ def misfit(load_tuned, seed, r, targets, wrong):
     return {"load_tuned()": "return without an error"}
 
 
-def _load(load_tuned, base, source, wrong=""):
-    """`load_tuned(base, folder)` of a folder with the adapter of `source`; see MISFITS."""
+def _load(load_tuned, base, seed, r, targets, wrong=""):
+    """`load_tuned(base, folder)` of a folder with the adapter of `tuned`; see MISFITS."""
+    with tempfile.TemporaryDirectory() as folder, _no_other_base():
+        for name, data in _files(seed, r, tuple(targets), wrong).items():
+            (Path(folder) / name).write_bytes(data)
+        return load_tuned(base, folder)
+
+
+@functools.lru_cache(maxsize=16)
+def _files(seed, r, targets, wrong):
+    """`{name: bytes}` of an adapter on disk; to make them takes longer than to load them."""
     from safetensors.torch import load_file, save_file
 
-    with tempfile.TemporaryDirectory() as folder, _no_other_base():
-        source.save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        tuned(seed, r, targets).save_pretrained(folder)
+        path, rename = Path(folder) / FILES[1], MISFITS.get(wrong)
         if wrong:
-            path, rename = Path(folder) / FILES[1], MISFITS[wrong]
             saved = load_file(path)
             more = {k.replace("layers.1.", "layers.2."): w.clone() for k, w in saved.items()}
             named = more | saved if rename is None else {rename(k): w for k, w in saved.items()}
             save_file({key: w for key, w in named.items() if key}, path)
-        return load_tuned(base, folder)
+        return {name: (Path(folder) / name).read_bytes() for name in FILES}
 
 
 def _active(model, source):

@@ -17,26 +17,7 @@ import torch
 from labkit.contract import kept
 from labkit.contract.kept import same
 from labkit.probes import adapters, tiny
-
-ROLES = ["<system>", "<user>", "<assistant>\n", "<assistant>"]  # the last is one that was stripped
-
-
-@functools.cache
-def chat_tokenizer(bos=""):
-    """A tokenizer with a chat template that begins with a <start> if `bos` is not "".
-
-    If it is "both" the tokenizer puts one before any text too, as Llama 3's does.
-    """
-    tokenizer = tiny.language_model(0)[1]
-    tokenizer.add_special_tokens({"additional_special_tokens": ROLES})
-    if bos == "both":
-        tiny.add_start(tokenizer)
-    turn = "<{{ m['role'] }}>{{ '\\n' if m['role'] == 'assistant' else ' ' }}{{ m['content'] }} "
-    turn += "{{ eos_token }} "
-    opening = "{% if add_generation_prompt %}{{ '<assistant>\\n' }}{% endif %}"
-    turns = "{% for m in messages %}" + turn + "{% endfor %}" + opening
-    tokenizer.chat_template = "{{ bos_token }} " * bool(bos) + turns
-    return tokenizer
+from labkit.probes.tiny import chat_tokenizer
 
 
 def _settings(tokenizer):
@@ -59,8 +40,8 @@ def trained(train_adapter, talks, learning_rate):
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     text = [{"text": talk[-2]["content"], "answer": talk[-1]["content"]} for talk in talks]
     rows = [one | {"messages": talk} for one, talk in zip(text, talks, strict=True)]
-    with _workshop() as (folder, batches):
-        output_dir = folder / "adapter"
+    with _workshop() as (folder, batches, columns):
+        output_dir = folder / "a-name-nobody-would-write"
         rows = Dataset.from_list(rows)
         trainer = train_adapter(model, tokenizer, rows, str(output_dir), learning_rate)
         if not isinstance(trainer, SFTTrainer):
@@ -69,20 +50,28 @@ def trained(train_adapter, talks, learning_rate):
         if not isinstance(trainer.model, PeftModel):
             return facts | {"the trainer's model": adapters.kind(trainer.model)}
         facts["the trainer's model"] = "a PeftModel"
-        facts |= _adapter(trainer.model) | _run(trainer, batches)
-        facts |= _labels(tokenizer, batches, talks)
+        facts |= adapters.settings(trainer.model) | _run(trainer, batches)
+        facts |= _labels(tokenizer, batches, talks, columns)
         return facts | _saved(trainer.model, output_dir)
 
 
 @contextlib.contextmanager
 def _workshop():
-    """`(a folder, the batches that are trained on)`: on the CPU, offline, nothing is printed.
+    """`(a folder, batches, names of columns)`: on the CPU, offline, nothing is printed.
 
-    Each batch is `(step, inputs)`.
+    Each batch that is trained on is `(step, inputs)`; the columns are those of the training data.
     """
     from transformers import Trainer, TrainingArguments, logging
+    from trl import SFTTrainer
 
     batches, step, begin = [], Trainer.training_step, TrainingArguments.__post_init__
+    columns, make = [], SFTTrainer.__init__
+
+    @functools.wraps(make)
+    def made(self, *args, **more):
+        tables = (x for x in (more.get("train_dataset"), *args) if hasattr(x, "column_names"))
+        columns[:] = getattr(next(tables, None), "column_names", [])
+        make(self, *args, **more)
 
     def noted(self, model, inputs, *rest, **more):
         batches.append((self.state.global_step, dict(inputs)))
@@ -104,31 +93,13 @@ def _workshop():
             torch.random.fork_rng(devices=[]),  # a trainer seeds torch
             mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
             mock.patch("accelerate.utils.memory.clear_device_cache"),  # slow, and nothing to clear
+            mock.patch("peft.PeftModel.create_or_update_model_card"),  # slow, and nobody reads it
+            mock.patch.object(SFTTrainer, "__init__", made),
             mock.patch.object(Trainer, "training_step", noted),
             mock.patch.object(TrainingArguments, "__post_init__", on_the_cpu),
         ):
             stack.enter_context(context)
-        yield Path(folder), batches
-
-
-def _adapter(model):
-    """The LoRA of a model, and what trains."""
-    layers, (name, config) = adapters.lora(model), next(iter(model.peft_config.items()))
-    every = layers.values()
-    return {
-        "the layers that have LoRA": sorted(layers),
-        "r": _one({m.r.get(name) for m in every}),
-        "lora_alpha": _one({float(m.lora_alpha[name]) for m in every}),
-        "alpha / r": _one({m.scaling[name] for m in every}),
-        "lora_dropout": _one({float(getattr(m.lora_dropout[name], "p", 0.0)) for m in every}),
-        "task_type": str(getattr(config.task_type, "value", config.task_type)),
-        "the parameters that train": adapters.trains(model),
-    }
-
-
-def _one(values):
-    """The only one of some values; several are a list."""
-    return sorted(values) if len(values) > 1 else next(iter(values), None)
+        yield Path(folder), batches, columns
 
 
 def _run(trainer, batches):
@@ -138,14 +109,17 @@ def _run(trainer, batches):
     (group, *_) = trainer.optimizer.param_groups if trainer.optimizer else [{}]
     rate = group.get("initial_lr", group.get("lr", args.learning_rate))
     own = "the model's own (bf16=False)"
+    hint = "" if sizes else " (no step was run: call trainer.train())"
+    if args.num_train_epochs == 3 and sizes and sizes == 3 * sizes[: len(sizes) // 3]:
+        hint = " (three passes: TRL's default is num_train_epochs=3)"
     return {
-        "the rows in each step": sizes,
+        "the rows in each step": f"{sizes}{hint}",
         "the learning rate": float(rate),
         "the precision of the run": "bf16" if args.bf16 else "fp16" if args.fp16 else own,
     }
 
 
-def _labels(tokenizer, batches, talks):
+def _labels(tokenizer, batches, talks, columns):
     """The tokens that have a label, of the first conversations; how many of the others differ."""
 
     def text(ids):
@@ -157,14 +131,33 @@ def _labels(tokenizer, batches, talks):
         masks = inputs.get("attention_mask", torch.ones_like(ids)).bool()
         for row, mask, label in zip(ids, masks, labels, strict=True):
             seen[text(row[mask])] = text(label[label != -100])
-    read = next((f"none: the model reads “{row}”" for row in seen), "none")
-    found = [seen.get(as_text(talk), read) for talk in talks]
+    found = [_found(as_text(talk), seen, columns) for talk in talks]
     facts = {labeled(talk): label for talk, label in zip(talks[:SHOWN], found, strict=False)}
     right = [f"{talk[-1]['content']} <end>" for talk in talks]
     others = list(zip(found, right, strict=True))[SHOWN:]
-    return facts | {"the number of other rows with wrong labels": sum(a != b for a, b in others)}
+    wrong = [a for a, b in others if a != b]
+    hint = " (a row is cut)" * any(CUT in label for label in wrong)
+    return facts | {"the number of other rows with wrong labels": f"{len(wrong)}{hint}"}
 
 
+def _found(text, seen, columns):
+    """The tokens of a conversation that have a label; what may be wrong, in parentheses."""
+    if seen.get(text) == text:
+        alone = "messages" in columns and "prompt" not in columns
+        return f"every token ({ALONE if alone else 'completion_only_loss must be on'})"
+    if text in seen:
+        return seen[text]
+    if cut := next((row for row in seen if row and text.startswith(f"{row} ")), None):
+        return f"none: {CUT}, the model reads “{cut}”"
+    if not any(role.strip() in row.split() for row in seen for role in tiny.ROLES):
+        return "none: prompt and completion must be lists of messages"
+    return (
+        "none: no row is this conversation: the prompt is all messages but the last, messages[:-1]"
+    )
+
+
+CUT = "a row is cut"
+ALONE = "with `messages` alone TRL does so: make columns prompt and completion"
 SHOWN = 3  # conversations whose labels a learner may read
 
 
@@ -175,7 +168,7 @@ def as_text(talk):
 
 def labeled(talk):
     """The noun of the tokens that have a label."""
-    return f"the tokens that have a label in “{as_text(talk)}”"
+    return f"the labels of “{as_text(talk)}”"
 
 
 def _saved(model, folder):
@@ -195,7 +188,10 @@ def _saved(model, folder):
         alike = same(
             dict(sorted(own.items())), dict(sorted(load_file(folder / adapters.FILES[1]).items()))
         )
-        facts["the saved adapter"] = "the trained one" if alike else "another one"
+        saved = load_file(folder / adapters.FILES[1])
+        early = not any(w.any() for name, w in saved.items() if "lora_B" in name)
+        other = "one that didn't train (save_model() comes after train())" if early else "another"
+        facts["the saved adapter"] = "the trained one" if alike else other
     return facts
 
 
@@ -249,13 +245,18 @@ def fitted(fit, prompt_ids, answer_ids, max_length):
     if not isinstance(got, list | tuple) or len(got) != 2:
         return {"the return value": adapters.kind(got)}
     pair = dict(zip(("input_ids", "labels"), got, strict=True))
-    return {"the return value": "two lists"} | pair
+    padded = isinstance(got[0], list) and len(got[0]) > len(prompt_ids) + len(answer_ids)
+    if padded:
+        return {"the return value": "two lists", "the row": "padded"}
+    return {"the return value": "two lists", "the row": "as long as its tokens"} | pair
 
 
 def perplexity_of(perplexity, seed, texts, start=False):
     """`perplexity(...)` of the tiny model, and how the model is used; `start`: see `add_start`."""
-    model, tokenizer = tiny.language_model(seed)
-    training, first = [], {tokenizer(text)["input_ids"][0] for text in texts}
+    model, tokenizer = copy.deepcopy(_language_model(seed))
+    tokenizer.model_max_length = 1024  # where truncation=True cuts, and warns otherwise
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    training, first, shapes = [], {tokenizer(text)["input_ids"][0] for text in texts}, []
     if start:
         tiny.add_start(tokenizer)
 
@@ -264,14 +265,36 @@ def perplexity_of(perplexity, seed, texts, start=False):
         ids = args[0] if args else kwargs.get("input_ids")
         if isinstance(ids, torch.Tensor) and ids.dim() == 2:
             first.update(ids[:, 0].tolist())
+            shapes.append(ids.shape)
+
+    @functools.wraps(perplexity)
+    def measured(model, *rest):
+        value = perplexity(model, *rest)
+        return value, any(training) and model.eval()  # what a fact says, `kept` need not say
 
     model.register_forward_pre_hook(look, with_kwargs=True)
     before = _settings(tokenizer)
-    value = kept(perplexity, model, tokenizer, texts)
+    value, trains = kept(measured, model, tokenizer, texts)
     stayed = _settings(tokenizer) == before
-    return {
-        "the model's mode": "train(), with dropout" if any(training) else "eval()",
-        "a text's first token": "a BOS" if tokenizer.bos_token_id in first else "its own",
-        "the result": value,
-        "the tokenizer's settings": "left as they were" if stayed else "changed",
-    }
+    if trains:
+        return {"the model": "in train mode, with dropout: leave it in eval mode"}
+    facts = {"the model": "in eval mode", "a text's first token": "its own"}
+    if tokenizer.bos_token_id in first:
+        facts["a text's first token"] = "a BOS: pass add_special_tokens=False"
+    facts["the longest text"] = _whole(shapes, texts)
+    if facts["the longest text"] != "whole":
+        return facts
+    settings = "left as they were" if stayed else "changed"
+    return facts | {"the result": value, "the tokenizer's settings": settings}
+
+
+_language_model = functools.lru_cache(maxsize=4)(tiny.language_model)
+
+
+def _whole(shapes, texts):
+    """How the model reads the longest text, from the shapes of its inputs."""
+    rows, longest = sum(n for n, _ in shapes), max((n for _, n in shapes), default=0)
+    if rows < len(texts) or longest >= max(len(text.split()) for text in texts) - 1:
+        return "whole"
+    pieces = f"in pieces of at most {longest:,} tokens"
+    return pieces if rows > len(texts) else f"cut after {longest:,} tokens: leave truncation out"

@@ -1,11 +1,15 @@
 """A tiny language model and its tokenizer, made alike by probes, in the wall, and by the judge."""
 
+import functools
+
 import torch
 
 WORDS = [
     *("turn", "switch", "the", "light", "lamp", "fan", "on", "off", "in", "kitchen"),
     *("hall", "attic", "please", "now", "and", "to", "blue"),
 ]
+
+ROLES = ["<system>", "<user>", "<assistant>\n", "<assistant>"]  # the last is one that was stripped
 
 
 def words(rng, low, high=None):
@@ -42,6 +46,24 @@ def add_start(tokenizer):
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{first[0]} $A", special_tokens=[first]
     )
+
+
+@functools.cache
+def chat_tokenizer(bos=""):
+    """A tokenizer with a chat template that begins with a <start> if `bos` is not "".
+
+    If it is "both" the tokenizer puts one before any text too, as Llama 3's does.
+    """
+    tokenizer = language_model(0)[1]
+    tokenizer.add_special_tokens({"additional_special_tokens": ROLES})
+    if bos == "both":
+        add_start(tokenizer)
+    turn = "<{{ m['role'] }}>{{ '\\n' if m['role'] == 'assistant' else ' ' }}{{ m['content'] }} "
+    turn += "{{ eos_token }} "
+    opening = "{% if add_generation_prompt %}{{ '<assistant>\\n' }}{% endif %}"
+    turns = "{% for m in messages %}" + turn + "{% endfor %}" + opening
+    tokenizer.chat_template = "{{ bos_token }} " * bool(bos) + turns
+    return tokenizer
 
 
 def llama(rng):

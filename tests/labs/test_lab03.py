@@ -2,9 +2,11 @@
 
 import copy
 import math
+import textwrap
 import warnings
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -45,13 +47,12 @@ def run(model, tokenizer, data, output_dir, rate, lora="", **changes):
     return trainer
 
 
-def pairs_of(rows):
-    pairs = [{"prompt": m[:-1], "completion": m[-1:]} for m in rows["messages"]]
-    return Dataset.from_list(pairs)
+def train_plainly(model, tokenizer, rows, *rest, split=lambda m: (m[:-1], m[-1:]), **changes):
+    pairs = [dict(zip(("prompt", "completion"), split(m), strict=True)) for m in rows["messages"]]
+    return run(model, tokenizer, Dataset.from_list(pairs), *rest, **changes)
 
 
-def train_plainly(model, tokenizer, rows, *rest, **changes):
-    return run(model, tokenizer, pairs_of(rows), *rest, **changes)
+train_never = mock.patch.object(SFTTrainer, "train", str)(train_plainly)
 
 
 def train_in_halves(*data):
@@ -300,22 +301,13 @@ def train_without_ends(*data):
 
 
 def train_elsewhere(model, tokenizer, rows, output_dir, rate):
-    return train_plainly(model, tokenizer, rows, "my-lora", rate)
+    return train_plainly(model, tokenizer, rows, "adapter", rate)
 
 
-def train_twice(*data):
-    trainer = train_plainly(*data)
+def train_after(first, *data):
+    trainer = first(*data)
     trainer.train()
     return trainer
-
-
-def labels_given(input_ids, attention_mask, prompt_lengths):
-    """What the hunt begins with."""
-    labels = input_ids.clone()
-    labels[labels == 2] = -100
-    for row, length in zip(labels, prompt_lengths, strict=True):
-        row[:length] = -100
-    return labels
 
 
 def labels_in_place(*data):
@@ -333,27 +325,18 @@ def labels_by_the_first_row(input_ids, attention_mask, prompt_lengths):
     return labels
 
 
-def render_given(messages, tokenizer):
-    """What the hunt begins with."""
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    return tokenizer(text)["input_ids"]
-
-
-def render_another_template(messages, tokenizer):
-    text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
-    return tokenizer(text + "<|im_start|>assistant\n")["input_ids"]
-
-
 def render_with_own_template(messages, tokenizer):
     tokenizer.chat_template = tokenizer.chat_template.replace("{{ bos_token }}", "")
     return render_in_two_steps(messages, tokenizer)
 
 
-def fit_given(prompt_ids, answer_ids, max_length):
-    """What the hunt begins with."""
-    input_ids = prompt_ids + answer_ids
-    labels = [-100] * len(prompt_ids) + answer_ids
-    return input_ids[:max_length], labels[:max_length]
+def checkpointing_that_calls_itself(model):
+    def again(*args, **more):
+        return checkpoint(block.forward, *args, use_reentrant=False, **more)
+
+    for block in model.get_base_model().model.layers:
+        block.forward = again
+    return model
 
 
 def checkpointing_of_the_mlp(model):
@@ -362,16 +345,16 @@ def checkpointing_of_the_mlp(model):
     return model
 
 
-def load_given(base, folder):
-    """What the hunt begins with."""
-    model = PeftModel.from_pretrained(base, folder).merge_and_unload()
-    return PeftModel.from_pretrained(model, folder, is_trainable=True)
-
-
 def load_warned(base, folder):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Found missing adapter keys")
         return PeftModel.from_pretrained(base, folder).eval()
+
+
+def load_by_other_names(base, folder):
+    model = PeftModel.from_pretrained(base, folder)
+    assert {name for name in model.state_dict() if "lora_" in name} == _names(folder), "names"
+    return model
 
 
 def load_and_undo(base, folder):
@@ -393,40 +376,58 @@ def perplexity_that_pads_left(model, tokenizer, texts):
     return perplexity_by_loss(model, tokenizer, texts)
 
 
-def perplexity_of_batches(model, tokenizer, texts):
-    parts = [texts[i : i + 8] for i in range(0, len(texts), 8)]
-    return sum(perplexity_by_loss(model, tokenizer, part) for part in parts) / len(parts)
+def perplexity_cut(model, tokenizer, texts, **more):
+    return perplexity_by_loss(model, partial(tokenizer, truncation=True, **more), texts)
+
+
+def perplexity_in_pieces(model, tokenizer, texts):
+    return perplexity_by_loss(model, tokenizer, [p for t in texts for p in textwrap.wrap(t, 150)])
 
 
 WRONG = [
-    (check.trains, train_without_ends, "the model reads"),
+    (check.trains, train_without_ends, "a row is cut, the model reads"),
+    (check.trains, partial(train_plainly, max_length=16), "0, not 2 (a row is cut)"),
+    (check.trains, partial(train_plainly, completion_only_loss=False), "completion_only_loss must"),
+    (check.trains, run, "with `messages` alone TRL does so"),
+    (
+        check.trains,
+        partial(train_plainly, split=lambda m: ("on", m[-1]["content"])),
+        "lists of messages",
+    ),
+    (check.trains, partial(train_plainly, split=lambda m: (m[:1], m[-1:])), "messages[:-1]"),
+    (check.trains, train_never, "[] (no step was run: call trainer.train())"),
+    (check.trains, partial(train_after, train_never), "save_model() comes after train()"),
+    (check.trains, partial(train_plainly, num_train_epochs=3), "three passes"),
     (check.trains, lambda *data: train_plainly(*data, bf16=True), "(bf16=False), not bf16"),
     (check.trains, train_elsewhere, "the files in output_dir should include"),
-    (check.trains, train_twice, "should be [8, 3], not [8, 3, 8, 3]"),
+    (check.trains, partial(train_after, train_plainly), "should be [8, 3], not [8, 3, 8, 3]"),
     (check.trains, lambda *data: train_plainly(*data) and None, "is `return` missing?"),
-    (check.end_trains, labels_given, "should be [-100, -100, -100, -100, 9, 2]"),
     (check.end_trains, labels_in_place, "changes its input input_ids"),
     (check.end_trains, labels_by_the_first_row, "the first of which has no padding"),
     (check.end_trains, lambda *data: labels_in_loop(*data).float(), "should be int64, not float32"),
     (check.end_trains, lambda *data: labels_in_loop(*data).tolist(), "a Tensor, not a list"),
-    (check.prompt_opens_answer, render_given, "<assistant>"),
-    (check.prompt_opens_answer, render_another_template, "<unk>"),
     (check.prompt_opens_answer, render_with_own_template, "the tokenizer should be left as it was"),
     (check.prompt_opens_answer, lambda m, t: [render_from_dict(m, t)], "not a list of lists"),
     (check.prompt_opens_answer, lambda m, t: m.pop() and [1], "changes its input"),
-    (check.keeps_answer, fit_given, "should be [6, 7, 8, 2], not [5, 6, 7, 8]"),
     (check.keeps_answer, lambda p, a, n: p.append(2) or fit_by_room(p[:-1], a, n), "changes its"),
     (check.keeps_answer, lambda *data: print(end=""), "is `return` missing?"),
-    (check.checkpoints, checkpointing_given, "the A and B that get a gradient should include"),
-    (check.checkpoints, checkpointing_of_the_mlp, "should be [2, 2], not [1, 1]"),
+    (check.checkpoints, checkpointing_given, "lost, as no input requires grad"),
+    (check.checkpoints, checkpointing_that_calls_itself, "sees the last block and calls itself"),
+    (check.checkpoints, checkpointing_of_the_mlp, "blocks should include model.layers.0"),
     (check.checkpoints, lambda m: checkpointing_by_lambda(m) and None, "is `return` missing?"),
-    (check.loads_once, load_given, "should be eval(), not train()"),
     (check.loads_once, load_warned, "more than the model has"),
+    (check.loads_once, load_by_other_names, "this adapter fits, but it raised AssertionError"),
     (check.loads_once, load_and_undo, "the base's weights should be left as they were"),
     (check.loads_once, lambda b, f: load_and_compare(copy.deepcopy(b), f), "`base` itself"),
-    (check.perplexity_weighs_tokens, perplexity_in_train_mode, "train(), with dropout"),
+    (check.perplexity_weighs_tokens, perplexity_in_train_mode, "in train mode, with dropout"),
+    (check.perplexity_weighs_tokens, perplexity_cut, "cut after 1,024 tokens"),
+    (
+        check.perplexity_weighs_tokens,
+        partial(perplexity_cut, max_length=2048),
+        "after 2,048 tokens",
+    ),
+    (check.perplexity_weighs_tokens, perplexity_in_pieces, "in pieces of at most"),
     (check.perplexity_weighs_tokens, perplexity_that_pads_left, "the tokenizer's settings"),
-    (check.perplexity_weighs_tokens, perplexity_of_batches, "40 short texts"),
     (check.perplexity_weighs_tokens, lambda *data: print(end=""), "is `return` missing?"),
     (check.quiz, lambda: {"q1": "d", "q2": "b", "q3": "a", "q4": "c"}, "3 of 4"),
     (check.quiz, lambda: list("dbbc"), "must return a dict"),
