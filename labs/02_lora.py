@@ -254,10 +254,9 @@ def first_steps(start, learning_rate, steps=10):
 
 start_runs = {}  # what you have run so far: {setting: losses}
 
-# %% [markdown]
-# **Turn it: start.** One of these four curves starts too high, one never moves, and one gets worse.
-# Which ones? Run the cell. Then replace the list with `[("A = 0", 5e-3)]`, half the learning rate,
-# and run it again: the new curve is drawn over the old ones.
+# %% [markdown] **Turn it: start.** One of these four curves starts too high, one never moves, and
+# one gets worse before it gets better. Which ones? Run the cell. Then replace the list with `[("A =
+# 0", 5e-3)]`, half the learning rate, and run it again: the new curve is drawn over the old ones.
 
 # %% tags=["experiment"]
 starts = [("both random", 1e-2), ("both zero", 1e-2), ("A = 0", 1e-2), ("B = 0", 1e-2)]

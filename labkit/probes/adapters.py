@@ -23,10 +23,8 @@ LOADERS = (  # whose from_pretrained loads a whole model
     "transformers.models.auto.auto_factory._BaseAutoModelClass",
 )
 REFUSALS = (ValueError, KeyError, RuntimeError, AssertionError)  # what a learner raises
-RECURSION = (
-    "it raised RecursionError: a function made in a loop sees the last block and calls itself: "
-    "bind the old forward, as partial does"
-)
+RECURSION = "it raised RecursionError: a function made in a loop sees the last block and calls "
+RECURSION += "itself: bind the old forward, as partial does"
 MISFITS = {  # what is wrong with the names in an adapter's file, and how a name is changed
     "whose names all begin differently": lambda key: key.replace("layers.", "_orig_mod.layers."),
     "in which the names of one block begin differently": lambda key: key.replace(
