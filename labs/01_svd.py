@@ -253,7 +253,8 @@ def energy_rank(s, fraction):
 # %%
 check.ranks(energy_rank)
 
-# %% [markdown] SmolLM2-135M has 30 blocks with seven matrices each: `q_proj`, `k_proj`, `v_proj`
+# %% [markdown]
+# SmolLM2-135M has 30 blocks with seven matrices each: `q_proj`, `k_proj`, `v_proj`
 # and `o_proj` in the attention, `gate_proj`, `up_proj` and `down_proj` in the MLP. A `q_proj` has
 # 576 directions, a `k_proj` 192. So measure the share of directions that have 90% of the energy, in
 # every fifth block, and compare with random matrices of the same shape.
@@ -283,7 +284,8 @@ if lab.experiment("How many directions the weights take", 6, needs=["1.4"]):
     display(figures.energy_ranks(spread, guess_rank))
     guess_rank.beside(figures.median(spread["weights"]))
 
-# %% [markdown] The weights have structure, most of all in `q_proj` and `k_proj`. But they are
+# %% [markdown]
+# The weights have structure, most of all in `q_proj` and `k_proj`. But they are
 # nowhere near rank 8, which is 1.4% of 576: you couldn't replace them by two thin factors. LoRA
 # bets on their *change*.
 #
@@ -455,7 +457,8 @@ if lab.experiment("LoRA of rank 8 on the same batches", 92, needs=["1.1", "1.4",
     answers = {name: said[name] for name in shown}
     display(compare_answers(unseen["text"], unseen["answer"], answers, rows=3))
 
-# %% [markdown] LoRA of rank 8 gets about nine tenths of the answers that full fine-tuning gets
+# %% [markdown]
+# LoRA of rank 8 gets about nine tenths of the answers that full fine-tuning gets
 # (three seeds), with 2% of the numbers. A cut needs about twice the rank for that. LoRA's authors
 # guessed that the update is low-rank. LoRA needs less: *some* good change of rank 8, and training
 # that finds it. The directions that the cut keeps were trained alongside those it drops.
@@ -481,7 +484,8 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.4", "1.5"])
     display(figures.overlap(shares, own, measured.load("svd"), chance, guess_shared))
     guess_shared.beside(100 * torch.tensor(shares).median().item())
 
-# %% [markdown] LoRA has never seen the full update. Yet its share is about thirty times what chance
+# %% [markdown]
+# LoRA has never seen the full update. Yet its share is about thirty times what chance
 # would give, and even the full update has less than half of its energy in its own top 8 (dotted).
 # Runs on other batches share a little less
 # ([evidence](../docs/evidence/01_svd.md#where-lora-writes)).

@@ -71,7 +71,7 @@ display(figures.low_rank(d_out=576, d_in=576, r=8))
 #
 # Compute the output of the layer with its update. `x` can have any leading shape: one vector, a
 # batch, a batch of sequences. Never form $BA$ or a copy of $W$: a second matrix of that size would
-# cost the memory that LoRA saves. The check measures the largest tensor you create.
+# give back part of the memory that LoRA saves. The check measures the largest tensor you create.
 #
 # Do one case by hand first. Let $W$ be the 2 × 2 identity, $A$ the row (1, 1), $B$ the column
 # (1, 0), $\alpha = 2$ and $x = (1, 2)$. Then $W x = (1, 2)$, $A x = 3$ and $B A x = (3, 0)$. With
@@ -157,7 +157,7 @@ check.layer(LoRALinear)
 # %% [markdown]
 # ## Where should training start?
 #
-# It should start at the base model: a random update would damage the model before the first step.
+# It should start at the base model: a large random update would damage it before the first step.
 # The simplest way is $BA = 0$. Should `A` be zero, or `B`, or both? The gradients decide.
 #
 # ### Exercise 2.3 · `lora_gradients`
@@ -254,8 +254,9 @@ def first_steps(start, learning_rate, steps=10):
 
 start_runs = {}  # what you have run so far: {setting: losses}
 
-# %% [markdown] **Turn it: start.** One of these four curves starts too high, one never moves, and
-# one gets worse before it gets better. Which ones? Run the cell. Then replace the list with `[("A =
+# %% [markdown]
+# **Turn it: start.** One of these four curves starts too high, one never moves, and
+# one climbs before it falls. Which ones? Run the cell. Then replace the list with `[("A =
 # 0", 5e-3)]`, half the learning rate, and run it again: the new curve is drawn over the old ones.
 
 # %% tags=["experiment"]
@@ -271,10 +272,10 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
 # the rate both learn ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
 # Why? Adam moves every entry by about the learning rate. If `A` starts at zero, each entry of $A x$
-# sums 576 such moves. If `B` starts at zero, each output sums only 8. Hayou et al.
-# ([2024](https://arxiv.org/abs/2406.08447))
-# derive that `B = 0` tolerates larger learning rates, and see it in fine-tuning runs. PEFT starts
-# with `B = 0`, too.
+# collects 576 such moves. If `B` does, each output collects only 8. So at the same rate `A = 0`
+# takes a far larger first step. Hayou et al. ([2024](https://arxiv.org/abs/2406.08447)) derive that
+# `B = 0` tolerates larger learning rates, and see it in fine-tuning runs. PEFT starts with `B = 0`,
+# too.
 #
 # ## Into the model
 #
@@ -386,9 +387,9 @@ if lab.experiment("What the base model answers", 18):
         print(f"    {unseen['text'][0]} → {answers[0]}")
 
 # %% [markdown]
-# The base model knows English, but not your format, and six examples don't teach it. Now train: 50
-# steps of 16 commands, rank 8, on all seven layers of every block. At which loss must the curve
-# start?
+# The base model knows English, but not your intents, and six examples can't name them all. Now
+# train: 50 steps of 16 commands, rank 8, on all seven layers of every block. What must the first
+# loss be?
 
 # %%
 guess_right = lab.predict("After 50 steps, how many of the 60 answers match word for word?", None)
@@ -416,7 +417,7 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
 # %% [markdown]
 # The curve starts at the base model's loss, because `B` is zero. You trained fewer than 2% of the
 # numbers, for 50 steps. Most answers that are still wrong have the right intent. Full fine-tuning,
-# which you ran in lab 1, gets a few more right
+# which you ran in lab 1, gets about as many right, perhaps a few more
 # ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
 #
 # ### Rank and alpha
@@ -451,10 +452,11 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
     display(figures.turned(rank_runs))
 
 # %% [markdown]
-# The curves of equal $\alpha$ agree, even at rank 1. $BA$ is a sum of $r$ terms, and each of them
-# moves by about the learning rate, so the factor $1/r$ keeps the size of a step the same at every
-# rank. $\alpha$ scales that size, like a learning rate. If you double rank and $\alpha$ together,
-# it is $\alpha$ that you see. Lab 5 asks when a larger rank pays
+# The curves of equal $\alpha$ agree. $BA$ is a sum of $r$ outer products. Adam moves every entry of
+# $B$ by about the learning rate, so early on the $r$ terms grow in step, and the factor $1/r$
+# cancels their number. (Where they don't grow in step, $1/r$ is too much: rsLoRA divides by $\sqrt
+# r$, see lab 5.) $\alpha$ scales the step, like a learning rate. If you double rank and $\alpha$
+# together, the change you see comes from $\alpha$
 # ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
 #
 # ## What does a step cost?
@@ -556,16 +558,18 @@ if lab.experiment("A step's memory", 14, needs=["2.2", "2.4"]):
 # %% [markdown]
 # At equal precision LoRA saves two things: the gradients of the frozen weights, and Adam's two
 # moments for each of them. It doesn't save the weights themselves: the forward pass needs them. Nor
-# does it save most of the *activations*, the tensors that the forward pass stores for the backward
-# pass. The gradient still passes through every frozen layer, and each of your layers stores its
-# input `x`, because $dA$ in 2.3 needs it.
+# does it save the *activations*, the tensors that the forward pass stores for the backward pass.
+# The gradient still passes through the frozen layers, and each of your layers stores its input `x`,
+# because $dA$ in 2.3 needs it.
 #
-# Activations grow with the batch and with the length of the text, and LoRA hardly reduces them. So
-# its share of the memory rises, and people with long texts see little saving. Lab 4 shows what
-# helps.
+# The bars peak at different moments. Full fine-tuning peaks inside Adam's step, when its
+# activations are freed already. LoRA has little for Adam to do, so it peaks at the end of the
+# forward pass, where activations are most of what it has besides the weights. They grow with the
+# batch and with the length of the text. So the longer the texts or the larger the batch, the less
+# LoRA saves. Lab 4 shows what helps.
 #
-# The third bar also stores the base in bf16. If you compare it with the first bar, you give LoRA
-# credit for both.
+# The third bar has a second advantage: its base is in bf16. If you compare it with the first bar,
+# you credit LoRA with a saving that comes from the precision.
 
 # %% tags=["experiment"]
 if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):
@@ -577,8 +581,7 @@ if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):
     print(f"{lora_flops / full_flops:.0%} of the arithmetic that torch counts in the model")
 
 # %% [markdown]
-# The clock follows only roughly. Norms and attention cost the same either way, small products
-# underuse the processor, and full fine-tuning runs Adam on every weight
+# Seconds follow only roughly, and vary from run to run
 # ([evidence](../docs/evidence/02_lora.md#memory-and-arithmetic-of-a-step)).
 #
 # ## Merge
@@ -765,7 +768,7 @@ if lab.experiment("Send it to a fresh model", 8, needs=["2.2", "2.4", "2.7"]):
 # **q1. Why is `B` zero at the start, and `A` random?**
 #
 # - (a) It doesn't matter: every start learns equally well, at every learning rate.
-# - (b) Training starts at the base model, and `B` gets a gradient in the first step.
+# - (b) Training starts at the base model, and tolerates larger rates than with `A` at zero.
 # - (c) Both get a small gradient in the first step, so neither runs away.
 # - (d) With `A` at zero and `B` random, no gradient would ever reach the layer.
 #

@@ -216,7 +216,8 @@ if lab.experiment("Which layers to adapt", 30):
         target_runs[label] = short_run(label, names)
     display(figures.targets(target_runs))
 
-# %% [markdown] At this learning rate more layers learn faster, for five times as many numbers.
+# %% [markdown]
+# At this learning rate more layers learn faster, for five times as many numbers.
 # QLoRA's authors found that adapting every linear layer matters more than the rank ([Dettmers et
 # al. 2023](https://arxiv.org/abs/2305.14314)).
 #
@@ -291,7 +292,8 @@ if lab.experiment("Trained on the given labels", 25):
     print(f"{unstopped['given labels']} of {len(said)} answers don't stop. Three of them:\n")
     print("\n\n".join(f"{c}\n{text}" for c, text in zip(unseen["text"][:3], said[:3], strict=True)))
 
-# %% [markdown] The JSON is complete, and more of it follows, until the limit of 48 tokens. The loss
+# %% [markdown]
+# The JSON is complete, and more of it follows, until the limit of 48 tokens. The loss
 # fell as in any good run.
 #
 # ### Exercise 3.2 · `answer_labels`
