@@ -170,9 +170,9 @@ if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
 # ●○○ · 3 min · 1 point
 #
 # `lora_params` counts the numbers in $A$, `(r, d_in)`, and $B$, `(d_out, r)`. `break_even_rank` is
-# the largest rank at which $A$ and $B$ together have strictly fewer numbers than $W$, `(d_out,
-# d_in)`, or 0 if there is none. Both return ints. (A 4 × 4 matrix has 16 numbers. Rank 1 costs 8;
-# rank 2 costs 16 and saves nothing. The break-even rank is 1.)
+# the largest rank at which $A$ and $B$ together have strictly fewer numbers than $W$,
+# `(d_out, d_in)`, or 0 if there is none. Both return ints. (A 4 × 4 matrix has 16 numbers. Rank 1
+# costs 8; rank 2 costs 16 and saves nothing. The break-even rank is 1.)
 
 
 # %%

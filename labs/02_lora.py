@@ -255,9 +255,9 @@ def first_steps(start, learning_rate, steps=10):
 start_runs = {}  # what you have run so far: {setting: losses}
 
 # %% [markdown]
-# **Turn it: start.** One of these four curves starts too high, one never moves, and
-# one climbs before it falls. Which ones? Run the cell. Then replace the list with `[("A =
-# 0", 5e-3)]`, half the learning rate, and run it again: the new curve is drawn over the old ones.
+# **Turn it: start.** One of these four curves starts too high, one never moves, and one climbs
+# before it falls. Which ones? Run the cell. Then replace the list with `[("A = 0", 5e-3)]`, half
+# the learning rate, and run it again: the new curve is drawn over the old ones.
 
 # %% tags=["experiment"]
 starts = [("both random", 1e-2), ("both zero", 1e-2), ("A = 0", 1e-2), ("B = 0", 1e-2)]
@@ -454,9 +454,9 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
 # %% [markdown]
 # The curves of equal $\alpha$ agree. $BA$ is a sum of $r$ outer products. Adam moves every entry of
 # $B$ by about the learning rate, so early on the $r$ terms grow in step, and the factor $1/r$
-# cancels their number. (Where they don't grow in step, $1/r$ is too much: rsLoRA divides by $\sqrt
-# r$, see lab 5.) $\alpha$ scales the step, like a learning rate. If you double rank and $\alpha$
-# together, the change you see comes from $\alpha$
+# cancels their number. (Where they don't grow in step, $1/r$ is too much: rsLoRA divides by
+# $\sqrt r$, see lab 5.) $\alpha$ scales the step, like a learning rate. If you double rank and
+# $\alpha$ together, the change you see comes from $\alpha$
 # ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
 #
 # ## What does a step cost?
