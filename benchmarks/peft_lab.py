@@ -7,7 +7,6 @@ after a stop: it skips the runs whose rows are there. The code is the lab's solu
 the rows, and LoRA's A.
 
 rates          train_adapter, 12 steps at a rate: the loss of the last step.
-targets        The lab's short run on some layers: mean loss of the last five steps.
 labels         The given labels, and the solution's: answers of 60 that don't stop, last loss;
                texts that begin with an answer, with and without the line break that opens it.
 checkpointing  Five steps: B that moved, activations at the peak (bytes), the last loss.
@@ -32,11 +31,11 @@ from labkit.training import models
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "peft.csv"
 HOME = tasks.load("home", "train")
 UNSEEN = tasks.load("home", "test").shuffle(seed=1).select(range(60))
-NAMES = ["train_adapter", "short_run", "train_on", "continued", "endless", "given_labels"]
+NAMES = ["train_adapter", "train_on", "continued", "endless", "given_labels"]
 NAMES += ["answer_labels", "five_steps", "given_checkpointing", "with_checkpointing", "count_right"]
 NAMES += ["ask", "loaded_as_some_do", "load_tuned", "perplexity"]
 RATES = (2e-5, 2e-3)
-TARGETS = {"q, v": ["q_proj", "v_proj"], "all-linear": "all-linear"}
+WAYS = ("plain", "given", "solution")
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,9 @@ def every_run():
     runs = {}
     for seed in (1, 2, 3):
         runs |= {Run("rates", f"{rate:g}", seed): (rates, rate) for rate in RATES}
-        runs |= {Run("targets", name, seed): (targets, where) for name, where in TARGETS.items()}
         runs |= {Run("labels", name, seed): (labels, name) for name in ("given", "solution")}
         runs[Run("loading", "all", seed)] = (loading,)
-        ways = ("plain", "given", "solution")
-        runs |= {Run("checkpointing", way, seed): (checkpointing, way) for way in ways}
+        runs |= {Run("checkpointing", way, seed): (checkpointing, way) for way in WAYS}
     return runs
 
 
@@ -80,10 +77,6 @@ def rates(lab, seed, rate):
     with tempfile.TemporaryDirectory() as folder:
         history = run_on(lab, 96, rate, folder).state.log_history
     return {"last loss": [row["loss"] for row in history if "loss" in row][-1]}
-
-
-def targets(lab, seed, where):
-    return {"last losses": sum(lab["short_run"]("LoRA", where)[-5:]) / 5}
 
 
 def labels(lab, seed, name):

@@ -39,12 +39,13 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from IPython.display import display
+from IPython.utils.capture import capture_output
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from labkit import tasks
+from labkit import live, tasks
 from labkit.figures import lab03 as figures
 from labkit.memory.measure import track
 from labkit.plots import compare_answers
@@ -150,19 +151,21 @@ rate_runs = {}  # what you have run so far: {rate: losses}
 rates = [2e-5, 2e-4, 2e-3]
 if lab.experiment("Three learning rates", 75, needs=["3.1"]):
     few = home.shuffle(seed=lab.seed).select(range(96))  # 12 steps of 8
-    for rate in rates:
+    for rate in live.progress(rates, "learning rates"):
         torch.manual_seed(lab.seed)
-        short = train_adapter(models.load()[0], tokenizer, few, "build/rate", rate)
+        with capture_output():  # TRL prints a line per step
+            short = train_adapter(models.load()[0], tokenizer, few, "build/rate", rate)
         rate_runs[f"{rate:g}"] = [row["loss"] for row in short.state.log_history if "loss" in row]
     display(figures.rates(rate_runs, guess_rate))
     guess_rate.beside(next(iter(rate_runs.values()))[-1])
 
 # %% [markdown]
-# At the default rate nothing happens, and nothing warns you. If your LoRA "learned nothing", look
-# at the learning rate first ([evidence](../docs/evidence/03_peft.md#learning-rates)).
+# In a run this short, nothing happens at the default rate, and nothing warns you. (The curve only
+# wavers because each step sees another batch.) If your LoRA "learned nothing", look at the learning
+# rate first ([evidence](../docs/evidence/03_peft.md#learning-rates)).
 #
-# Now a longer run at the best rate: one pass over 320 rows. Sixty test commands, with sentence
-# patterns that don't occur in training, show what the model has learned.
+# Now a longer run at the best of the three: one pass over 320 rows. Sixty test commands, with
+# sentence patterns that don't occur in training, show what the model has learned.
 
 
 # %%
@@ -180,7 +183,8 @@ def count_right(answers):
 if lab.experiment("PEFT and TRL learn home", 85, needs=["3.1"]):
     torch.manual_seed(lab.seed)
     rows = home.shuffle(seed=lab.seed).select(range(320))
-    trainer = train_adapter(models.load()[0], tokenizer, rows, "build/home-lora", 2e-3)
+    with capture_output():
+        trainer = train_adapter(models.load()[0], tokenizer, rows, "build/home-lora", 2e-3)
     eight_rows = next(iter(trainer.get_train_dataloader()))  # a batch, for exercise 3.5
     answers = {"base model": ask(models.load()[0]), "tuned": ask(trainer.model)}
     right = {name: count_right(some) for name, some in answers.items()}
@@ -224,8 +228,8 @@ if lab.experiment("Which layers to adapt", 30):
 # ## A model that never stops
 #
 # This failure fills many issue trackers: the tuned model answers well, and then goes on and on. To
-# see it happen, write the rows as one does for a base model: the command, a line break, the answer,
-# the end token. (With a chat template the model had learned to stop before you tuned it.)
+# see it happen, train on rows without a chat template: the command, a line break, the answer, the
+# end token. (With its own template, this model was taught to stop before you tuned it.)
 #
 # *Labels* say which tokens the loss counts; -100 means that the loss skips a token. The next
 # function is meant to skip the prompt and the padding. It treats padding as transformers'
@@ -420,10 +424,10 @@ if lab.experiment("The generation prompt, left out", 5, needs=["3.2"]):
             print(f"    {command} → {text}")
 
 # %% [markdown]
-# Without the token that opens its turn, the model first finishes the user's sentence: a period, a
-# question mark, sometimes another word. SmolLM2's own template hides the bug, because the model has
-# learned to open the assistant's turn by itself. So compare token ids with those of training; don't
-# wait for a score to show it.
+# Without the token that opens its turn, the model first finishes the user's sentence, with a period
+# or a question mark. SmolLM2's own template hides the bug, because the model has learned to open
+# the assistant's turn by itself. So compare token ids with those of training; don't wait for a
+# score to show it.
 
 # %% [markdown]
 # ## Rows that are too long
@@ -517,14 +521,16 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.4"]):
     display(pd.DataFrame(lost).rename_axis(columns="max_length"))
 
 # %% [markdown]
-# No row is lost. The price: a long row has a prompt without its beginning. TRL (1.16) deprecates
-# its own switch for this, so cut before the trainer, and give it rows of `input_ids` and `labels`.
+# No row is lost. The price: a long row loses the beginning of its prompt, and with it the
+# template's first tokens and the system message. Where that matters, shorten the user's text before
+# it goes into the template. TRL (1.16) is removing its own switch for this, so truncate the rows
+# yourself.
 #
-# ## Half the memory, and an adapter that didn't train
+# ## Less memory, and an adapter that didn't train
 #
 # *Gradient checkpointing* stores only the input of each block during the forward pass, and computes
-# the rest again in the backward pass. It is the usual way to save activations. The next exercise is
-# how it goes wrong with LoRA.
+# the rest again in the backward pass. It saves most activations and costs a second forward pass.
+# The next exercise shows how it fails with LoRA.
 #
 # ### Exercise 3.5 · `with_checkpointing`
 #
@@ -570,7 +576,7 @@ def with_checkpointing(model):
 check.checkpoints(with_checkpointing)
 
 # %% [markdown]
-# Try both on the real model, with LoRA on the blocks and the head. Five steps are enough.
+# Try three ways on the real model, with LoRA on the blocks and the head. Five steps are enough.
 
 
 # %%
@@ -614,14 +620,14 @@ if lab.experiment("Three ways to run a block", 45, needs=["3.1", "3.5"]):
 
 # %% [markdown]
 # With the given code the loss falls, because the adapter of the head trains. That is all that
-# trains. So look at your `B` after a run: a matrix of zeros has learned nothing. Libraries call
-# `enable_input_require_grads()` for you in most cases; code of your own doesn't.
+# trains, and torch only warns: *None of the inputs have requires_grad=True*. So look at your `B`
+# after a run: a matrix of zeros has learned nothing. transformers and PEFT call
+# `enable_input_require_grads()` for you, the other fix. Code that wraps blocks itself has to.
 #
 # ## What is on disk
 #
-# Does a model that you load answer like the one you trained? Some people load an adapter like this.
-# They merge it, because a merged model is faster. Then they load it again, because the merged model
-# seems to have none.
+# Does a model that you load answer like the one you trained? Here is one way to get it wrong: merge
+# the adapter for speed, see no adapter on the result, and load it again.
 
 
 # %%
@@ -646,10 +652,12 @@ if lab.experiment("The adapter, loaded as some do", 15, needs=["3.1"]):
     guess_loaded.beside(reloaded["loaded as some do"])
 
 # %% [markdown]
-# Two faults, and no error: the update counts twice, and dropout is on, so the same question gives
-# different logits. A third fault needs another file. Training code often wraps the model, for
-# instance with `torch.compile`, and then the names in the file begin differently. What does PEFT do
-# with an adapter whose names match nothing?
+# Two faults, and no error. The update counts twice. And dropout is on, so the same question gives
+# different logits. (`ask` switches dropout off, so the answers suffer from the double update
+# alone.)
+#
+# A third fault needs another file. Wrapping the model, for instance with `torch.compile`, adds
+# `_orig_mod` to the names in the file. What does PEFT do with names that match nothing?
 
 # %% tags=["experiment"]
 if lab.experiment("An adapter whose names match nothing", 10, needs=["3.1"]):
@@ -661,21 +669,26 @@ if lab.experiment("An adapter whose names match nothing", 10, needs=["3.1"]):
     config = Path("build/home-lora/adapter_config.json").read_text()
     (renamed / "adapter_config.json").write_text(config)
     unmatched = PeftModel.from_pretrained(models.load()[0], renamed)
+    with torch.no_grad():
+        gap = (unmatched(ids).logits - models.load()[0](ids).logits).abs().max()
     print(f"{count_right(ask(unmatched))} of {len(unseen)} answers are right")
+    print(f"its logits differ from the base model's by {gap:.1g}")
 
 # %% [markdown]
-# It loads. There is one warning, easily lost in a log, and the model answers like the base.
+# It loads, with a warning that is easily lost in a log. Its `B` keep their zeros, so it is the base
+# model.
 #
 # ### Exercise 3.6 · `load_tuned`
 #
 # ●●○ · 8 min · 3 points
 #
-# **A hunt**, from [peft #1932](https://github.com/huggingface/peft/issues/1932) (an adapter whose
-# keys are missing loads silently) and [peft #2438](https://github.com/huggingface/peft/issues/2438)
-# (an adapter loaded in training mode). Fix all three faults:
+# **A hunt**, from [peft #2115](https://github.com/huggingface/peft/issues/2115) (a loaded adapter
+# whose outputs are those of the base model) and [peft
+# #2438](https://github.com/huggingface/peft/issues/2438) (an adapter loaded in training mode). Fix
+# all three faults:
 #
-# - The model answers as the run's did. The adapter stays next to `base`, the model that is given:
-#   merge nothing, so that without the adapter the base is what it was.
+# - The model answers as the run's did. Don't merge: with the adapter switched off, `base` must be
+#   unchanged.
 # - Dropout is off, and nothing trains.
 # - If the names in `adapter_model.safetensors` aren't exactly those that the model expects, raise
 #   an error.
@@ -728,9 +741,8 @@ if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.6"]):
 # long text counts more than a short one, and no text is cut. Padding doesn't count. Nothing
 # predicts the first token of a text, so it doesn't count either.
 #
-# A text is its own tokens and no others: no BOS before it and no end after it, which some
-# tokenizers add unless you pass `add_special_tokens=False`. The model is in eval mode, and stays in
-# it.
+# Add no special tokens: pass `add_special_tokens=False`, because some tokenizers put a BOS before a
+# text or an end after it. The model is in eval mode, and stays in it.
 #
 # By hand: two predicted tokens with the probabilities 1/2 and 1/8 have a mean of $(\ln 2 + \ln 8) /
 # 2 = \ln 4$. The perplexity is 4: the model was as unsure as between four equally likely tokens.
@@ -769,8 +781,8 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {before:.1f} before, {after:.1f} after: {after / before - 1:+.0%}")
 
 # %% [markdown]
-# A minute of training on JSON has made everyday English less likely to the model. Whether LoRA
-# forgets less than full fine-tuning is disputed, and three seeds here can't settle it
+# After this short training on JSON the model gives everyday English a lower probability. Whether
+# LoRA forgets less than full fine-tuning is disputed, and three seeds here can't settle it
 # ([evidence](../docs/evidence/03_peft.md#forgetting)). With LoRA you can always switch the adapter
 # off, and the base is what it was.
 #
@@ -859,7 +871,7 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - A run is a `LoraConfig`, an `SFTConfig` and rows. TRL's default learning rate is too low for
-#   LoRA.
+#   short runs of LoRA.
 # - Read one row before a run, token by token: does the end have a label, does the prompt end where
 #   the answer begins, is anything of the answer left?
 # - A falling loss shows neither which tokens it counts nor which matrices train. Look at answers,

@@ -1,4 +1,7 @@
-"""Tiny models with LoRA: what steps of training and loading do to them, as facts."""
+"""Tiny models with LoRA: what steps of training and loading do to them, as facts.
+
+Long, for the probes of checkpointing and of loading share these models.
+"""
 
 import contextlib
 import copy
@@ -124,6 +127,13 @@ def flat(grads):
     return torch.cat([grads[name].flatten() for name in sorted(grads)] or [torch.zeros(0)])
 
 
+ALONE = "by itself, one at a time"
+
+
+def _note(runs, i, part, *_):
+    runs.append((i, type(part), torch.is_grad_enabled()))
+
+
 def checkpointed(with_checkpointing, seed, targets, ids):
     """What a step does with the model that `with_checkpointing` returns."""
     model = tuned(seed, 2, targets)
@@ -136,9 +146,7 @@ def checkpointed(with_checkpointing, seed, targets, ids):
         return facts
     for i, block in enumerate(blocks):
         for part in (block.self_attn, block.mlp):
-            part.register_forward_pre_hook(
-                lambda part, *_, i=i: runs.append((i, type(part), torch.is_grad_enabled()))
-            )
+            part.register_forward_pre_hook(functools.partial(_note, runs, i))
     failed, record = "", "recorded for backward()"
     with mock.patch("torch.utils.checkpoint.check_backward_validity") as reentrant:
         try:
@@ -160,21 +168,23 @@ def checkpointed(with_checkpointing, seed, targets, ids):
     count = Counter(run[:2] for run in runs)
     times = [min(count[i, type(p)] for p in (b.self_attn, b.mlp)) for i, b in enumerate(blocks)]
     order = list(dict.fromkeys(i for i, *_ in runs[again[0] :]))
+    how = ALONE if order == sorted(order, reverse=True) else "together with the others"
     stayed = all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     return facts | {
         "the A and B that get a gradient": sorted(grads),
         "the checkpointed blocks": [f"model.layers.{i}" for i, n in enumerate(times) if n > 1],
         "the most runs of a block in a step": max(times),
-        "each block": "computed again by itself, one at a time"
-        if len(order) < 2 or order == sorted(order, reverse=True)
-        else "computed again together with the others",
+        "each block": f"computed again {how}",
         "the loss": loss,
         "the gradient of A and B": flat(grads),
         "the weights": "left as they were" if stayed else "changed",
     }
 
 
-_base = functools.lru_cache(4)(lambda seed: tiny.llama(torch.Generator().manual_seed(seed)))
+@functools.lru_cache(4)
+def _base(seed):
+    """The tiny model of a seed, made once."""
+    return tiny.llama(torch.Generator().manual_seed(seed))
 
 
 def loaded(load_tuned, seed, r, targets, ids):
