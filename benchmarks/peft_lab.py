@@ -1,6 +1,6 @@
 """Lab 3's own experiments with seeds that the lab doesn't use, for its evidence page.
 
-    python benchmarks/peft_lab.py rates loading  # no names: all
+    python benchmarks/peft_lab.py rates labels  # no names: all
 
 Each run adds rows to labkit/measured/peft.csv: study, setting, seed, measure, value. Call it again
 after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed draws
@@ -10,8 +10,6 @@ rates          train_adapter, 12 steps at a rate: the loss of the last step.
 labels         The given labels, and the solution's: answers of 60 that don't stop, last loss;
                texts that begin with an answer, with and without the line break that opens it.
 checkpointing  Five steps: B that moved, activations at the peak (bytes), the last loss.
-loading        The run of 320 rows: right answers of 60 as trained, and loaded in several ways;
-               perplexity on everyday English before and after (study english).
 """
 
 import sys
@@ -22,8 +20,6 @@ from types import SimpleNamespace
 
 import studies
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
 
 from labkit import tasks
 from labkit.training import models
@@ -32,8 +28,7 @@ OUT = Path(__file__).parents[1] / "labkit" / "measured" / "peft.csv"
 HOME = tasks.load("home", "train")
 UNSEEN = tasks.load("home", "test").shuffle(seed=1).select(range(60))
 NAMES = ["train_adapter", "train_on", "continued", "endless", "given_labels"]
-NAMES += ["answer_labels", "five_steps", "given_checkpointing", "with_checkpointing", "count_right"]
-NAMES += ["ask", "loaded_as_some_do", "load_tuned", "perplexity"]
+NAMES += ["answer_labels", "five_steps", "given_checkpointing", "with_checkpointing"]
 RATES = (2e-5, 2e-3)
 WAYS = ("plain", "given", "solution")
 
@@ -53,7 +48,6 @@ def every_run():
     for seed in (1, 2, 3):
         runs |= {Run("rates", f"{rate:g}", seed): (rates, rate) for rate in RATES}
         runs |= {Run("labels", name, seed): (labels, name) for name in ("given", "solution")}
-        runs[Run("loading", "all", seed)] = (loading,)
         runs |= {Run("checkpointing", way, seed): (checkpointing, way) for way in WAYS}
     return runs
 
@@ -98,27 +92,6 @@ def checkpointing(lab, seed, way):
     ways = {"plain": lambda model: model, "given": lab["given_checkpointing"]}
     losses, peak, moved = lab["five_steps"](ways.get(way, lab["with_checkpointing"]))
     return {"moved": sum(moved), "B": len(moved), "activations": peak, "fifth loss": losses[-1]}
-
-
-def loading(lab, seed):
-    texts, perplexity = tasks.general(), lab["perplexity"]
-    right = {"base": lab["count_right"](lab["ask"](models.load()[0]))}
-    english = {"before": perplexity(models.load()[0], lab["tokenizer"], texts)}
-    with tempfile.TemporaryDirectory() as folder:
-        model = run_on(lab, 320, 2e-3, folder).model.eval()
-        right["as trained"] = lab["count_right"](lab["ask"](model))
-        english["after"] = perplexity(model, lab["tokenizer"], texts)
-        ways = {"as some do": lab["loaded_as_some_do"], "load_tuned": lab["load_tuned"]}
-        for name, load in ways.items():
-            loaded = load(models.load()[0], folder)
-            right[name] = lab["count_right"](lab["ask"](loaded))
-        file = Path(folder) / "adapter_model.safetensors"
-        weights = load_file(file)
-        save_file({k.replace("layers", "_orig_mod.layers"): w for k, w in weights.items()}, file)
-        unmatched = PeftModel.from_pretrained(models.load()[0], folder)
-        right["names that match nothing"] = lab["count_right"](lab["ask"](unmatched))
-    english["rise in %"] = 100 * (english["after"] / english["before"] - 1)
-    return right | english
 
 
 if __name__ == "__main__":

@@ -373,8 +373,8 @@ def transpose_unless_square(P, grad_theta):
 
 WRONG = [
     (check.optimal, best_in_place, "changes its input W in place"),
-    (check.optimal, best_if_it_fits, "r = 9 it raised ValueError: r is too large"),
-    (check.optimal, best_by_power_iteration, "should be [3, 0, 0, 0], not [3.0, "),
+    (check.optimal, best_if_it_fits, "r = 9, it raised ValueError: r is too large"),
+    (check.optimal, best_by_power_iteration, "should be [[3, 0], [0, 0]], not [[3, "),
     (check.optimal, lambda W, r: best_in_numpy(W, r).numpy(), "a tensor, not a NumPy array"),
     (check.optimal, lambda W, r: best_rank_r(W, r).bfloat16(), "in 16 bits?"),
     (check.errors, error_by_subtracting, "is built on the way"),
@@ -383,7 +383,7 @@ WRONG = [
     (check.errors, error_of_another_name, "should be 0.316228, not 1"),
     (check.errors, lambda W, r: f"{relative_error(W, r):.3f}", "should be a float, not text"),
     (check.parameters, lora_params, break_even_in_range, "(8, 3), the result should be 2, not 0"),
-    (check.parameters, lora_params, largest_of_ranks, "break_even_rank(1, 1) it raised"),
+    (check.parameters, lora_params, largest_of_ranks, "break_even_rank(1, 1), it raised"),
     (check.parameters, lora_params, lambda o, i: break_even_rank(o, i) or None, "result is None"),
     (check.parameters, params_as_float, break_even_rank, "should be an int, not a float"),
     # the mistakes of both functions are shown
