@@ -485,9 +485,9 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.4", "1.5"])
     guess_shared.beside(100 * torch.tensor(shares).median().item())
 
 # %% [markdown]
-# LoRA has never seen the full update. Yet its share is about thirty times what chance would give, and
-# even the full update has little more than half of its energy there itself (dotted). Runs on other
-# batches share a little less ([evidence](../docs/evidence/01_svd.md#where-lora-writes)).
+# LoRA has never seen the full update. Yet its share is about thirty times what chance would give,
+# and even the full update has little more than half of its energy there itself (dotted). Runs on
+# other batches share a little less ([evidence](../docs/evidence/01_svd.md#where-lora-writes)).
 #
 # ## Another small number: intrinsic dimension
 #
