@@ -149,7 +149,7 @@ if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
 # neighboring rows are alike, so a few patterns are enough; small slanted details, such as the
 # stars, need many.
 #
-# **Turn it: rank.** At which rank do you stop seeing a difference? Move the slider.
+# **Turn it: rank.** At which rank do you stop seeing a difference? Use the slider.
 
 # %% tags=["experiment"]
 if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
