@@ -14,9 +14,7 @@ step     Peak bytes by category, FLOPs and seconds of a step (least of five).
 latency  Milliseconds per token: mean of 20 repetitions.
 """
 
-import sys
 import time
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 import studies
 import torch
+from studies import LabRun
 
 from labkit import tasks
 from labkit.figures.forms import final
@@ -41,24 +40,17 @@ STARTS += [("B = 0", 5e-3), ("A = 0", 5e-3)]
 KINDS = {"full fp32": (False, FP32), "LoRA fp32": (True, FP32), "LoRA bf16 base": (True, BF16)}
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run; the base model has seed 0."""
-
-    study: str
-    setting: str
-    seed: int
-
-
 def every_run():
     """{run: the function that measures it and its arguments}."""
-    runs = {Run("home", "base", 0): (home, "base")}
-    runs |= {Run("home", how, seed): (home, how) for seed in (1, 2, 3) for how in RATES}
+    runs = {LabRun("home", "base", 0): (home, "base")}
+    runs |= {LabRun("home", how, seed): (home, how) for seed in (1, 2, 3) for how in RATES}
     for seed in (1, 2, 3):
-        runs |= {Run("ranks", f"r={r}, alpha={a}", seed): (ranks, r, a) for r, a in RANKS}
-        runs |= {Run("starts", f"{how}, rate {x:g}", seed): (starts, how, x) for how, x in STARTS}
-        runs |= {Run("latency", "bf16, r=8", seed): (latency,)}
-    runs |= {Run("step", f"{k}, {n}", 1): (step, *KINDS[k], n) for k in KINDS for n in SIZES}
+        runs |= {LabRun("ranks", f"r={r}, alpha={a}", seed): (ranks, r, a) for r, a in RANKS}
+        runs |= {
+            LabRun("starts", f"{how}, rate {x:g}", seed): (starts, how, x) for how, x in STARTS
+        }
+        runs |= {LabRun("latency", "bf16, r=8", seed): (latency,)}
+    runs |= {LabRun("step", f"{k}, {n}", 1): (step, *KINDS[k], n) for k in KINDS for n in SIZES}
     return runs
 
 
@@ -95,17 +87,16 @@ def home(lab, seed, how):
 
 @torch.no_grad()
 def merging(lab, model):
-    """After merge_ and unmerge_ in bf16: the share of weights that differ, and relative norms."""
+    """After merge_ and unmerge_ in bf16: the share of weights that differ, and how far."""
     both = (model.modules(), lab["merged"](model).modules())
     old, new = ([m for m in some if isinstance(m, lab["LoRALinear"])] for some in both)
     list(map(lab["unmerge_"], new))
     weights = [a.base.weight.float() for a in old]
     gaps = [b.base.weight.float() - w for b, w in zip(new, weights, strict=True)]
     updates = [a.scaling * a.B @ a.A for a in old]
-    gap, weight, update = (sum(t.square().sum() for t in x) for x in (gaps, weights, updates))
+    gap, update = (sum(t.square().sum() for t in x) for x in (gaps, updates))
     changed = sum((g != 0).sum() for g in gaps) / sum(g.numel() for g in gaps)
-    sizes = {"error_to_update": (gap / update).sqrt(), "update_to_weight": (update / weight).sqrt()}
-    return {"not_restored": changed} | sizes
+    return {"not_restored": changed, "error_to_update": (gap / update).sqrt()}
 
 
 def ranks(lab, seed, r, alpha):
@@ -143,7 +134,4 @@ def latency(lab, seed):
 
 
 if __name__ == "__main__":
-    for run, (measure, *how) in every_run().items():
-        if run not in studies.done(OUT, Run) and run.study in (sys.argv[1:] or [run.study]):
-            for name, value in measure(of_lab(run.seed), run.seed, *how).items():
-                studies.append(OUT, asdict(run) | {"measure": name, "value": float(f"{value:.6g}")})
+    studies.of_labs(OUT, every_run(), of_lab)

@@ -12,14 +12,13 @@ labels         The given labels, and the solution's: answers of 60 that don't st
 checkpointing  Five steps: B that moved, activations at the peak (bytes), the last loss.
 """
 
-import sys
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import studies
 import torch
+from studies import LabRun
 
 from labkit import tasks
 from labkit.training import models
@@ -33,22 +32,13 @@ RATES = (2e-5, 2e-3)
 WAYS = ("plain", "given", "solution")
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run."""
-
-    study: str
-    setting: str
-    seed: int
-
-
 def every_run():
     """{run: the function that measures it and its arguments}."""
     runs = {}
     for seed in (1, 2, 3):
-        runs |= {Run("rates", f"{rate:g}", seed): (rates, rate) for rate in RATES}
-        runs |= {Run("labels", name, seed): (labels, name) for name in ("given", "solution")}
-        runs |= {Run("checkpointing", way, seed): (checkpointing, way) for way in WAYS}
+        runs |= {LabRun("rates", f"{rate:g}", seed): (rates, rate) for rate in RATES}
+        runs |= {LabRun("labels", name, seed): (labels, name) for name in ("given", "solution")}
+        runs |= {LabRun("checkpointing", way, seed): (checkpointing, way) for way in WAYS}
     return runs
 
 
@@ -95,7 +85,4 @@ def checkpointing(lab, seed, way):
 
 
 if __name__ == "__main__":
-    for run, (measure, *how) in every_run().items():
-        if run not in studies.done(OUT, Run) and run.study in (sys.argv[1:] or [run.study]):
-            for name, value in measure(of_lab(run.seed), run.seed, *how).items():
-                studies.append(OUT, asdict(run) | {"measure": name, "value": float(f"{value:.6g}")})
+    studies.of_labs(OUT, every_run(), of_lab)

@@ -7,9 +7,10 @@ import argparse
 import csv
 import json
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,26 @@ def append(path: Path, row: dict) -> None:
             writer.writeheader()
         writer.writerow(row)
     print(row, flush=True)
+
+
+@dataclass(frozen=True)
+class LabRun:
+    """One run of a lab's own code; what no seed decides has seed 0."""
+
+    study: str
+    setting: str
+    seed: int
+
+
+def of_labs(out: Path, runs: dict, of_lab: Callable) -> None:
+    """Measure the `runs`, {LabRun: (function, *arguments)}, whose rows are not in `out` yet.
+
+    Each adds a row per measure. The command line may name studies; without names all run.
+    """
+    for run, (measure, *how) in runs.items():
+        if run not in done(out, LabRun) and run.study in (sys.argv[1:] or [run.study]):
+            for name, value in measure(of_lab(run.seed), run.seed, *how).items():
+                append(out, asdict(run) | {"measure": name, "value": float(f"{value:.6g}")})
 
 
 def note(path: str | None, found: object) -> None:

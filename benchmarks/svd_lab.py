@@ -12,8 +12,6 @@ sgd      Full fine-tuning by SGD at rate 0.3, clipped: held-out loss, rank for 9
 overlap  Median share of energy in the top 8 output directions of a full update, every fifth block.
 """
 
-import sys
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +20,7 @@ import numpy as np
 import studies
 import torch
 from peft import LoraConfig, get_peft_model
+from studies import LabRun
 
 from labkit import tasks
 from labkit.training import hardware, loop, models
@@ -33,23 +32,14 @@ SEEDS, RANKS, HOME = (1, 2, 3), (1, 8, 16, 64), tasks.load("home", "train")
 RATES = {"LoRA": 5e-3, "full": 3e-4, "SGD": 0.3}
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run; the base model has seed 0."""
-
-    study: str
-    setting: str
-    seed: int
-
-
 def every_run():
     """{run: the function that measures it and its arguments}, updates before their overlaps."""
-    runs = {Run("home", "base", 0): (base,)}
+    runs = {LabRun("home", "base", 0): (base,)}
     for seed in SEEDS:
-        runs |= {Run("home", how, seed): (home, how) for how in ("LoRA", "full")}
-        runs |= {Run("cut", f"rank {r}", seed): (cut, r) for r in RANKS}
-    runs |= {Run("sgd", "rate 0.3", 1): (sgd,)}
-    return runs | {Run("overlap", "top 8", seed): (overlap,) for seed in SEEDS}
+        runs |= {LabRun("home", how, seed): (home, how) for how in ("LoRA", "full")}
+        runs |= {LabRun("cut", f"rank {r}", seed): (cut, r) for r in RANKS}
+    runs |= {LabRun("sgd", "rate 0.3", 1): (sgd,)}
+    return runs | {LabRun("overlap", "top 8", seed): (overlap,) for seed in SEEDS}
 
 
 def of_lab(seed):
@@ -149,7 +139,4 @@ def overlap(lab, seed):
 
 
 if __name__ == "__main__":
-    for run, (measure, *how) in every_run().items():
-        if run not in studies.done(OUT, Run) and run.study in (sys.argv[1:] or [run.study]):
-            for name, value in measure(of_lab(run.seed), run.seed, *how).items():
-                studies.append(OUT, asdict(run) | {"measure": name, "value": float(f"{value:.6g}")})
+    studies.of_labs(OUT, every_run(), of_lab)

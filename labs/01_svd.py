@@ -254,10 +254,10 @@ def energy_rank(s, fraction):
 check.ranks(energy_rank)
 
 # %% [markdown]
-# SmolLM2-135M has 30 blocks with seven matrices each: `q_proj`, `k_proj`, `v_proj`
-# and `o_proj` in the attention, `gate_proj`, `up_proj` and `down_proj` in the MLP. A `q_proj` has
-# 576 directions, a `k_proj` 192. So measure the share of directions that have 90% of the energy, in
-# every fifth block, and compare with random matrices of the same shape.
+# SmolLM2-135M has 30 blocks with seven matrices each: `q_proj`, `k_proj`, `v_proj` and `o_proj` in
+# the attention, `gate_proj`, `up_proj` and `down_proj` in the MLP. A `q_proj` has 576 directions, a
+# `k_proj` 192. So measure the share of directions that have 90% of the energy, in every fifth
+# block, and compare with random matrices of the same shape.
 
 
 # %%
@@ -285,9 +285,9 @@ if lab.experiment("How many directions the weights take", 6, needs=["1.4"]):
     guess_rank.beside(figures.median(spread["weights"]))
 
 # %% [markdown]
-# The weights have structure, most of all in `q_proj` and `k_proj`. But they are
-# nowhere near rank 8, which is 1.4% of 576: you couldn't replace them by two thin factors. LoRA
-# bets on their *change*.
+# The weights have structure, most of all in `q_proj` and `k_proj`. But they are nowhere near rank
+# 8, which is 1.4% of 576: you couldn't replace them by two thin factors. LoRA bets on their
+# *change*.
 #
 # ## What does fine-tuning change?
 #
@@ -458,10 +458,10 @@ if lab.experiment("LoRA of rank 8 on the same batches", 92, needs=["1.1", "1.4",
     display(compare_answers(unseen["text"], unseen["answer"], answers, rows=3))
 
 # %% [markdown]
-# LoRA of rank 8 gets about nine tenths of the answers that full fine-tuning gets
-# (three seeds), with 2% of the numbers. A cut needs about twice the rank for that. LoRA's authors
-# guessed that the update is low-rank. LoRA needs less: *some* good change of rank 8, and training
-# that finds it. The directions that the cut keeps were trained alongside those it drops.
+# LoRA of rank 8 gets about nine tenths of the answers that full fine-tuning gets (three seeds),
+# with 2% of the numbers. A cut needs about twice the rank for that. LoRA's authors guessed that the
+# update is low-rank. LoRA needs less: *some* good change of rank 8, and training that finds it. The
+# directions that the cut keeps were trained alongside those it drops.
 #
 # Do LoRA and full fine-tuning write in the same directions? Measure what share of LoRA's energy
 # lies in the full update's top 8. The controls are *chance*, $8 / d_\text{out}$, and two runs from

@@ -215,15 +215,15 @@ def short_run(label, targets, learning_rate=2e-3, steps=20):
 
 # %% tags=["experiment"]
 targets = {"q, v": ["q_proj", "v_proj"], "all-linear": "all-linear"}
-if lab.experiment("Which layers to adapt", 30):
+if lab.experiment("Which layers to adapt", 30, needs=["3.1"]):
     for label, names in targets.items():
         target_runs[label] = short_run(label, names)
     display(figures.targets(target_runs))
 
 # %% [markdown]
-# At this learning rate more layers learn faster, for five times as many numbers.
-# QLoRA's authors found that adapting every linear layer matters more than the rank ([Dettmers et
-# al. 2023](https://arxiv.org/abs/2305.14314)).
+# At this learning rate more layers learn faster, for five times as many numbers. QLoRA's authors
+# found that adapting every linear layer matters more than the rank ([Dettmers et al.
+# 2023](https://arxiv.org/abs/2305.14314)).
 #
 # ## A model that never stops
 #
@@ -288,7 +288,7 @@ def endless(texts):
 guess_endless = lab.predict("Trained on these labels, how many of 60 answers won't stop?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("Trained on the given labels", 25):
+if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
     given_run = train_on(given_labels)
     said = continued(given_run.model, "\n")
     unstopped = {"given labels": endless(said)}
@@ -350,7 +350,7 @@ def answer_labels(input_ids, attention_mask, prompt_lengths):
 check.end_trains(answer_labels)
 
 # %% tags=["experiment"]
-if lab.experiment("Trained on your labels", 25, needs=["3.2"]):
+if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.2"]):
     (row,) = rows_of(home.select([0]), answer_labels)
     tokens = [tokenizer.decode([token]) for token in row["input_ids"]]
     display(figures.loss_tokens(tokens, [y != -100 for y in row["labels"]]))
@@ -415,7 +415,7 @@ check.prompt_opens_answer(render_prompt)
 # break after the command opens the answer. Ask the same model with it and without it.
 
 # %% tags=["experiment"]
-if lab.experiment("The generation prompt, left out", 5, needs=["3.2"]):
+if lab.experiment("The generation prompt, left out", 5, needs=["3.1", "3.2"]):
     for name, ending in {"with the line break": "\n", "without it": ""}.items():
         said = continued(your_run.model, ending)
         opened = sum(text.startswith("{") for text in said)
@@ -745,7 +745,8 @@ if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.6"]):
 # text or an end after it. The model is in eval mode, and stays in it.
 #
 # By hand: two predicted tokens with the probabilities 1/2 and 1/8 have a mean of $(\ln 2 + \ln 8) /
-# 2 = \ln 4$. The perplexity is 4: the model was as unsure as between four equally likely tokens.
+# 2 = \ln 4$. The perplexity is $e^{\ln 4} = 4$: the model was as unsure as between four equally
+# likely tokens.
 #
 # <details><summary>Hint</summary>
 #

@@ -21,6 +21,7 @@ from labkit.plots import (
     VARIANTS,
     figure,
     headed,
+    likely,
     smooth,
     traced,
     weight_for,
@@ -73,6 +74,23 @@ def bars(
         _above(ax, x, high, text.format(height))
         top = max(top, 1.15 * high)
     _upright(ax, list(values), ylabel, top, guess)
+
+
+def counted(
+    ax: Axes,
+    counts: dict[str, int],
+    n: int,
+    what: str = "right answers",
+    roles: dict[str, str] | None = None,
+    top: float = 0,
+    guess: Guess | None = None,
+) -> None:
+    """Bars of counts of `n`, each with Wilson's 95% interval; `what` was counted."""
+    values = {}
+    for label, count in counts.items():
+        low, high = likely(count / n, n)
+        values[label] = (count, n * low, n * high)
+    bars(ax, values, f"{what}, of {n}\n(line: 95% interval)", roles, "{:.0f}", top, guess)
 
 
 def stacks(
@@ -176,22 +194,16 @@ def dots(
     xlabel: str,
     roles: dict[str, str] | None = None,
     text: str = "{:.2g}",
-    log: bool = False,
-    hollow: bool = False,
 ) -> None:
-    """A point per row with its 95% interval, its value above it; the first row is on top.
-
-    Call it twice to put two statistics on each row, the second one `hollow`.
-    """
+    """A point per row with its 95% interval, its value above it; the first row is on top."""
     for y, (label, value) in enumerate(values.items()):
         center, low, high = _ends(value)
         color = ROLES[(roles or {}).get(label, "LoRA")]
-        how = {"fmt": "o", "ms": 8, "color": color, "mfc": "white" if hollow else color}
         ends = [[center - low], [high - center]] if high > low else None
-        ax.errorbar(center, y, xerr=ends, capsize=4, **how)
+        ax.errorbar(center, y, xerr=ends, capsize=4, fmt="o", ms=8, color=color)
         _above(ax, center, y, text.format(center), 8)
     ax.set_yticks(range(len(values)), list(values))
-    ax.set(xlabel=xlabel, xscale="log" if log else "linear", ylim=(len(values) - 0.5, -0.6))
+    ax.set(xlabel=xlabel, ylim=(len(values) - 0.5, -0.6))
     ax.margins(x=0.1)
 
 

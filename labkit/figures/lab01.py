@@ -10,9 +10,9 @@ import torch
 from matplotlib import cbook
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import bars, dots, titled
+from labkit.figures.forms import counted, dots, titled
 from labkit.guess import Guess
-from labkit.plots import INK, PAPER, ROLES, likely
+from labkit.plots import INK, PAPER, ROLES
 
 SERIES = {"weights": ("base", "o"), "random": ("base", "_"), "update": ("full", "s")}
 
@@ -123,10 +123,8 @@ def cuts(
     places = range(len(ranks))
     left.bar(places, [100 * energy[r] for r in ranks], 0.55, color=ROLES["full"])
     left.set(ylabel="energy kept (%)", ylim=(0, 105))
-    ends = {r: likely(right[r] / n, n) for r in ranks}
-    values = {f"{r}": (right[r], n * low, n * high) for r, (low, high) in ends.items()}
-    roles = dict.fromkeys(values, "full")
-    bars(axis, values, f"right answers, of {n}\n(line: 95% interval)", roles, "{:.0f}", 1.05 * full)
+    counts = {f"{r}": right[r] for r in ranks}
+    counted(axis, counts, n, roles=dict.fromkeys(counts, "full"), top=1.05 * full)
     axis.axhline(full, color=INK, ls=":", lw=1.5)
     axis.text(-0.45, full, "the whole update", va="bottom", color=INK, fontsize=9)
     guess.draw(axis)
@@ -147,12 +145,8 @@ def right_answers(right: dict[str, int], n: int) -> Figure:
     *_, cut, lora = right
     than = "more" if right[lora] > right[cut] else "no more"
     fig, ax = titled(f"At the same rank, LoRA gets {than} answers right than the cut")
-    values = {}
-    for name, count in right.items():
-        low, high = likely(count / n, n)
-        values[name] = (count, n * low, n * high)
     roles = dict(zip(right, ("base", "full", "full", "LoRA"), strict=True))
-    bars(ax, values, f"right answers, of {n}\n(line: 95% interval)", roles, "{:.0f}")
+    counted(ax, right, n, roles=roles)
     return fig
 
 

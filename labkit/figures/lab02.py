@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from labkit.figures.forms import bars, curves, final, mean_interval, stacks, titled
+from labkit.figures.forms import bars, counted, curves, final, mean_interval, stacks, titled
 from labkit.guess import Guess, as_text
-from labkit.plots import INK, ROLES, likely
+from labkit.plots import INK, ROLES
 
 GB = 10**9
 LOSS = "training loss (nats per token)"
@@ -89,13 +89,10 @@ def right_answers(counts: dict[str, tuple[int, int]], n: int, guess: Guess) -> F
     fig, axes = titled(title, n_columns=2, sharey=True)
     roles = {next(iter(counts)): "base"}
     for k, ax in enumerate(axes):
-        values = {}
-        for label, pair in counts.items():
-            low, high = likely(pair[k] / n, n)
-            values[label] = (pair[k], n * low, n * high)
-        bars(ax, values, "", roles, "{:.0f}", top=1.1 * n, guess=guess if k == 0 else None)
-    axes[0].set(xlabel="word for word", ylabel=f"answers of {n}\n(line: 95% interval)")
-    axes[1].set(xlabel="right intent")
+        some = {label: pair[k] for label, pair in counts.items()}
+        counted(ax, some, n, "answers", roles, 1.1 * n, guess if k == 0 else None)
+    axes[0].set(xlabel="word for word")
+    axes[1].set(xlabel="right intent", ylabel="")
     return fig
 
 

@@ -6,9 +6,8 @@ from html import escape
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import bars, curves, titled
+from labkit.figures.forms import bars, counted, curves, titled
 from labkit.guess import Guess
-from labkit.plots import likely
 
 LOSS = "training loss (nats per token)"
 
@@ -35,17 +34,8 @@ def right_answers(right: dict[str, int], n: int) -> Figure:
     """Right answers of `n` by model, base model first."""
     *_, tuned = right.values()
     fig, ax = titled(f"After one pass over the rows, {tuned / n:.0%} of the answers are right")
-    _counted(ax, right, n, {next(iter(right)): "base"})
+    counted(ax, right, n, roles={next(iter(right)): "base"})
     return fig
-
-
-def _counted(ax, counts, n, roles=None, guess=None):
-    """Bars of counts of `n` answers, with Wilson's 95% intervals."""
-    values = {}
-    for label, count in counts.items():
-        low, high = likely(count / n, n)
-        values[label] = (count, n * low, n * high)
-    bars(ax, values, f"right answers, of {n}\n(line: 95% interval)", roles, "{:.0f}", guess=guess)
 
 
 def loss_tokens(tokens: Sequence[str], has_loss: Sequence[bool]) -> HTML:
@@ -72,5 +62,5 @@ def reloaded(counts: dict[str, int], n: int, guess: Guess) -> Figure:
     """Right answers of `n` as trained, and as loaded by a mistake."""
     *_, (wrong, count) = counts.items()
     fig, ax = titled(f"Loaded like this, the model gets {count / n:.0%} of the answers right")
-    _counted(ax, counts, n, {wrong: "mistake"}, guess)
+    counted(ax, counts, n, roles={wrong: "mistake"}, guess=guess)
     return fig

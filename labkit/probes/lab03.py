@@ -136,7 +136,7 @@ def _labels(tokenizer, batches, talks, columns):
     right = [f"{talk[-1]['content']} <end>" for talk in talks]
     others = list(zip(found, right, strict=True))[SHOWN:]
     wrong = [a for a, b in others if a != b]
-    hint = " (a row is cut)" * any(CUT in label for label in wrong)
+    hint = f" ({CUT})" * any(CUT in label for label in wrong)
     return facts | {"the number of other rows with wrong labels": f"{len(wrong)}{hint}"}
 
 
@@ -151,12 +151,11 @@ def _found(text, seen, columns):
         return f"none: {CUT}, the model reads “{cut}”"
     if not any(role.strip() in row.split() for row in seen for role in tiny.ROLES):
         return "none: prompt and completion must be lists of messages"
-    return (
-        "none: no row is this conversation: the prompt is all messages but the last, messages[:-1]"
-    )
+    return NO_ROW
 
 
 CUT = "a row is cut"
+NO_ROW = "none: no row is this conversation: the prompt is all messages but the last, messages[:-1]"
 ALONE = "with `messages` alone TRL does so: make columns prompt and completion"
 SHOWN = 3  # conversations whose labels a learner may read
 
@@ -179,18 +178,14 @@ def _saved(model, folder):
     moved = [
         n for n, m in adapters.lora(model).items() if all(B.weight.any() for B in m.lora_B.values())
     ]
-    facts = {"the layers whose B moved": sorted(moved)}
-    facts["the files in output_dir"] = [
-        name for name in adapters.FILES if (folder / name).is_file()
-    ]
-    if adapters.FILES[1] in facts["the files in output_dir"]:
-        own = {k: v.detach() for k, v in get_peft_model_state_dict(model).items()}
-        alike = same(
-            dict(sorted(own.items())), dict(sorted(load_file(folder / adapters.FILES[1]).items()))
-        )
+    files = [name for name in adapters.FILES if (folder / name).is_file()]
+    facts = {"the layers whose B moved": sorted(moved), "the files in output_dir": files}
+    if adapters.FILES[1] in files:
         saved = load_file(folder / adapters.FILES[1])
+        own = {k: v.detach() for k, v in get_peft_model_state_dict(model).items()}
         early = not any(w.any() for name, w in saved.items() if "lora_B" in name)
         other = "one that didn't train (save_model() comes after train())" if early else "another"
+        alike = same(dict(sorted(own.items())), dict(sorted(saved.items())))
         facts["the saved adapter"] = "the trained one" if alike else other
     return facts
 

@@ -311,7 +311,7 @@ def test_formulas_of_a_page_need_no_script(pages):
 @pytest.mark.parametrize("path", sorted(ROOT.glob("solutions/*.ipynb")), ids=lambda p: p.stem)
 def test_every_formula_of_the_labs_is_understood(path):
     found = formulas(path)
-    assert len(found) >= 3
+    assert len(found) > 3
     for block, inline in found:
         made = convert(block or inline, display="block" if block else "inline")
         assert made.startswith("<math") and not re.findall(r"<m(?:i|text)>\\\w+</m", made)

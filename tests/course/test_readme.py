@@ -68,6 +68,18 @@ def test_a_picture_says_what_it_says_in_the_run_that_made_it(name):
     assert plain(words[name]) == plain(told["title"]), "README's words are not the picture's title"
 
 
+def test_what_it_says_of_a_cut_update_is_in_the_table():
+    table = pd.read_csv(ROOT / "labkit" / "measured" / "svd.csv")
+    found = table.pivot_table(index=["study", "setting", "seed"], columns="measure", values="value")
+    full, lora, cut = (
+        found.loc[place] for place in (("home", "full"), ("home", "LoRA"), ("cut", "rank 8"))
+    )
+    assert (cut["right"] < 0.5 * full["right"]).all() and "most of the right answers" in plain(TEXT)
+    assert cut["energy"].between(0.45, 0.5).all() and "almost half of its energy" in plain(TEXT)
+    assert (lora["right"] >= 0.85 * full["right"]).all() and "answers almost as well" in plain(TEXT)
+    assert len(full) == len(lora) == len(cut) == 3
+
+
 @pytest.mark.parametrize(
     "told", [*RUN["pictures"].values(), RUN["answers"]], ids=lambda told: told["experiment"]
 )
