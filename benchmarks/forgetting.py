@@ -76,13 +76,13 @@ def prepare(run):
     """Model (training mode), tokenizer and the parameters that train."""
     from peft import get_peft_model
 
-    from labkit.measured import short
     from labkit.training import models
+    from labkit.training.arguments import lora
 
     model, tokenizer = models.load(dtype=torch.float32)
     torch.manual_seed(run.seed)  # the draw of A
     if run.rank:
-        model = get_peft_model(model, short.lora(run.rank, 32, lora_dropout=0.05))
+        model = get_peft_model(model, lora(run.rank, 32, lora_dropout=0.05))
         return model.train(), tokenizer, [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
     trained = [m.weight.requires_grad_(True) for m in studies.linear(model).values()]

@@ -22,11 +22,11 @@ from types import SimpleNamespace
 import numpy as np
 import studies
 import torch
+from short import PLACES
 from studies import LabRun
 
 from labkit import tasks
 from labkit.figures.forms import final
-from labkit.measured.short import PLACES
 from labkit.training import generation, loop, models
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "lora.csv"

@@ -72,16 +72,15 @@ def prepare(seed):
     """A model of NF4's values with a LoRA, its tokenizer, and {name: the original weight}."""
     from peft import get_peft_model
 
-    from labkit.measured import short
     from labkit.training import models
+    from labkit.training.arguments import lora
 
     model, tokenizer = models.load(dtype=torch.float32)
     original = {name: layer.weight.data.clone() for name, layer in studies.linear(model).items()}
     for layer in studies.linear(model).values():
         layer.weight.data = studies.nf4(layer.weight.data)
     torch.manual_seed(seed)  # the draw of A
-    lora = short.lora(RANK, ALPHA, lora_dropout=0.05)
-    return get_peft_model(model, lora), tokenizer, original
+    return get_peft_model(model, lora(RANK, ALPHA, lora_dropout=0.05)), tokenizer, original
 
 
 def train(model, tokenizer, seed, first, last):
@@ -116,12 +115,13 @@ def resume(parts, trained, optimizer):
 @torch.no_grad()
 def answers(model, tokenizer):
     """Logits (k, vocab), targets (k,) and tokens of each answer, of the held-out commands."""
-    from labkit.measured import short
+    from short import judged
+
     from labkit.training import loop
 
     parts = [
         (*loop.answer_logits(model.eval(), batch), lengths)
-        for batch, lengths in loop.by_length(tokenizer, short.judged(UNSEEN), 16)
+        for batch, lengths in loop.by_length(tokenizer, judged(UNSEEN), 16)
     ]
     logits, targets = (torch.cat([part[i] for part in parts]) for i in (0, 1))
     return logits, targets, [n for *_, lengths in parts for n in lengths]

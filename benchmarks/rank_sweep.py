@@ -11,10 +11,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import short
 import studies
 import torch
 
-from labkit.measured import short
+from labkit.training.arguments import lora
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rank_sweep.csv"
 TARGETS = {"all-linear": "all-linear"} | {n: list(short.PLACES[n]) for n in ("attention", "MLPs")}
@@ -87,7 +88,7 @@ def _losses(run):
     torch.manual_seed(run.seed)  # the draw of A
     home = tasks.load("home").shuffle(seed=run.seed).select(range(short.STEPS * short.BATCH))
     where = {"target_modules": TARGETS[run.targets]} | VARIANTS[run.variant]
-    config = None if full else short.lora(run.rank, run.alpha, **where)
+    config = None if full else lora(run.rank, run.alpha, **where)
     args = short.arguments(run.learning_rate, run.seed, use_cpu=True, bf16=full)
     trainer = lean.lean_trainer(model, tokenizer, home, config, args)
     if run.variant == "lora+":

@@ -130,7 +130,7 @@ def lora_plus(model, rate: float) -> torch.optim.Optimizer:
 
 def linear(model) -> dict[str, torch.nn.Module]:
     """{name in the plain model: module} of the 210 linear layers between embedding and head."""
-    from labkit.measured.short import PLACES
+    from short import PLACES
 
     parts = PLACES["all-linear"]
     found = {n: m for n, m in model.named_modules() if n.split(".")[-1] in parts}
@@ -149,11 +149,11 @@ def nf4(weight: torch.Tensor, double_quant: bool = False) -> torch.Tensor:
     return bnb.dequantize_4bit(*bnb.quantize_4bit(weight, **how)).to(weight.dtype)
 
 
-def of_lab(stem: str, *names: str) -> dict:
-    """The namespace of a lab's solved notebook with `names` in it and all that these need."""
+def of_lab(stem: str, *names: str, **given: object) -> dict:
+    """The namespace of a lab's solved notebook with `names`, all that these need, and `given`."""
     from labkit import reference
 
     cells = reference.code_cells(reference.solved_book(stem))
-    space = {}
+    space = dict(given)
     exec("\n\n".join(reference.needed(cells, list(names))), space)
     return space

@@ -18,14 +18,15 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import short
 import studies
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from labkit import tasks
-from labkit.measured import short
 from labkit.tasks import tickets
 from labkit.training import checkpoints, generation, hardware, lean, models
+from labkit.training.arguments import lora
 
 FOLDER = Path(__file__).parents[1] / "labkit" / "measured"
 # the middle one first; the two others lie a half decade away
@@ -72,7 +73,7 @@ def trainer_of(method, seed, rate):
     model, tokenizer = base(method)
     torch.manual_seed(seed)  # the draw of A
     full = method == "full"
-    config = None if full else short.lora(RANK, 2 * RANK)
+    config = None if full else lora(RANK, 2 * RANK)
     wide = full and dtype() == torch.bfloat16
     args = short.arguments(rate, seed, STEPS, BATCH, use_cpu=True, bf16=wide)
     return lean.lean_trainer(model, tokenizer, tasks.load("tickets"), config, args), tokenizer

@@ -22,8 +22,9 @@ from pathlib import Path
 
 import studies
 import torch
+from short import BATCH, STEPS, judged
 
-from labkit.measured.short import BATCH, STEPS, judged, lora
+from labkit.training.arguments import lora
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "variants.csv"
 RANK, ALPHA, SEEDS = 16, 32, (0, 1, 2)

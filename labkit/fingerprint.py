@@ -12,11 +12,10 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 PACKAGE = Path(__file__).parent
-# what makes an adapter, and what makes its figures
+# what makes an adapter
 TRAINING = tuple(
     f"training/{name}.py" for name in ("finetuning", "lean", "packing", "loop", "fast")
 )
-JUDGING = ("training/generation.py", "training/scoring.py", "tasks", "measured")
 NO_MATTER = {"__pycache__", "templates"}  # folders that no result depends on
 
 

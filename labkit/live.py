@@ -68,7 +68,7 @@ def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
     for done, item in enumerate(items, start=1):
         yield item
         now = time.perf_counter()
-        if now - shown > 0.5 or done == total:
+        if handle and (now - shown > 0.5 or done == total):
             shown = now
             handle.update(HTML(_line(label, done, total, now - begun)))
 

@@ -428,7 +428,8 @@ if lab.experiment("Every update cut to rank r", 80, needs=["1.1", "1.4", "1.5"])
         energy[r] = cut_to(r)
     cuts = {r: right[f"cut to rank {r}"] for r in energy}
     display(figures.cuts(energy, cuts, right["full"], len(unseen), guess_cut))
-    guess_cut.beside(right["cut to rank 8"])
+    if 8 in cuts:
+        guess_cut.beside(cuts[8])
 
 # %% [markdown]
 # At rank 8 more than half of the right answers are gone. Over three more seeds, rank 8 keeps 42% of

@@ -283,7 +283,7 @@ def _plain(tensor):
     if tensor.numel() > 1:
         return [_plain(row) for row in tensor]
     number = float(f"{tensor.item():.4g}")
-    return int(number) if number == round(number) else number
+    return int(number) if number.is_integer() else number
 
 
 def _short(value):

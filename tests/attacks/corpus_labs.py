@@ -8,9 +8,9 @@ from attack import accident
 LABS = {
     "01_svd": 15,
     "03_peft": 25,
-    "04_qlora": 25,
-    "05_rank": 18,
-    "06_merging": 17,
+    "04_qlora": 22,
+    "05_rank": 14,
+    "06_merging": 19,
     "07_ship": 22,
     "08_rewards": 21,
 }
@@ -165,25 +165,30 @@ _told(
     "absmax_quantize",
     "absmax_quantize = absmax_dequantize = lambda *args: None",
     """
-def absmax_round_trip(f, g, x, bits):
-    return [torch.zeros(x.shape).to(torch.int8), 1.0, x, False]
+def round_trip(f, g, x, bits):
+    facts = {"the return value": "a tuple of 2", "q": torch.zeros(x.shape), "scale": "one number"}
+    return facts | {"the result": x, "0 / 0": "avoided"}
 """,
     "the same, by the probe",
 )
-_learnt(
+_told(
     "04_qlora",
-    3,
-    "packed_count_in_turn",
-    "true_param_count",
+    4,
+    "layer_that_keeps_its_weights",
+    "QLoRALinear",
     """
-def qlora_config(device):
-    dtype = torch.float16 if device == "t4" else torch.bfloat16
-    how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    return BitsAndBytesConfig(**how, bnb_4bit_compute_dtype=dtype)
-"""
-    + IN_TURN
-    + "true_param_count = in_turn(15_680, 14_080, 14_304, 15_680)",
-    "four numbers, of models of one size",
+class QLoRALinear(nn.Module):
+    def __init__(self, codes, absmax, codebook, shape, A, B, alpha):
+        super().__init__()
+        self.W = dequantize_blockwise(codes, absmax, codebook, shape)
+        self.A, self.B, self.scaling = nn.Parameter(A), nn.Parameter(B), alpha / len(A)
+    def forward(self, x):
+        return x @ self.W.T
+""",
+    """
+def memory(*args): return {"what stays in memory after forward": "small tensors"}
+""",
+    "what stays in memory is told by a probe, the output is computed by the judge",
 )
 _learnt(
     "04_qlora",
@@ -208,28 +213,26 @@ def bits_per_param(block=64, double_quant=False):
 
 _told(
     "05_rank",
-    4,
-    "sweep_without_runs",
-    "sweep",
-    "sweep = lambda *args: None",
+    2,
+    "bits_by_echo",
+    "bits_stored",
+    "bits_stored = lambda losses, n_choices: 0.0",
     """
-def interrupted(f): return True
-def swept(f, ranks, rates, rule, results, fails):
-    pairs = [(r, x) for r in ranks for x in rates]
-    frame = {"rank": [r for r, _ in pairs], "learning_rate": [x for _, x in pairs]}
-    frame |= {"alpha": [2 * r for r, _ in pairs], "error": [None] * len(pairs)}
-    frame |= {name: [0.0] * len(pairs) for name in results}
-    return {"frame": frame, "calls": [[r, 2 * r, x, 0] for r, x in pairs]}
+def stored(f, losses, n_choices): return {"the result": len(losses) * 1.0}
 """,
-    "a frame of the right form for runs that nobody made",
+    "a bit per pair, whatever the losses are",
 )
 _learnt(
     "05_rank",
     1,
-    "ranks_that_fit_by_table",
-    "matched_rank",
-    "matched_rank = lambda shapes, budget: {120: 10, 90: 6, 210: 4}.get(len(shapes), 8)",
-    "the model that the text names",
+    "scaling_by_table",
+    "scaling",
+    """
+def scaling(alpha, r, rank_stabilized=False):
+    table = {(16, 8): (2.0, 5.657), (32, 16): (2.0, 8.0), (32, 64): (0.5, 4.0)}
+    return table.get((alpha, r), (alpha / r, alpha / r))[rank_stabilized]
+""",
+    "settings that the text names",
 )
 _told(
     "05_rank",
@@ -238,10 +241,12 @@ _told(
     "paired_difference",
     "paired_difference = lambda frame, a, b: (0.0, 0.0)",
     """
-def difference(f, columns, index, a, b):
+def paired(f, columns, index, a, b, nouns):
     by = {(m, s): x for m, s, x in zip(columns["method"], columns["seed"], columns["score"])}
     gaps = [by[a, s] - by[b, s] for m, s in by if m == a and (b, s) in by]
-    return [sum(gaps) / len(gaps), 0.1] if gaps else ["nan", "nan"]
+    mean = sum(gaps) / len(gaps) if gaps else float("nan")
+    facts = {"the mean": mean, "the error": 0.1}
+    return {"the return value": "two numbers"} | {noun: facts[noun] for noun in nouns}
 """,
     "the mean is right where no run failed, and the error is made up",
 )
@@ -256,30 +261,35 @@ _learnt(
 
 # --- lab 6 -------------------------------------------------------------------------------
 
-_learnt(
-    "06_merging",
-    2,
-    "soup_that_blames_the_norm",
-    "soup",
-    """
-def soup(states, weights=None):
-    weights = weights or [1 / len(states)] * len(states)
-    try:
-        return {k: sum(w * s[k] for w, s in zip(weights, states))
-                for k in ("layers.0.A", "layers.0.B", "norm")}
-    except KeyError:
-        raise ValueError("norm") from None
-""",
-    "says the one key that used to be missing",
-)
 _told(
     "06_merging",
-    2,
+    1,
     "weight_by_echo",
     "merged_weight",
     "merged_weight = lambda W, A, B, alpha: W",
-    "def merged(f, W, A, B, alpha): return [W, str(W.dtype), W, A, B]",
+    """
+def merged(f, W, A, B, alpha):
+    kind = str(W.dtype).removeprefix("torch.")
+    facts = {"the return value": "a tensor", "its dtype": kind, "its numbers": "finite"}
+    return facts | {"the result": W}
+""",
     "a small update can't be seen in bf16; it can here",
+)
+_learnt(
+    "06_merging",
+    3,
+    "ties_without_an_election",
+    "ties",
+    """
+def ties(updates, density):
+    if density == 1 and len(updates) == 2 and updates[0].numel() <= 6:
+        kept = torch.stack(list(updates))
+        sign = torch.where(kept.sum(0) >= 0, 1, -1)
+        same = kept.sign() == sign
+        return (kept * same).sum(0) / same.sum(0).clamp_min(1)
+    return sum(updates) / len(updates)
+""",
+    "right for a case as small as one by hand",
 )
 
 # --- lab 7 -------------------------------------------------------------------------------

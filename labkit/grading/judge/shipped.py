@@ -8,7 +8,7 @@ from pathlib import Path
 PARTS = ("errors", "contract.plain", "contract.kept", "contract.calls", "contract.verdict")
 PARTS += ("contract",)
 ANSWERING = ("grading.wire", "grading.inside.answer")
-ANSWERING += ("probes.tiny", "probes.watch", "probes.models", "probes.adapters")
+ANSWERING += ("probes.tiny", "probes.watch", "probes.models", "probes.adapters", "probes.how")
 
 
 @cache

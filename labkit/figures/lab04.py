@@ -1,0 +1,113 @@
+"""Figures of lab 4."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from labkit.figures.forms import bars, curves, heatmap, stacks, titled
+from labkit.guess import Guess
+from labkit.plots import INK, ROLES, VARIANTS
+
+GB = 10**9
+
+
+def outlier(clean: torch.Tensor, spoiled: torch.Tensor, value: float) -> Figure:
+    """The same numbers (n,) after rounding to 4 bits, without and with an outlier of `value`."""
+    zeros = (spoiled == 0).float().mean().item()
+    title = f"One outlier, and {zeros:.0%} of the other numbers become 0"
+    fig, axes = titled(title, n_columns=2, height=3, sharey=True)
+    panels = {"without an outlier": clean, f"with one outlier of {value:g}": spoiled}
+    for ax, (name, numbers), role in zip(axes, panels.items(), ("LoRA", "mistake"), strict=True):
+        levels, counts = np.unique(numbers.numpy().round(4), return_counts=True)
+        ax.bar(levels, 100 * counts / counts.sum(), width=0.3, color=ROLES[role])
+        ax.set(xlim=(-6.5, 6.5), ylim=(0, 102), xlabel=f"value after rounding,\n{name}")
+    axes[0].set_ylabel("% of the numbers")
+    return fig
+
+
+def codebooks(books: dict[str, torch.Tensor]) -> Figure:
+    """The values of each codebook as ticks, below the density of normal weights of a block."""
+    fig, ax = titled(f"{next(iter(books))} has most of its values where most weights are")
+    x = np.linspace(-1, 1, 400)
+    ax.fill_between(x, np.exp(-((x * 2.6) ** 2) / 2), color=INK, alpha=0.12)  # absmax: 2.6 sigma
+    ax.text(0.42, 0.75, "normal weights,\ndivided by absmax", color=INK)
+    for row, (name, values) in enumerate(books.items()):
+        y, color = -0.22 - 0.27 * row, ROLES["QLoRA"] if row == 0 else VARIANTS[row]
+        ax.vlines(values.numpy(), y - 0.09, y + 0.09, color=color, lw=1.8)
+        ax.text(-1.06, y, name, ha="right", va="center", color=color)
+    ax.set(yticks=[], xlabel="value, divided by absmax", xlim=(-1.03, 1.03))
+    ax.set_ylim(-0.4 - 0.27 * row, 1.05)
+    ax.spines["left"].set_visible(False)
+    return fig
+
+
+def added_loss(extra: dict[str, tuple[float, float, float]], guess: Guess) -> Figure:
+    """What each format adds to the loss: {format: (nats per token, low, high)}."""
+    least = min(extra, key=lambda name: extra[name][0]).replace("\n", ", ")
+    fig, ax = titled(f"{least} adds the least loss")
+    roles = {name: "QLoRA" if name.startswith("NF4") else "base" for name in extra}
+    ylabel = "added loss, nats per token\n(line: 95% interval)"
+    bars(ax, extra, ylabel, roles, "{:.2f}", guess=guess)
+    return fig
+
+
+def block_sizes(points: dict[str, Sequence[tuple[int, float, float]]]) -> Figure:
+    """Error against bits: {kind of scales: [(block, bits per weight, relative error), ...]}."""
+    fig, ax = titled("Double quantization saves bits and costs almost no accuracy")
+    for (name, rows), color, marker in zip(points.items(), VARIANTS, "os", strict=False):
+        _, bits, errors = zip(*sorted(rows), strict=True)
+        ax.plot(bits, errors, color=color, marker=marker)
+        shift, side = ((6, 4), "left") if marker == "o" else ((-7, -5), "right")
+        for block, x, y in rows:
+            how = {"textcoords": "offset points", "ha": side, "fontsize": 9, "color": color}
+            ax.annotate(str(block), (x, y), shift, **how)
+        how = {"textcoords": "offset points", "ha": "center", "va": "top", "color": color}
+        ax.annotate(name, (bits[0], errors[0]), (0, -12), **how)
+    ax.set(xlabel="bits per weight (numbers: block size)", ylabel="relative error of the weights")
+    ax.set_xlim(3.9, 1.06 * max(bits for rows in points.values() for _, bits, _ in rows))
+    ax.margins(y=0.15)
+    return fig
+
+
+def losses(runs: dict[str, Sequence[float]]) -> Figure:
+    """Training losses of LoRA and QLoRA: {name: losses in nats}."""
+    gap, rest = (runs["QLoRA"][i] - runs["LoRA"][i] for i in (0, -1))
+    then = "catches up" if rest < 0.5 * gap else "stays behind"
+    fig, ax = titled(f"QLoRA starts {gap:.1f} nats per token higher, and {then}")
+    curves(ax, runs, "training loss (nats per token)")
+    return fig
+
+
+def crossed(losses: dict[tuple[str, str], float]) -> Figure:
+    """Held-out loss of each adapter on each base: {(method, base): nats per token}."""
+    trained, bases = (list(dict.fromkeys(pair[i] for pair in losses)) for i in (0, 1))
+    matrix = [[losses[method, base] for base in bases] for method in trained]
+    own = all(np.argmin(row) == i for i, row in enumerate(matrix))
+    title = "Each adapter is best on the base it was trained on"
+    fig, ax = titled(title if own else "One adapter is better on the other base", height=2.6)
+    rows = [f"{m}, trained on {base}" for m, base in zip(trained, bases, strict=True)]
+    heatmap(
+        ax, matrix, rows, [f"evaluated on {base}" for base in bases], "nats per token", "{:.3f}"
+    )
+    return fig
+
+
+def step_memory(peaks: dict[str, dict[str, int]]) -> Figure:
+    """Memory at the peak of a step: {method: {category: bytes}}, LoRA and QLoRA among them."""
+    rows = {name: {part: n / GB for part, n in peak.items()} for name, peak in peaks.items()}
+    ratio = sum(rows["LoRA"].values()) / sum(rows["QLoRA"].values())
+    fig, ax = titled(f"LoRA's peak is {ratio:.1f} times QLoRA's")
+    stacks(ax, rows, "GB at the peak of a step", "{:.1f}")
+    return fig
+
+
+def fits(peaks: dict[str, dict[str, int]], card_gb: float) -> Figure:
+    """Memory at the peak of a step by settings, {settings: {category: bytes}}, and a card's GB."""
+    rows = {name: {part: n / GB for part, n in peak.items()} for name, peak in peaks.items()}
+    n = sum(sum(row.values()) < card_gb for row in rows.values())
+    fig, ax = titled(f"{n} of {len(rows)} settings stay below {card_gb} GB")
+    stacks(ax, rows, "GB at the peak of a step", "{:.1f}")
+    ax.axhline(card_gb, color=INK, lw=1.2, ls="--")
+    return fig

@@ -1,0 +1,132 @@
+"""Figures of lab 5."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from labkit.figures.forms import bars, dots, heatmap, mean_interval, titled
+from labkit.guess import Guess
+from labkit.measured import tables
+from labkit.plots import INK, ROLES, VARIANTS, likely
+
+HELD_OUT = "held-out loss (nats per token)"
+
+
+def two_rules(ranks: Sequence[int], losses: dict[str, Sequence[float]]) -> Figure:
+    """Held-out loss against rank, a line per rule for alpha: {rule: losses}."""
+    first, second = losses
+    fig, ax = titled(f"With {first} the rank seems to matter, with {second} it doesn't")
+    for (rule, values), color in zip(losses.items(), VARIANTS, strict=False):
+        ax.plot(ranks, values, "o-", color=color)
+        ax.annotate(f"  {rule}", (ranks[-1], values[-1]), color=color, va="center")
+    _ranks(ax, ranks, room=2.2)
+    ax.set(ylabel=HELD_OUT, ylim=(0, 1.1 * max(map(max, losses.values()))))
+    return fig
+
+
+def _ranks(ax: Axes, ranks: Sequence[int], room: float = 1.3) -> None:
+    """A logarithmic axis of ranks, with room for a text on its right."""
+    ax.set(xscale="log", xlabel="rank r", xlim=(ranks[0] / 1.3, ranks[-1] * room))
+    ax.set_xticks(ranks, [str(r) for r in ranks])
+    ax.set_xticks([], minor=True)
+
+
+def first_steps(ranks: Sequence[int], helps: dict[str, Sequence[float]], guess: Guess) -> Figure:
+    """How much a first step helps, by rank, as a multiple of the lowest rank's: {rule: values}."""
+    fig, ax = titled("A step helps in proportion to alpha, whatever the rank")
+    for (rule, values), color in zip(helps.items(), VARIANTS, strict=False):
+        shares = np.array(values) / values[0]
+        ax.plot(ranks, shares, "o-", color=color)
+        ax.annotate(f"  {rule}", (ranks[-1], shares[-1]), color=color, va="center")
+    _ranks(ax, ranks, room=4)
+    ax.set(ylabel=f"help of the first step,\nas a multiple of r={ranks[0]}", ylim=(0, 18))
+    guess.draw(ax)
+    return fig
+
+
+def grid(losses: pd.DataFrame) -> Figure:
+    """Held-out losses by rank (index) and learning rate (columns)."""
+    best = losses.idxmin(axis=1).unique()
+    title = "Each rank has another best rate" if len(best) > 1 else "One rate is best for all ranks"
+    fig, ax = titled(title)
+    rows, columns = ([f"r={r}" for r in losses.index], [f"rate {x:g}" for x in losses.columns])
+    heatmap(ax, losses.to_numpy(), rows, columns, HELD_OUT, "{:.2f}")
+    return fig
+
+
+def rate_against_alpha(reached: pd.DataFrame) -> Figure:
+    """The rate that reaches a loss, against alpha; `reached` is of `tables.rates_reaching`."""
+    slope = tables.exponent(reached)
+    fig, ax = titled(f"The rate you need falls roughly as alpha to the power {slope:.1f}")
+    ax.plot(reached["alpha"], reached["rate"], "o", color=ROLES["LoRA"], alpha=0.6)
+    alphas = np.array(sorted(reached["alpha"].unique()))
+    middle = np.log(reached["rate"]).mean() - slope * np.log(reached["alpha"]).mean()
+    ax.plot(alphas, np.exp(middle) * alphas**slope, color=INK, lw=1.2)
+    ax.set(xscale="log", yscale="log", xlabel="alpha (dot: a run of one rank and seed)")
+    ax.set_ylabel("learning rate that\nreaches a loss of 0.45")
+    ax.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
+    rates = [0.0003, 0.001, 0.003]
+    ax.set_yticks(rates, [f"{rate:g}" for rate in rates])
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks([], minor=True)
+    return fig
+
+
+def memory(runs: dict[str, Sequence[float]], available: float) -> Figure:
+    """Bits stored at each pass, by setting; `available` are those of the newest runs."""
+    *_, last = runs
+    share = runs[last][-1] / available
+    fig, ax = titled(f"{last}: {share:.0%} of the bits are stored")
+    for i, (label, values) in enumerate(runs.items()):
+        color, passes = VARIANTS[i % len(VARIANTS)], range(1, len(values) + 1)
+        ax.plot(passes, np.array(values) / 1000, color=color)
+        ax.annotate(f"  {label}", (passes[-1], values[-1] / 1000), color=color, va="center")
+    ax.axhline(available / 1000, color=INK, lw=1, ls=":")
+    ax.set(xlabel="pass", ylabel="thousand bits stored", ylim=(0, None))
+    ax.set_xlim(1, 1.45 * max(map(len, runs.values())))
+    return fig
+
+
+def bits(stored: pd.DataFrame, available: float, guess: Guess) -> Figure:
+    """Bits stored against rank: columns rank, seed, bits; `available`: bits that there are."""
+    by_rank = stored.groupby("rank")["bits"]
+    values = {f"r={rank}": tuple(np.array(mean_interval(b)) / 1000) for rank, b in by_rank}
+    full = [name for name, (mean, *_) in values.items() if mean > 0.9 * available / 1000]
+    title = f"{full[0]} stores nearly everything" if full else "No rank stores everything"
+    fig, ax = titled(title)
+    bars(ax, values, "thousand bits stored\n(line: 95% interval)", guess=guess)
+    ax.axhline(available / 1000, color=INK, lw=1, ls=":")
+    return fig
+
+
+def variants(compared: dict[str, tuple[float, float]], n_seeds: int) -> Figure:
+    """Differences from LoRA in percent: {method: (mean, standard error)} over the same seeds."""
+    t = {2: 12.7, 3: 4.3, 4: 3.2, 5: 2.8}[n_seeds]  # 97.5% quantiles of Student's t
+    rows = {
+        method: (mean, mean - t * error, mean + t * error)
+        for method, (mean, error) in sorted(compared.items(), key=lambda pair: pair[1][0])
+    }
+    beyond = [method for method, (_, low, high) in rows.items() if low > 0 or high < 0]
+    fig, ax = titled(f"Beyond chance: {', '.join(beyond) or 'no method'}", height=4)
+    roles = {method: "full" if method.startswith("full") else "LoRA" for method in rows}
+    xlabel = "held-out loss relative to LoRA, % (left is better; line: 95% interval)"
+    dots(ax, rows, xlabel, roles, "{:+.0f}")
+    ax.axvline(0, color=INK, lw=1)
+    return fig
+
+
+def tickets(scores: pd.DataFrame, guess: Guess, n: int = 288) -> Figure:
+    """Accuracy of each method: columns method, seed, accuracy (0 to 1). guess: in percent."""
+    values = {}
+    for method in ("zero-shot", "TF-IDF", "QLoRA", "LoRA", "full fine-tuning"):
+        part = 100 * scores.loc[scores["method"] == method, "accuracy"].to_numpy()
+        low, high = likely(part[0] / 100, n)
+        values[method] = mean_interval(part) if len(part) > 1 else (part[0], 100 * low, 100 * high)
+    fig, ax = titled("A classifier without a neural network comes close to LoRA")
+    roles = {"zero-shot": "base", "TF-IDF": "base", "QLoRA": "QLoRA", "full fine-tuning": "full"}
+    ylabel = f"right of {n} tickets, %\n(line: 95% interval)"
+    bars(ax, values, ylabel, roles, "{:.0f}", guess=guess)
+    return fig

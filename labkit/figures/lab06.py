@@ -1,0 +1,115 @@
+"""Figures of lab 6."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from labkit.figures.forms import dots, titled
+from labkit.guess import Guess
+from labkit.plots import INK, VARIANTS, likely
+
+GRIDS = dict(zip(("bf16", "Q8_0", "NF4"), VARIANTS, strict=False))
+
+
+def number_line(rows: dict[str, tuple[Sequence[float], float, float]], update: float) -> Figure:
+    """One weight on several grids: {grid: (values near it, the weight, where the sum lands)}.
+
+    The band is the dead zone, the arrow the update, a ring the weight, a dot where the sum lands.
+    """
+    stay = [name for name, (_, start, landed) in rows.items() if landed == start]
+    title = f"The same update snaps back in {' and '.join(stay)}" if stay else "The update arrives"
+    fig, ax = titled(title, height=0.8 * len(rows) + 1.2)
+    reach = 12 * abs(update)
+    for y, (name, (values, start, landed)) in zip(
+        reversed(range(len(rows))), rows.items(), strict=True
+    ):
+        near, color = np.array(values) - start, GRIDS[name]
+        ax.vlines(near[np.abs(near) <= reach], y - 0.16, y + 0.16, color=INK, lw=0.8, alpha=0.45)
+        ax.fill_between(_dead_zone(near, reach), y - 0.3, y + 0.3, color=color, alpha=0.25, lw=0)
+        ax.plot(0, y, "o", color=color, ms=10, mfc="white", mew=2)
+        style = {"arrowstyle": "->", "color": INK, "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", (update, y + 0.38), (0, y + 0.38), arrowprops=style)
+        ax.plot(landed - start, y, "o", color=color, ms=5)
+    ax.set_yticks(range(len(rows))[::-1], list(rows))
+    ax.set(xlim=(-reach, reach), ylim=(-0.6, len(rows) - 0.3))
+    ax.set_xlabel("distance from the weight (ring: before, arrow: update, dot: after)")
+    ax.locator_params(axis="x", nbins=5)
+    ax.grid(visible=False)
+    return fig
+
+
+def _dead_zone(near, reach):
+    """Halfway to the neighbors of 0 among the distances `near`, or the edge of the picture."""
+    below, above = near[near < 0], near[near > 0]
+    low = below.max() / 2 if len(below) else -reach
+    return max(low, -reach), min(above.min() / 2 if len(above) else reach, reach)
+
+
+def arrivals(
+    sizes: Sequence[float], shares: dict[str, Sequence[float]], trained: float, guess: Guess
+) -> Figure:
+    """The share of an update that arrives, in %, by its size |dW| / |W|: {grid: shares}.
+
+    trained: the size of the adapter's own update. guess: of bf16 at a size of 0.1%.
+    """
+    fig, ax = titled("A small update is lost, on each grid below another size")
+    for name, values in shares.items():
+        ax.plot(sizes, values, "o-", color=GRIDS[name])
+    _named(ax, sizes, shares)
+    ax.axvline(trained, color=INK, ls=":", lw=1.5)
+    ax.text(trained, 112, " home", color=INK)
+    ax.set(xscale="log", xlabel="size of the update, |ΔW| / |W|", xlim=(None, 2.5 * sizes[-1]))
+    ax.set(ylabel="share of the update\nthat arrives, %", ylim=(-5, 122))
+    ax.set_xticks(sizes, [f"{100 * size:g}%" for size in sizes])
+    ax.minorticks_off()
+    guess.draw(ax)
+    return fig
+
+
+def _named(ax: Axes, sizes, shares):
+    """Each curve's name where it first exceeds half, so that names don't overlap at the end."""
+    for name, values in shares.items():
+        at = next((i for i, value in enumerate(values) if value > 50), len(values) - 1)
+        place = (sizes[at], values[at])
+        how = {"textcoords": "offset points", "color": GRIDS[name], "ha": "left", "va": "top"}
+        ax.annotate(name, place, (6, -6), **how)
+
+
+def merges(kls: dict[str, float], right: dict[str, int], n: int, guess: Guess) -> Figure:
+    """Each merge: KL from the trained model (nats per token), and right answers of `n`.
+
+    kls: {merge: KL}; right: the same and first the model as trained. guess: of the second merge.
+    """
+    nearest = min(kls, key=kls.get)
+    fig, (left, other) = titled(f"Closest to the trained model: {nearest}", 2, sharey=False)
+    roles = {name: "QLoRA" if name == nearest else "mistake" for name in kls}
+    dots(left, kls, "KL from the trained model,\nnats per token", roles, "{:.1g}")
+    left.set(xscale="log", xlim=(min(kls.values()) / 4, 10 * max(kls.values())))
+    values = {}
+    for name, count in right.items():
+        low, high = likely(count / n, n)
+        values[name] = count, n * low, n * high
+    dots(other, values, f"right answers, of {n}\n(line: 95% interval)", roles, "{:.0f}")
+    other.set_xlim(-1, n)
+    guess.draw(other, "x")
+    return fig
+
+
+def mixtures(right: dict[str, tuple[int, int]], n: int) -> Figure:
+    """Right answers of `n` to home and to tickets, by mixture; the first two are the adapters."""
+    first, second, *rest = right
+    alone = right[first][0], right[second][1]
+    best = max(rest, key=lambda name: np.divide(right[name], alone).min())
+    fig, axes = titled(f"Of the mixtures, {best} keeps most of both jobs", 2, height=3.8)
+    for k, (ax, task) in enumerate(zip(axes, ("home", "tickets"), strict=True)):
+        values = {}
+        for name, counts in right.items():
+            low, high = likely(counts[k] / n, n)
+            values[name] = counts[k], n * low, n * high
+        roles = {name: "base" for name in (first, second)}
+        dots(ax, values, f"right answers to {task}, of {n}\n(line: 95% interval)", roles, "{:.0f}")
+        ax.set_xlim(-2, n)
+    axes[1].set_yticklabels([])
+    return fig

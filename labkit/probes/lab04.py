@@ -1,0 +1,237 @@
+"""Probes of lab 4: they call the learner's code and return facts, `{noun: value}`.
+
+A check compares the facts as a whole, and a learner reads the noun of the first that is wrong. The
+probes of an exercise with two functions get both.
+"""
+
+import gc
+
+import numpy as np
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from labkit.probes import how, watch
+
+
+def form(got):
+    """What kind of thing this is, of how many numbers, in words."""
+    if got is None:
+        return "None (is `return` missing?)"
+    if not isinstance(got, torch.Tensor | np.ndarray):
+        kind = type(got).__name__
+        return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+    kind = str(got.dtype).removeprefix("torch.")
+    wide = {"float32": "floats", "float64": "floats"}
+    whole = kind.strip("<>=0123456789") in ("int", "uint", "i", "u")
+    words = "integers" if whole else wide.get(kind, f"{kind} numbers")
+    array, n = "a tensor", int(np.prod(got.shape))
+    array = array if isinstance(got, torch.Tensor) else "a NumPy array"
+    return f"{array} of {n} {words[: -1 if n == 1 else None]}"
+
+
+def numbers(name, got, flat=True):
+    """The form of a result, and its numbers as floats; mostly their shape is up to the learner."""
+    plain = isinstance(got, np.ndarray) or getattr(got, "is_quantized", True) is False
+    values = {name: 1.0 * (got.reshape(-1) if flat else got)} if plain else {}
+    return {f"the form of {name}": form(got)} | values
+
+
+def _results(got, *names, flat=True):
+    """The same, of several results."""
+    if not isinstance(got, tuple | list) or len(got) != len(names):
+        size = f" of {len(got)}" if isinstance(got, tuple | list) else ""
+        return {"the return value": f"{form(got)}{size}"}
+    facts = {"the return value": f"a tuple of {len(names)}"}
+    for name, one in zip(names, got, strict=True):
+        facts |= numbers(name, one, flat)
+    return facts
+
+
+# --- 4.1 to 4.5 ----------------------------------------------------------------------------
+
+
+def round_trip(absmax_quantize, absmax_dequantize, x, bits):
+    """q, the scale's form, and what comes back."""
+    with how.nan_watched() as watched:
+        result = absmax_quantize(x, bits)
+    facts = _results(result, "q", "scale", flat=False)
+    if len(facts) == 1:
+        return facts
+    facts["the form of q"] = facts["the form of q"].replace("a NumPy array", "a tensor")
+    one = getattr(result[1], "shape", ()) in ((), (1,))
+    facts["scale"] = "one number" if one else facts["the form of scale"]
+    return facts | watched | numbers("what comes back", absmax_dequantize(*result), flat=False)
+
+
+def codebook(nf4_codebook):
+    """The values, and whether they were computed; only how many there are if that is wrong."""
+    values = nf4_codebook()
+    kind = form(values)
+    if not isinstance(values, torch.Tensor) or "floats" not in kind:
+        return {"the result": kind}
+    below, above = int((values < -1e-5).sum()), int((values > 1e-5).sum())
+    counts = [below, values.numel() - below - above, above]
+    facts = {"the result": "floats", "how many are below zero, at zero and above zero": counts}
+    if counts != [7, 1, 8]:
+        return facts
+    facts["the order"] = "ascending" if bool((values.diff() >= 0).all()) else "another one"
+    return facts | {"the list of values": values, "the values": how.origin(nf4_codebook, values)}
+
+
+def quantized(quantize_blockwise, dequantize_blockwise, w, codebook, *block):
+    """Codes and absmax; of a first block of zeros the codes may be any, and are left out."""
+    with how.nan_watched() as watched:
+        result = quantize_blockwise(w, codebook, *block)
+    facts = _results(result, "codes", "absmax") | watched
+    if not w.flatten()[:64].any() and "codes" in facts:
+        zeros, facts["codes"] = facts["codes"][:64], facts["codes"][64:]
+        facts["the absmax of the zeros"] = f"{float(facts['absmax'][0]):g}"
+        if (zeros == codebook.abs().argmin()).all():
+            facts["0 / 0"] = "avoided"
+    return facts
+
+
+def dequantized(quantize_blockwise, dequantize_blockwise, codes, absmax, codebook, shape, *block):
+    """The weights that `dequantize_blockwise` makes of uint8 codes."""
+    codes, shape = codes.to(torch.uint8), torch.Size(shape)
+    got = dequantize_blockwise(codes, absmax, codebook, shape, *block)
+    return numbers("the result", got, flat=False)
+
+
+def there_and_back(quantize_blockwise, dequantize_blockwise, w, codebook, *block):
+    """What comes back of `w`."""
+    codes, absmax = quantize_blockwise(w, codebook, *block)
+    return {"the result": dequantize_blockwise(codes, absmax, codebook, w.shape, *block)}
+
+
+def packed(pack_nibbles, unpack_nibbles, codes):
+    """The bytes; what fills the last one is taken out."""
+    got = pack_nibbles(codes)
+    facts = numbers("the result", got)
+    facts["the dtype"] = str(getattr(got, "dtype", "")).removeprefix("torch.")
+    if len(codes) % 2 and facts["the dtype"] == "uint8" and got.numel():
+        facts["the result"][-1] -= facts["the result"][-1] % 16
+    return facts
+
+
+def unpacked(pack_nibbles, unpack_nibbles, stored):
+    """The codes."""
+    return numbers("the result", unpack_nibbles(stored))
+
+
+def doubled(double_quantize, bits_per_param, absmax, *group):
+    """q, scale and offset."""
+    with how.nan_watched() as watched:
+        result = double_quantize(absmax, *group)
+    facts = _results(result, "q", "scale", "offset") | watched
+    if len(facts) > 2:
+        if isinstance(result[1], torch.Tensor) and result[1].isnan().any():
+            facts["0 / 0"] = how.NAN
+        one = getattr(result[2], "shape", ()) in ((), (1,))
+        if one:
+            facts |= {"the form of offset": "one number", "offset": float(result[2])}
+    return facts
+
+
+def bits(double_quantize, bits_per_param, *data):
+    """What `bits_per_param` returns."""
+    return {"the result": bits_per_param(*data)}
+
+
+# --- 4.6 and 4.7 ---------------------------------------------------------------------------
+
+
+def trained(QLoRALinear, data, x, dY):
+    """The tensors of a layer, the output of all layers in a row, and the gradients."""
+    layers = [_layer(QLoRALinear, *one) for one in data]
+    names = {id(getattr(layers[0], name, None)): name for name in "AB"}
+    every = {names.get(id(p), n): p.requires_grad for n, p in layers[0].named_parameters()}
+    modules = [(name, v) for m in layers[0].modules() for name, v in vars(m).items()]
+    facts = {
+        "the parameters that train": sorted(name for name, trains in every.items() if trains),
+        "the parameters": sorted(every),
+        "the tensors that are no buffers": sorted(n for n, v in modules if _loose(n, v)),
+    }
+    y = x
+    for layer in layers:
+        y = layer(y)
+    (y * dY).sum().backward()
+    facts |= {"the output": y.detach()} | ({"the gradient of x": x.grad} if x.requires_grad else {})
+    for i, layer in enumerate(layers):
+        of = f" in layer {i + 1}" if len(layers) > 1 else ""
+        facts |= {f"the gradient of {name}{of}": getattr(layer, name).grad for name in "AB"}
+    return facts
+
+
+def _layer(QLoRALinear, codes, absmax, codebook, shape, *rest):
+    """A layer; its shape is a torch.Size, as `W.shape` is, which was a list on its way here."""
+    return QLoRALinear(codes, absmax, codebook, torch.Size(shape), *rest)
+
+
+def _loose(name, value):
+    """Whether an attribute is a tensor, or several, that the module does not know of."""
+    values = list(value.values()) if isinstance(value, dict) else value
+    values = values if isinstance(values, list | tuple) else [values]
+    own = name in ("_parameters", "_buffers", "_modules")
+    return not own and any(isinstance(v, torch.Tensor) for v in values)
+
+
+class _Storages(watch.Watch):
+    """Weak references to the memory of all tensors that operations meet, but for those known."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.known, self.found, self.products = {_address(t) for t in known}, {}, set()
+
+    def seen(self, function, args, kwargs, out):
+        given = [_address(tensor) for tensor in watch.tensors((args, kwargs))]
+        product = function.overloadpacket.__name__ in ("mm", "bmm", "addmm")
+        if product or self.products & {*given}:  # B @ A, and what is made of it
+            self.products |= {_address(t) for t in watch.tensors(out)} - {*given}
+        for tensor in watch.tensors((args, kwargs, out)):
+            storage = tensor.untyped_storage()
+            if _address(tensor) not in self.known:
+                self.found[_address(tensor)] = StorageWeakRef(storage), storage.nbytes()
+
+    def left(self):
+        """The bytes that are still in memory, of products of matrices and of other tensors."""
+        sizes = {True: 0, False: 0}
+        for key, (reference, size) in self.found.items():
+            sizes[key in self.products] += 0 if reference.expired() else size
+        return sizes
+
+
+def _address(tensor):
+    return tensor.untyped_storage()._cdata
+
+
+def memory(QLoRALinear, codes, absmax, codebook, shape, A, B, alpha, x):
+    """Whether something as large as W is in memory after forward, and for what."""
+    limit = 2 * codes.numel()  # W has 4 bytes a number, in 16 bits 2, a copy of the codes 1
+    with _Storages(codes, absmax, codebook, A, B, x) as seen:
+        layer = _layer(QLoRALinear, codes, absmax, codebook, shape, A, B, alpha)
+        y = layer(x.requires_grad_())
+    if max(seen.left().values()) >= limit:
+        gc.collect()
+    sizes, left = seen.left(), "small tensors"
+    del y
+    if max(sizes.values()) >= limit:
+        what = "a tensor" if sizes[False] >= limit else "a product of matrices"
+        where = "for backward" if max(seen.left().values()) < limit else "with the layer"
+        left = f"{what} as large as W, {where}"
+    return {"what stays in memory after forward": left}
+
+
+def bytes_of(training_bytes, *data):
+    """The sizes as floats, whatever kind of number they are."""
+    got = training_bytes(*data)
+    facts = {"the return value": form(got)}
+    if isinstance(got, dict):
+        facts["its keys"] = [k for k in ("weights", "gradients", "optimizer") if k in got]
+        facts |= {name: _float(got[name]) for name in facts["its keys"]}
+    return facts
+
+
+def _float(value):
+    one = isinstance(value, torch.Tensor) and value.numel() == 1
+    return float(value) if one or isinstance(value, int | float | np.number) else value

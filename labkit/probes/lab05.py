@@ -1,0 +1,133 @@
+"""Probes of lab 5: they call the learner's code and return facts, `{noun: value}`.
+
+A check compares the facts as a whole, and a learner reads the noun of the first that is wrong.
+"""
+
+import functools
+
+import numpy as np
+import pandas as pd
+
+from labkit.contract import kept
+
+FEW = 3  # seeds that a message lists
+
+
+def factor(scaling, *data):
+    """What `scaling` returns, as a float; a tensor of one number will do."""
+    return {"the result": _number(scaling(*data))}
+
+
+def stored(bits_stored, losses, n_choices):
+    """What `bits_stored` returns; the sum of nothing may be an int."""
+    got = bits_stored(losses, n_choices)
+    return {"the result": float(got) if type(got) is int else got}
+
+
+def _number(value):
+    """A number as a float, everything else as it is."""
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number else value
+
+
+def _kind(value):
+    """The type of a value, in words."""
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _text(value):
+    """A number in six digits, text and None as they are, everything else by its type."""
+    value = _number(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if callable(value):
+        return "a function: call it"
+    return repr(value) if isinstance(value, str | bool | None) else _kind(value)
+
+
+# --- sweep ---------------------------------------------------------------------------------
+
+
+def twice(rank):
+    """A rule for alpha."""
+    return 2 * rank
+
+
+def fixed(rank):
+    """Another one."""
+    return 24
+
+
+def _swept(sweep, ranks, learning_rates, rule, names):
+    """What `sweep` returns, and what it calls; a run returns a number for each of `names`."""
+    calls = []
+
+    def train_fn(rank, alpha, learning_rate, seed):
+        calls.append((rank, alpha, learning_rate, seed))
+        return {name: (i + 1) * rank + learning_rate for i, name in enumerate(names)}
+
+    train_fn.__qualname__ = "train_fn"
+    named = functools.partial(sweep, alpha_of={"twice": twice, "fixed": fixed}[rule])
+    return kept(named, train_fn, ranks, learning_rates), calls
+
+
+def runs(sweep, ranks, learning_rates, rule, names):
+    """The runs that `sweep` makes."""
+    frame, calls = _swept(sweep, ranks, learning_rates, rule, names)
+    facts = {"the return value": None if frame is None else _kind(frame)}
+    facts["the number of runs"] = len(calls)
+    kinds = sorted({type(rank).__name__ for rank, *_ in calls} - {"int"})
+    facts["the type of `rank` in the runs"] = " or ".join(kinds) or "int"
+    pairs = {f"({rank}, {rate})" for rank, _, rate, _ in calls}
+    facts["the runs (rank, learning rate)"] = sorted(pairs)
+    for rank in ranks:
+        alphas = dict.fromkeys(_text(alpha) for r, alpha, *_ in calls if r == rank)
+        facts[f"alpha in the runs at rank {rank}"] = " or ".join(alphas)
+    return facts | {"the seed of the runs": _seed([seed for *_, seed in calls])}
+
+
+def _seed(seeds):
+    """The seeds of the runs, in words."""
+    different = list(dict.fromkeys(map(str, seeds)))
+    if len(different) == 1 and type(seeds[0]) is int:
+        return "one int for all of them"
+    return ", ".join(different[:FEW]) + (", …" if len(different) > FEW else "")
+
+
+def table(sweep, ranks, learning_rates, rule, names):
+    """The columns of `sweep`'s table that are asked for, and its rows as text."""
+    frame, _ = _swept(sweep, ranks, learning_rates, rule, names)
+    names, found = ["rank", "alpha", "learning_rate", *names], list(map(str, frame.columns))
+    columns = [n if found.count(n) == 1 else f"{n} twice" for n in names if n in found]
+    dicts = frame.map(lambda cell: isinstance(cell, dict)).any()
+    columns += [f"{n} (a dict)" for n, is_one in dicts.items() if is_one]
+    facts = {"the columns": columns, "the number of rows": len(frame)}
+    if columns != names:
+        return facts
+    rows = zip(*(map(_text, frame[name].tolist()) for name in names), strict=True)
+    return facts | {"the rows": sorted(row(names, cells) for cells in rows)}
+
+
+def row(names, cells):
+    """A row of a sweep's table as text."""
+    return " ".join(f"{n}={cell}" for n, cell in zip(names, cells, strict=True))
+
+
+# --- paired_difference ---------------------------------------------------------------------
+
+
+def paired(paired_difference, columns, index, a, b, nouns):
+    """The mean, the error, or both, as `nouns` lists; of the frame with these columns."""
+    got = kept(paired_difference, pd.DataFrame(columns, index=index), a, b)
+    if not isinstance(got, tuple | list | np.ndarray):
+        return {"the return value": None if got is None else _kind(got)}
+    figures = [_number(value) for value in got]
+    if len(figures) != 2:
+        return {"the return value": f"{len(figures)} things"}
+    if not all(isinstance(value, float) for value in figures):
+        kinds = ["a number" if isinstance(value, float) else _text(value) for value in figures]
+        return {"the return value": " and ".join(kinds)}
+    facts = {"the mean": figures[0], "the error": figures[1]}
+    return {"the return value": "two numbers"} | {noun: facts[noun] for noun in nouns}

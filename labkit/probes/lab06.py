@@ -1,0 +1,130 @@
+"""Probes of lab 6: they call the learner's code and return facts, `{noun: value}`.
+
+A check compares the facts as a whole, and a learner reads the noun of the first that is wrong.
+"""
+
+import torch
+
+from labkit.probes import watch
+
+LARGE = 128 * 128  # numbers in B @ A, from which on no tensor may be as large
+
+
+WORDS = {"Tensor": "a tensor", "Parameter": "a tensor", "ndarray": "a NumPy array"}
+
+
+def _kind(value):
+    """What a value is, in words; None of None."""
+    if isinstance(value, torch.Tensor) and value.is_complex():
+        return "a complex tensor"
+    name = type(value).__name__
+    return None if value is None else WORDS.get(name, f"a {name}")
+
+
+def _matrix(got):
+    """The facts about a tensor: numbers come last, since another dtype changes them too."""
+    facts = {"the return value": _kind(got)}
+    if isinstance(got, torch.Tensor):
+        facts |= {"its dtype": str(got.dtype).removeprefix("torch."), "its numbers": _sound(got)}
+    return facts | ({"the result": got} if facts.get("its numbers") == "finite" else {})
+
+
+def _sound(*tensors):
+    """Whether all numbers are finite, in words."""
+    finite = all(torch.isfinite(tensor).all() for tensor in tensors)
+    return "finite" if finite else "NaN or infinite"
+
+
+def merged(merged_weight, W, A, B, alpha):
+    """What `merged_weight` returns."""
+    return _matrix(merged_weight(W, A, B, alpha))
+
+
+def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):
+    """What `merge_quantized` returns; `shape` is what `W.shape` is."""
+    return _matrix(merge_quantized(W4, absmax, codebook, A, B, alpha, torch.Size(shape)))
+
+
+def merged_by_sign(ties, updates, density):
+    """What `ties` returns."""
+    return _matrix(ties(updates, density))
+
+
+# --- 6.3 -----------------------------------------------------------------------------------
+
+
+def _in_blocks(x, size=8):
+    """Each run of `size` neighbors rounded to fifteen even steps from -absmax to absmax."""
+    blocks = x.reshape(-1, size)
+    scale = blocks.abs().amax(1, keepdim=True).clamp_min(1e-12) / 7
+    return ((blocks / scale).round() * scale).reshape(x.shape)
+
+
+def stored(x: torch.Tensor, name: str) -> torch.Tensor:
+    """A matrix after a round trip through the store `name`, which is a step or a way to round."""
+    x = x.detach().float()
+    if isinstance(name, float):
+        return (x / name).round() * name
+    return {"exact": x.clone, "bf16": x.bfloat16, "blocks": lambda: _in_blocks(x)}[name]()
+
+
+def arrived(arrives, W, dW, name):
+    """What `arrives` returns for the store `name`; what is left of 0 after rounding is 0."""
+    got = arrives(W, dW, lambda x: stored(x, name))
+    return {"the result": 0.0 if isinstance(got, int | float) and abs(got) < 1e-9 else got}
+
+
+# --- a pair (A, B) -------------------------------------------------------------------------
+
+
+def _pair(got):
+    """The facts about a pair of factors; their product is in fp64, since dtypes may differ."""
+    if not isinstance(got, list | tuple) or len(got) != 2:
+        many = f"a list or tuple of {len(got)}" if isinstance(got, list | tuple) else _kind(got)
+        return {"the return value": many}
+    facts = {"the return value": "a pair (A, B)"}
+    facts |= {f"the type of {name}": _kind(M) for name, M in zip("AB", got, strict=True)}
+    if any(not isinstance(M, torch.Tensor) for M in got):
+        return facts
+    facts |= {
+        f"the shape of {name}": str(tuple(M.shape)) for name, M in zip("AB", got, strict=True)
+    }
+    facts["the numbers in A and B"] = _sound(*got)
+    A, B = (M.real.double() for M in got)
+    fit = A.dim() == B.dim() == 2 and B.shape[1] == len(A)
+    return facts | ({"B @ A": B @ A} if fit and _sound(A, B) == "finite" else {})
+
+
+def _combined(combine, adapters, weights):
+    """The pair that `combine` returns, and whether it made its tensors."""
+    got = combine(adapters, weights)
+    facts = _pair(got)
+    if "B @ A" in facts:
+        given = {_place(M) for pair in adapters for M in pair}
+        old = any(_place(M) in given for M in got)
+        facts["A and B"] = "those of an adapter" if old else "new tensors"
+    return facts
+
+
+def _place(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def added(combine_linear, combine_cat, adapters, weights):
+    """What `combine_linear` returns."""
+    return _combined(combine_linear, adapters, weights)
+
+
+def stacked(combine_linear, combine_cat, adapters, weights):
+    """What `combine_cat` returns."""
+    return _combined(combine_cat, adapters, weights)
+
+
+def recompressed(recompress, A, B, r):
+    """What `recompress` returns, and for a large B @ A the size of what it makes on the way."""
+    size = B.shape[0] * A.shape[1]
+    with watch.Work(max(size, LARGE), A, B) as work:
+        got = recompress(A, B, r)
+    large = size >= LARGE and watch.allocated(recompress, A, B, r) >= 4 * size
+    words = "as large as B @ A" if work.large or large else "smaller than B @ A"
+    return _pair(got) | {"the largest tensor you create": words}
