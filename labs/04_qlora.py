@@ -205,7 +205,7 @@ if lab.experiment("Three codebooks", 1, needs=["4.2"]):
 # replace every number by the index of the *nearest* codebook value. The codebook is ascending, from
 # -1 to 1. Compute in fp32 whatever the dtype of `w`, as bitsandbytes does, and don't change `w`.
 #
-# A block of zeros has absmax 0; return it as it is, and avoid NaN. Blocks of tiny numbers are
+# The absmax of a block of zeros is 0; return 0, and avoid NaN. Blocks of tiny numbers are
 # quantized like all others: clamp at 1e-12 or less.
 #
 # `dequantize_blockwise` goes back: look up the codes, multiply by the absmax of the block, restore
@@ -459,10 +459,10 @@ if lab.experiment("Bits against error", 3, needs=["4.2", "4.3", "4.5"]):
 # Write the layer that QLoRA trains. It stores $W$ as codes and decodes it whenever it needs it.
 # There are three rules:
 #
-# 1. `A` and `B` become `nn.Parameter`s. Nothing else trains: make buffers of the other tensors. 2.
-# `forward(x)` returns $W x + \frac{\alpha}{r} B A x$, with $W$ decoded by `dequantize_blockwise` in
-#    blocks of 64. All tensors are in fp32, and `x` has any leading shape. The gradients of `x`, `A`
-#    and `B` equal those of the dense layer.
+# 1. `A` and `B` become `nn.Parameter`s. Nothing else trains: make buffers of the other tensors.
+# 2. `forward(x)` returns $W x + \frac{\alpha}{r} B A x$, with $W$ decoded by `dequantize_blockwise`
+#    in blocks of 64. `x`, `A` and `B` are in fp32, and `x` has any leading shape. The gradients of
+#    `x`, `A` and `B` equal those of the dense layer.
 # 3. After `forward`, no tensor as large as $W$ stays in memory: `backward` decodes $W$ again.
 #
 # Rule 3 needs an idea. If you write `x @ W.T` with the decoded $W$, autograd keeps $W$ until

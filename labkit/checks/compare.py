@@ -9,8 +9,8 @@ Draw inputs with `randn` and `draw`, from one `generator()` of `labkit.contract`
 With several cases: `every` tells the mistakes of all of them, each once; `likeliest` tells one, for
 cases that show the same few mistakes; `expect_numbers` compares numbers that show the same mistake,
 `expect_numbers_or_first` those that may show several.
-What no guess names is told by `relations` (what was done to the right numbers), `laws` (which input
-is forgotten, or comes twice) and `simplest` (the smallest case in which it shows), in this order.
+What no guess names is told by `relations` (what was done to the right numbers
+or which input is forgotten) and `simplest` (the smallest case in which it shows), in this order.
 What fails in a `with part():` of `labkit.contract` lets the check go on.
 """
 

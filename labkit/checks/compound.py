@@ -3,16 +3,11 @@
 - `combined` makes the guesses of choices that a learner makes one by one, wrong ones paired too;
 - `then` names what is done to a number that a guess gives, or to the right one: squared, halved;
 - `multiple` names what several right numbers are multiplied by: ln 2, sqrt(n);
-- `expect_terms` finds which tensors an answer holds how often.
 """
 
 import itertools
 import math
 from collections.abc import Callable
-
-import torch
-
-from labkit.contract import CheckFailed
 
 AND = "; and "  # between two mistakes
 RIGHT = "the number is right"  # among guesses, for `then`
@@ -117,24 +112,3 @@ def multiple(pairs: list, sizes: list) -> tuple[str, bool]:
         return "", False
     known = [name for factor, name in FACTORS.items() if abs(ratios[0] / factor - 1) < 1e-3]
     return told.format(f"{ratios[0]:.4g}x{f' ({known[0]})' if known else ''}"), bool(known)
-
-
-def expect_terms(got: torch.Tensor, parts: dict, call: str) -> None:
-    """Raise CheckFailed where `got` is a sum of `{name: (tensor, how often)}` in other shares.
-
-    By least squares, so the tensors have to have more numbers than there are parts.
-    """
-    table = torch.stack([tensor.double().flatten() for tensor, _ in parts.values()], dim=1)
-    mine = got.double().flatten()[:, None]
-    if len(table) < 2 * len(parts) or not torch.isfinite(mine).all():
-        return
-    found = torch.linalg.lstsq(table, mine, driver="gelsd").solution
-    if (table @ found - mine).norm() > 3e-3 * mine.norm():
-        return
-    told = [
-        f"{name} comes {round(share, 4) + 0.0:.3g} times, wanted {often:.3g}"
-        for (name, (_, often)), share in zip(parts.items(), found[:, 0].tolist(), strict=True)
-        if abs(share - often) > 1e-2 * max(1, abs(often))
-    ]
-    if told:
-        raise CheckFailed(f"{call}: in it {'; '.join(told[:3])}")

@@ -6,11 +6,13 @@ import statistics
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 import torch.nn.functional as F
 
 from labkit import contract
 from labkit.checks import lab05 as check
+from labkit.measured import tables
 
 # --- 5.1 and 5.2 ---------------------------------------------------------------------------
 
@@ -349,3 +351,31 @@ def _stub(*args, **kwargs):
 
 
 STUBS = [(judged, _stub) for judged in contract.checks_of(check)]
+
+
+# --- what the lab makes of the rows of many runs ---------------------------------------------
+
+
+def test_each_method_is_shown_at_its_best_rate():
+    losses = {0.1: [3.0, 1.0], 0.2: [1.5, 1.5], 0.3: [0.5]}  # the last has one lucky seed
+    rows = [("lora", rate, s, x) for rate, some in losses.items() for s, x in enumerate(some)]
+    rows.append(("full", 0.1, 0, math.nan))
+    runs = pd.DataFrame(rows, columns=["method", "learning_rate", "seed", "loss"])
+    best = tables.at_best_rate(runs)
+    assert best.to_dict("list") == {
+        "method": ["LoRA", "LoRA"],
+        "learning_rate": [0.2, 0.2],
+        "seed": [0, 1],
+        "loss": [1.5, 1.5],
+    }
+
+
+def test_the_rate_that_reaches_a_loss_is_found_between_two():
+    """Losses that fall by log(rate * alpha^0.5) reach a level at alpha to the power -0.5."""
+    grid = [(alpha, rate) for alpha in (4, 16, 64) for rate in (1e-3, 1e-2, 1e-1, 1.0)]
+    runs = pd.DataFrame(grid, columns=["alpha", "learning_rate"])
+    runs["loss"] = -(runs["learning_rate"] * runs["alpha"] ** 0.5).map(math.log10)
+    reached = tables.rates_reaching(runs.assign(study="rank", variant="", rank=8, seed=0), 0.75)
+    wanted = 10**-0.75 / reached["alpha"] ** 0.5
+    assert len(reached) == 3 and reached["rate"].to_list() == pytest.approx(wanted.to_list())
+    assert tables.exponent(reached) == pytest.approx(-0.5)
