@@ -4,12 +4,11 @@
     python benchmarks/tickets_study.py lora --seed 1 --rate 1e-3
     python benchmarks/tickets_study.py all --runs 1
 
-The answers of a run to the 288 test tickets become a column of labkit/measured/ticket_answers.csv,
-its settings and figures a row of labkit/measured/tickets.csv. A run whose row is there is not
-repeated, so the script can be stopped and called again. `cheap` are the classifiers that need no
-language model, seconds each. `all` goes on with what is missing of the trained methods, three rates
-and three seeds each, the middle rate and the first seed first; at one step a second a run of LoRA
-takes two minutes on two cores.
+A run is a row of labkit/measured/tickets.csv. A run whose row is there is not repeated, so the
+script can be stopped and called again. `cheap` are the classifiers that need no language model,
+seconds each. `all` goes on with what is missing of the trained methods, three rates and three seeds
+each, the middle rate and the first seed first; at one step a second a run of LoRA takes two minutes
+on two cores.
 """
 
 import argparse
@@ -126,7 +125,7 @@ def classified(method, test):
 
 
 def study(method, seed, rate):
-    """Answers to every test ticket, and the row of figures."""
+    """The row of a run."""
     test, begun = tasks.load("tickets", "test"), time.perf_counter()
     losses, a_step, numbers = [], float("nan"), 0
     if method in CHEAP:
@@ -138,7 +137,7 @@ def study(method, seed, rate):
         numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
         answers = generation.answers(model, tokenizer, test["messages"], max_new_tokens=10)
     answers = [" ".join(answer.split())[:40] for answer in answers]
-    return answers, {
+    return {
         "method": method,
         "seed": seed,
         "learning_rate": rate,
@@ -180,16 +179,11 @@ def there(method, seed, rate):
     return bool((same["learning_rate"].fillna(0) == (0 if rate != rate else rate)).any())
 
 
-def keep(told, row):
-    """Add a run's row and its column of answers."""
-    rows, answers = FOLDER / "tickets.csv", FOLDER / "ticket_answers.csv"
+def add(row):
+    """Add a run's row."""
+    rows = FOLDER / "tickets.csv"
     known = pd.read_csv(rows) if rows.exists() else pd.DataFrame()  # another run may have ended
     pd.concat([known, pd.DataFrame([row])]).to_csv(rows, index=False, na_rep="nan")
-    columns = pd.read_csv(answers, keep_default_na=False) if answers.exists() else pd.DataFrame()
-    middle = row["learning_rate"] == RATES.get(row["method"], (None,))[0]
-    rate = "" if middle or row["learning_rate"] != row["learning_rate"] else row["learning_rate"]
-    columns[f"{row['method']} {row['seed']} {rate}".strip()] = told
-    columns.to_csv(answers, index=False)
 
 
 def main():
@@ -202,9 +196,9 @@ def main():
     models.hush_libraries()
     runs = [run for run in wanted(options) if not there(*run)]
     for run in runs[: options.runs]:
-        told, row = study(*run)
+        row = study(*run)
         print(row, flush=True)
-        keep(told, row)
+        add(row)
 
 
 if __name__ == "__main__":

@@ -253,8 +253,8 @@ if lab.experiment("A grid of your own", 90, needs=["5.3"]):
 # %% [markdown]
 # At $\alpha = 32$ one rate is best for all three ranks, and at that rate the ranks lie close
 # together. Over three seeds, r=64 is ahead of r=4 by 0.015 nats
-# ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)); in the first comparison of
-# this lab they lay 0.6 apart.
+# ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)), far less than in the first
+# comparison of this lab.
 #
 # What if you change $\alpha$? The next picture shows runs that we made in advance, with three
 # seeds: for four values of $\alpha$, the rate at which the loss reaches 0.45 on its way down.
@@ -446,11 +446,10 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 
 # %% [markdown]
 # No variant differs from LoRA by more than chance: every interval contains 0. With three seeds,
-# differences below 7% would go unseen. Full fine-tuning is ahead, in every seed. At a single
-# untuned rate the same methods differ by far more
-# ([evidence](../docs/evidence/05_rank.md#variants)). Lee et al.
-# ([2026](https://arxiv.org/abs/2602.04998)) come to the same result at a larger scale: with the
-# rate tuned, variants reach the same scores within 1-2%.
+# differences below 7% would go unseen. Full fine-tuning is ahead, in every seed. At a single rate
+# for all, the same methods differ by far more ([evidence](../docs/evidence/05_rank.md#variants)).
+# Lee et al. ([2026](https://arxiv.org/abs/2602.04998)) come to the same result at a larger scale:
+# with the rate tuned, variants reach the same scores within 1-2%.
 #
 # ## A case: 48 kinds of tickets
 #

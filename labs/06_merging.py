@@ -289,10 +289,10 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
     guess_arrives.beside(100 * arrives(W.bfloat16().float(), 1e-3 * unit, grids["bf16"]))
 
 # %% [markdown]
-# Each format loses the updates that are small compared with *its* steps: NF4 those below a few
-# percent of $\|W\|$, `Q8_0` those below one percent, bf16 those below a few tenths of a percent.
-# Print $\|\Delta W\| / \|W\|$ before you merge into bf16. Around 1%, as here, nearly all of it
-# arrives. At 0.1%, half of it is lost: store the sum in fp32 or fp16, or keep the adapter separate.
+# Each format loses the updates that are small compared with *its* steps: NF4 those below several
+# percent of $\|W\|$, `Q8_0` those below half a percent, bf16 those below a few tenths of a percent.
+# Print $\|\Delta W\| / \|W\|$ before you merge into bf16. Of about 1%, as here, nearly everything
+# arrives. Of 0.1%, half is lost: store the sum in fp32 or fp16, or keep the adapter separate.
 #
 # ## A QLoRA adapter, merged
 

@@ -55,7 +55,7 @@ def test_it_holds_what_is_asked_for_and_no_more(course):
     body = [getattr(node, "name", "import") for node in ast.parse(text).body]
     assert body == ["import", "import", "import", "LoRALinear", "inject"]
     assert text.startswith("import math\nimport torch\nfrom torch import nn\n")
-    assert "from labkit.training import models\n" in reference.reference("04_qlora", "4.6")
+    assert "from trl import SFTConfig\n" in reference.reference("03_peft", "3.1")
 
 
 def test_there_is_none_of_a_quiz_and_of_what_no_lab_has(course):

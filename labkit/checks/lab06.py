@@ -9,7 +9,7 @@ from peft.utils import merge_utils
 from labkit.checks.compare import draw, randn
 from labkit.checks.engine import expect_right
 from labkit.checks.quiz import judge
-from labkit.contract import exercise, generator, part
+from labkit.contract import CheckFailed, exercise, generator, part
 from labkit.probes import lab06 as probes
 
 BLOCK = 64
@@ -48,7 +48,7 @@ def _whole(most, rng, *shape):
 
 def _merged(W, A, B, alpha):
     merged = W.double() + alpha / len(A) * B.double() @ A.double()
-    return _tensor(merged.float().to(W.dtype), W.dtype)
+    return _tensor(merged.float().to(W.dtype), W.dtype) | {"W after the call": "unchanged"}
 
 
 @exercise("6.2", points=2)
@@ -63,7 +63,12 @@ def divergence(kl_divergence):
     for scale in (300, 1e4):
         pair = randn(9, 13, rng=rng) * scale, randn(9, 13, rng=rng) * scale
         cases[f"for logits near {scale:g}, where some probabilities are 0 in fp32"] = pair
-    expect_right(kl_divergence, cases, _divergence, tol=1e-3)
+    try:
+        expect_right(kl_divergence, cases, _divergence, tol=1e-3)
+    except CheckFailed as failure:
+        if failure.bare and "near" in str(failure):  # it may be capped, by any epsilon
+            expect_right(kl_divergence, cases, _sized, probes.divergence, tol=1e-3)
+        raise
     p = randn(64, 101, rng=rng) * 3
     cases = {"for p and q that hardly differ": (p, p + 2e-2 * randn(64, 101, rng=rng))}
     expect_right(kl_divergence, cases, _divergence, tol=5e-3)
@@ -72,6 +77,10 @@ def divergence(kl_divergence):
 def _divergence(logits_p, logits_q):
     p, q = (x.double() - x.double().logsumexp(-1, keepdim=True) for x in (logits_p, logits_q))
     return ((p.exp() * (p - q)).sum() / p[..., 0].numel()).item()
+
+
+def _sized(logits_p, logits_q):
+    return {"the result": probes.sized(_divergence(logits_p, logits_q), logits_p)}
 
 
 SHAPE = (24, 40)
@@ -84,10 +93,12 @@ def survives(arrives):
     W, dW = randn(*SHAPE, rng=rng), 0.1 * randn(*SHAPE, rng=rng) + 0.02
     even = (4 * W).round() / 4
     steps = dW.sign() * (0.13 + 0.05 * torch.rand(SHAPE, generator=rng))
-    two = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.75, 0.25]])
+    two = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.75, 0.25], [0.25, 0.75]])
     sign = randn(*SHAPE, rng=rng).sign()
     cases = {
-        "for W = [[1, 2]], dW = [[0.75, 0.25]] and a store of whole numbers": (*two, 1.0),
+        "for W = [[1, 2], [3, 4]], dW = [[0.75, 0.25], [0.25, 0.75]], a store of whole numbers": (
+            *(*two, 1.0),
+        ),
         "for a store that keeps every number": (W, dW, "exact"),
         "for a grid with W on it, where each step of dW is just long enough": (even, steps, 0.25),
         "for a grid with W on it": (even, 0.7 * dW, 0.25),
@@ -103,9 +114,8 @@ def survives(arrives):
     for dtype, norm in ((torch.bfloat16, 0.03), (torch.float16, 3e-3), (torch.bfloat16, halfway)):
         W, dW = randn(*SHAPE, rng=rng), randn(*SHAPE, rng=rng)
         dW = dW / dW.norm() * norm
-        for store, what in (("exact", "a store that keeps every number"), (2**-12, "a fine grid")):
-            where = f"for W and dW in {str(dtype)[6:]}, which rounds sums and squares, and {what}"
-            where += f", |dW| = {norm:.3g}"
+        for store, what in (("exact", "an exact store"), (2**-12, "a fine grid")):
+            where = f"for W and dW in {str(dtype)[6:]}, with |dW| = {norm:.3g} and {what}"
             cases[where] = W.to(dtype), dW.to(dtype), store
     expect_right(arrives, cases, _arrived, probes.arrived, tol=3e-3)
 
@@ -134,10 +144,10 @@ def _arrived(W, dW, name):
 def merges_quantized(merge_quantized):
     """decodes block by block and adds in fp32: a small update survives"""
     rng = generator()
-    codes, B = torch.tensor([3, 0, 10], dtype=torch.uint8), torch.tensor([[1 / 32]])
-    by_hand = codes, torch.tensor([2.0]), torch.arange(16) / 8, torch.eye(1, 3), B
-    where = "for W4 = [3, 0, 10], absmax = [2], codebook = [0, 1/8, 2/8, ...], "
-    cases = {f"{where}update [[1/16, 0, 0]]": (*by_hand, 2, (1, 3))}
+    codes, B = torch.tensor([3, 0, 10, 7], dtype=torch.uint8), torch.tensor([[1 / 32], [0.0]])
+    by_hand = codes, torch.tensor([2.0]), torch.arange(16) / 8, torch.eye(1, 2), B
+    where = "for W4 = [3, 0, 10, 7], absmax = [2], codebook = [0, 1/8, 2/8, ...], "
+    cases = {f"{where}update [[1/16, 0], [0, 0]]": (*by_hand, 2, (2, 2))}
     for shape, alpha in (((24, 40), 29), ((7, 50), 3)):
         A, B = factors(rng, *shape, 5)  # times 2e-4: the update is far shorter than a step
         data = *_quantized(rng, math.prod(shape)), A, B * 2e-4, alpha, shape
@@ -159,7 +169,7 @@ def _merged_quantized(W4, absmax, codebook, A, B, alpha, shape):
     return _tensor(W + alpha / len(A) * B.double() @ A.double())
 
 
-ONES = [(torch.ones(1, 1), torch.ones(1, 1))] * 2
+ONES = [(torch.ones(1, 3), torch.ones(1, 1))] * 2
 
 
 @exercise("6.5", points=3)
@@ -176,11 +186,14 @@ def combines(combine_linear, combine_cat):
 
 def _mixes(name, mixes, rng):
     """Adapters and weights: two of ones, some of the ranks in `mixes`, a single one of weight 1."""
-    cases = {f"for {name} of ([[1]], [[1]]) twice, with weights [4, 9]": (ONES, [4.0, 9.0])}
+    cases = {f"for {name} of ([[1, 1, 1]], [[1]]) twice, with weights [4, 9]": (ONES, [4.0, 9.0])}
     for ranks, weights in [*mixes, ([3], [1.0])]:
         adapters = [factors(rng, 24, 40, r) for r in ranks]
         cases[f"for {name} of ranks {ranks} with weights {weights}"] = adapters, weights
     return cases
+
+
+MADE = {"A and B": "new tensors", "the adapters after the call": "unchanged"}
 
 
 def _pair(r, product):
@@ -198,13 +211,13 @@ def _added(adapters, weights):
         for (A, _), v in zip(adapters, weights, strict=True)
         for (_, B), w in zip(adapters, weights, strict=True)
     ]
-    return _pair(len(adapters[0][0]), sum(terms)) | {"A and B": "new tensors"}
+    return _pair(len(adapters[0][0]), sum(terms)) | MADE
 
 
 def _stacked(adapters, weights):
     pairs = zip(adapters, weights, strict=True)
     update = sum(w * B.double() @ A.double() for (A, B), w in pairs)
-    return _pair(sum(len(A) for A, _ in adapters), update) | {"A and B": "new tensors"}
+    return _pair(sum(len(A) for A, _ in adapters), update) | MADE
 
 
 @exercise("6.6", points=3)
@@ -246,8 +259,8 @@ def _recompressed(A, B, r):
 def merges_by_sign(ties):
     """equals PEFT's ties: each trimmed alone, a sign by the sum, the mean of those that agree"""
     rng = generator()
-    by_hand = [torch.tensor([t]) for t in ([4.0, -3.0, 1.0, 2.0], [-4.0, -1.0, -2.0, 3.0])]
-    where = "for updates [[4, -3, 1, 2]] and [[-4, -1, -2, 3]], density 0.75"
+    by_hand = [torch.tensor([t]) for t in ([4.0, -3.0, 1.0, 2.0], [-4.0, -1.0, 2.0, 3.0])]
+    where = "for updates [[4, -3, 1, 2]] and [[-4, -1, 2, 3]], density 0.75"
     cases = {where: (by_hand, 0.75)}
     for n, shape, density in (
         *((2, (5, 7), 0.5), (3, (5, 7), 0.5), (3, (4, 3), 0.3), (3, (5, 7), 1.0)),

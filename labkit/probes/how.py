@@ -14,7 +14,7 @@ import torch
 
 from labkit.probes import watch
 
-NAN = "computed: it gives NaN, which no integer stands for"
+NAN = "computed, because no integer can store its NaN"
 TABLES = {"quantize_4bit", "dequantize_4bit", "quantize_nf4", "dequantize_nf4", "Params4bit"}
 TABLES |= {"Linear4bit", "LinearNF4", "CODE", "_NF4_QUANT_TABLE", "_get_4bit_code"}
 
@@ -85,7 +85,8 @@ def origin(f: Callable, values: torch.Tensor) -> str:
     f, names = inspect.unwrap(f), set()
     if not isinstance(f, types.FunctionType):
         return "computed"
-    moved = _Moved([v for v in values.flatten().tolist() if 0 < abs(v) < 1], f.__module__, names)
+    table = [v for v in values.flatten().tolist() if 0 < abs(v) < 1]
+    moved = _Moved(table, f.__module__, names)
     twin, library = moved(f), sys.modules.get("bitsandbytes.functional")
     if names & TABLES:
         return "taken from bitsandbytes"
@@ -131,7 +132,7 @@ class _Moved:
         """A function of bitsandbytes, or of the learner's, with all that it reads."""
         if not isinstance(f, types.FunctionType):
             return f
-        if f.__module__.startswith("bitsandbytes"):
+        if str(f.__module__).startswith("bitsandbytes"):
             self.names.add(f.__name__)
             return lambda *args, **kwargs: self(f(*args, **kwargs))
         if f.__module__ != self.module or f in self.made:

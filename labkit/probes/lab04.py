@@ -74,7 +74,7 @@ def codebook(nf4_codebook):
     facts = {"the result": "floats", "how many are below zero, at zero and above zero": counts}
     if counts != [7, 1, 8]:
         return facts
-    facts["the order"] = "ascending" if bool((values.diff() >= 0).all()) else "another one"
+    facts["the order"] = "ascending" if bool((values.diff() >= 0).all()) else "mixed"
     return facts | {"the list of values": values, "the values": how.origin(nf4_codebook, values)}
 
 
@@ -133,6 +133,12 @@ def doubled(double_quantize, bits_per_param, absmax, *group):
     return facts
 
 
+def largest(double_quantize, bits_per_param, absmax):
+    """Roughly the largest integer of tiny scales, which a guard makes smaller."""
+    q = doubled(double_quantize, bits_per_param, absmax)["q"]
+    return {"the largest q": "about 127" if q.abs().max() > 90 else "far below"}
+
+
 def bits(double_quantize, bits_per_param, *data):
     """What `bits_per_param` returns."""
     return {"the result": bits_per_param(*data)}
@@ -150,7 +156,8 @@ def trained(QLoRALinear, data, x, dY):
     facts = {
         "the parameters that train": sorted(name for name, trains in every.items() if trains),
         "the parameters": sorted(every),
-        "the tensors that are no buffers": sorted(n for n, v in modules if _loose(n, v)),
+        "A and B": _pair(layers, data),
+        "the plain attributes (use register_buffer)": sorted(n for n, v in modules if _loose(n, v)),
     }
     y = x
     for layer in layers:
@@ -166,6 +173,15 @@ def trained(QLoRALinear, data, x, dY):
 def _layer(QLoRALinear, codes, absmax, codebook, shape, *rest):
     """A layer; its shape is a torch.Size, as `W.shape` is, which was a list on its way here."""
     return QLoRALinear(codes, absmax, codebook, torch.Size(shape), *rest)
+
+
+def _pair(layers, data):
+    """Whether the layers' A and B are those that they were made with."""
+    for layer, (*_, A, B, _) in zip(layers, data, strict=True):
+        for own, given in ((getattr(layer, "A", None), A), (getattr(layer, "B", None), B)):
+            if not isinstance(own, torch.Tensor) or not torch.equal(own.detach(), given):
+                return "new ones"
+    return "those that __init__ receives"
 
 
 def _loose(name, value):
@@ -213,25 +229,25 @@ def memory(QLoRALinear, codes, absmax, codebook, shape, A, B, alpha, x):
         y = layer(x.requires_grad_())
     if max(seen.left().values()) >= limit:
         gc.collect()
-    sizes, left = seen.left(), "small tensors"
+    sizes, left = seen.left(), []
     del y
     if max(sizes.values()) >= limit:
         what = "a tensor" if sizes[False] >= limit else "a product of matrices"
         where = "for backward" if max(seen.left().values()) < limit else "with the layer"
-        left = f"{what} as large as W, {where}"
-    return {"what stays in memory after forward": left}
+        left = [f"{what} as large as W ({where})"]
+    return {"the memory after forward": left}
 
 
 def bytes_of(training_bytes, *data):
-    """The sizes as floats, whatever kind of number they are."""
+    """The sizes in GB as floats, whatever kind of number they are."""
     got = training_bytes(*data)
     facts = {"the return value": form(got)}
     if isinstance(got, dict):
         facts["its keys"] = [k for k in ("weights", "gradients", "optimizer") if k in got]
-        facts |= {name: _float(got[name]) for name in facts["its keys"]}
+        facts |= {f"{name}, in GB,": _billions(got[name]) for name in facts["its keys"]}
     return facts
 
 
-def _float(value):
+def _billions(value):
     one = isinstance(value, torch.Tensor) and value.numel() == 1
-    return float(value) if one or isinstance(value, int | float | np.number) else value
+    return float(value) / 1e9 if one or isinstance(value, int | float | np.number) else value

@@ -31,6 +31,13 @@ def _number(value):
     return float(value) if number else value
 
 
+def _unnamed(f):
+    """`f`, which `kept` calls "it": a message begins with the name of the learner's function."""
+    unnamed = functools.wraps(f)(lambda *args: f(*args))
+    unnamed.__name__ = "<it>"
+    return unnamed
+
+
 def _kind(value):
     """The type of a value, in words."""
     name = type(value).__name__
@@ -69,19 +76,24 @@ def _swept(sweep, ranks, learning_rates, rule, names):
         return {name: (i + 1) * rank + learning_rate for i, name in enumerate(names)}
 
     train_fn.__qualname__ = "train_fn"
-    named = functools.partial(sweep, alpha_of={"twice": twice, "fixed": fixed}[rule])
-    return kept(named, train_fn, ranks, learning_rates), calls
+    alpha_of = {"twice": twice, "fixed": fixed}[rule]
+
+    def unnamed(train_fn, ranks, learning_rates):
+        return sweep(train_fn, ranks, learning_rates, alpha_of=alpha_of)
+
+    return kept(_unnamed(unnamed), train_fn, ranks, learning_rates), calls
 
 
 def runs(sweep, ranks, learning_rates, rule, names):
     """The runs that `sweep` makes."""
     frame, calls = _swept(sweep, ranks, learning_rates, rule, names)
     facts = {"the return value": None if frame is None else _kind(frame)}
+    pairs = [f"({rank}, {rate})" for rank, _, rate, _ in calls]
+    facts["the calls of train_fn per pair"] = max(map(pairs.count, pairs), default=1)
     facts["the number of runs"] = len(calls)
     kinds = sorted({type(rank).__name__ for rank, *_ in calls} - {"int"})
     facts["the type of `rank` in the runs"] = " or ".join(kinds) or "int"
-    pairs = {f"({rank}, {rate})" for rank, _, rate, _ in calls}
-    facts["the runs (rank, learning rate)"] = sorted(pairs)
+    facts["the runs (rank, learning rate)"] = sorted(set(pairs))
     for rank in ranks:
         alphas = dict.fromkeys(_text(alpha) for r, alpha, *_ in calls if r == rank)
         facts[f"alpha in the runs at rank {rank}"] = " or ".join(alphas)
@@ -102,9 +114,10 @@ def table(sweep, ranks, learning_rates, rule, names):
     names, found = ["rank", "alpha", "learning_rate", *names], list(map(str, frame.columns))
     columns = [n if found.count(n) == 1 else f"{n} twice" for n in names if n in found]
     dicts = frame.map(lambda cell: isinstance(cell, dict)).any()
-    columns += [f"{n} (a dict)" for n, is_one in dicts.items() if is_one]
-    facts = {"the columns": columns, "the number of rows": len(frame)}
-    if columns != names:
+    dicts = ", ".join(str(n) for n, is_one in dicts.items() if is_one) or "none"
+    facts = {"the columns with dicts in them": dicts, "the columns": columns}
+    facts["the number of rows"] = len(frame)
+    if columns != names or dicts != "none":
         return facts
     rows = zip(*(map(_text, frame[name].tolist()) for name in names), strict=True)
     return facts | {"the rows": sorted(row(names, cells) for cells in rows)}
@@ -120,7 +133,7 @@ def row(names, cells):
 
 def paired(paired_difference, columns, index, a, b, nouns):
     """The mean, the error, or both, as `nouns` lists; of the frame with these columns."""
-    got = kept(paired_difference, pd.DataFrame(columns, index=index), a, b)
+    got = kept(_unnamed(paired_difference), pd.DataFrame(columns, index=index), a, b)
     if not isinstance(got, tuple | list | np.ndarray):
         return {"the return value": None if got is None else _kind(got)}
     figures = [_number(value) for value in got]

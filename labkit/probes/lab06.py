@@ -10,6 +10,7 @@ from labkit.probes import watch
 LARGE = 128 * 128  # numbers in B @ A, from which on no tensor may be as large
 
 
+LEAST, MOST = 8, 90  # a divergence that an epsilon caps is between the two
 WORDS = {"Tensor": "a tensor", "Parameter": "a tensor", "ndarray": "a NumPy array"}
 
 
@@ -36,8 +37,29 @@ def _sound(*tensors):
 
 
 def merged(merged_weight, W, A, B, alpha):
-    """What `merged_weight` returns."""
-    return _matrix(merged_weight(W, A, B, alpha))
+    """What `merged_weight` returns, and whether it leaves W as it is."""
+    given = W.clone()
+    facts = _matrix(merged_weight(given, A, B, alpha))
+    return facts | {"W after the call": _changed([W], [given])}
+
+
+def _changed(before, after):
+    """Whether tensors changed, in words."""
+    same = all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    return "unchanged" if same else "changed"
+
+
+def divergence(kl_divergence, logits_p, logits_q):
+    """What `kl_divergence` returns, for large logits in words: an epsilon's size doesn't count."""
+    return {"the result": sized(kl_divergence(logits_p, logits_q), logits_p)}
+
+
+def sized(result, logits_p):
+    """A result for large logits in words, any other as it is."""
+    if not isinstance(result, float) or logits_p.abs().max() < 99:
+        return result
+    capped = f"{'below' if result < MOST else 'above'} {MOST}"
+    return capped if result > LEAST else f"{result:.3g}"
 
 
 def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):
@@ -97,13 +119,16 @@ def _pair(got):
 
 def _combined(combine, adapters, weights):
     """The pair that `combine` returns, and whether it made its tensors."""
-    got = combine(adapters, weights)
+    before = [M.clone() for pair in adapters for M in pair]
+    given = [(A.clone(), B.clone()) for A, B in adapters]
+    mine = [M for pair in given for M in pair]
+    got = combine(given, weights)
     facts = _pair(got)
     if "B @ A" in facts:
-        given = {_place(M) for pair in adapters for M in pair}
-        old = any(_place(M) in given for M in got)
+        places = set(map(_place, mine))
+        old = any(_place(M) in places for M in got)
         facts["A and B"] = "those of an adapter" if old else "new tensors"
-    return facts
+    return facts | {"the adapters after the call": _changed(before, mine)}
 
 
 def _place(tensor):

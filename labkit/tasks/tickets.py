@@ -106,19 +106,6 @@ def accuracy(predictions, rows):
     return fmean(hits(predictions, rows))
 
 
-def confusion(predictions, rows):
-    """Counts as a DataFrame (48, 49): a row is the ticket's category, a column the answer's.
-
-    The last column, `other`, counts answers that name no category.
-    """
-    import pandas as pd
-
-    wanted = [row["category"] for row in rows]
-    pairs = pd.DataFrame({"ticket": wanted, "answer": [_named(told) for told in predictions]})
-    counts = pd.crosstab(pairs["ticket"], pairs["answer"])
-    return counts.reindex(index=CATEGORIES, columns=(*CATEGORIES, OTHER), fill_value=0)
-
-
 def _named(answer):
     """The category that an answer names, or OTHER."""
     name = answer.strip().lower()

@@ -45,4 +45,4 @@ def test_the_command_prints_them_all(capsys):
     with pytest.raises(SystemExit):
         cli.main(["claims", "A1"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "A1 Full fine-tuning of 7B" in text and "04_qlora, Claimed, ruled, simulated" in text
+    assert "A1 Full fine-tuning of 7B" in text and "04_qlora, What a step takes" in text

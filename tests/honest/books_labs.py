@@ -42,8 +42,3 @@ def lab_4_scores_everywhere(book):
     book.cells[:] = [c for c in book.cells if c["cell_type"] == "code"]
     book.last("lab.score()")
     book.early("lab.score()")
-
-
-@honest("06_merging")
-def lab_6_with_a_repository(book):
-    book.early("repository = 'me/home-merged'\nimport os\nos.environ['HF_TOKEN'] = 'hf_xxx'")

@@ -24,9 +24,9 @@ SEEDS = {"RIGHT": range(3)}
 # --- 4.1 -----------------------------------------------------------------------------------
 
 
-def absmax_quantize(x, bits):
+def absmax_quantize(x, bits, guard=1e-12):
     scale = x.abs().max() / (2 ** (bits - 1) - 1)
-    return torch.round(x / scale.clamp_min(1e-12)).to(torch.int8), scale
+    return torch.round(x / scale.clamp_min(guard)).to(torch.int8), scale
 
 
 def absmax_dequantize(q, scale):
@@ -118,12 +118,12 @@ TABLES += [lambda: torch.tensor([float(word) for word in AS_TEXT.split()])]
 # --- 4.3 -----------------------------------------------------------------------------------
 
 
-def quantize_blockwise(w, codebook, block=64):
+def quantize_blockwise(w, codebook, block=64, guard=1e-12):
     """Distances to every code, int64 codes, absmax as a column, ones for blocks of zeros."""
     flat = w.reshape(-1).float()
     rows = torch.cat([flat, flat.new_zeros(-len(flat) % block)]).reshape(-1, block)
     peaks = rows.abs().max(1, keepdim=True).values
-    scaled = (rows / torch.where(peaks > 0, peaks, 1.0)).flatten()[: len(flat)]
+    scaled = (rows / torch.where(peaks > 0, peaks, 1.0).clamp_min(guard)).flatten()[: len(flat)]
     return (scaled.unsqueeze(1) - codebook).abs().argmin(dim=1), peaks
 
 
@@ -329,8 +329,10 @@ class KeepsRows(ByFunction):
         return torch.stack([x @ row for row in decoded(*self.stored())], dim=-1)
 
 
+GUARDS = [lambda scale: scale + 1e-12, lambda scale: scale.clamp_min(1.2e-38)]
 RIGHT = [
     (check.absmax, absmax_quantize, absmax_dequantize),
+    (check.absmax, lambda x, bits: absmax_quantize(x, bits, 1.2e-38), absmax_dequantize),
     (check.absmax, quantize_upside_down, lambda q, scale: q.float() / scale),
     (check.absmax, quantize_to_views, dequantize_views),
     (check.absmax, quantize_masked, absmax_dequantize),
@@ -342,6 +344,7 @@ RIGHT = [
     (check.packs, pack_nibbles, unpack_nibbles),
     (check.packs, pack_in_numpy, unpack_by_shifts),
     *((check.doubles, f, bits_per_param) for f in (doubled(), double_masked)),
+    *((check.doubles, doubled(again=guard), bits_per_param) for guard in GUARDS),
     (check.doubles, doubled(lambda peaks: torch.where(peaks == 0, 1e-6, peaks)), bits_per_param),
     *((check.qlora, layer) for layer in (ByFunction, ByCheckpoint, ByReentrantCheckpoint)),
     (check.qlora, ByHooks),
@@ -362,9 +365,10 @@ def double_in_place(absmax, group=256):
     return doubled()(absmax, group)
 
 
-SMALLER = [lambda peaks: peaks.clamp_min(1e-6), lambda peaks: peaks + 127e-8]
+SMALLER = [lambda peaks: peaks.clamp_min(1e-9), lambda peaks: peaks + 127e-10]
 WRONG = [
     (check.absmax, quantize_zero_by_zero, absmax_dequantize, "0 / 0 should be avoided"),
+    (check.absmax, lambda x, b: absmax_quantize(x, b, 1e-10), absmax_dequantize, "[0, 0, 0, 0]"),
     (check.absmax, lambda x, b: absmax_quantize(x.mul_(2), b), absmax_dequantize, "changes its"),
     (check.absmax, absmax_quantize, lambda q, s: (q * s).numpy(), "not a NumPy array of 5 floats"),
     (check.absmax, absmax_quantize, lambda q, s: (q * s).half(), "float16 numbers"),
@@ -372,23 +376,21 @@ WRONG = [
     *((check.codebook, f, "not taken from a table") for f in TABLES),
     (check.codebook, lambda: nf4_codebook() + 3e-6, "the list of values is"),
     (check.codebook, lambda: nf4_codebook().tolist(), "should be floats, not a list"),
-    (
-        check.blockwise,
-        quantize_in_a_loop,
-        dequantize_blockwise,
-        "not a Python loop over the blocks",
-    ),
+    (check.blockwise, quantize_in_a_loop, dequantize_blockwise, "a Python loop over the blocks"),
+    (check.blockwise, lambda w, c, b=64: quantize_blockwise(w, c, b, 1e-10), None, "[1, 1, 1, 1]"),
     (check.blockwise, quantize_rows, dequantize_blockwise, "on w of shape (3, 100)"),
     (check.blockwise, lambda w, c, b=64: quantize_blockwise(w.mul_(2), c, b), None, "changes its"),
     (check.blockwise, quantize_blockwise, lambda *a: dequantize_blockwise(*a).numpy(), "NumPy"),
     (check.packs, pack_in_a_loop, unpack_nibbles, "pack_nibbles should be vectorized"),
     (check.packs, pack_nibbles, lambda b: unpack_nibbles((b - 1).abs()), "[18, 64, 151]"),
     (check.packs, lambda c: pack_nibbles(c.bitwise_not_()), unpack_nibbles, "changes its input"),
-    *((check.doubles, doubled(guard), bits_per_param, "scales below 2e-6") for guard in SMALLER),
+    *((check.doubles, doubled(guard), bits_per_param, "far below") for guard in SMALLER),
+    (check.doubles, doubled(again=lambda s: s.clamp_min(1e-10)), bits_per_param, "far below"),
     (check.doubles, double_in_place, bits_per_param, "changes its input absmax in place"),
     (check.doubles, doubled(), lambda b=64, d=False: 4.127 if d else 4.5, "4.127 instead of"),
-    (check.qlora, KeepsOnItself, "a tensor as large as W, with the layer"),
-    (check.qlora, KeepsRows, "a tensor as large as W, for backward"),
+    (check.qlora, lambda *d: ByFunction(*d[:4], 2 * d[4], 0 * d[5], d[6]), "not new ones"),
+    (check.qlora, KeepsOnItself, "a tensor as large as W (with the layer)"),
+    (check.qlora, KeepsRows, "a tensor as large as W (for backward)"),
     (
         check.rule,
         lambda *a: {k: v / 1e9 for k, v in training_bytes(*a).items() if v != "all"},

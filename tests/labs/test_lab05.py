@@ -321,7 +321,7 @@ WRONG = [
     (check.scales, lambda alpha, r, stable=False: f"{alpha / r}", "should be a float, not text"),
     (check.scales, lambda alpha, r, stable=False: round(scaling(alpha, r, stable), 1), "0.375, no"),
     (check.sweeps, sweep_of_arrays, "the type of `rank` in the runs should be int, not int64"),
-    (check.sweeps, sweep_twice, "the number of runs should be 1, not 2"),
+    (check.sweeps, sweep_twice, "the calls of train_fn per pair should be 1, not 2"),
     (check.sweeps, sweep_the_best, "the number of rows should be 6, not 1"),
     (check.sweeps, sweep_that_pops, "changes its input ranks in place"),
     (check.sweeps, lambda f, ranks, rates, rule: f, "unexpected keyword argument 'alpha_of'"),

@@ -378,7 +378,7 @@ def ties_of_the_largest(updates, density):
 
 
 WRONG = [
-    (check.merges, merged_into_w, "changes its input W in place"),
+    (check.merges, merged_into_w, "W after the call should be unchanged, not changed"),
     (check.merges, merged_of_rounded_factors, "did you compute in 16 bits?"),
     (check.merges, lambda *data: merged_weight(*data).T, "should have shape (24, 40)"),
     (check.merges, lambda *data: merged_weight(*data).float().numpy(), "not a NumPy array"),
@@ -388,13 +388,13 @@ WRONG = [
     (check.divergence, lambda *data: round(kl_divergence(*data), 3), "is it rounded?"),
     (check.divergence, lambda *data: [kl_divergence(*data)], "a float, not a list"),
     (check.survives, arrives_by_what_moved, "too short to move anything, the result should be 0"),
-    (check.survives, arrives_over_a_rounded_norm, "in bfloat16, which rounds sums and squares"),
+    (check.survives, arrives_over_a_rounded_norm, "in bfloat16, with |dW|"),
     (check.survives, lambda *data: max(0.0, arrives(*data)), "where W moves against dW"),
     (check.survives, lambda W, dW, store: 1.0, "should be 1.2, not 1"),
-    (check.merges_quantized, quantized_anew, "[[0.8125, 0, 2.5]], not"),
+    (check.merges_quantized, quantized_anew, "[[0.8125, 0], [2.5, 1.75]], not"),
     (check.merges_quantized, quantized_zeroed, "changes its input W4 in place"),
     (check.merges_quantized, lambda *data: merge_quantized(*data).double(), "not float64"),
-    (check.combines, linear_in_place, combine_cat, "changes its input adapters in place"),
+    (check.combines, linear_in_place, combine_cat, "the adapters after the call should be un"),
     (check.combines, linear_of_two, combine_cat, "too many values to unpack"),
     (check.combines, combine_linear, cat_of_given, "new tensors, not those of an adapter"),
     (check.combines, combine_linear, cat_in_bf16, "did you compute in 16 bits?"),

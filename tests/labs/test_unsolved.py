@@ -92,7 +92,7 @@ def test_experiments_wait_and_name_what_for(unsolved):
     for cell in waiting:
         assert "waits for" in _output(cell) and "lab.reveal" in _output(cell), cell.source
     # the others read the course's tables, with the course's own functions
-    free = {"05_rank": 16, "08_rewards": 4}.get(unsolved.metadata["stem"], 2)
+    free = {"08_rewards": 4}.get(unsolved.metadata["stem"], 2)
     assert len(waiting) >= len(experiments) - free
 
 

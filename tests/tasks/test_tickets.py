@@ -137,16 +137,7 @@ def test_answers_that_name_no_category_are_wrong(wrong):
     assert tickets.hits([wrong], ROWS[:1]) == [False]
 
 
-def test_confusion_has_a_row_a_category_and_a_column_for_other_answers():
-    table = tickets.confusion(ANSWERS, ROWS)
-    assert tuple(table.index) == tickets.CATEGORIES
-    assert tuple(table.columns) == (*tickets.CATEGORIES, tickets.OTHER)
-    assert table.loc["app_crash", "app_crash"] == table.loc["app_crash", "slow_app"] == 1
-    assert table.loc["slow_app", "slow_app"] == table.loc["api_error", tickets.OTHER] == 1
-    assert table.to_numpy().sum() == len(ROWS)
-
-
-@pytest.mark.parametrize("score", [tickets.hits, tickets.accuracy, tickets.confusion])
+@pytest.mark.parametrize("score", [tickets.hits, tickets.accuracy])
 def test_answers_without_a_row_are_refused(score):
     with pytest.raises(ValueError):
         score(ANSWERS[1:], ROWS)

@@ -83,9 +83,7 @@ def test_a_model_is_a_small_copy_made_once(rehearsal, tmp_path, monkeypatch):
     model(torch.tensor([[3, 4, 5]]))
 
 
-def test_what_a_rehearsal_trains_is_no_result(
-    rehearsal, tokenizer, home, tmp_path, monkeypatch
-):
+def test_what_a_rehearsal_trains_is_no_result(rehearsal, tokenizer, home, tmp_path, monkeypatch):
     """Its settings differ, so that nobody finds it in the cache as the real one."""
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
     args = SFTConfig(output_dir=str(tmp_path), max_steps=5, use_cpu=True, bf16=False)
