@@ -145,9 +145,14 @@ def _bits(losses, n_choices):
 def pairs(paired_difference):
     """mean and standard error over shared seeds; NaN where there are too few of them"""
     rng = generator()
-    columns = {"method": [*"aabb"], "seed": [0, 1, 1, 0], "score": [5.0, 9.0, 6.0, 4.0]}
+    columns = {"method": [*"aaabbb"], "seed": [0, 1, 2, 1, 2, 0]}
+    columns["score"] = [5.0, 9.0, 8.0, 8.0, 4.0, 4.0]
+    two = {"method": [*"aabb"], "seed": [0, 1, 1, 0], "score": [5.0, 9.0, 6.0, 4.0]}
     cases = {
-        "for two shared seeds with the differences 1 and 3": (columns, [0, 0, 1, 1], "a", "b"),
+        "for three shared seeds with the differences 1, 1 and 4": (
+            *(columns, [0, 0, 1, 1, 2, 2], "a", "b"),
+        ),
+        "for two shared seeds with the differences 1 and 3": (two, [0, 0, 1, 1], "a", "b"),
         "when both methods have the same six seeds": _frame(range(6), range(6), rng),
         "when each method has seeds that the other lacks": _frame(
             [0, 1, 2, 3, 7], [1, 2, 3, 4, 5, 7], rng
@@ -168,12 +173,9 @@ def pairs(paired_difference):
 
 
 def _expect_pairs(paired_difference, cases):
-    """`expect_right`; a mistake that does not explain all may explain the first two cases.
-
-    Or the mean alone.
-    """
+    """`expect_right`; a mistake that does not explain all may explain a first case or the mean."""
     both, bare = ["the mean", "the error"], None
-    for many, nouns in ((None, both), (2, both), (None, both[:1])):
+    for many, nouns in ((None, both), (1, both), (None, both[:1])):
         data = {where: (*cases[where], nouns) for where in list(cases)[:many]}
         try:
             expect_right(paired_difference, data, _paired, probes.paired)
