@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import bars, dots, heatmap, mean_interval, titled
+from labkit.figures.forms import bars, dots, heatmap, mean_interval, spread, titled
 from labkit.guess import Guess
 from labkit.measured import tables
 from labkit.plots import INK, ROLES, VARIANTS, likely
@@ -80,10 +80,12 @@ def memory(runs: dict[str, Sequence[float]], available: float) -> Figure:
     *_, last = runs
     share = runs[last][-1] / available
     fig, ax = titled(f"{last}: {share:.0%} of the bits are stored")
+    top = max(map(max, runs.values())) / 1000
+    places = spread([values[-1] / 1000 for values in runs.values()], 0.07 * top, top)
     for i, (label, values) in enumerate(runs.items()):
         color, passes = VARIANTS[i % len(VARIANTS)], range(1, len(values) + 1)
         ax.plot(passes, np.array(values) / 1000, color=color)
-        ax.annotate(f"  {label}", (passes[-1], values[-1] / 1000), color=color, va="center")
+        ax.annotate(f"  {label}", (passes[-1], places[i]), color=color, va="center")
     ax.axhline(available / 1000, color=INK, lw=1, ls=":")
     ax.set(xlabel="pass", ylabel="thousand bits stored", ylim=(0, None))
     ax.set_xlim(1, 1.45 * max(map(len, runs.values())))
