@@ -45,8 +45,8 @@ def codebooks(books: dict[str, torch.Tensor]) -> Figure:
 
 def added_loss(extra: dict[str, tuple[float, float, float]], guess: Guess) -> Figure:
     """What each format adds to the loss: {format: (nats per token, low, high)}."""
-    least = min(extra, key=lambda name: extra[name][0]).replace("\n", ", ")
-    fig, ax = titled(f"{least} adds the least loss")
+    most = max(extra, key=lambda name: extra[name][0]).replace("\n", ", ")
+    fig, ax = titled(f"{most} adds the most loss")
     roles = {name: "QLoRA" if name.startswith("NF4") else "base" for name in extra}
     ylabel = "added loss, nats per token\n(line: 95% interval)"
     bars(ax, extra, ylabel, roles, "{:.2f}", guess=guess)
@@ -110,4 +110,5 @@ def fits(peaks: dict[str, dict[str, int]], card_gb: float) -> Figure:
     fig, ax = titled(f"{n} of {len(rows)} settings stay below {card_gb} GB")
     stacks(ax, rows, "GB at the peak of a step", "{:.1f}")
     ax.axhline(card_gb, color=INK, lw=1.2, ls="--")
+    ax.text(-0.45, card_gb, f"a card of {card_gb:g} GB", va="bottom", color=INK)
     return fig
