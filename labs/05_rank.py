@@ -191,7 +191,9 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
     for rule, factor in factors.items():
         helps[rule] = []
         for r in (4, 8, 16, 32, 64):
-            drawn = [nn.init.kaiming_uniform_(torch.empty(r, 576), a=5**0.5) for _ in range(32)]
+            drawn = [
+                nn.init.kaiming_uniform_(torch.empty(r, G.shape[1]), a=5**0.5) for _ in range(32)
+            ]
             steps = [first_update(G, A, r, factor(r) * r, lr=1e-3) for A in drawn]
             helps[rule].append(-sum((G * step).sum().item() for step in steps) / 32)
     display(figures.first_steps([4, 8, 16, 32, 64], helps, guess_step))
@@ -340,7 +342,7 @@ def memorize(rank, n, passes=100, learning_rate=0.02, seed=0):
     """Bits that LoRA on the last gate_proj stores of n random pairs."""
     model, inputs = last_layer(n)
     torch.manual_seed(seed)
-    last = r".*layers\.29\.mlp\.gate_proj"
+    last = rf".*layers\.{len(model.model.layers) - 1}\.mlp\.gate_proj"
     get_peft_model(model, LoraConfig(r=rank, lora_alpha=32, target_modules=last))
     layer, head = model.model.layers[-1], model.lm_head.weight[1000 : 1000 + VALUES]
     values = torch.randint(VALUES, (n,))
