@@ -15,9 +15,7 @@ latency  Milliseconds per token: mean of 20 repetitions.
 """
 
 import time
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import studies
@@ -57,10 +55,8 @@ def every_run():
 def of_lab(seed):
     """The lab's functions by name; its seed and that of its batches are `seed`."""
     names = ["first_steps", "measure", "merged", "milliseconds", "right"]
-    lab = studies.of_lab("02_lora", "inject", "train", "unmerge_", *names)
-    seeded = SimpleNamespace(**vars(loop) | {"batches": partial(loop.batches, seed=seed)})
+    lab = studies.of_lab("02_lora", "inject", "train", "unmerge_", *names, seed=seed)
     lab.update(home=HOME, unseen=UNSEEN, everything=EVERYTHING, tokenizer=models.load()[1])
-    lab.update(loop=seeded, lab=SimpleNamespace(seed=seed))
     return lab
 
 

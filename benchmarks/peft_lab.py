@@ -14,7 +14,6 @@ checkpointing  Five steps: B that moved, activations at the peak (bytes), the la
 
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import studies
 import torch
@@ -44,9 +43,8 @@ def every_run():
 
 def of_lab(seed):
     """The lab's functions by name; the seed also shuffles the rows."""
-    lab = studies.of_lab("03_peft", *NAMES)
+    lab = studies.of_lab("03_peft", *NAMES, seed=seed)
     lab.update(home=HOME.shuffle(seed=seed), unseen=UNSEEN, tokenizer=models.load()[1])
-    lab.update(lab=SimpleNamespace(seed=seed))
     torch.manual_seed(seed)
     return lab
 

@@ -14,10 +14,8 @@ time      Seconds of a step, forward and backward, by commands per step: medians
 """
 
 import time
-from functools import partial
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 
 import studies
 import torch
@@ -46,11 +44,7 @@ def every_run():
 
 def of_lab(seed):
     """The lab's functions by name, with a seed of their own."""
-    device = hardware.device()
-    here = SimpleNamespace(seed=seed, device=device, dtype=hardware.precision(device))
-    lab = studies.of_lab("04_qlora", *NAMES, lab=here)
-    lab["loop"] = SimpleNamespace(**vars(loop) | {"batches": partial(loop.batches, seed=seed)})
-    return lab
+    return studies.of_lab("04_qlora", *NAMES, seed=seed)
 
 
 def formats(lab, seed, book, block):

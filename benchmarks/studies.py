@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -149,11 +150,20 @@ def nf4(weight: torch.Tensor, double_quant: bool = False) -> torch.Tensor:
     return bnb.dequantize_4bit(*bnb.quantize_4bit(weight, **how)).to(weight.dtype)
 
 
-def of_lab(stem: str, *names: str, **given: object) -> dict:
-    """The namespace of a lab's solved notebook with `names`, all that these need, and `given`."""
+def of_lab(stem: str, *names: str, seed: int = 0) -> dict:
+    """The namespace of a lab's solved notebook with `names` and all that these need.
+
+    Its `lab`, and the batches of its `loop`, have the seed.
+    """
     from labkit import reference
+    from labkit.training import hardware, loop
+
+    device = hardware.device()
+    lab = SimpleNamespace(seed=seed, device=device, dtype=hardware.precision(device))
+    batches = partial(loop.batches, seed=seed)
 
     cells = reference.code_cells(reference.solved_book(stem))
-    space = dict(given)
+    space = {"lab": lab}
     exec("\n\n".join(reference.needed(cells, list(names))), space)
+    space["loop"] = SimpleNamespace(**vars(loop) | {"batches": batches})
     return space

@@ -12,9 +12,7 @@ sgd      Full fine-tuning by SGD at rate 0.3, clipped: held-out loss, rank for 9
 overlap  Median share of energy in the top 8 output directions of a full update, every fifth block.
 """
 
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import studies
@@ -23,7 +21,7 @@ from peft import LoraConfig, get_peft_model
 from studies import LabRun
 
 from labkit import tasks
-from labkit.training import hardware, loop, models
+from labkit.training import loop, models
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "svd.csv"
 KEPT = Path(__file__).parents[1] / "build" / "svd"
@@ -45,10 +43,8 @@ def every_run():
 def of_lab(seed):
     """The lab's functions by name; its seed and that of its batches are `seed`."""
     names = ["fine_tune", "judge", "energy_rank", "truncate_update", "energy_within"]
-    lab = studies.of_lab("01_svd", *names)
-    seeded = SimpleNamespace(**vars(loop) | {"batches": partial(loop.batches, seed=seed)})
-    here = SimpleNamespace(seed=seed, device=hardware.device(), dtype=hardware.precision("cpu"))
-    lab.update(loop=seeded, lab=here, unseen=UNSEEN, said={}, right={}, loss={})
+    lab = studies.of_lab("01_svd", *names, seed=seed)
+    lab.update(unseen=UNSEEN, said={}, right={}, loss={})
     model, lab["tokenizer"] = models.load(dtype=torch.float32)
     start = {n: W.detach().clone() for n, W in model.named_parameters() if "_proj." in n}
     for name, W in model.named_parameters():
@@ -113,15 +109,8 @@ def cut(lab, seed, r):
 
 
 def sgd(lab, seed, steps=50):
-    model = lab["model"].train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained)
-    for step, batch in enumerate(lab["loop"].batches(HOME, lab["tokenizer"], 16, steps)):
-        optimizer.param_groups[0]["lr"] = RATES["SGD"] * (1 - step / steps)
-        loop.answer_loss(model, batch).backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    model, batches = lab["model"], lab["loop"].batches(HOME, lab["tokenizer"], 16, steps)
+    list(loop.train(model, batches, steps, RATES["SGD"], torch.optim.SGD))
     return judged(lab, model) | kept(lab, "sgd", seed, updates(lab))
 
 

@@ -343,16 +343,9 @@ check.truncates(truncate_update, energy_within)
 # %%
 def fine_tune(model, title, learning_rate, steps=50):
     """Train whatever requires grad on `home`, 16 commands per step."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=0.0)
     curve, home = live.Curve(title, steps), tasks.load("home", "train")
-    for step, batch in enumerate(loop.batches(home, tokenizer, size=16, steps=steps)):
-        optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
-        loss = loop.answer_loss(model.train(), batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    batches = loop.batches(home, tokenizer, size=16, steps=steps)
+    for loss in loop.train(model, batches, steps, learning_rate):
         curve.add(loss)
 
 

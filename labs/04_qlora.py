@@ -607,17 +607,8 @@ unseen = unseen.shuffle(seed=1).select(range(60))
 
 def train(model, title, steps=20, make=torch.optim.AdamW, words=None):
     """Train the adapter on `home`, in place; the live curve. words: another tokenizer."""
-    learning_rate = 2e-3
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make(trainable, lr=learning_rate, weight_decay=0.0)
-    curve = live.Curve(title, steps)
-    for step, batch in enumerate(loop.batches(home, words or tokenizer, 16, steps)):
-        optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
-        loss = loop.answer_loss(model, batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trainable, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    curve, batches = live.Curve(title, steps), loop.batches(home, words or tokenizer, 16, steps)
+    for loss in loop.train(model, batches, steps, 2e-3, make):
         curve.add(loss)
     return curve
 

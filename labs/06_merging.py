@@ -71,17 +71,9 @@ def train(task, steps, learning_rate=5e-3):
     """A PeftModel: rank-8 LoRA on all linear layers of the 4-bit base, trained on the task."""
     torch.manual_seed(lab.seed)
     model = get_peft_model(in_4_bits(), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
-    trainable = [p for p in model.train().parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, learning_rate, weight_decay=0.0)
     rows = tasks.load(task, "train", **OPTIONS[task])
-    curve = live.Curve(f"QLoRA on {task}", steps)
-    for step, batch in enumerate(loop.batches(rows, tokenizer, 16, steps, lab.seed)):
-        optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
-        loss = loop.answer_loss(model, batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trainable, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    curve, batches = live.Curve(f"QLoRA on {task}", steps), loop.batches(rows, tokenizer, 16, steps)
+    for loss in loop.train(model, batches, steps, learning_rate):
         curve.add(loss)
     return model.eval()
 
@@ -353,6 +345,17 @@ def original(W, A, B):
     return merged_weight(W, A, B, alpha=len(A))
 
 
+def ways():
+    """{merge: the function of (W, A, B) that gives the merged weight}."""
+    return {
+        "dequantized, 16 bits": dequantized,
+        "original, 16 bits": original,
+        "dequantized, then NF4": lambda *data: nf4(dequantized(*data)),
+        "original, then NF4": lambda *data: nf4(original(*data)),
+        "no adapter": lambda W, A, B: dequantized(W, A, 0 * B),
+    }
+
+
 def changed(change, pairs):
     """A plain model whose weight W is change(W, A, B) in each layer of `pairs`."""
     model = models.load()[0]
@@ -369,14 +372,7 @@ guess_merge = lab.predict("Into the original: how many of the 60 answers are rig
 if lab.experiment("One adapter, four merges", 50, needs=["6.1", "6.2", "6.4"]):
     share, _, wanted = said(trained, tokenizer, commands)
     right, kls = {"as trained": round(60 * share)}, {}
-    ways = {
-        "dequantized, 16 bits": dequantized,
-        "original, 16 bits": original,
-        "dequantized, then NF4": lambda *data: nf4(dequantized(*data)),
-        "original, then NF4": lambda *data: nf4(original(*data)),
-        "no adapter": lambda W, A, B: dequantized(W, A, 0 * B),
-    }
-    for way, change in live.progress(ways.items(), "merges", len(ways)):
+    for way, change in live.progress(list(ways().items()), "merges"):
         share, _, logits = said(changed(change, pairs["home"]), tokenizer, commands)
         right[way], kls[way] = round(60 * share), kl_divergence(wanted, logits)
     display(figures.merges(kls, right, 60, guess_merge))
@@ -560,6 +556,18 @@ def product(pair):
     return B @ A
 
 
+def mixtures(weights, density):
+    """{mixture: the function of two pairs (A, B), home's and tickets', that gives the update}."""
+    return {
+        "home alone": lambda home, tickets: product(home),
+        "tickets alone": lambda home, tickets: product(tickets),
+        "linear": lambda *both: product(combine_linear(both, weights)),
+        "cat": lambda *both: product(combine_cat(both, weights)),
+        "cat, cut to r=8": lambda *both: product(recompress(*combine_cat(both, weights), 8)),
+        "TIES": lambda *both: ties([product(pair) for pair in both], density),
+    }
+
+
 def mixed(mix):
     """The dequantized model plus mix(home, tickets), two pairs (A, B), in each layer."""
     both = {name: (home, pairs["tickets"][name]) for name, home in pairs["home"].items()}
@@ -576,18 +584,8 @@ def both_tasks(mix):
 weights, density = [0.7, 0.7], 0.5
 if lab.experiment("Four mixtures of two adapters", 80, needs=["6.5", "6.6", "6.7"]):
     held_out = {task: rows_of(task, "test", 80) for task in OPTIONS}
-    mixtures = {
-        "home alone": lambda home, tickets: product(home),
-        "tickets alone": lambda home, tickets: product(tickets),
-        "linear": lambda *both: product(combine_linear(both, weights)),
-        "cat": lambda *both: product(combine_cat(both, weights)),
-        "cat, cut to r=8": lambda *both: product(recompress(*combine_cat(both, weights), 8)),
-        "TIES": lambda *both: ties([product(pair) for pair in both], density),
-    }
-    found = {
-        name: both_tasks(mix)
-        for name, mix in live.progress(mixtures.items(), "mixtures", len(mixtures))
-    }
+    mixes = list(mixtures(weights, density).items())
+    found = {name: both_tasks(mix) for name, mix in live.progress(mixes, "mixtures")}
     display(figures.mixtures(found, 80))
 
 # %% [markdown]

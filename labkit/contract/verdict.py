@@ -133,6 +133,8 @@ def _verdict(session, check, objects, points):
         own = {name: o for name, o in objects.items() if name in NAMES[session.exercise]}
         message = _joined(faults, own)
         told = _head(message, min(faults, key=lambda fault: fault.bare), own)
+        if message.startswith(f"{told} "):
+            message = f"it{message.removeprefix(told)}"
         return Verdict("failed", max(fault.earned for fault in faults), message, head=told)
     return Verdict("passed", points, "", note or inspect.getdoc(check))
 

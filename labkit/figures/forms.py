@@ -46,11 +46,28 @@ def look(role: str) -> dict[str, str | None]:
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean of at least two values, and the ends of its 95% t-interval: (mean, low, high)."""
+    n = len(values)
+    return t_interval(np.mean(values), np.std(values, ddof=1) / np.sqrt(n), n)
+
+
+def t_interval(mean: float, error: float, n: int) -> tuple[float, float, float]:
+    """A mean of n values with its standard error: the mean, and the ends of its 95% interval."""
     from scipy.special import stdtrit  # here: installed with "jupyter" and on Colab, not by labkit
 
-    mean, n = np.mean(values), len(values)
-    half = stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n)
+    half = stdtrit(n - 1, 0.975) * error
     return mean, mean - half, mean + half
+
+
+def wilson(count: float, n: int) -> tuple[float, float, float]:
+    """A count of `n`, and the ends of Wilson's 95% interval."""
+    low, high = likely(count / n, n)
+    return count, n * low, n * high
+
+
+def pm(values: Sequence[float], digits: int = 3) -> str:
+    """Mean and half of the 95% t-interval, as text: "0.168 ± 0.039"."""
+    mean, _, high = mean_interval(values)
+    return f"{mean:.{digits}f} ± {high - mean:.{digits}f}"
 
 
 def bars(
@@ -86,10 +103,7 @@ def counted(
     guess: Guess | None = None,
 ) -> None:
     """Bars of counts of `n`, each with Wilson's 95% interval; `what` was counted."""
-    values = {}
-    for label, count in counts.items():
-        low, high = likely(count / n, n)
-        values[label] = (count, n * low, n * high)
+    values = {label: wilson(count, n) for label, count in counts.items()}
     bars(ax, values, f"{what}, of {n}\n(line: 95% interval)", roles, "{:.0f}", top, guess)
 
 

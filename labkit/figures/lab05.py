@@ -7,10 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import bars, dots, heatmap, mean_interval, titled
+from labkit.figures.forms import bars, dots, heatmap, mean_interval, t_interval, titled, wilson
 from labkit.guess import Guess
 from labkit.measured import tables
-from labkit.plots import INK, ROLES, VARIANTS, likely
+from labkit.plots import INK, ROLES, VARIANTS
 
 HELD_OUT = "held-out loss (nats per token)"
 
@@ -42,7 +42,7 @@ def first_steps(ranks: Sequence[int], helps: dict[str, Sequence[float]], guess: 
         ax.plot(ranks, shares, "o-", color=color)
         ax.annotate(f"  {rule}", (ranks[-1], shares[-1]), color=color, va="center")
     _ranks(ax, ranks, room=4)
-    ax.set(ylabel=f"help of the first step,\nas a multiple of r={ranks[0]}", ylim=(0, 18))
+    ax.set(ylabel=f"how much the first step helps,\nas a multiple of r={ranks[0]}", ylim=(0, 18))
     guess.draw(ax)
     return fig
 
@@ -88,10 +88,9 @@ def _short(label):
     return label.partition("\n")[0]
 
 
-def bits(stored: pd.DataFrame, available: float) -> Figure:
-    """Bits stored by rank: columns rank, seed, bits; `available`: bits that there are."""
-    by_rank = stored.groupby("rank")["bits"]
-    values = {f"r={rank}": tuple(np.array(mean_interval(b)) / 1000) for rank, b in by_rank}
+def bits(stored: dict[str, Sequence[float]], available: float) -> Figure:
+    """Bits stored by rank: {rank: bits by seed}; `available`: bits that there are."""
+    values = {rank: tuple(np.array(mean_interval(b)) / 1000) for rank, b in stored.items()}
     first, (mean, *_) = next(iter(values.items()))
     fig, ax = titled(f"{first} stores {1000 * mean / available:.0%} of what there is")
     bars(ax, values, "thousand bits stored\n(line: 95% interval)", text="{:.1f}")
@@ -101,11 +100,8 @@ def bits(stored: pd.DataFrame, available: float) -> Figure:
 
 def variants(compared: dict[str, tuple[float, float]], n_seeds: int) -> Figure:
     """Differences from LoRA in percent: {method: (mean, standard error)} over the same seeds."""
-    t = {2: 12.7, 3: 4.3, 4: 3.2, 5: 2.8}[n_seeds]  # 97.5% quantiles of Student's t
-    rows = {
-        method: (mean, mean - t * error, mean + t * error)
-        for method, (mean, error) in sorted(compared.items(), key=lambda pair: pair[1][0])
-    }
+    ordered = sorted(compared.items(), key=lambda pair: pair[1][0])
+    rows = {method: t_interval(*pair, n_seeds) for method, pair in ordered}
     beyond = [method for method, (_, low, high) in rows.items() if low > 0 or high < 0]
     fig, ax = titled(f"Beyond chance: {', '.join(beyond) or 'no method'}", height=4)
     roles = {method: "full" if method.startswith("full") else "LoRA" for method in rows}
@@ -118,14 +114,13 @@ def variants(compared: dict[str, tuple[float, float]], n_seeds: int) -> Figure:
 def tickets(scores: pd.DataFrame, guess: Guess, n: int = 288) -> Figure:
     """Accuracy of each method: columns method, seed, accuracy (0 to 1). guess: in percent."""
     values = {}
-    words, characters = "TF-IDF", "TF-IDF of characters"
-    for method in ("zero-shot", words, characters, "QLoRA", "LoRA", "full fine-tuning"):
-        part = 100 * scores.loc[scores["method"] == method, "accuracy"].to_numpy()
-        low, high = likely(part[0] / 100, n)
-        label = method.replace(" ", "\n", 1)
-        values[label] = mean_interval(part) if len(part) > 1 else (part[0], 100 * low, 100 * high)
+    classical = ("zero-shot", "TF-IDF", "TF-IDF of characters")
+    for method in (*classical, "QLoRA", "LoRA", "full fine-tuning"):
+        part = n * scores.loc[scores["method"] == method, "accuracy"].to_numpy()
+        ends = mean_interval(part) if len(part) > 1 else wilson(part[0], n)
+        values[method.replace(" ", "\n", 1)] = tuple(100 * np.array(ends) / n)
     fig, ax = titled("A classifier without a neural network comes close to LoRA")
-    roles = {"zero-shot": "base", "TF-IDF": "base", "TF-IDF\nof characters": "base"}
+    roles = {method.replace(" ", "\n", 1): "base" for method in classical}
     roles |= {"QLoRA": "QLoRA", "full\nfine-tuning": "full"}
     ylabel = f"right of {n} tickets, %\n(line: 95% interval)"
     bars(ax, values, ylabel, roles, "{:.0f}", guess=guess)

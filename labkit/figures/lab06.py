@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import dots, titled
+from labkit.figures.forms import dots, titled, wilson
 from labkit.guess import Guess
-from labkit.plots import INK, VARIANTS, likely
+from labkit.plots import INK, VARIANTS
 
 GRIDS = dict(zip(("bf16", "Q8_0", "NF4"), VARIANTS, strict=False))
 
@@ -87,10 +87,7 @@ def merges(kls: dict[str, float], right: dict[str, int], n: int, guess: Guess) -
     roles = {name: "QLoRA" if name == nearest else "mistake" for name in kls}
     dots(left, kls, "KL from the trained model,\nnats per token", roles, "{:.2g}")
     left.set(xscale="log", xlim=(min(kls.values()) / 4, 10 * max(kls.values())))
-    values = {}
-    for name, count in right.items():
-        low, high = likely(count / n, n)
-        values[name] = count, n * low, n * high
+    values = {name: wilson(count, n) for name, count in right.items()}
     dots(other, values, f"right answers, of {n}\n(line: 95% interval)", roles, "{:.0f}")
     other.set_xlim(-1, n)
     guess.draw(other, "x")
@@ -107,10 +104,7 @@ def mixtures(right: dict[str, tuple[int, int]], n: int) -> Figure:
     )
     fig, axes = titled(title, 2, height=3.8)
     for k, (ax, task) in enumerate(zip(axes, ("home", "tickets"), strict=True)):
-        values = {}
-        for name, counts in right.items():
-            low, high = likely(counts[k] / n, n)
-            values[name] = counts[k], n * low, n * high
+        values = {name: wilson(counts[k], n) for name, counts in right.items()}
         roles = {name: "base" for name in (first, second)}
         dots(ax, values, f"right answers to {task}, of {n}\n(line: 95% interval)", roles, "{:.0f}")
         ax.set_xlim(-2, n)

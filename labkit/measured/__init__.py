@@ -19,3 +19,9 @@ def load(name: str) -> DataFrame:
 
     with (resources.files(__package__) / f"{name}.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file, keep_default_na=False, na_values=["nan"])
+
+
+def by_run(name: str) -> DataFrame:
+    """A lab's own studies: a row per (study, setting, seed), a column per measure."""
+    rows = load(name).set_index(["study", "setting", "seed", "measure"])["value"]
+    return rows.unstack(sort=False).sort_index()

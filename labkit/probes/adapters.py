@@ -38,12 +38,15 @@ MISFITS = {  # what is wrong with the names in an adapter's file, and how a name
 }
 
 
+WORDS = {"Tensor": "a tensor", "Parameter": "a tensor", "ndarray": "a NumPy array"}
+
+
 def kind(value: object) -> str | None:
     """A value's type, as a noun: "an SFTTrainer"; None of None."""
     name = type(value).__name__
-    if value is None:
-        return None
-    return f"an {name}" if name[0] in "AEIOU" or name.startswith("SFT") else f"a {name}"
+    if value is None or name in WORDS:
+        return WORDS.get(name)
+    return f"an {name}" if name[0].lower() in "aeiou" or name.startswith("SFT") else f"a {name}"
 
 
 def lora(model):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from labkit.contract import kept
+from labkit.probes.adapters import kind
 
 FEW = 3  # seeds that a message lists
 
@@ -31,19 +32,6 @@ def _number(value):
     return float(value) if number else value
 
 
-def _unnamed(f):
-    """`f`, which `kept` calls "it": a message begins with the name of the learner's function."""
-    unnamed = functools.wraps(f)(lambda *args: f(*args))
-    unnamed.__name__ = "<it>"
-    return unnamed
-
-
-def _kind(value):
-    """The type of a value, in words."""
-    name = type(value).__name__
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
-
-
 def _text(value):
     """A number in six digits, text and None as they are, everything else by its type."""
     value = _number(value)
@@ -51,7 +39,7 @@ def _text(value):
         return f"{value:.6g}"
     if callable(value):
         return "a function: call it"
-    return repr(value) if isinstance(value, str | bool | None) else _kind(value)
+    return repr(value) if isinstance(value, str | bool | None) else kind(value)
 
 
 # --- sweep ---------------------------------------------------------------------------------
@@ -76,18 +64,14 @@ def _swept(sweep, ranks, learning_rates, rule, names):
         return {name: (i + 1) * rank + learning_rate for i, name in enumerate(names)}
 
     train_fn.__qualname__ = "train_fn"
-    alpha_of = {"twice": twice, "fixed": fixed}[rule]
-
-    def unnamed(train_fn, ranks, learning_rates):
-        return sweep(train_fn, ranks, learning_rates, alpha_of=alpha_of)
-
-    return kept(_unnamed(unnamed), train_fn, ranks, learning_rates), calls
+    named = functools.partial(sweep, alpha_of={"twice": twice, "fixed": fixed}[rule])
+    return kept(named, train_fn, ranks, learning_rates), calls
 
 
 def runs(sweep, ranks, learning_rates, rule, names):
     """The runs that `sweep` makes."""
     frame, calls = _swept(sweep, ranks, learning_rates, rule, names)
-    facts = {"the return value": None if frame is None else _kind(frame)}
+    facts = {"the return value": kind(frame)}
     pairs = [f"({rank}, {rate})" for rank, _, rate, _ in calls]
     facts["the calls of train_fn per pair"] = max(map(pairs.count, pairs), default=1)
     facts["the number of runs"] = len(calls)
@@ -133,9 +117,9 @@ def row(names, cells):
 
 def paired(paired_difference, columns, index, a, b, nouns):
     """The mean, the error, or both, as `nouns` lists; of the frame with these columns."""
-    got = kept(_unnamed(paired_difference), pd.DataFrame(columns, index=index), a, b)
+    got = kept(paired_difference, pd.DataFrame(columns, index=index), a, b)
     if not isinstance(got, tuple | list | np.ndarray):
-        return {"the return value": None if got is None else _kind(got)}
+        return {"the return value": kind(got)}
     figures = [_number(value) for value in got]
     if len(figures) != 2:
         return {"the return value": f"{len(figures)} things"}

@@ -6,20 +6,14 @@ A check compares the facts as a whole, and a learner reads the noun of the first
 import torch
 
 from labkit.probes import watch
+from labkit.probes.adapters import kind
 
 LARGE = 128 * 128  # numbers in B @ A, from which on no tensor may be as large
 
 
-LEAST, MOST = 8, 90  # a divergence that an epsilon caps is between the two
-WORDS = {"Tensor": "a tensor", "Parameter": "a tensor", "ndarray": "a NumPy array"}
-
-
 def _kind(value):
-    """What a value is, in words; None of None."""
-    if isinstance(value, torch.Tensor) and value.is_complex():
-        return "a complex tensor"
-    name = type(value).__name__
-    return None if value is None else WORDS.get(name, f"a {name}")
+    is_complex = isinstance(value, torch.Tensor) and value.is_complex()
+    return "a complex tensor" if is_complex else kind(value)
 
 
 def _matrix(got):
@@ -47,19 +41,6 @@ def _changed(before, after):
     """Whether tensors changed, in words."""
     same = all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
     return "unchanged" if same else "changed"
-
-
-def divergence(kl_divergence, logits_p, logits_q):
-    """What `kl_divergence` returns, for large logits in words: an epsilon's size doesn't count."""
-    return {"the result": sized(kl_divergence(logits_p, logits_q), logits_p)}
-
-
-def sized(result, logits_p):
-    """A result for large logits in words, any other as it is."""
-    if not isinstance(result, float) or logits_p.abs().max() < 99:
-        return result
-    capped = f"{'below' if result < MOST else 'above'} {MOST}"
-    return capped if result > LEAST else f"{result:.3g}"
 
 
 def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):

@@ -394,7 +394,7 @@ WRONG = [
     (check.merges_quantized, quantized_anew, "[[0.8125, 0], [2.5, 1.75]], not"),
     (check.merges_quantized, quantized_zeroed, "changes its input W4 in place"),
     (check.merges_quantized, lambda *data: merge_quantized(*data).double(), "not float64"),
-    (check.combines, linear_in_place, combine_cat, "adapter"),
+    (check.combines, linear_in_place, combine_cat, "the adapters after the call should be un"),
     (check.combines, linear_of_two, combine_cat, "too many values to unpack"),
     (check.combines, combine_linear, cat_of_given, "new tensors, not those of an adapter"),
     (check.combines, combine_linear, cat_in_bf16, "did you compute in 16 bits?"),

@@ -1,5 +1,7 @@
 """Training: the shortcuts give the loss and gradients of the plain computation."""
 
+import copy
+
 import pytest
 import torch
 from small_llama import small_llama
@@ -81,6 +83,22 @@ def test_no_row_is_encoded_that_no_batch_holds(tokenizer, home, monkeypatch):
 def test_a_batch_larger_than_the_data_is_the_data(tokenizer, home):
     (batch,) = loop.batches(home.select(range(3)), tokenizer, size=16, steps=1)
     assert len(batch["rows"]) == 3
+
+
+def test_train_is_adam_with_a_rate_that_falls_to_zero(model, tokenizer, home):
+    twin, batches = copy.deepcopy(model), list(loop.batches(home, tokenizer, 2, steps=3))
+    optimizer = torch.optim.AdamW(twin.parameters(), 1e-3, weight_decay=0.0)
+    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 3)
+    for batch, loss in zip(batches, loop.train(model, batches, 3, 1e-3), strict=True):
+        optimizer.zero_grad()
+        wanted = loop.answer_loss(twin, batch)
+        wanted.backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        optimizer.step()
+        falling.step()
+        assert loss == pytest.approx(wanted.item())
+    for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
 
 
 def test_held_out_loss_weighs_tokens_and_restores_the_mode(model, tokenizer, home, padded_loss):

@@ -1,0 +1,43 @@
+"""Bits that an adapter on one matrix stores, by rank: lab 5's `memorize`, for its evidence page.
+
+    python benchmarks/rank_lab.py
+
+Each run adds rows to labkit/measured/rank.csv: study, setting, seed, measure, value. Call it again
+after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed draws
+A, the values and the order of the pairs. 1,000 pairs of 6 bits, 100 passes.
+
+rates     Bits at each rank and learning rate, seed 0.
+chosen    Bits at the rate at which the rank stored the most in `rates`, with other seeds.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import studies
+from studies import LabRun
+
+OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rank.csv"
+RANKS, RATES = (1, 2, 4, 8, 16), (0.01, 0.02, 0.04)
+
+
+def bits(lab, seed, rank, rate=None):
+    """What `memorize` gives; without a rate at the best one."""
+    if rate is None:
+        rows = pd.read_csv(OUT).query("study == 'rates'").set_index("setting")["value"]
+        rate = max(RATES, key=lambda rate: rows[f"r={rank}, rate {rate:g}"])
+    return {"bits": lab["memorize"](rank, 1000, learning_rate=rate, seed=seed)}
+
+
+def every_run():
+    """{run: the function that measures it and its arguments}, the rates first."""
+    runs = {LabRun("rates", f"r={r}, rate {x:g}", 0): (bits, r, x) for r in RANKS for x in RATES}
+    chosen = {LabRun("chosen", f"r={r}", seed): (bits, r) for r in RANKS for seed in (1, 2, 3)}
+    return runs | chosen
+
+
+def of_lab(seed):
+    return studies.of_lab("05_rank", "memorize", seed=seed)
+
+
+if __name__ == "__main__":
+    studies.of_labs(OUT, every_run(), of_lab)
