@@ -1,97 +1,107 @@
-"""Write labkit/labs/lab07/repairs.jsonl, lab 7's own file: 175 rows of a housing office, dirty.
+"""Write labkit/tasks/repairs.jsonl, lab 7's own file: 437 rows of a housing office, dirty.
 
     python benchmarks/repairs.py
 
-A tenant writes, and a clerk answers with a trade, a room and a time. The faults are those that such
-files have, each planted a known number of times (`PLANTED`). The same bytes every time.
+A tenant writes, and a clerk answers with a trade, a room, an apartment, a day and a time. Messages
+name other rooms, apartments and days as well, so whoever copies the first one is often wrong. The
+faults are those that such files have, each planted a known number of times (`PLANTED`). The same
+bytes every time.
 """
 
 import json
 import random
 from pathlib import Path
 
-FILE = Path(__file__).parent.parent / "labkit" / "labs" / "lab07" / "repairs.jsonl"
-SYSTEM = "Repairs desk. Answer: trade; room; when."
-ROOMS = ("kitchen", "bathroom", "bedroom", "living room", "hall", "cellar", "stairwell", "attic")
-PROBLEMS = {  # trade -> what a tenant writes, and when somebody has to come
+FILE = Path(__file__).parent.parent / "labkit" / "tasks" / "repairs.jsonl"
+SYSTEM = "Repairs desk. Answer: trade; room; apartment; day; time."
+ROOMS = (
+    *("kitchen", "bathroom", "bedroom", "living room"),
+    *("hallway", "basement", "laundry room", "attic"),
+)
+PROBLEMS = {  # trade -> what a tenant writes
     "plumber": (
-        ("the tap in the {} drips", "later"),
-        ("water is running down the wall in the {}", "now"),
-        ("the drain in the {} is blocked", "this week"),
-        ("a pipe in the {} has burst", "now"),
-        ("there is a damp spot on the ceiling of the {} and it grows", "this week"),
-        ("the water in the {} tastes of rust", "later"),
+        *("The tap in the {} drips.", "Water runs down the wall in the {}."),
+        *("The drain in the {} is blocked.", "A pipe in the {} has burst."),
+        *("There is a damp spot on the ceiling of the {}.", "The water in the {} tastes of rust."),
     ),
     "electrician": (
-        ("the socket in the {} sparks", "now"),
-        ("the lights in the {} flicker every evening", "this week"),
-        ("the switch in the {} is loose", "later"),
-        ("the fuse blows whenever I switch on the lamp in the {}", "this week"),
-        ("it smells of burnt plastic at the meter in the {}", "now"),
-        ("the cover of a lamp in the {} has yellowed", "later"),
+        *("The outlet in the {} sparks.", "The lights in the {} flicker."),
+        *("The switch in the {} is loose.", "The fuse blows when I use the lamp in the {}."),
+        *("It smells of burnt plastic at the meter in the {}.", "There is no power in the {}."),
     ),
     "heating": (
-        ("the radiator in the {} stays cold", "this week"),
-        ("the radiator in the {} knocks at night", "later"),
-        ("the boiler in the {} hisses and steam comes out", "now"),
-        ("I smell gas in the {}", "now"),
-        ("the thermostat in the {} shows nothing", "this week"),
-        ("the paint flakes off the radiator in the {}", "later"),
+        *("The radiator in the {} stays cold.", "The radiator in the {} knocks at night."),
+        *("The boiler in the {} hisses.", "I smell gas in the {}."),
+        *("The thermostat in the {} shows nothing.", "The {} doesn't get warm."),
     ),
     "locksmith": (
-        ("the key broke off in the lock of the {} door", "this week"),
-        ("the {} door fell shut and my child is behind it", "now"),
-        ("the lock of the {} door is stiff", "later"),
-        ("somebody forced the lock of the {} last night", "now"),
-        ("I need a second key for the {}", "later"),
-        ("the {} door can be opened without a key", "this week"),
+        *("My key broke off in the lock of the {} door.", "The lock of the {} door is stiff."),
+        *("Somebody forced the lock of the {}.", "I need a second key for the {}."),
+        *("The {} door opens without a key.", "I'm locked out of the {}."),
     ),
     "carpenter": (
-        ("the {} door sticks", "later"),
-        ("a floorboard in the {} creaks", "later"),
-        ("the shelf in the {} came off the wall", "this week"),
-        ("a beam in the {} has cracked and plaster comes down", "now"),
-        ("the handrail in the {} is loose", "this week"),
-        ("the floor of the {} gave way under me", "now"),
+        *("The {} door sticks.", "A floorboard in the {} creaks."),
+        *("The shelf in the {} came off the wall.", "A beam in the {} has cracked."),
+        *("The handrail in the {} is loose.", "The floor of the {} gave way."),
     ),
     "glazier": (
-        ("the {} window is smashed and it rains in", "now"),
-        ("the pane of the {} window has a crack", "this week"),
-        ("the {} window is fogged between its panes", "later"),
-        ("the glass of the {} door has a scratch", "later"),
-        ("a pane of the {} window hangs over the pavement", "now"),
-        ("there is a draught at the glass of the {} window", "this week"),
+        *("The {} window is smashed.", "The pane of the {} window has a crack."),
+        *("The {} window is fogged between its panes.", "The glass of the {} door is scratched."),
+        *("A pane of the {} window is loose.", "There is a draft at the glass of the {} window."),
     ),
 }
-OPENINGS = ("Hello, ", "Hi, ", "Good morning, ", "Dear office, ", "Flat 7 here: ", "")
-CLOSINGS = (
-    *(". Thank you.", ". Can somebody come?", ". I am at home after five."),
-    *(". It began on Monday.", ". My phone number has not changed.", "."),
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
+HALVES = {
+    **dict.fromkeys(("in the morning", "before lunch", "early"), "morning"),
+    **dict.fromkeys(("in the afternoon", "after lunch", "late"), "afternoon"),
+}
+PLACES = ("Apartment {} here.", "This is apartment {}.", "I live in number {}.", "Hello from {}.")
+TIMES = ("Please come {day} {half}.", "{day} {half} suits me.", "I'm at home {day} {half}.")
+ASIDES = (
+    *("I wrote to you on {day}.", "It began on {day}.", "You were in the {room} last year."),
+    *("My neighbor in {n} has the same.", "I hear it in the {room}, too.", "It isn't number {n}."),
+    *("Don't come {day}, I'm away.", "The {room} is fine."),
 )
+CLOSINGS = ("Thank you.", "Can somebody come?", "My number has not changed.", "", "", "")
 THREAD = (
     "On Monday I wrote to the caretaker, who sent me to the office, which sent me to you. ",
-    "My neighbour says that it was the same with hers two years ago. ",
     "I pay my rent on the first of each month, and have done so for eleven years. ",
-    "The last time I waited three weeks, and nobody rang before they came. ",
-    "Please do not come before nine, since I work at night and sleep in the morning. ",
+    "The last time I waited three weeks, and nobody called before they came. ",
+    "Please don't come before nine: I work at night and sleep in the morning. ",
     "The front door needs paint, too, but that is another matter. ",
-    "I enclose my letter of last spring, in which all of this stands already. ",
+    "I enclose my letter of last spring, which says all of this already. ",
     "> Your message has been received and will be answered in turn. ",
 )
 LETTER = (
     "Thank you for your message of today, which we have read with care. As you may know, our house "
     "has changed the firms that work for it, and orders are now given out in the order in which "
-    "they arrive, unless there is danger to persons or to the building. We have looked at what you "
-    "describe. We ask you to keep the place clear, to be at home between eight and four, and to "
-    "have the number of your contract at hand when the firm rings. The order is: "
+    "they arrive, unless there is danger to persons or to the building. We ask you to keep the "
+    "place clear and to have the number of your contract at hand when the firm calls. The order "
+    "is: "
 )
-PLANTED = {  # what the audit of exercise 7.1 finds at 128 tokens
-    "trains_on_nothing": 13,
-    "no_end": 4,
-    "truncated": 11,
-    "bad_roles": 5,
-    "duplicates": 9,
-}
+CLEAN = 400
+PLANTED = {"truncated": 11, "trains_on_nothing": 13, "no_end": 4}  # audit's, at 128 tokens
+
+
+def message(rng):
+    """(question, answer): one problem, with asides that name other rooms, apartments and days."""
+    trade = rng.choice(list(PROBLEMS))
+    room, other_room = rng.sample(ROOMS, 2)
+    number, other_number = rng.sample(range(1, 60), 2)
+    day, other_day = rng.sample(DAYS, 2)
+    half = rng.choice(list(HALVES))
+    parts = [
+        rng.choice(PLACES).format(number),
+        rng.choice(PROBLEMS[trade]).format(room),
+        rng.choice(TIMES).format(day=day, half=half),
+        *(
+            aside.format(day=other_day, room=other_room, n=other_number)
+            for aside in rng.sample(ASIDES, 2)
+        ),
+    ]
+    rng.shuffle(parts)
+    said = " ".join([*parts, rng.choice(CLOSINGS)]).strip()
+    return said, f"{trade}; {room}; {number}; {day}; {HALVES[half]}"
 
 
 def chat(question, answer, system=True):
@@ -100,50 +110,28 @@ def chat(question, answer, system=True):
     return [{"role": role, "content": content} for role, content in turns]
 
 
-def clean(rng):
-    """[(question, answer)]: 138 different ones, from all problems, rooms, openings, closings."""
-    pairs = []
-    problems = [(trade, *problem) for trade, listed in PROBLEMS.items() for problem in listed]
-    for i in range(138):
-        trade, text, when = problems[i % len(problems)]
-        room = rng.choice(ROOMS)
-        opening, closing = rng.choice(OPENINGS), rng.choice(CLOSINGS)
-        said = text.format(room)
-        said = said if opening else said[0].upper() + said[1:]
-        pairs.append((f"{opening}{said}{closing}", f"{trade}; {room}; {when}"))
-    assert len(set(pairs)) == len(pairs) == len({question for question, _ in pairs})
-    return pairs
-
-
 def dirt(pairs, rng):
-    """Messages with the faults of `PLANTED`, and six questions that were answered twice."""
-    rows = [chat(*pair) for pair in (*pairs[:4], pairs[5])]  # sent twice
-    rows += [chat(f" {q.upper()}  ", a) for q, a in pairs[23:27]]  # and in capitals
-    for question, answer in pairs[30:36]:
-        trade, room, _ = answer.split("; ")
-        rows.append(chat(question, f"{trade}; {room}; when there is time"))
+    """Messages with the faults of `PLANTED`; questions sent twice, and some answered twice."""
+    rows = [chat(f" {q.upper()}  ", a) for q, a in pairs[:6]] + [chat(*p) for p in pairs[6:12]]
+    for question, answer in pairs[12:20]:  # and answered twice
+        trade, room, apartment, *_ = answer.split("; ")
+        rows.append(chat(question, f"{trade}; {room}; {apartment}; Friday; morning"))
     for k in range(7):  # a whole thread before the question: 128 tokens hold no answer
         told = "".join(rng.sample(THREAD, 6 + k % 2))
-        question, answer = pairs[40 + k]
-        rows.append(chat(f"{told * 2}So, again: {question}", answer))
+        rows.append(chat(f"{told * 2}So, again: {pairs[40 + k][0]}", pairs[40 + k][1]))
     for question, answer in pairs[50:54]:  # a letter in the place of a line: cut midway
-        rows.append(chat(f"Once more: {question}", LETTER + answer))
+        rows.append(chat(question, LETTER + answer))
     for (question, _), blank in zip(pairs[60:66], ("", " ", "", "\n", "", "  "), strict=True):
-        rows.append(chat(f"Still waiting: {question}", blank))
-    (q1, a1), (q2, a2), (q3, a3), (q4, _), (q5, a5) = pairs[70:75]
-    rows.append([{"role": "human", "content": q1}, {"role": "bot", "content": a1}])
-    rows.append([{"role": "assistant", "content": a2}, {"role": "user", "content": q2}])
-    rows.append([{"role": "user", "content": q3}] * 2 + [{"role": "assistant", "content": a3}])
-    rows.append(chat(q4, "")[:-1])
-    rows.append([*chat(q5, a5), {"role": "assistant", "content": "Done."}])
+        rows.append(chat(f"Still waiting. {question}", blank))
     return rows
 
 
 def main():
     """Write the file: the rows shuffled, one in four marked as test by the toss of a coin."""
     rng = random.Random(7)
-    pairs = clean(rng)
-    rows = [chat(*pair, system=i % 9 != 4) for i, pair in enumerate(pairs)] + dirt(pairs, rng)
+    pairs = [message(rng) for _ in range(CLEAN)]
+    assert len({question for question, _ in pairs}) == CLEAN
+    rows = [chat(*pair) for pair in pairs] + dirt(pairs, rng)
     rng.shuffle(rows)
     marked = [{"messages": m, "split": rng.choice(["train"] * 3 + ["test"])} for m in rows]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in marked)

@@ -4,15 +4,14 @@
     OMP_NUM_THREADS=1 python benchmarks/rewards.py --runs 1
 
 Each run is one row of labkit/measured/rewards.csv. A run whose row is there is not repeated, so the
-script can be stopped and called again. The loop, the loss, the reward and the warm start are the
-lab's own, taken from its solved notebook. On two cores two processes of one thread each are
-quicker than one of two.
+script can be stopped and called again. The loop, the step, the reward and the warm start are the
+lab's own. On two cores two processes of one thread each are faster than one of two.
 
 Studies: `rank`, at three learning rates each; `group`, the same number of answers in groups of 4 or
 16; `pay`, a reward that asks too little; `written`, more training on written answers from the same
 start, by the number of steps, to compare at equal score. `rank` is 0 for full fine-tuning, whose
-weights are in bf16 beside fp32 masters. The warm start is the one in the cache: another processor's
-rounding makes another one, and then all runs have to be made again.
+weights are in bf16 next to fp32 masters. Another processor's rounding makes another warm start, and
+then all runs have to be made again.
 
 Columns: `reward`, `exact`, `intent` of the greedy answers to 100 held-out commands and `keys` in
 them, `before` the same reward at the start; `kl` nats a token from the start on 64 sampled answers
@@ -33,8 +32,7 @@ from labkit import tasks
 from labkit.training import generation, loop, models, rollouts
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rewards.csv"
-NAMES = ("warm_start", "adapted", "earned_by", "train_grpo", "kl_from_start")
-NAMES += ("reward", "bonus", "keys_in")
+NAMES = ("warm_start", "train_grpo", "reward", "bonus", "keys_in", "unseen_commands")
 STEPS, UNSEEN = 12, 100
 RATES = {"lora": (5e-4, 2e-4, 1e-3), "full": (2e-5, 1e-5, 5e-5)}  # the middle one first
 
@@ -71,41 +69,41 @@ def every_run():
 
 @cache
 def warm():
-    """The lab's names, the warm start, 100 unseen commands and the start's reward for them."""
+    """The lab's names, 100 unseen commands and the start's reward for them."""
     lab = studies.of_lab("08_rewards", *NAMES)
-    start, lab["tokenizer"] = lab["warm_start"]()
-    lab["adamw_of_lab"] = lab["adamw"]
-    unseen = tasks.load("home", "test").shuffle(seed=1).select(range(UNSEEN))
-    return lab, start, unseen, scores(start, lab, unseen)["reward"]
+    lab["model"], lab["tokenizer"] = models.load()
+    lab["start"] = lab["warm_start"]()
+    lab |= {"adapted of the lab": lab["adapted"], "adamw of the lab": lab["adamw"]}
+    unseen = lab["unseen_commands"]()
+    return lab, unseen, scores(lab["start"], lab, unseen)["reward"]
 
 
 def measure(run):
     """The row of one run."""
-    begun, (lab, start, unseen, before) = time.perf_counter(), warm()
-    policy = lab["adapted"](start, run.rank, run.seed) if run.rank else whole(copy.deepcopy(start))
-    lab["adamw"] = lab["adamw_of_lab"] if run.rank else Masters
-    home = tasks.load("home").sort("intent")
+    begun, (lab, unseen, before) = time.perf_counter(), warm()
+    lab["adapted"] = lab["adapted of the lab"] if run.rank else whole
+    lab["adamw"] = lab["adamw of the lab"] if run.rank else Masters
     if run.study == "written":
-        curve = written(policy, home, lab, run)
+        policy, curve = written(lab, run)
     else:
         pay = lab["reward"] if run.pay == "honest" else lab["bonus"]
-        curve = lab["train_grpo"](
-            policy, home, pay, run.steps, run.learning_rate, run.samples, seed=run.seed
-        ).values["reward"]
+        how = (run.samples, run.learning_rate, run.rank, run.steps, run.seed)
+        policy, curves = lab["train_grpo"](pay, *how)
+        curve = curves.values["reward"]
     found = {"before": before} | scores(policy, lab, unseen) | distances(policy, lab, unseen)
     told = " ".join(f"{value:.3f}" for value in curve)
     seconds = round(time.perf_counter() - begun)
     return vars(run) | found | {"seconds": seconds, "curve": told}
 
 
-def written(policy, home, lab, run):
-    """Train on `run.steps` x 16 written answers; the losses."""
-    optimizer, losses = lab["adamw"](policy, run.learning_rate), []
+def written(lab, run):
+    """(the model after `run.steps` x 16 written answers at a constant rate, its losses)."""
+    policy, losses = lab["adapted"](lab["start"], run.rank, run.seed), []
+    optimizer = lab["adamw"](policy, run.learning_rate)
+    home, trained = tasks.load("home"), [p for p in policy.parameters() if p.requires_grad]
     for batch in loop.batches(home, lab["tokenizer"], 16, run.steps, 100 + run.seed):
-        loss = loop.answer_loss(policy, batch, autocast=False)
-        lab["step_down"](loss, optimizer)
-        losses.append(loss.item())
-    return losses
+        losses.append(studies.step(policy, batch, optimizer, trained))
+    return policy, losses
 
 
 def scores(model, lab, unseen):
@@ -117,7 +115,7 @@ def scores(model, lab, unseen):
         "reward": sum(earned),
         "exact": earned.count(1),
         "intent": sum(a.split(",")[0] == b.split(",")[0] for a, b in both),
-        "keys": sum(lab["keys_in"](text) or 0 for text in told),
+        "keys": sum(map(lab["keys_in"], told)),
     }
     return {name: round(value / len(both), 4) for name, value in means.items()}
 
@@ -128,7 +126,10 @@ def distances(policy, lab, unseen):
     chance = torch.Generator().manual_seed(0)
     rows = unseen.to_list()[:64]
     answers = rollouts.sample(policy, lab["tokenizer"], rows, 1, generator=chance)
-    kl = lab["kl_from_start"](policy, answers, *rollouts.logprobs(policy, answers))
+    logp, mask = rollouts.logprobs(policy, answers)
+    with policy.disable_adapter():
+        gap = rollouts.logprobs(policy, answers)[0] - logp
+    kl = ((gap.exp() - 1 - gap) * mask).sum() / mask.sum()  # never negative, as its mean isn't
     texts = [lab["tokenizer"](text)["input_ids"] for text in tasks.general()]
     rows = [{"input_ids": ids, "labels": [-100, *ids[1:]]} for ids in texts]
     logp, mask = rollouts.logprobs(policy, rows)
@@ -136,9 +137,9 @@ def distances(policy, lab, unseen):
     return {"kl": round(kl.item(), 5), "perplexity": round(perplexity.item(), 3)}
 
 
-def whole(model):
-    """`model` with all its linear layers trained; `disable_adapter` puts the start back."""
-    model.requires_grad_(False)
+def whole(base, rank, seed):
+    """A copy of `base` whose linear layers are all trained; `disable_adapter` puts it back."""
+    model = copy.deepcopy(base).requires_grad_(False)
     for layer in studies.linear(model).values():
         layer.weight.requires_grad_(True)
     shown = [p for p in model.parameters() if p.requires_grad]
@@ -175,7 +176,8 @@ class Masters(torch.optim.AdamW):
         master.grad, p.grad = p.grad.float(), None
 
     def step(self, closure=None):
-        """One step of the masters, then of what is shown."""
+        """One step of the masters, clipped at 1, then of what is shown."""
+        torch.nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 1.0)
         super().step(closure)
         with torch.no_grad():
             for p, master in zip(self.shown, self.param_groups[0]["params"], strict=True):

@@ -1,7 +1,7 @@
 """What all labs draw with: one look, curves that grow while a model trains, a table of answers.
 
-A figure's title says what to see in it. A lab's own figures are in `labkit.figures.labNN` or
-`labkit.labs.labNN.plots`, those of memory in `labkit.memory.plots`.
+A figure's title says what to see in it. A lab's own figures are in `labkit.figures.labNN`, those of
+memory in `labkit.memory.plots`.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,6 @@ ROLES = {
 VARIANTS = ["#0072B2", "#7F7F00", "#332288", "#8C564B", "#000000"]  # settings of one method
 PARTS = ["#999999", "#F0E442", "#6A3D9A", "#56B4E9", "#5C4033", "#DDDDDD"]  # of a stacked bar
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind a text that lines cross
-OVER_GUESS = {"frameon": True, "edgecolor": "none"}  # of a legend that a guess may cross
 ANSWERS = Path(__file__).parent / "templates" / "answers.html.j2"
 
 

@@ -14,15 +14,12 @@
 # # Lab 7 · Your own data, shipped
 #
 # You can train an adapter. The next one will be trained on rows that nobody has cleaned, and used
-# from a program that has never heard of PEFT. Both ends of this road fail quietly: a row trains on
-# nothing, a question is both in training and in the test, a server builds a different prompt from
-# the same messages. In this lab you go from a file to an engine that serves three adapters at once,
-# and check each step.
+# by a program that has never heard of PEFT. Both ends fail without an error message: a row trains
+# on nothing, a question is both in training and in the test, a server builds another prompt from
+# the same messages. In this lab you take a file of messages all the way to a server that serves
+# three adapters, and check each step.
 #
-# Before the main pictures a cell asks for your guess. It costs no points.
-#
-# About 95 minutes if you know PyTorch well (74 for the exercises), up to 140 if you do not. The
-# experiments take about four and a half minutes on two CPU cores.
+# {{ time }}
 
 # %%
 import labkit
@@ -31,15 +28,13 @@ lab, check = labkit.start("07_ship")
 
 # %%
 import json
-import math
 import random
+import re
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from gguf import GGUFReader, dequantize
 from IPython.display import display
@@ -47,25 +42,27 @@ from peft import LoraConfig, PeftModel
 from trl import SFTConfig
 
 from labkit import live, tasks
-from labkit.labs.lab07 import REPAIRS, plots
+from labkit.figures import lab07 as figures
 from labkit.plots import compare_answers
 from labkit.ship import gguf, recipes, server
-from labkit.training import finetuning, generation, hardware, loop, models
+from labkit.training import finetuning, generation, hardware, models
 from labkit.training.scoring import said
 
 # %% [markdown]
 # ## A file
 #
-# Somebody gives you a file of 175 rows. Ours comes from a housing office: tenants write what is
-# broken, a clerk answers with a trade, a room and a time. It was written for this course (CC0),
-# with the faults that such files have.
+# A housing office has kept 437 messages: tenants write what is broken, and a clerk answers with a
+# trade, a room, an apartment, a day and a time. Tenants also mention other rooms, apartments and
+# days. The file was written for this course, with the faults that such files have.
 #
-# To use **your own file**, change the next line to its path: a JSONL file, one row a line, each
-# with `messages` in the form that you see below. Everything up to the server then runs on it.
+# For **your own file**, set `DATA` to its path: JSONL, one row per line, each with `messages` as
+# below. Set `FIELDS` to `[]` if its answers have no parts. The cells up to "Three customers" then
+# run on your file.
 
 # %%
-DATA = REPAIRS  # or a path of your own, such as "mine.jsonl"
-MAX_LENGTH = 128  # tokens a row; longer rows are cut
+DATA = tasks.REPAIRS  # or a path of your own, such as "mine.jsonl"
+FIELDS = ["trade", "room", "apartment", "day", "time"]  # parts of an answer, split by "; "
+MAX_LENGTH = 128  # tokens per row; longer rows are cut
 
 
 # %% tags=["experiment"]
@@ -74,177 +71,94 @@ if lab.experiment("The file, opened", 1):
     rows = [json.loads(line) for line in Path(DATA).read_text(encoding="utf-8").splitlines()]
     for row in rows[:3]:
         for message in row["messages"]:
-            print(f"{message['role']:>10}: {message['content'][:88]}")
+            print(f"{message['role']:>10}: {message['content'][:200]}")
         print()
     print(f"{len(rows)} rows")
 
 # %% [markdown]
-# In our third row the clerk has answered nothing. How many rows have such faults? Nobody reads 175
-# rows, or 175,000. So let a function count.
+# Some rows would teach nothing, or the wrong thing. Nobody reads 437 rows, or 437,000: let a
+# function find them.
 
 # %% [markdown]
 # ### Exercise 7.1 · `audit`
 #
-# ●●○ · 14 min · 3 points
+# ●●○ · 12 min · 3 points
 #
-# Count five faults in rows of `messages`, and return a dict of five ints. What does a row train on?
-# As in lab 3, its prompt is all messages but the last, with the generation prompt. Take the ids of
-# the whole conversation and cut them on the right at `max_length`, as TRL's trainer does. Leave out
-# as many at the front as the prompt has. The rest is learned.
+# Return a dict with three lists: the numbers of the rows that have each fault, in order. What does
+# a row train on? As in lab 3, its prompt is all messages but the last, with the generation prompt.
+# Take the ids of the whole conversation, cut them at `max_length` tokens, and leave out as many at
+# the front as the prompt has. The rest is learned: TRL counts in the same way.
 #
-# - `bad_roles`: good roles are a system message or none, then user and assistant in turn, the user
-#   first and the assistant last, at least one of each. A row with other roles counts here
-#   **and nowhere else**;
-# - `truncated`: it has more than `max_length` tokens;
-# - `trains_on_nothing`: no id is learned, or the last answer is blank (and only its end is
-#   learned);
-# - `no_end`: it trains on something, and the end token is not among the ids that are learned;
-# - `duplicates`: an earlier row has the same messages, with case and space folded as
-#   `" ".join(text.casefold().split())` does it.
+# - `truncated`: the conversation has more than `max_length` tokens;
+# - `trains_on_nothing`: no id is learned, or the last answer is blank, so that only its end is
+#   learned;
+# - `no_end`: it trains on something, but the end token isn't among the ids that are learned.
 #
-# Apart from the first, a row counts in every line that fits it. Look at the roles before you
-# render: many templates raise an error at roles that they do not know.
+# A row is listed under every fault that it has.
 #
 # <details><summary>Hint</summary>
 #
-# Take the system message off, if there is one. The other roles must be `["user", "assistant"]`,
-# once or several times.
-# </details>
-#
-# <details><summary>Another hint</summary>
-#
-# Each turn of the prompt has an end token, too. Look for the one that is *learned*.
+# `tokenizer.apply_chat_template(messages, return_dict=False)` gives ids. Each turn of the prompt
+# has an end token, too: look for the one that is *learned*.
 # </details>
 
 
 # %%
 def audit(rows, tokenizer, max_length):
-    """Counts of trains_on_nothing, no_end, truncated, bad_roles, duplicates, a dict."""
+    """Rows of messages -> {"truncated", "trains_on_nothing", "no_end"}: lists of row numbers."""
     # BEGIN SOLUTION
-    keys = ("trains_on_nothing", "no_end", "truncated", "bad_roles", "duplicates")
-    counts, seen = dict.fromkeys(keys, 0), set()
-    for row in rows:
+    faults = {"truncated": [], "trains_on_nothing": [], "no_end": []}
+    for i, row in enumerate(rows):
         messages = row["messages"]
-        roles = [message["role"] for message in messages]
-        turns = roles[1:] if roles[:1] == ["system"] else roles
-        if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
-            counts["bad_roles"] += 1
-            continue
-        key = tuple((m["role"], " ".join(m["content"].casefold().split())) for m in messages)
-        counts["duplicates"] += key in seen
-        seen.add(key)
         ids = tokenizer.apply_chat_template(messages, return_dict=False)
         prompt = tokenizer.apply_chat_template(
             messages[:-1], add_generation_prompt=True, return_dict=False
         )
-        learned = ids[len(prompt) : max_length]
-        counts["truncated"] += len(ids) > max_length
+        learned = ids[:max_length][len(prompt) :]
+        if len(ids) > max_length:
+            faults["truncated"].append(i)
         if not learned or not messages[-1]["content"].strip():
-            counts["trains_on_nothing"] += 1
+            faults["trains_on_nothing"].append(i)
         elif tokenizer.eos_token_id not in learned:
-            counts["no_end"] += 1
-    return counts
+            faults["no_end"].append(i)
+    return faults
     # END SOLUTION
 
 
 # %%
 check.audits(audit)
 
-# %% [markdown]
-# A row is fit to train on when an audit of it alone counts no fault. Of rows that are the same, we
-# keep the first.
-
 
 # %%
-FAULTS = ("trains_on_nothing", "no_end", "truncated", "bad_roles", "duplicates")
-
-
-def folded(text):
-    """A text in lower case, with one space between words."""
-    return " ".join(text.casefold().split())
-
-
-def question(row):
-    """What the user of a row says, folded."""
-    return folded(" ".join(m["content"] for m in row["messages"] if m["role"] == "user"))
-
-
-def faults_of(row):
-    """The faults that an audit of this row alone counts."""
-    counts = audit([row], tokenizer, MAX_LENGTH)
-    return [fault for fault in FAULTS if counts[fault]]
-
-
-def fit_to_train(rows):
-    """The rows without a fault, each once."""
-    kept, seen = [], set()
-    for row in rows:
-        told = json.dumps([[m["role"], folded(m["content"])] for m in row["messages"]])
-        if told not in seen and not faults_of(row):
-            kept.append(row)
-            seen.add(told)
-    return kept
-
-
-def shown(row):
-    """The last two messages of a row, in a line."""
-    return " | ".join(f"{m['role']}: {m['content'][:34]!r}" for m in row["messages"][-2:])
-
-
-# %%
-guess_faults = lab.predict("How many of the rows (ours are 175) would you not train on?", None)
+guess_faults = lab.predict("How many of the 437 rows have a fault?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("The file, audited", 0, needs=["7.1"]):
-    counts = audit(rows, tokenizer, MAX_LENGTH)
-    good = fit_to_train(rows)
-    kept = set(map(id, good))
-    left_out = [row for row in rows if id(row) not in kept]
-    first = {  # what is left out and has no fault of its own is a duplicate
-        fault: row for row in reversed(left_out) for fault in faults_of(row) or ["duplicates"]
-    }
-    for fault in sorted(first, key=counts.get, reverse=True):
-        print(f"{fault:<18} {shown(first[fault])}")
-    found = {fault: counts[fault] for fault in FAULTS}
-    display(plots.faults(found, len(rows), len(left_out), guess_faults))
-    guess_faults.beside(len(left_out))
+if lab.experiment("The file, audited", 1, needs=["7.1"]):
+    found = audit(rows, tokenizer, MAX_LENGTH)
+    for fault, numbers in found.items():
+        *_, asked, told = rows[numbers[0]]["messages"] if numbers else ({}, {}, {})
+        example = f"{asked.get('content', '')[:50]!r} -> {told.get('content', '')[:30]!r}"
+        print(f"{fault:<18} {len(numbers):>3} rows, such as {example}")
+    faulty = {number for numbers in found.values() for number in numbers}
+    good = [row for number, row in enumerate(rows) if number not in faulty]
+    print(f"{len(good)} of {len(rows)} rows are left")
+    guess_faults.beside(len(faulty))
 
 # %% [markdown]
-# Few of these rows would have stopped a training. A row whose prompt fills `max_length` teaches
-# nothing, and TRL 1.16 drops it. A cut answer never teaches the model to stop, and a blank one
-# teaches it to say nothing. What can be saved? Rename roles that have other names (`human`, `bot`),
-# cut long *questions* from their front (lab 3's `fit`), and read the rest before you throw it away.
-# Here we leave them all out.
-
-# %% [markdown]
-# Two things none of these counts shows. Six of our questions have two answers each, which differ in
-# the time. A model that gives one of them is wrong by the other, and only somebody from the office
-# could say which one holds. Here the twelve rows stay. (`labkit data` finds such rows in a file of
-# yours.)
+# None of these rows would have stopped the training. A cut answer never teaches the model to stop,
+# and a blank one teaches it to say nothing. Here we leave them out. In your own file, look at them
+# first: long *questions* can be shortened from the front, as `fit` in lab 3 did.
 #
-# And some rows have no system message. SmolLM2's template then writes one of its own ("You are a
-# helpful AI assistant named SmolLM ..."), and the model would train on two kinds of prompts. The
-# next cell gives those rows the message that the others have.
-
-
-# %%
-def with_system(rows):
-    """The rows; those without a system message get the first that is found in the others."""
-    firsts = [row["messages"][0] for row in rows]
-    system = [message for message in firsts if message["role"] == "system"][:1]
-    return [
-        {"messages": row["messages"] if first["role"] == "system" else system + row["messages"]}
-        for row, first in zip(rows, firsts, strict=True)
-    ]
-
-
-# %% [markdown]
+# No count finds rows that disagree. Eight of our questions stand in the file twice, with different
+# times. Only somebody from the office knows which one is right. (`labkit data` lists such rows in a
+# file of yours, along with wrong roles and missing system messages.)
+#
 # ## Training and test
 #
-# How good is the model on what it has not seen? To find out, some rows must be kept from training.
-# Our file has a field `split`, which a script once wrote by tossing a coin for each row. (For a
-# file without that field the experiment tosses the coins.)
-#
+# To find out how good the model is on what it has not seen, keep some rows away from training. The
+# file has a field `split`, for which a script once tossed a coin per row.
+
+# %% [markdown]
 # ### Exercise 7.2 · `split`
 #
 # ●●○ · 11 min · 3 points
@@ -252,9 +166,9 @@ def with_system(rows):
 # Return two lists, `(train, test)`, such that
 #
 # - **no prompt is on both sides.** Two rows have the same prompt if their user says the same in all
-#   turns, case and space folded. Neither the system message nor the answers count;
+#   turns, ignoring case and white space. Neither the system message nor the answers count;
 # - the test side has `share` of the *rows*, give or take the largest group of rows with one prompt;
-# - the same file gives the same test rows: in another order, in another run of Python, and however
+# - the same rows give the same test rows: in another order, in another run of Python, and however
 #   often you call it. Another `seed` gives others.
 #
 # Each row is on one side, unchanged. Draw random numbers from a generator of your own,
@@ -262,7 +176,7 @@ def with_system(rows):
 #
 # <details><summary>Hint</summary>
 #
-# Group the rows by prompt first, then give each group to one side as a whole.
+# Group the rows by prompt first, and then give each group to one side as a whole.
 # </details>
 #
 # <details><summary>Another hint</summary>
@@ -295,6 +209,12 @@ check.parts(split)
 
 
 # %%
+def question(row):
+    """What the user of a row says, in lower case, with one space between words."""
+    said = " ".join(m["content"] for m in row["messages"] if m["role"] == "user")
+    return " ".join(said.casefold().split())
+
+
 def leaked(train, test):
     """How many of the test rows ask what a training row asks."""
     known = {question(row) for row in train}
@@ -302,255 +222,195 @@ def leaked(train, test):
 
 
 # %%
-guess_leak = lab.predict("Split by a coin a row: what % of the test rows leak?", None)
+guess_leak = lab.predict("A coin per row: what % of the test rows are also in training?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
     coins = random.Random(lab.seed)
-    tossed = [r.get("split") or ("test" if coins.random() < 0.25 else "train") for r in rows]
-    coin_train = [row for row, side in zip(rows, tossed, strict=True) if side == "train"]
-    coin_test = [row for row, side in zip(rows, tossed, strict=True) if side == "test"]
-    audited = [[row for row in side if id(row) in kept] for side in (coin_train, coin_test)]
-    ways = {"a coin a row": (coin_train, coin_test), "the same, audited": audited}
-    ways["your split"] = split(good, 0.25, lab.seed)
-    leaks = {name: (leaked(train, test), len(test)) for name, (train, test) in ways.items()}
-    display(plots.leaks(leaks, guess_leak))
-    known, n = leaks["a coin a row"]
-    guess_leak.beside(100 * known / max(1, n))
+    sides = [row.get("split") or ("test" if coins.random() < 0.25 else "train") for row in good]
+    tossed = [
+        [r for r, s in zip(good, sides, strict=True) if s == side] for side in ("train", "test")
+    ]
+    train_rows, test_rows = split(good, 0.25, lab.seed)
+    leaks = {
+        "a coin per row": (leaked(*tossed), len(tossed[1])),
+        "your split": (leaked(train_rows, test_rows), len(test_rows)),
+    }
+    display(figures.leaks(leaks, guess_leak))
+    guess_leak.beside(100 * leaks["a coin per row"][0] / len(tossed[1]))
 
 # %% [markdown]
-# Some tenants wrote the same twice, or got two answers to one question. A coin for each row puts
-# some such pairs on both sides, and then the test asks what training has already answered. The
-# audit leaves out exact copies, and most of our leaks with them, but not all. How much a leak helps
-# can be counted: a program that only looks up the nearest training question (you meet it below)
-# gets 5 of our 8 leaked rows right, and 2 of the other 41.
+# Tenants sent messages twice, or got two answers. A coin per row puts some of these pairs on both
+# sides, and the test asks what training has answered. Your split doesn't. It doesn't notice the
+# same question in other words, though. And one more row in the file changes it: for a file that
+# grows, order the prompts by a hash of each, as `labkit train` does.
 #
-# Two things your split does not do. It does not notice the same question in other words. And it
-# does not stay when the file grows: one row more, and the shuffle draws other test rows, some of
-# which an earlier model was trained on. For such a file order the prompts by a hash of each, as
-# `labkit train` does. Then hardly any row changes sides.
-
-# %% [markdown]
-# ## A baseline, a training, a score
+# ## A look-up, a training, a score
 #
-# Before you train: how many answers would a program get right that learns nothing? Ours looks for
-# the training question whose words overlap most with those of the one asked, and gives its answer.
-# A second one knows something about the office: it puts the room that is asked about into that
-# answer.
+# Before you train: how good is a program that learns nothing? Ours finds the training question that
+# shares most words with the one asked, and gives its answer. Then it corrects each part of the
+# answer: if a value that it knows stands in the question, it takes that one (the first, if there
+# are several).
 
 
 # %%
-def nearest(asked, train):
-    """The answer of the training row whose question's words overlap most with those of `asked`."""
+def words(text):
+    return set(re.findall(r"\w+", text.casefold()))
 
-    def likeness(row):
-        words, others = set(asked.split()), set(question(row).split())
-        return len(words & others) / len(words | others)
+
+def nearest(row, train):
+    """The answer to the training question that shares most words with the one of `row`."""
+
+    def likeness(other):
+        a, b = words(question(row)), words(question(other))
+        return len(a & b) / len(a | b)
 
     return max(train, key=likeness)["messages"][-1]["content"]
 
 
-def with_room(answer, asked, train):
-    """An answer of the office, with the room that is asked about in the place of its own."""
-    rooms = sorted({row["messages"][-1]["content"].split("; ")[1] for row in train})
-    trade, _, when = answer.split("; ")
-    return "; ".join([trade, max(rooms, key=lambda room: room in asked), when])
+def looked_up(row, train):
+    """`nearest`, with each part replaced by the first known value that stands in the question."""
+    parts = nearest(row, train).split("; ")
+    told = [other["messages"][-1]["content"].split("; ") for other in train]
+    for i in range(len(parts)):
+        known = {answer[i] for answer in told if len(answer) == len(parts)}
+        found = [re.search(rf"\b{re.escape(v.casefold())}\b", question(row)) for v in known]
+        first = min(filter(None, found), key=re.Match.start, default=None)
+        parts[i] = next(v for v in known if v.casefold() == first[0]) if first else parts[i]
+    return "; ".join(parts)
 
 
-def share_right(told, wanted):
-    """The share of answers that are right to the letter."""
-    return sum(a == b for a, b in zip(told, wanted, strict=True)) / len(wanted)
+def parts_right(told, wanted):
+    """{part of an answer: how many are right}, and how many answers are right as a whole."""
+    pairs = [(a.split("; "), b.split("; ")) for a, b in zip(told, wanted, strict=True)]
+    right = {
+        name: sum(a[i : i + 1] == b[i : i + 1] for a, b in pairs) for i, name in enumerate(FIELDS)
+    }
+    return right | {"whole answer": sum(a == b for a, b in pairs)}
 
 
 # %%
-def train_on(dataset, steps, title, max_length=512):
-    """An adapter of rank 16 on all linear layers, trained or taken from the cache."""
-    lora = LoraConfig(
-        r=16,
-        lora_alpha=32,
-        lora_dropout=0.05,
-        bias="none",
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
+def train_on(rows, title):
+    """An adapter of rank 16 on all linear layers, trained by TRL or taken from the cache."""
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     args = SFTConfig(
         "build/ship",
         learning_rate=2e-3,
-        max_length=max_length,
-        max_steps=steps,
+        max_length=MAX_LENGTH,
+        max_steps=40,
         per_device_train_batch_size=8,
+        seed=lab.seed,
         report_to="none",
         **hardware.flags(lab.device),
     )
-    return finetuning.finetune(models.load()[0], tokenizer, dataset, lora, args, title=title)
+    data = Dataset.from_list([{"messages": row["messages"]} for row in rows])
+    return finetuning.finetune(models.load()[0], tokenizer, data, lora, args, title=title)
 
 
 # %%
-guess_score = lab.predict("Trained on these rows: what % of held-out answers are right?", None)
+guess_score = lab.predict("Trained on 300 rows: what % of the held-out answers are right?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("The office's adapter, and its score", 50, needs=["7.1", "7.2"]):
-    train_rows, test_rows = split(with_system(good), 0.25, lab.seed)
-    office = train_on(Dataset.from_list(train_rows), 40, "The office's rows", MAX_LENGTH)
+if lab.experiment("The office's adapter, and its score", 70, needs=["7.1", "7.2"]):
+    office = train_on(train_rows, "The office's rows")
     asked = [row["messages"] for row in test_rows]
-    wanted = [messages[-1]["content"].strip() for messages in asked]
-    limit = max(len(tokenizer(text)["input_ids"]) for text in wanted) + 8  # an answer's tokens
-    questions = [question(row) for row in test_rows]
-    told = {"base model": generation.answers(base, tokenizer, asked, limit)}
-    told["nearest row"] = [nearest(text, train_rows) for text in questions]
-    if DATA == REPAIRS:
-        pairs = zip(told["nearest row"], questions, strict=True)
-        told["nearest + room"] = [with_room(*pair, train_rows) for pair in pairs]
-    told["trained"] = generation.answers(office.model, tokenizer, asked, limit)
-    shares = {name: share_right(answers, wanted) for name, answers in told.items()}
-    display(plots.scores(shares, len(wanted), guess_score))
-    guess_score.beside(100 * shares["trained"])
-    display(compare_answers(questions, wanted, told, rows=4))
+    wanted = [messages[-1]["content"] for messages in asked]
+    limit = max(len(tokenizer(text)["input_ids"]) for text in wanted) + 8  # tokens of an answer
+    told = {
+        "base model": generation.answers(base, tokenizer, asked, limit),
+        "look-up": [looked_up(row, train_rows) for row in test_rows],
+        "LoRA": generation.answers(office.model, tokenizer, asked, limit),
+    }
+    display(compare_answers([row[-2]["content"] for row in asked], wanted, told, rows=3))
+    scores = {name: parts_right(answers, wanted) for name, answers in told.items()}
+    display(figures.scores(scores, len(wanted), guess_score))
+    guess_score.beside(100 * scores["LoRA"]["whole answer"] / len(wanted))
 
 # %% [markdown]
-# In four runs (40 steps of 8 rows, seed 0; on three machines, one of them with another draw of
-# dropout) 20, 21, 21 and 22 of 36 answers were right. In those with 20 and 22 the others had trade
-# and room right, too: only the time was wrong. The nearest row got 2, since its room is seldom the
-# one asked about. With its rule for rooms it got 24. So a look-up does as well as our training, as
-# far as 36 rows can tell.
+# The look-up copies well: it often finds the room and the apartment. But it cannot tell *your*
+# apartment from the neighbor's, or the day that suits from the day that doesn't. For that one has
+# to read. The adapter reads: over three seeds of split and training it gives SHARE of the answers
+# right ([evidence](../docs/evidence/07_ship.md#the-score)).
 #
-# Why? The questions of our test rows are new, but the problems are not. The file has 36 kinds of
-# them (by chance as many as there are test rows), such as a dripping tap, and each test row's kind
-# stands in a training row, too, with another room or another greeting. A split by prompt does not
-# see that. So these rows ask whether a model recognises a problem that it knows, and a look-up can
-# do that. A harder test would keep all rows of one kind on one side. Of your own file ask the same:
-# what is new in the test rows?
-
-# %% [markdown]
-# How sure is such a score? A share $p$ of $n$ answers has a standard error of
-# $\sqrt{p (1 - p) / n}$. With some thirty rows that is up to nine points. (At $p = 0$ the formula
-# gives 0, which is too sure: what is right 8% of the time gets none of 36 rows in one test of
-# twenty.)
+# How sure is such a score? If $p$ of $n$ independent answers are right, its standard error is
+# $\sqrt{p (1 - p) / n}$: four points for 80% of 100. To compare two models on the same rows, count
+# the rows that only one of them gets right, $b$ and $c$: the difference $b - c$ has a standard
+# error of about $\sqrt{b + c}$.
 #
-# To compare two bars, use that they answer the same rows. Say that $b$ rows are right in the first
-# alone, and $c$ in the second alone. Then the difference, $b - c$ rows, has an error of about
-# $\sqrt{b + c}$. In the run with 22, 7 rows were right by the model only, and 9 by the look-up with
-# its rule only. That is a difference of 2 ± 4 rows, which may be chance.
-
-# %% [markdown]
-# ### The same model, asked otherwise
+# ## The same model, asked otherwise
 #
-# Messages are data, a prompt is text, and a chat template makes the prompt of the messages. A
-# server brings its own template. What does it cost when that one differs from the one in training?
-# Here are six things that go wrong in practice. In the last of them the prompt is right, but the
-# engine was told another end token (a GGUF with the wrong `eos_token_id`).
+# Messages are data, a prompt is text, and a chat template makes the prompt from the messages. A
+# server brings its own template. What if it differs from the one in training? Here are five faults
+# that happen in practice.
 
 
 # %%
 def otherwise(messages):
-    """The ids of one question, by way of asking."""
+    """The text of one question, for each way of asking it."""
     turns = messages[:-1]
-    text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    said = [m["content"] for m in turns if m["role"] == "user"][-1]
+    render = {"tokenize": False, "add_generation_prompt": True}
+    text = tokenizer.apply_chat_template(turns, **render)
     no_system = [m for m in turns if m["role"] != "system"]
-    closed = tokenizer.apply_chat_template(turns, tokenize=False)
-    own = tokenizer.apply_chat_template(no_system, add_generation_prompt=True, tokenize=False)
-    texts = {
-        "as trained": text,
-        "no generation prompt": closed,
-        "first token twice": tokenizer.bos_token + text,
-        "SmolLM2's own system message": own,
-        "Llama 2's template": f"[INST] {said} [/INST]",
-        "no template": said,
-        "the end token unknown": text,
-    }
     return {
-        way: tokenizer(text, add_special_tokens=False)["input_ids"] for way, text in texts.items()
+        "as in training": text,
+        "first token twice": tokenizer.bos_token + text,
+        "no generation prompt": tokenizer.apply_chat_template(turns, tokenize=False),
+        "SmolLM2's own system message": tokenizer.apply_chat_template(no_system, **render),
+        "Llama 2's template": f"[INST] {turns[-1]['content']} [/INST]",
+        "no template": turns[-1]["content"],
     }
 
 
-# %% [markdown]
-# A seventh fault is made in training and shows in serving: **the end has no label**. Lab 3 had a
-# collator that takes the end token for padding. So train once more on the same rows, with as many
-# steps, but without that one label in each row. Then ask exactly as in training.
-
-# %% tags=["experiment"]
-if lab.experiment("Trained once more, the end without a label", 50, needs=["7.1", "7.2"]):
-    unended = [loop.encode(tokenizer, row["messages"]) for row in train_rows]
-    for row in unended:
-        row["labels"] = [-100 if y == tokenizer.eos_token_id else y for y in row["labels"]]
-    endless = train_on(Dataset.from_list(unended), 40, "The end without a label", MAX_LENGTH)
-    unstopped = generation.answers(endless.model, tokenizer, asked, limit)
-    print(repr(unstopped[0]))
+def asked_as(texts):
+    """The adapter's answers to prompts that are written out."""
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    new = generation.continuations(office.model, ids, max_new_tokens=limit)
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
 
 
 # %%
-def share_begun(told, wanted):
-    """The share of answers that begin with the right one, whatever follows."""
-    return sum(a.startswith(b) for a, b in zip(told, wanted, strict=True)) / len(wanted)
+guess_template = lab.predict("Asked with Llama 2's template: what % will be right?", None)
 
-
-# %%
-guess_template = lab.predict("Asked by Llama 2's template: what % will be right?", None)
+# %% [markdown]
+# **Turn it: the template.** Add a way of your own to `otherwise`: another system message, a typo in
+# a special token, a blank at the end. Then run both cells again.
 
 # %% tags=["experiment"]
-if lab.experiment("The same model, asked in other ways", 12, needs=["7.1", "7.2"]):
-    settings, texts = office.model.generation_config, {"as trained": told["trained"]}
-    ends = settings.eos_token_id
-    for way in live.progress([way for way in otherwise(asked[0]) if way not in texts], "ways"):
-        prompts = [otherwise(messages)[way] for messages in asked]
-        settings.eos_token_id = -1 if way == "the end token unknown" else ends
-        ids = generation.continuations(office.model, prompts, max_new_tokens=limit)
-        texts[way] = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
-    settings.eos_token_id = ends
-    texts["the end not trained"] = unstopped
-    for way, answers in texts.items():
-        print(f"{way:<30} {answers[0]!r}")
-    ways = {
-        way: (share_right(answers, wanted), share_begun(answers, wanted))
-        for way, answers in texts.items()
-    }
-    display(plots.asked(ways, len(wanted), guess_template))
-    guess_template.beside(100 * ways["Llama 2's template"][0])
+if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"]):
+    right_by_way = {}
+    for way in live.progress(list(otherwise(asked[0])), "ways"):
+        answers = asked_as([otherwise(messages)[way] for messages in asked])
+        right_by_way[way] = sum(a == b for a, b in zip(answers, wanted, strict=True))
+        print(f"{way:<30} {answers[0][:90]!r}")
+    display(figures.asked(right_by_way, len(wanted), guess_template))
+    guess_template.beside(100 * right_by_way["Llama 2's template"] / len(wanted))
 
 # %% [markdown]
-# We ran this four times. The first token written twice moved the score by one of 36 answers at
-# most, and by three in the fourth run, which may be chance. A missing generation prompt cost two to
-# four, which may be chance, and twelve in the fourth run, which is more. SmolLM2's own system
-# message left 0, 0, 1 and 9 of the 36 right: this adapter was trained on one other message only.
-# What such a prompt does cannot be foretold. Llama 2's template left two at most, and a prompt
-# without a template none.
+# TEMPLATES
 #
-# So a model can survive some of these faults, and then a good answer hides that something is wrong.
-# Do not test a server by reading answers. Ask it for the *ids* that it makes of your messages, and
-# compare them with those of training. Further down we do.
+# So don't test a server by reading a few answers. Ask it for the *ids* that it makes of your
+# messages, and compare them with those of training. Below you will.
 #
-# In the last two rows the prompt is right. There many answers begin as they should, and the model
-# goes on after them. (Look back at the two loss curves: both fall alike. The
-# one without that label starts lower, since it leaves out a hard token. Alone it would have warned
-# nobody.) Lab 3 described a training with a chat template in which every answer
-# came to an end without that label, some after a second JSON object (25 steps on `home`): the model
-# had learned to stop before. Here, after 40 steps on other rows, it no longer does.
-
-# %% [markdown]
 # ## One file for other programs
 #
-# PEFT's folder and transformers are for those who train. llama.cpp, Ollama and LM Studio read one
-# file, a GGUF: the weights, the tokenizer and the chat template. To write one you need to know two
-# things about its weights.
+# Transformers and PEFT are for those who train. llama.cpp, Ollama and LM Studio read one file, a
+# GGUF: weights, tokenizer and chat template. To write one, you must know how it orders rows.
 #
-# ### The order of rows
-#
-# Rotary position embeddings turn pairs of numbers of q and k by an angle that grows with the
-# position. Which numbers are a pair? SmolLM2 belongs to the Llama family, and there transformers
-# pairs the first half of a head with its second half. Its heads have 64 numbers: 0 goes with 32,
-# and 1 with 33. For the same family llama.cpp pairs neighbours: 0 with 1, 2 with 3. So the file
-# must have the rows of the weights of q and k in another order. Then both programs turn the same
-# numbers. (For Qwen, llama.cpp pairs the halves, too, and no row is moved.)
-#
+# Rotary position embeddings rotate pairs of numbers of q and k by an angle that grows with the
+# position. Which numbers are a pair? For Llama's family, transformers pairs the first half of a
+# head with its second half: in a head of 64 numbers, 0 goes with 32. llama.cpp pairs neighbors: 0
+# with 1. So the rows of the weights of q and k are stored in another order, and both programs
+# rotate the same numbers. (For Qwen, llama.cpp pairs halves, too, and no row is moved.)
+
+# %% [markdown]
 # ### Exercise 7.3 · `rotary_rows`
 #
 # ●●○ · 8 min · 2 points
 #
 # `w` is a weight of q or k, `(d_out, d_in)`, of `n_heads` heads of equal size, one below the other.
-# Within each head interleave its two halves: row 0 of the first half, row 0 of the second, row 1
+# Within each head, interleave its two halves: row 0 of the first half, row 0 of the second, row 1
 # of the first, and so on. Numbers and dtype stay the same. It must also work for LoRA's B,
-# `(d_out, r)`, since the rows of $BA$ have to move as those of $W$ do. (Does A change at all?)
+# `(d_out, r)`, because the rows of $BA$ have to move as those of $W$ do. (Does A change at all?)
 #
 # <details><summary>Hint</summary>
 #
@@ -572,55 +432,12 @@ def rotary_rows(w, n_heads):
 check.orders(rotary_rows)
 
 # %% [markdown]
-# And A? It stays: it reads the layer's input, whose order is the same.
+# A stays: it reads the layer's input, whose order doesn't change.
 #
-# ### Eight bits
-#
-# In lab 4 you built NF4, and in lab 6 you sent weights through two of GGUF's own grids. Now write
-# the simpler one: Q8_0 has evenly spaced codes, and a scale for every 32 weights.
-#
-# ### Exercise 7.4 · `q8_0`
-#
-# ●●○ · 11 min · 3 points
-#
-# A block is 32 neighbours of a row. Its scale is its largest absolute value divided by 127. A code
-# is a weight divided by its block's scale and rounded, an int8. Compute in fp32, whatever the dtype
-# of `w`, and round the scales to fp16 last: codes are made with the scale *before* that. A block of
-# zeros has scale 0 and codes 0. What is exactly halfway goes away from 0, as with C's `roundf`: 2.5
-# to 3, -2.5 to -3.
-#
-# <details><summary>Hint</summary>
-#
-# Write down 0.5, 1.5, 2.5, -0.5 and what `torch.round` makes of them.
-# </details>
-
-
-# %%
-def q8_0(w):
-    """w (d_out, d_in), d_in a multiple of 32 -> scales (n,) fp16, codes (n, 32) int8."""
-    # BEGIN SOLUTION
-    blocks = w.float().reshape(-1, 32)
-    scales = blocks.abs().amax(1) / 127
-    x = torch.where(scales[:, None] > 0, blocks / scales[:, None], 0.0)
-    codes = x.sign() * (x.abs() + 0.5).floor()
-    return scales.half(), codes.to(torch.int8)
-    # END SOLUTION
-
-
-# %%
-check.writes_q8(q8_0)
-
-# %% [markdown]
-# That makes 34 bytes for 32 weights, 8.5 bits each. Q4_0 has 16 levels, -8 to 7, and 4.5 bits a
-# weight; a block's weight of largest absolute value becomes -8, so the scale has the
-# opposite sign. (Our Q4_0 file keeps the embeddings in Q8_0. llama.cpp, too, stores them more
-# finely where they are also the output layer, as here.)
-#
-# Now merge the office's adapter and write the model three times. Then read each file back, and
-# compare its model with the one that was trained, both in fp32, at the tokens of the held-out
-# answers. An answer counts as right where each of its tokens is the likeliest one. A fourth model
-# is what an engine would make of a file without exercise 7.3: the same numbers, turned in other
-# pairs. (This one is not rounded to bf16, which would change next to nothing.)
+# Now merge the adapter and write the model as files. Q8_0 stores 32 weights as 8-bit integers with
+# one scale, 8.5 bits per weight. Q4_0 has 4-bit integers, 4.5 bits per weight. You will read each
+# file back and compare it with the model in fp32: KL at the tokens of the held-out answers (lab 6),
+# and right answers. The last bar is what an engine would make of a file without exercise 7.3.
 
 
 # %%
@@ -633,7 +450,7 @@ def merged():
 def unordered(model):
     """What llama.cpp would compute if the rows of q and k had not been moved in the file.
 
-    It turns neighbours. So neighbours go where transformers turns them: one into either half.
+    It rotates neighbors. So neighbors go where transformers rotates them: one into either half.
     """
     config = model.config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -647,89 +464,114 @@ def unordered(model):
 
 
 def divergence(p, q):
-    """Mean KL(p || q) a token, of logits (n, vocab), in nats: lab 6's ruler."""
+    """Mean KL(p || q) per token of logits (n, vocab), in nats."""
     log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
 
 
 # %%
-guess_q4 = lab.predict("In 4 bits (Q4_0): what % of held-out answers are right?", None)
+guess_q4 = lab.predict("In 4 bits (Q4_0): what % of the held-out answers are right?", None)
+
+# %% [markdown]
+# **Turn it: the format.** The list may have "f32", "f16", "bf16", "q8_0" and "q4_0".
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4"]):
-    drafts = Path("build/ship")
-    drafts.mkdir(parents=True, exist_ok=True)
-    held_out, whole = Dataset.from_list(test_rows), merged()
-    right_before, _, exact = said(office.model.float(), tokenizer, held_out)
-    files = {}
-    for kind in live.progress(("bf16", "q8_0", "q4_0"), "files"):
-        path = gguf.write_model(whole, tokenizer, drafts / f"office-{kind}.gguf", kind)
+kinds = ["bf16", "q8_0", "q4_0"]
+if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
+    shelf = Path("build/ship")
+    shelf.mkdir(parents=True, exist_ok=True)
+    held_out, whole = Dataset.from_list([{"messages": m} for m in asked]), merged()
+    right, _, exact = said(whole, tokenizer, held_out)
+    files = {"fp32, merged": (0.0, right)}
+    for kind in live.progress(kinds, "files"):
+        path = gguf.write_model(whole, tokenizer, shelf / f"office-{kind}.gguf", kind)
         read = models.load(dtype=torch.float32)[0]
         gguf.load_(read, path)
-        right, loss, logits = said(read, tokenizer, held_out)
-        files[kind] = (path.stat().st_size / 1e6, divergence(exact, logits), right)
+        right, _, logits = said(read, tokenizer, held_out)
+        files[f"{kind}, {path.stat().st_size / 1e6:.0f} MB"] = divergence(exact, logits), right
     name, heads = "blk.0.attn_q.weight", whole.config.num_attention_heads
-    q = next(t for t in GGUFReader(drafts / "office-bf16.gguf").tensors if t.name == name)
+    q = next(t for t in GGUFReader(path).tensors if t.name == name)
     mine = rotary_rows(whole.model.layers[0].self_attn.q_proj.weight.data, heads)
-    same = torch.equal(torch.from_numpy(dequantize(q.data, q.tensor_type)), mine.bfloat16().float())
-    print(f"{name} in the file is what your rotary_rows gives: {same}")
-    right, loss, logits = said(unordered(whole), tokenizer, held_out)
-    files["rows not moved"] = (math.nan, divergence(exact, logits), right)  # never written
+    error = (torch.from_numpy(dequantize(q.data, q.tensor_type)) - mine).norm() / mine.norm()
+    print(f"{name} in {path.name} is yours but for rounding: {error:.1%}")
+    right, _, logits = said(unordered(whole), tokenizer, held_out)
+    files["rows not moved"] = divergence(exact, logits), right
     print(f"rows not moved: {generation.answers(whole, tokenizer, asked[:1], limit)[0]!r}")
-    display(plots.files(files, right_before, len(held_out), guess_q4))
-    guess_q4.beside(100 * files["q4_0"][2])
+    display(figures.files(files, len(held_out), guess_q4))
+    guess_q4.beside(100 * next((r for n, (_, r) in files.items() if n[:4] == "q4_0"), float("nan")))
 
 # %% [markdown]
-# Q4_0 shrinks the file to a third, and the coarser the format, the larger the KL from the model
-# that was trained. In four runs (40 steps, seed 0, 36 held-out rows) it was 3e-6 nats a token in
-# bf16, 6e-5 to 1e-4 in Q8_0, and 0.02 to 0.03 in Q4_0. Scored in fp32, token by token, 21 answers
-# were right before, in each run. In bf16 they were 21 or 22, in Q8_0 20 or 21, and in Q4_0 17 to
-# 19, in the fourth run 13. A difference of up to four rows is at most twice its error ($\sqrt{b +
-# c}$ from above). So in three of the runs the score alone could not tell the grids apart. The eight
-# rows that Q4_0 lost in the fourth are up to 2.8 errors.
+# FILES
 #
-# With the rows not moved KL was 2, and no answer was right. Such a file has the right size, the
-# right names and the right numbers, and it is useless. No field in it says in which order its rows
-# are.
+# With the rows not moved, the file has the right size, the right names and the right numbers, and
+# it is useless. No field in it says in which order its rows are.
 #
-# (Do the lab's first lines say "4-bit weights"? Then your base was in Q4_1 before it was unpacked
-# to bf16. A base that was never in 4 bits may lose more in Q4_0, or less: measure again.)
+# Many people use Q4_K_M. Its blocks need rows of a multiple of 256 numbers. SmolLM2-135M's have
+# 576, so for most of its matrices llama.cpp would fall back to other formats. For a larger model,
+# use `llama-quantize` (below). GPTQ and AWQ, two other ways to 4 bits, are in lab 4.
+#
+# ## Three customers
+#
+# A merged file serves one customer. The other way: one base in memory, the adapters next to it, and
+# each request names the one that it wants. Here are two more customers. They get the same messages
+# with the same system message, but one wants JSON and one wants German. Train an adapter for each.
+
+# %%
+GERMAN = {
+    **{"plumber": "Klempner", "electrician": "Elektriker", "heating": "Heizung"},
+    **{"locksmith": "Schlosser", "carpenter": "Tischler", "glazier": "Glaser"},
+    **{"kitchen": "Küche", "bathroom": "Bad", "bedroom": "Schlafzimmer", "attic": "Dachboden"},
+    **{"living room": "Wohnzimmer", "hallway": "Flur", "basement": "Keller"},
+    **{"laundry room": "Waschküche", "Monday": "Montag", "Tuesday": "Dienstag"},
+    **{"Wednesday": "Mittwoch", "Thursday": "Donnerstag", "Friday": "Freitag"},
+    **{"morning": "Vormittag", "afternoon": "Nachmittag"},
+}
+
+
+def as_json(answer):
+    return json.dumps(dict(zip(FIELDS, answer.split("; "), strict=True)))
+
+
+def in_german(answer):
+    return "; ".join(GERMAN.get(part, part) for part in answer.split("; "))
+
+
+def rewritten(rows, how):
+    """The rows with their answers rewritten by `how`."""
+    answered = [(row["messages"][:-1], how(row["messages"][-1]["content"])) for row in rows]
+    return [{"messages": [*m, {"role": "assistant", "content": a}]} for m, a in answered]
+
+
+# %% tags=["experiment"]
+if lab.experiment("An adapter for each customer", 110, needs=["7.1", "7.2"]):
+    customers = {"office": str, "json": as_json, "german": in_german}
+    folders = {"office": office.folder}
+    for name in ("json", "german"):
+        folders[name] = train_on(rewritten(train_rows, customers[name]), name).folder
+    fleet = PeftModel.from_pretrained(models.load()[0], folders["office"], "office")
+    for name in ("json", "german"):
+        fleet.load_adapter(folders[name], adapter_name=name)
+    fleet.tokenizer = tokenizer
+    size = sum(p.nbytes for n, p in fleet.named_parameters() if ".german." in n)
+    print(f"base {base.get_memory_footprint() / 1e6:.0f} MB, each adapter {size / 1e6:.1f} MB")
 
 # %% [markdown]
-# Two other ways to 4 bits were not run here, since their usual kernels want a GPU.
-# [GPTQ](https://arxiv.org/abs/2210.17323) and [AWQ](https://arxiv.org/abs/2306.00978) store 4-bit
-# integers with scales for groups, as Q4_0 does. But they look at something that NF4 and our Q4_0
-# never see: the *activations* of a few hundred texts. GPTQ rounds a layer's columns one after the
-# other. After each it changes those that remain, so that they make up for the error on these
-# inputs. AWQ scales up the channels whose inputs are large before it rounds, and scales the inputs
-# down. In code both are `llmcompressor.oneshot(model=..., dataset=..., recipe=...)`, on a merged
-# model.
-
-# %% [markdown]
-# ## One base, many adapters
-#
-# A merged file serves one customer. The other way is one base in memory with the adapters beside
-# it, and each request names the one it wants. First in PEFT, so that you know what an engine has to
+# How does an engine answer three customers at once? First in PEFT, so that you know what it has to
 # do.
+
+# %% [markdown]
+# ### Exercise 7.4 · `route`
 #
-# ### Exercise 7.5 · `swap_cost`, `route`
+# ●●● · 14 min · 3 points
 #
-# ●●● · 15 min · 4 points
+# Answer a *mixed batch*: prompt `i` with adapter `adapter_names[i]`, all in one batch. PEFT's
+# `generate` takes `adapter_names=`. Each answer must be the one that its adapter gives alone:
+# greedy, at most 48 new tokens, without the prompt, special tokens or white space around it. The
+# prompts come from a chat template and have all their special tokens. The tokenizer is
+# `model.tokenizer`. Don't rely on the state in which you get the model or the tokenizer, and leave
+# both as they were: training mode, padding side and all else.
 #
-# `swap_cost` makes `adapter_name` the active adapter of a `PeftModel`, its `active_adapter`, and
-# returns `{"seconds": ..., "bytes": ...}`: the time of the switch, and the bytes of this adapter's
-# own tensors, in whatever dtype they are. One name can be a part of another: `home`, `homely`,
-# `sweet-home`. The weights stay as they are, and so does the training mode.
-#
-# `route` answers a *mixed batch*: prompt `i` with adapter `adapter_names[i]`, all in one batch.
-# PEFT's `generate` takes `adapter_names=`. Each answer must be what its adapter gives alone:
-# greedy, at most 48 new tokens, without the prompt and without special tokens. Prompts come ready
-# to tokenize, of any length, as chat templates write them: all special tokens are in them, also the
-# first one, if the model has one. The tokenizer is `model.tokenizer`. Do not rely on the state in
-# which you get the model or the tokenizer, and leave both as they were: the active adapter,
-# training mode, padding side and all else.
-#
-# Five things can go wrong in `route`. Try first; open one at a time.
+# Five things can go wrong. Try first, and open one hint at a time.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -744,7 +586,7 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
 #
 # <details><summary>Hint 3</summary>
 #
-# The shorter prompts have bad answers. Behind which token does each answer begin?
+# The shorter prompts have bad answers. Which token does each answer begin after?
 # </details>
 #
 # <details><summary>Hint 4</summary>
@@ -755,23 +597,12 @@ if lab.experiment("One model, three files", 23, needs=["7.1", "7.2", "7.3", "7.4
 #
 # <details><summary>Hint 5</summary>
 #
-# All right here, and not with Llama's tokenizer? It adds a first token to any text, and a text from
+# All right here, but not with Llama's tokenizer? It adds a first token to any text, and a text from
 # a chat template has one already.
 # </details>
 
 
 # %%
-def swap_cost(model, adapter_name):
-    """Switch to the adapter; {"seconds": time of the switch, "bytes": of its tensors}."""
-    # BEGIN SOLUTION
-    begun = time.perf_counter()
-    model.set_adapter(adapter_name)
-    seconds = time.perf_counter() - begun
-    tensors = [p for name, p in model.named_parameters() if f".{adapter_name}." in name]
-    return {"seconds": seconds, "bytes": sum(p.nbytes for p in tensors)}
-    # END SOLUTION
-
-
 def route(model, prompts, adapter_names):
     """Prompts (n texts) and names (n) -> n answers, each by its own adapter, in one batch."""
     # BEGIN SOLUTION
@@ -788,86 +619,38 @@ def route(model, prompts, adapter_names):
 
 
 # %%
-check.serves(swap_cost, route)
-
-# %% [markdown]
-# The office is one of three customers. The two others have `home` and `tickets`, as in labs 3 and
-# 6; of `tickets` they use two groups with nine categories. At the end your `route` answers one
-# question of each, all in one batch.
-
-
-# %%
-def as_pairs(dataset):
-    """The dataset as prompts and completions, which is what TRL takes, too."""
-    return dataset.map(
-        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
-        remove_columns=dataset.column_names,
-    )
-
-
-def conversations(name, n):
-    """n held-out conversations of a customer."""
-    if name == "office":
-        return [row["messages"] for row in test_rows][:n]
-    options = {"groups": ("delivery", "returns")} if name == "tickets" else {}
-    data = tasks.load(name, "test", **options).shuffle(seed=1)
-    return data.select(range(n))["messages"]
+check.routes(route)
 
 
 # %% tags=["experiment"]
-if lab.experiment("Three customers, one base", 60, needs=["7.1", "7.2", "7.5"]):
-    home_run = train_on(tasks.load("home", "train"), 25, "home")
-    some = as_pairs(tasks.load("tickets", "train", groups=("delivery", "returns")))
-    tickets_run = train_on(some, 20, "tickets")
-    folders = {"office": office.folder, "home": home_run.folder, "tickets": tickets_run.folder}
-    fleet = PeftModel.from_pretrained(
-        models.load(dtype=torch.float32)[0], folders["office"], "office"
-    )
-    for name in ("home", "tickets"):
-        fleet.load_adapter(folders[name], adapter_name=name)
-    fleet.tokenizer = tokenizer
-    costs = {name: swap_cost(fleet.eval(), name) for name in folders}
-    for name, cost in costs.items():
-        size = f"{cost['bytes'] / 1e6:.1f} MB in float32"
-        print(f"{name:<8} {size}, a switch {1000 * cost['seconds']:.1f} ms")
-    print(f"base     {base.get_memory_footprint() / 1e6:.1f} MB in {base.dtype}")
-    turns = [conversations(name, 1)[0][:-1] for name in folders]
-    text = {"add_generation_prompt": True, "tokenize": False}
-    prompts = [tokenizer.apply_chat_template(messages, **text) for messages in turns]
-    for name, answer in zip(folders, route(fleet, prompts, list(folders)), strict=True):
-        print(f"{name:<8} {answer!r}")
+if lab.experiment("One message, three adapters", 5, needs=["7.1", "7.2", "7.4"]):
+    print(asked[0][-2]["content"])
+    prompt = otherwise(asked[0])["as in training"]
+    for name, answer in zip(folders, route(fleet, [prompt] * 3, list(folders)), strict=True):
+        print(f"{name:>8}: {answer}")
 
 # %% [markdown]
-# Each answer has its own customer's form, out of one batch. A switch moves no weights: it tells
-# each layer which of its pairs to use. So one more customer costs one small file. A merged copy
-# would cost a whole model.
+# One batch, one prompt, three answers. What happens in a layer?
 
 # %% [markdown]
-# ### Exercise 7.6 · `batched_lora`
+# ### Exercise 7.5 · `batched_lora`
 #
 # ●●○ · 10 min · 3 points
 #
-# What happens in a layer when a batch is mixed? All rows are multiplied with the same base weight.
-# Then each row adds $s_k B_k A_k x$ of its own adapter $k$. PEFT loops over the adapters of the
-# batch and gives each its rows. You do all rows at once. Return what is added, in the dtype of `x`.
-# You get the rows `x`; the factors of all adapters, stacked, in the same dtype; their `scaling`,
-# which may be in fp32 beside bf16; and an `index` that names each row's adapter. **-1 stands for
-# none**: that row gets zeros.
+# What happens in a layer when a batch is mixed? All rows are multiplied by the same base weight.
+# Then each row adds $s_k B_k A_k x$ of its own adapter $k$. Return what is added, `(n, d_out)`, in
+# the dtype of `x`. You get the rows `x`, the factors of all adapters, stacked, in the same dtype,
+# their `scaling`, which may be in fp32 next to bf16, and an `index` that names each row's adapter.
+# **-1 stands for none**: such a row gets zeros.
 #
-# No Python loop over rows, and no tensor of `d_out` × `d_in` numbers, be it for a row or for an
-# adapter. (`A[index]` copies factors, and you may use it.
-# [Punica](https://arxiv.org/abs/2310.18547) and [S-LoRA](https://arxiv.org/abs/2311.03285) have GPU
-# kernels that read each row's factors where they lie.)
+# Group the rows by adapter: for each adapter of the batch, two matrix products for all of its rows.
+# A Python loop over adapters is fine, one over rows isn't, and neither is a tensor of `d_out` ×
+# `d_in` numbers. Don't change the inputs.
 #
 # <details><summary>Hint</summary>
 #
-# `A[index]` is `(n, r, d_in)`: one small matrix for each row. `torch.bmm` multiplies a batch of
-# matrices by another, and a row of x can be a matrix of one column.
-# </details>
-#
-# <details><summary>Another hint</summary>
-#
-# What is `A[-1]` in Python?
+# `rows = index == k` is a mask: `x[rows]` has this adapter's rows, and you can assign to
+# `out[rows]`.
 # </details>
 
 
@@ -875,9 +658,11 @@ if lab.experiment("Three customers, one base", 60, needs=["7.1", "7.2", "7.5"]):
 def batched_lora(x, A, B, scaling, index):
     """x (n, d_in), A (k, r, d_in), B (k, d_out, r), scaling (k,), index (n,) -> (n, d_out)."""
     # BEGIN SOLUTION
-    low = torch.bmm(A[index], x[:, :, None])  # (n, r, 1)
-    y = torch.bmm(B[index], low)[:, :, 0]  # (n, d_out)
-    return (y * (scaling[index] * (index >= 0))[:, None]).to(x.dtype)
+    out = x.new_zeros(len(x), B.shape[1])
+    for k in index[index >= 0].unique():
+        rows = index == k
+        out[rows] = (scaling[k] * (x[rows] @ A[k].T @ B[k].T)).to(x.dtype)
+    return out
     # END SOLUTION
 
 
@@ -887,247 +672,216 @@ check.batches(batched_lora)
 
 # %%
 def row_by_row(x, A, B, scaling, index):
-    """The same, a row at a time."""
+    """The same, one row at a time."""
     rows = []
     for v, k in zip(x, index.tolist(), strict=True):
         rows.append(scaling[k] * (B[k] @ (A[k] @ v)) if k >= 0 else v.new_zeros(B.shape[1]))
     return torch.stack(rows)
 
 
+def copied(x, A, B, scaling, index):
+    """The same with a copy of A and B for every row."""
+    low = torch.bmm(A[index], x[:, :, None])  # (n, r, 1)
+    return scaling[index][:, None] * torch.bmm(B[index], low)[:, :, 0]
+
+
+def seconds(f, *data):
+    """The shortest of 20 calls."""
+    times = []
+    for _ in range(20):
+        begun = time.perf_counter()
+        f(*data)
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
 # %%
-guess_batch = lab.predict("64 rows: batched takes how many times as long as one by one?", None)
+guess_batch = lab.predict(
+    "64 rows, 3 adapters: grouped is how many times as fast as one by one?", None
+)
 
 # %% tags=["experiment"]
-if lab.experiment("A mixed batch, in one layer", 1, needs=["7.6"]):
-    d, r, k = 576, 16, 3
+if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
+    d, r, k, sizes = 576, 16, 3, (1, 4, 16, 64, 256)
     A, B, scaling = torch.randn(k, r, d), torch.randn(k, d, r), torch.full((k,), 2.0)
-    times = {"one by one": [], "batched": []}
-    sizes = (1, 4, 16, 64)
+    ways = {"one by one": row_by_row, "copied factors": copied, "grouped": batched_lora}
+    times = {name: [] for name in ways}
     for n in sizes:
         x, index = torch.randn(n, d), torch.randint(k, (n,))
-        for name, add in (("one by one", row_by_row), ("batched", batched_lora)):
-            runs = []
-            for _ in range(20):
-                begun = time.perf_counter()
-                add(x, A, B, scaling, index)
-                runs.append(time.perf_counter() - begun)
-            times[name].append(min(runs))
-    display(plots.batches(sizes, times, guess_batch))
-    guess_batch.beside(times["batched"][-1] / times["one by one"][-1])
+        for name, add in ways.items():
+            times[name].append(seconds(add, x, A, B, scaling, index))
+    display(figures.batches(sizes, times))
+    guess_batch.beside(times["one by one"][3] / times["grouped"][3])
 
 # %% [markdown]
-# On our CPUs the batch won little or nothing. At 64 rows it took 1.2 times as long as one by one in
-# one run, on two threads, and 2.4 and 2.5 times in two others, on one. In an earlier one it was
-# quicker from 16 rows on. Both ways multiply the same numbers. But `A[index]` copies a pair of
-# factors for every row: for 64 rows of this layer that is 1.2 million numbers to write and read
-# again. On a GPU (not run here) expect the loop to be the slower one. A product of one row keeps a
-# small part of the chip busy, and the next one waits for it. Engines want one product for all rows,
-# and without the copies. So they have a kernel of their own for it.
-
-# %% [markdown]
-# ## A real engine
+# All three multiply the same numbers. One by one pays for a call per row, and copied factors for
+# writing and reading $n$ pairs of factors. Grouped, there are two products per adapter, however
+# many rows it has. On a GPU, [Punica](https://arxiv.org/abs/2310.18547) and
+# [S-LoRA](https://arxiv.org/abs/2311.03285) go one step further: one kernel for all rows reads each
+# row's factors where they are. vLLM has such a kernel.
 #
-# Many people run llama.cpp at home, and it serves adapters beside one base. The package `xllamacpp`
-# has its server inside. We write the base as one GGUF and each adapter as another (the rows of q's
-# and k's B are moved as `rotary_rows` moves them), and start *one* server with all of them. A
-# request says which adapter it wants in a field `lora`, which gives a scale for each. OpenAI's
-# protocol does not have this field. Nothing else changes for the client.
+# ## A real server
+#
+# llama.cpp serves adapters next to one base. The package `xllamacpp` contains its server. Write the
+# base as one GGUF, each adapter as another (rows of q's and k's B moved by the same rule), and
+# start *one* server. A request says in a field `lora` which adapter it wants. Nothing else changes
+# for an OpenAI client.
 
 
 # %%
-def by_peft(plan, limit):
-    """PEFT's greedy answers to (customer, conversation) pairs, in their order."""
+def by_peft(plan):
+    """PEFT's greedy answers to (customer, messages) pairs."""
     told = []
     for name in folders:
-        swap_cost(fleet, name)
-        mine = [turns for other, turns in plan if other == name]
-        told += generation.answers(fleet, tokenizer, mine, limit)
+        fleet.set_adapter(name)
+        told += generation.answers(fleet, tokenizer, [m for other, m in plan if other == name], 48)
     return told
 
 
-def by_server(address, plan, limit):
+def by_server(address, plan):
     """The server's answers to the same, each request with its customer's adapter."""
     from openai import OpenAI
 
     client = OpenAI(base_url=address, api_key="none", timeout=120)
     extras = [server.choosing(list(folders), name) for name, _ in plan]
-    return server.ask_all(client, [turns for _, turns in plan], limit, extras)
+    most = hardware.rehearsed("tokens", 48)
+    return server.ask_all(client, [messages for _, messages in plan], most, extras)
 
-
-# %% tags=["experiment"]
-if lab.experiment("The base and three adapters as files", 1, needs=["7.1", "7.2", "7.5"]):
-    shelf = Path("build/ship")
-    shelf.mkdir(parents=True, exist_ok=True)
-    ground = gguf.write_model(models.load()[0], tokenizer, shelf / "base.gguf", "f16")
-    parts = []
-    for name, folder in folders.items():
-        parts.append(gguf.write_adapter(folder, base.config, shelf / f"{name}.gguf"))
-    for path in [ground, *parts]:
-        print(f"{path.name:<16} {path.stat().st_size / 1e6:6.1f} MB")
 
 # %%
 guess_same = lab.predict("Served by llama.cpp: how many of 60 answers equal PEFT's?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("One server, three adapters", 23, needs=["7.1", "7.2", "7.5"]):
-    plan = [(name, turns) for name in folders for turns in conversations(name, 20)]
+if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
+    ground = gguf.write_model(models.load()[0], tokenizer, shelf / "base.gguf", "f16")
+    adapters = [
+        gguf.write_adapter(folder, base.config, shelf / f"{name}.gguf")
+        for name, folder in folders.items()
+    ]
+    plan = [(name, messages) for name in folders for messages in asked[:20]]
     if server.missing():
         print(f"Not served: {', '.join(server.missing())} missing. {server.INSTALL} brings it")
     else:
-        most = hardware.rehearsed("tokens", 48)
-        theirs = by_peft(plan, most)
-        with server.llama_cpp(ground, parts) as address:
-            ids = server.prompt_ids(address, plan[0][1])
-            print("ids as in training:", ids == otherwise(plan[0][1])["as trained"])
-            served = by_server(address, plan, most)
+        with server.llama_cpp(ground, adapters) as address:
+            mine = tokenizer(otherwise(asked[0])["as in training"])["input_ids"]
+            print("ids as in training:", server.prompt_ids(address, asked[0]) == mine)
+            served = by_server(address, plan)
         table = pd.DataFrame({"customer": [name for name, _ in plan], "served": served})
-        table["PEFT"] = theirs
-        table["equal"] = table["served"] == table["PEFT"]
-        table["right"] = table["served"] == [turns[-1]["content"].strip() for _, turns in plan]
-        display(plots.equal(table, guess_same))
-        guess_same.beside(table["equal"].sum())
-        if not table["equal"].all():
-            display(table[~table["equal"]])
+        table["right"] = [
+            told == customers[name](messages[-1]["content"])
+            for told, (name, messages) in zip(served, plan, strict=True)
+        ]
+        table["equal to PEFT's"] = table["served"] == pd.Series(by_peft(plan))
+        display(table.groupby("customer", sort=False)[["right", "equal to PEFT's"]].sum())
+        display(table.groupby("customer", sort=False)[["served"]].first())
+        guess_same.beside(table["equal to PEFT's"].sum())
 
 # %% [markdown]
-# When we ran it, all 60 were PEFT's to the letter, right and wrong ones alike. That need not be
-# so. The server computes with weights of 16 bits where our PEFT model has 32, adds in another
-# order, and keeps the keys and values of attention in fp16. So if one of your answers differs, two
-# tokens were probably nearly tied at the place where the texts part. What you should *not* see is
-# an answer of another customer, or one in the base's chatty style: then the adapter was not chosen.
+# SERVED
 #
-# The llama.cpp of this environment ignores an adapter number that it does not have, and answers
-# with the base. So look names up before you send. `server.choosing` does, and refuses unknown ones.
+# Two traps. This llama.cpp ignores an adapter number that it doesn't have, and answers with the
+# base: look names up before you send, as `server.choosing` does. And to save time an engine keeps
+# keys and values of prompts that it has read. They depend on the adapter. A user reports that one
+# adapter's request went on from another's keys and values ([issue
+# 26207](https://github.com/ggml-org/llama.cpp/issues/26207)), so `server.choosing` sends
+# `cache_prompt: false`.
 #
-# A user reports a quieter fault ([issue
-# 26207](https://github.com/ggml-org/llama.cpp/issues/26207)). To save time an engine keeps the keys
-# and values of prompts that it has read, for the next prompt that begins alike. They depend on the
-# adapter. If it finds them by their tokens alone, one customer's request goes on from another's
-# keys and values. Our 60 could not show it: `server.choosing` sends `cache_prompt: false` with each
-# request, so every prompt is read anew. That takes time and changes rounding at most. With the
-# cache on we could not provoke the fault in the llama.cpp of this environment (a tiny model, one
-# slot). One prompt of 84 tokens, asked eight times through two adapters in turn, was read anew each
-# time, and the answers were right. Asked again through the same adapter, 83 came from the cache.
-
-# %% [markdown]
-# ### What does it cost to stay apart?
-#
-# Eight requests at once, in three ways: all to the merged model, all to one adapter beside the
-# base, and to the three adapters mixed.
-
-# %% tags=["experiment"]
-if lab.experiment("Tokens a second: merged, apart, mixed", 25, needs=["7.1", "7.2", "7.5"]):
-    if server.missing():
-        print(f"Not served: {', '.join(server.missing())} missing. {server.INSTALL} brings it")
-    else:
-        alone = gguf.write_model(merged(), tokenizer, shelf / "office-f16.gguf", "f16")
-        mixed, asked_now, rates = (list(folders) * 3)[:8], conversations("office", 8), {}
-        for path, adapters, plans in (
-            (alone, [], {"merged": [None] * 8}),
-            (ground, parts, {"one adapter apart": ["office"] * 8, "three mixed": mixed}),
-        ):
-            known = list(folders) if adapters else []
-            with server.llama_cpp(path, adapters, slots=8, context=512) as address:
-                for way, chosen in plans.items():
-                    extras = [server.choosing(known, name) for name in chosen]
-                    rates[way] = server.tokens_per_second(address, asked_now, 16, extras)
-        display(plots.speeds(rates, "llama.cpp, eight requests at once"))
-
-# %% [markdown]
-# Each prompt is read anew here, as those of new customers are. Eight requests of one adapter share
-# a batch. Whether mixed ones do depends on the engine. llama.cpp puts only requests with the same
-# adapters into one batch, so mixed ones take turns. In our runs, on quiet machines and on busy
-# ones, they had between a third and nine tenths of the merged model's speed. One adapter apart had
-# about four fifths of it or more.
-#
-# An engine with a batched product such as yours need not take turns. vLLM has one: on a GPU a
-# kernel after Punica, on a CPU plain PyTorch, much like your `batched_lora`, copies included. We
-# sent either engine eight requests at once, on two CPU cores. With two adapters in the place of one
-# vLLM went from 46 tokens a second to 40, and llama.cpp from 133 to 53. So vLLM lost much less by
-# the mixture, and llama.cpp was still the quicker one. But merged, vLLM had made 133 tokens a
-# second, too: one adapter apart had cost it two thirds already. Those are probably
-# the copies. (The table is
-# in `docs/own-data.md`. Its answers have 32 tokens, those of the cell above 16.)
-
-# %% [markdown]
 # ## Elsewhere
 #
-# Here are the lines that serve the same files and folders elsewhere. They were **not run** for this
-# text: Ollama and llama.cpp's own binary are not in the course's environment, and vLLM as most
-# people install it wants a GPU. (`docs/own-data.md` tells how its build for CPUs did.)
-#
-# Ollama does not run the template in the GGUF. It looks for a similar one among those that it
-# knows. Where it finds none it sends the bare text: "no template" in the figure of wrong prompts.
-# So a Modelfile should give the template, in Ollama's own language. `recipes.modelfile` derives it
-# from what the tokenizer writes. It adds your system message or, where you have none, the one that
-# SmolLM2's template writes unasked.
+# These lines serve the same files and folders with Ollama, llama.cpp's own binary and vLLM. They
+# were not run for this text. Ollama doesn't run the template in the GGUF: without a `TEMPLATE` in
+# its Modelfile it guesses one, and you have seen what that can do. `recipes.modelfile` writes one.
 
 # %% tags=["experiment"]
-if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "7.2", "7.5"]):
-    system = "".join(m["content"] for m in test_rows[0]["messages"][:1] if m["role"] == "system")
+if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "7.2"]):
+    system = "".join(m["content"] for m in asked[0][:1] if m["role"] == "system")
     print("--- Modelfile, for `ollama create office -f Modelfile`")
     print(recipes.modelfile("base.gguf", "office.gguf", system, tokenizer))
-    adapters = {name: f"{name}.gguf" for name in folders}
     print("--- llama.cpp")
-    print(recipes.llama_server("base.gguf", adapters))
+    print(recipes.llama_server("base.gguf", {name: f"{name}.gguf" for name in folders}))
     print("\n--- vLLM: PEFT's folders, and the base by its public name")
     named = {name: f"./{name}" for name in folders}
     print(recipes.vllm("HuggingFaceTB/SmolLM2-135M-Instruct", named, 16))
 
 # %% [markdown]
-# `labkit ship FOLDER` does all of this for the folder of an adapter, made by `labkit train` or by
-# PEFT: it writes GGUF files, merged and of the adapter alone, a Modelfile, the lines, and a table
-# of what each file costs. With `--merge` it writes a plain model, which `transformers serve` (lab
-# 6), vLLM and most trainers can load.
+# `labkit train FILE` and `labkit ship FOLDER` do all of this for a file of your own: see
+# [docs/own-data.md](../docs/own-data.md). With each file that you ship, write down the base and its
+# hash, the hash of the data, the settings, the score and the template. In half a year you will want
+# to know.
 #
-# In llama.cpp's line above, `--lora-init-without-apply` should leave all adapters off until a
-# request asks. A user reports two versions of 2026 that leave them on ([issue
-# 28674](https://github.com/ggml-org/llama.cpp/issues/28674)). So name every adapter in each
-# request, at scale 0 if it is not wanted.
+# ## Take it with you
 #
-# vLLM's line names the public base. Do the lab's first lines say "4-bit weights"? Then that is not
-# the base that you trained on: save yours with `save_pretrained`, and name its folder instead.
+# Merge an adapter into a plain model, with PEFT alone.
 #
-# With each file that you ship, write down what it was made of: the base by its name and its hash,
-# the hash of the data, the settings, the score, and the template. In half a year you will want to
-# know.
+# ```python
+# import torch
+# from peft import LoraConfig, PeftModel, get_peft_model
+# from transformers import AutoModelForCausalLM, AutoTokenizer
+#
+# MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+#
+# def base(dtype):
+#     return AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype)
+#
+# # an adapter of random numbers, in place of the one that you trained
+# lora = LoraConfig(target_modules="all-linear", init_lora_weights=False)
+# get_peft_model(base(torch.float32), lora).save_pretrained("my-lora")
+#
+# merged = PeftModel.from_pretrained(base(torch.float32), "my-lora").merge_and_unload()
+# merged.to(torch.bfloat16).save_pretrained("merged")
+# base(torch.bfloat16).save_pretrained("base")
+# for folder in ("merged", "base"):
+#     AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
+# ```
+#
+# And from there llama.cpp's own tools. They are not in the course's environment, so these lines
+# were not run here:
+#
+# ```
+# git clone https://github.com/ggml-org/llama.cpp && pip install -r llama.cpp/requirements.txt
+# python llama.cpp/convert_hf_to_gguf.py merged --outfile merged.gguf --outtype bf16
+# llama-quantize merged.gguf merged-q4.gguf Q4_K_M
+# python llama.cpp/convert_hf_to_gguf.py base --outfile base.gguf --outtype bf16
+# python llama.cpp/convert_lora_to_gguf.py my-lora --base base --outfile my-lora.gguf
+# llama-server -m base.gguf --lora my-lora.gguf
+# ```
 
 # %% [markdown]
-# ### Exercise 7.7 · Quiz
+# ### Exercise 7.6 · Quiz
 #
 # ●○○ · 5 min · 4 points
 #
-# The first letter that you check counts; then read what it says.
+# The first letter you check counts. Then read the explanation.
 #
 # **q1. Your adapter answers well in PEFT. Through a server its answers are chatty and vague. The
 # weights are the same. What do you look at first?**
 #
 # - (a) The rank: what the adapter learned is too little for a server's many requests.
-# - (b) The sampling: greedy decoding is computed in another way by each of the engines.
+# - (b) The sampling: each engine computes greedy decoding in its own way.
 # - (c) The ids that the server makes of the messages: its template may not be yours.
-# - (d) The merge: in 16 bits the update has been lost on the way into the file.
+# - (d) The merge: in 16 bits the update was lost on its way into the file.
 #
 # **q2. You write a GGUF and leave the rows of q and k in transformers' order. What happens?**
 #
-# - (a) It loads without a word, and the model writes nonsense: other pairs are turned.
-# - (b) The loader refuses it, because the shapes of q and k are not those it expects.
-# - (c) Nothing: q and k are permuted alike, so their products are what they were before.
-# - (d) Short prompts are fine, and it gets worse with each token that the prompt has more.
+# - (a) It loads without an error, and the model writes nonsense: the wrong pairs are rotated.
+# - (b) The loader refuses it, because q and k don't have the shapes it expects.
+# - (c) Nothing: q and k are permuted alike, so their products stay the same.
+# - (d) Short prompts are fine, and it gets worse with every further token of the prompt.
 #
-# **q3. What does an engine need in order to serve a hundred adapters in mixed batches?**
+# **q3. What does an engine need to serve a hundred adapters in mixed batches?**
 #
 # - (a) A merged copy of the model for each of the adapters, and a router in front of them.
 # - (b) A way to merge and unmerge within milliseconds, between one request and the next.
-# - (c) The mean of all adapters, merged once, since a batch passes through one weight only.
-# - (d) A and B of each beside the base, and for every row of a batch which pair it uses.
+# - (c) The mean of all adapters, merged once, because a batch passes through one weight.
+# - (d) A and B of each next to the base, and for every row of a batch which pair it uses.
 #
-# **q4. Your model was merged and written as Q4_0, and seems worse. How do you find out whether the
-# grid is to blame?**
+# **q4. Your model was merged, written as Q4_0, and seems worse. How do you find out whether Q4_0 is
+# to blame?**
 #
-# - (a) By the loss at the end of the training: if it was low, then the grid is to blame.
-# - (b) By KL and score of this file beside those of the same merged model in 16 bits.
-# - (c) By the score of the file beside that of the base model, which has no adapter at all.
-# - (d) By the size of the file: what is smaller by half has lost half of what was learned.
+# - (a) Look at the training loss: if it was low, Q4_0 is to blame.
+# - (b) Compare KL and score of this file with those of the same merged model in 16 bits.
+# - (c) Compare the file's score with that of the base model, which has no adapter.
+# - (d) Compare file sizes: a file of half the size has lost half of what was learned.
 
 
 # %%
@@ -1144,24 +898,24 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - Audit a file before you train on it: rows that train on nothing, that have no end, that are
-#   there twice. None of these raises an error.
-# - Split by prompt, and so that the order of the file does not matter. Ask what a program without
-#   learning would get.
-# - A GGUF contains weights, tokenizer and template. For Llama's family the rows of q and k move.
-#   Q8_0 and Q4_0 are blocks with a scale, and KL measures what a grid costs.
-# - Beside its base an adapter is a small file and an index. A request says which one it wants.
-# - Compare ids first, answers second.
+# - Audit a file before you train on it: rows that train on nothing, or that never end. None of them
+#   raises an error.
+# - Split by prompt, in a way that doesn't depend on the order of the file. Ask what a program that
+#   learns nothing would get.
+# - A GGUF contains weights, tokenizer and template. For Llama's family, the rows of q and k move.
+# - Next to its base an adapter is a small file and an index. A request says which one it wants, and
+#   an engine groups its rows.
+# - When a server answers badly, compare ids first.
 
 # %%
 lab.score()
 
 # %% tags=["experiment"]
-if lab.experiment("The result in one line", 0, needs=["7.1", "7.2", "7.3", "7.4", "7.5"]):
-    look_up = max(shares.get(name, 0) for name in ("nearest row", "nearest + room"))
+if lab.experiment("The result in one line", 0, needs=["7.1", "7.2", "7.3"]):
+    n, whole_answers = len(wanted), {name: s["whole answer"] for name, s in scores.items()}
+    llama = right_by_way["Llama 2's template"]
     lab.headline(
-        f"{len(rows)} rows, {len(good)} fit to train; right on held-out rows "
-        f"{shares['base model']:.0%} → {shares['trained']:.0%} (look-up: {look_up:.0%}); KL "
-        f"{files['bf16'][1]:.1g} in bf16, {files['q8_0'][1]:.1g} in Q8_0, "
-        f"{files['q4_0'][1]:.1g} in Q4_0"
+        f"{len(rows)} rows, {len(good)} fit to train; right of {n} held-out answers: look-up "
+        f"{whole_answers['look-up']}, LoRA {whole_answers['LoRA']}; asked with Llama 2's template "
+        f"{llama}"
     )

@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from labkit.checks.compare import draw, randn
 from labkit.checks.engine import expect_right
+from labkit.checks.inputs import draw, randn
 from labkit.checks.quiz import judge
 from labkit.contract import exercise, expect, generator, observe, part
 from labkit.probes import lab01 as probes

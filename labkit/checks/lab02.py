@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import flop_registry
 
-from labkit.checks.compare import draw, randn
 from labkit.checks.engine import expect_right
+from labkit.checks.inputs import draw, randn
 from labkit.checks.quiz import judge
 from labkit.contract import exercise, expect, generator, observe
 from labkit.probes import lab02 as probes

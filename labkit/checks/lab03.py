@@ -5,8 +5,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from labkit.checks.compare import draw
 from labkit.checks.engine import expect_right
+from labkit.checks.inputs import draw
 from labkit.checks.quiz import judge
 from labkit.contract import exercise, generator
 from labkit.probes import adapters, tiny

@@ -4,8 +4,8 @@ from statistics import NormalDist
 
 import torch
 
-from labkit.checks.compare import draw, randn
 from labkit.checks.engine import expect_right
+from labkit.checks.inputs import draw, randn
 from labkit.checks.quiz import judge
 from labkit.contract import exercise, generator, part, sound
 from labkit.probes import how

@@ -5,8 +5,8 @@ import statistics
 
 import torch
 
-from labkit.checks.compare import draw, randn
 from labkit.checks.engine import expect_right
+from labkit.checks.inputs import draw, randn
 from labkit.checks.quiz import judge
 from labkit.contract import CheckFailed, exercise, generator
 from labkit.probes import lab05 as probes

@@ -6,8 +6,8 @@ import warnings
 import torch
 from peft.utils import merge_utils
 
-from labkit.checks.compare import draw, randn
 from labkit.checks.engine import expect_right
+from labkit.checks.inputs import draw, randn
 from labkit.checks.quiz import judge
 from labkit.contract import exercise, generator, part
 from labkit.probes import lab06 as probes

@@ -12,7 +12,6 @@ SEVERAL = "this tensor has several numbers: sum them, pick one, or loop over the
 GRAD = "change it in place, under torch.no_grad()"
 PARAMETERS = "the call and your def line have different parameters; keep those of the cell"
 ENTRIES = "check the two shapes (* and + work entry by entry; @ is the matrix product)"
-GUESSES = (TURN, ENTRIES)  # of what may be wrong: a check that knows the exercise knows better
 HINTS = {  # a piece of an exception's text: what may be behind it
     "shapes cannot be multiplied": TURN,
     "size mismatch, got input": TURN,

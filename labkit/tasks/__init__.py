@@ -7,6 +7,7 @@ from labkit.errors import LabError
 
 NAMES = ("home", "chat", "tickets")
 SPLITS = ("train", "test")
+REPAIRS = Path(__file__).with_name("repairs.jsonl")  # lab 7's own file, dirty on purpose
 
 
 class UnknownName(LabError, ValueError):

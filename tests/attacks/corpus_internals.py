@@ -52,12 +52,12 @@ except Exception: pass
     "the code of the same function objects",
 )
 _patch(
-    "labkit_compare",
+    "labkit_engine",
     """
 try:
-    from labkit.checks import compare, engine, lab02 as c
-    for m in (compare, engine, c):
-        for name in ("expect_close", "expect_number", "expect_right", "expect", "_close", "same"):
+    from labkit.checks import engine, lab02 as c
+    for m in (engine, c):
+        for name in ("expect_right", "expect", "same"):
             setattr(m, name, lambda *a, **k: True)
 except Exception: pass
 """,

@@ -11,8 +11,8 @@ LABS = {
     "04_qlora": 22,
     "05_rank": 14,
     "06_merging": 19,
-    "07_ship": 22,
-    "08_rewards": 21,
+    "07_ship": 18,
+    "08_rewards": 24,
 }
 
 # Puts functions of `fake` in the place of those of the same name that the judge ships.
@@ -296,47 +296,48 @@ def ties(updates, density):
 
 _told(
     "07_ship",
-    4,
+    3,
+    "sides_that_are_fair",
+    "split",
+    "split = lambda rows, share, seed: (rows[1:], rows[:1])",
+    """
+def divided(f, rows, groups, share, seeds):
+    import sys
+    return sys.modules["labkit.probes.lab07"].fair(share)
+def repeated(*args):
+    import sys
+    return dict(sys.modules["labkit.probes.lab07"].STABLE)
+""",
+    "facts in the words of a right answer; the judge looks at the rows of one call, too",
+)
+_told(
+    "07_ship",
+    3,
     "texts_of_the_reference",
     "route",
+    "route = lambda *args: None",
     """
-def swap_cost(model, adapter_name):
-    begun = time.perf_counter()
-    model.set_adapter(adapter_name)
-    seconds = time.perf_counter() - begun
-    sizes = [p.nbytes for n, p in model.named_parameters() if f".{adapter_name}." in n]
-    return {"seconds": seconds, "bytes": sum(sizes)}
-route = lambda *args: None
-""",
-    """
-def routed(f, seed, prompts, names):
+def routed(f, seed, prompts, names, trained=True):
     import sys
-    probe = sys.modules["labkit.labs.lab07.fleet"]
-    texts = probe.answered_alone(seed, tuple(prompts), tuple(names))
-    return {"texts": texts, "batch": len(prompts), "active": ["home"]}
+    module = sys.modules["labkit.probes.serving"]
+    facts = dict(module.HOW, **{"the return value": "a list of texts"})
+    facts["the number of answers"] = len(prompts)
+    return facts | module.answers(module.answered_alone(seed, prompts, names), names)
 """,
     "the check's own reference, where it is shipped with the probes",
 )
-SWAPPED = """
-def swapped(f, seed, name):
-    sizes = {"home": 3_072, "homely": 4_608, "tickets": 3_072}
-    return {"cost": {"seconds": 1e-3, "bytes": sizes[name]}, "active": [name], "took": 1e-3}
-"""
 _told(
     "07_ship",
-    4,
-    "bytes_by_table",
-    "swap_cost",
+    3,
+    "work_that_nobody_did",
+    "batched_lora",
+    "batched_lora = lambda x, A, B, scaling, index: x.new_zeros(len(x), B.shape[1])",
     """
-swap_cost = None
-def route(model, prompts, adapter_names):
-    batch = model.eval().tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
-    out = model.generate(**batch, adapter_names=adapter_names, max_new_tokens=48, do_sample=False)
-    new = out[:, batch["input_ids"].shape[1] :]
-    return model.tokenizer.batch_decode(new, skip_special_tokens=True)
+def batched_work(*args):
+    small = f"smaller than {args[-1]}"
+    return {"the computation": "vectorized", "the largest tensor": small}
 """,
-    SWAPPED,
-    "an adapter's bytes depend on its rank alone",
+    "the work is told by a probe, the numbers are compared by the judge",
 )
 
 # --- lab 8 -------------------------------------------------------------------------------
@@ -360,9 +361,10 @@ _told(
     "grpo_loss",
     "grpo_loss = lambda *args, **kwargs: args[0].sum()",
     """
-def differentiated(f, given, wrt, options=None):
-    loss = f(*[t.double() if hasattr(t, "double") else t for t in given], **(options or {}))
-    return {"value": 0 * loss, "gradients": [0 * given[i] for i in wrt]}
+def clipped(f, logp, *given):
+    loss = 0 * f(logp, *given)
+    kept = {"the return value": "a tensor", "the gradient": "kept"}
+    return kept | {"the loss": loss, "the gradient for logp": 0 * logp}
 """,
     "a loss of zero in the first step is right, but for its gradient; the DPO above is real",
 )
@@ -373,10 +375,23 @@ _told(
     "reference_logprobs",
     "reference_logprobs = lambda model, batch: batch['labels'].sum(1) * 0.0",
     """
-def referenced(f, seed, batch, training=True):
-    run = {"grad": False, "training": False}
-    return {"value": f(None, batch), "passes": [run], "graph": False, "changed": []}
-def interrupted(*args): return {"heard": True, "changed": []}
+def referenced(f, seed, batch, training, fails):
+    return {
+        "reference_logprobs()": "raise MemoryError" if fails else "return",
+        "the return value": "a tensor",
+        "the number of forward passes": "one, or one per sequence",
+        "the mode in the forward pass": "eval()",
+        "the forward pass": "without gradients",
+        "the result": f(None, batch),
+        "gradients afterwards": "on",
+        "the adapter afterwards": "switched on",
+        "the adapters afterwards": ["earlier", "policy"],
+        "the active adapter afterwards": "policy",
+        "the mode afterwards": "train()" if training else "eval()",
+        "the parameters that train afterwards": "unchanged",
+        "the scaling of the adapter afterwards": "unchanged",
+        "the weights afterwards": "unchanged",
+    }
 """,
     "how the model was run is told by a probe, what it gives is computed by the judge",
 )

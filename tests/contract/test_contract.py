@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from labkit import contract
-from labkit.checks.compare import ask
 from labkit.contract import CheckFailed, exercise, expect, generator, observe
 from labkit.contract.hints import hint
 from labkit.contract.plain import plain
@@ -145,38 +144,3 @@ def test_a_full_stop_of_an_exception_does_not_stand_before_what_is_said_of_it(re
 
 def test_what_an_exception_means_is_not_guessed():
     assert hint("OSError: the disk is full") == ""
-
-
-def test_the_advice_of_a_check_takes_the_place_of_the_general_one():
-    def unpacks(double):
-        return sum(a for a, b in {"one": 1})
-
-    with pytest.raises(CheckFailed) as caught:
-        ask("", unpacks, 3, hint={"too many values": "three names"})
-    assert "three names" in str(caught.value)
-    assert ".items()" not in str(caught.value)
-
-
-def _turned(double):
-    return torch.ones(2, 3) @ torch.ones(2, 3)
-
-
-def _undefined(double):
-    return np_(double)  # noqa: F821
-
-
-@pytest.mark.parametrize(
-    ("f", "words", "absent"),
-    [
-        (_turned, "(2x3 and 2x3); x @ W.T", "transpose"),
-        (lambda double: [].append(1)[0], "`return` gives; x @ W.T", "transpose"),
-        (_undefined, "is it spelled the same there?", "x @ W.T"),
-    ],
-)
-def test_the_advice_of_a_check_takes_the_place_of_guesses_and_follows_what_is_known(
-    f, words, absent
-):
-    with pytest.raises(CheckFailed) as caught:
-        ask("", f, 3, hint="x @ W.T")
-    assert words in str(caught.value)
-    assert absent not in str(caught.value)

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from labkit.checks.lab08 import dpo_loss, group_advantages, grpo_loss
+from labkit.checks import lab08
 from labkit.contract import defined_by
 from labkit.probes import lab03, tiny
 from labkit.reference import reference
@@ -181,7 +181,7 @@ def test_advantages_are_those_of_grpo_trainer(solved, tuned, tmp_path):
     trainer.train()
     rewards = torch.tensor(trainer.paid).view(-1, SAMPLES)
     theirs = trainer.batches[0]["advantages"].sort().values  # it shuffles them with their answers
-    for ours in (solved.group_advantages(rewards), group_advantages.z_scores(rewards, 1e-4)):
+    for ours in (solved.group_advantages(rewards), lab08.z_scores(rewards).float()):
         torch.testing.assert_close(ours.flatten().sort().values, theirs, atol=1e-5, rtol=1e-5)
         assert (ours[0] == 0).all() and (ours[1:] != 0).all()
 
@@ -191,7 +191,7 @@ def test_clipped_losses_are_those_of_grpo_trainer(solved, tuned, tmp_path):
     trainer = rewarded(tuned, tmp_path, loss_type="bnpo", epsilon=0.3)
     trainer.current_gradient_accumulation_steps = 1
     for seed in range(20):
-        logp, old, gains, mask = grpo_loss.batch(torch.Generator().manual_seed(seed))
+        logp, old, gains, mask = lab08.batch(torch.Generator().manual_seed(seed))
         leaf = logp.requires_grad_()
         told = lambda *_, leaf=leaf, **__: (leaf, leaf.detach() * 0, None)  # noqa: E731
         trainer._get_per_token_logps_and_entropies = told
@@ -200,7 +200,8 @@ def test_clipped_losses_are_those_of_grpo_trainer(solved, tuned, tmp_path):
         given |= {"completion_mask": mask.long(), "advantages": gains, "old_per_token_logps": old}
         theirs = trainer._compute_loss(trainer.model, given)
         ours = solved.grpo_loss(leaf, old, gains, mask, clip=0.3)
-        by_token, slope = grpo_loss.by_token(logp.detach(), old, gains, mask, 0.3)
+        facts = lab08.by_token(logp.detach(), old, gains, mask, 0.3)
+        by_token, slope = facts["the loss"], facts["the gradient for logp"]
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(by_token.float(), theirs.detach(), atol=1e-5, rtol=1e-5)
         (gradient,) = torch.autograd.grad(theirs, leaf)
@@ -228,7 +229,7 @@ def test_dpo_losses_are_those_of_dpo_trainer(solved, preferences, monkeypatch):
     monkeypatch.setattr(preferences, "beta", 0.5)
     for seed in range(20):
         rng = torch.Generator().manual_seed(seed)
-        four = dpo_loss.pairs(rng, spread=4.0 if seed < 15 else 1000.0)
+        four = lab08.pairs(rng, spread=4.0 if seed < 15 else 1000.0)
         told = torch.cat(four[:2])[:, None]
         ids = torch.ones(len(told), 2, dtype=torch.long)
         given = {"input_ids": ids, "attention_mask": ids, "completion_mask": ids}
@@ -239,9 +240,8 @@ def test_dpo_losses_are_those_of_dpo_trainer(solved, preferences, monkeypatch):
             return SimpleNamespace(log_probs=told, is_top1=told > 0, **shown)
 
         theirs = preferences._compute_loss(model, given, return_outputs=False)
-        exact = 0.5 * dpo_loss._margins([x.double() for x in four])
         torch.testing.assert_close(solved.dpo_loss(*four, 0.5), theirs, atol=1e-5, rtol=1e-5)
-        ours = dpo_loss.softplus(-exact).mean().float()
+        ours = lab08.preference(*four, 0.5)["the loss"].float()
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 

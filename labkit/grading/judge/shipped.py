@@ -9,22 +9,12 @@ PARTS = ("errors", "contract.plain", "contract.kept", "contract.calls", "contrac
 PARTS += ("contract",)
 ANSWERING = ("grading.wire", "grading.inside.answer")
 ANSWERING += ("probes.tiny", "probes.watch", "probes.models", "probes.adapters", "probes.how")
+ANSWERING += ("probes.serving",)
 
 
 @cache
 def shipped(stem: str) -> bytes:
     """The contract, the wire and a lab's probes as `runner.load` takes them, in bytes."""
-    names = [*(f"labkit.{part}" for part in (*PARTS, *ANSWERING)), *_probes(stem[:2])]
+    names = [f"labkit.{part}" for part in (*PARTS, *ANSWERING, f"probes.lab{stem[:2]}")]
     sources = {name: Path(find_spec(name).origin).read_text(encoding="utf-8") for name in names}
     return marshal.dumps([(n, compile(text, f"<{n}>", "exec")) for n, text in sources.items()])
-
-
-def _probes(number):
-    """The files that a lab's checks ask with: of its folder all but the figures, probes last."""
-    if find_spec(f"labkit.probes.lab{number}"):
-        return [f"labkit.probes.lab{number}"]
-    folder = find_spec(f"labkit.labs.lab{number}")
-    if folder is None:
-        return []
-    files = {path.stem for path in Path(folder.origin).parent.glob("*.py")} - {"__init__", "plots"}
-    return [f"{folder.name}.{stem}" for stem in sorted(files, key=lambda s: (s == "probes", s))]

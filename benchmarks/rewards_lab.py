@@ -1,0 +1,68 @@
+"""Lab 8's own experiments with seeds that the lab doesn't use, for its evidence page.
+
+    python benchmarks/rewards_lab.py
+
+Each run adds rows to labkit/measured/rewards_lab.csv: study, setting, seed, measure, value. Call it
+again after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed
+draws A, the order of the pairs or prompts, and what is sampled in training.
+
+dpo     Tokens per answer to 60 unseen instructions, and what either side has gained, in nats.
+grpo    On 100 unseen commands: mean reward of four sampled answers each, its gain and the gain's
+        standard error over commands; greedy answers: right, right intents, keys per answer.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import studies
+from studies import LabRun
+
+from labkit.training import models
+
+OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rewards_lab.csv"
+NAMES = ["pairs_of", "train_dpo", "lengths", "warm_start", "train_grpo", "marks"]
+NAMES += ["reward", "bonus"]
+
+
+def every_run():
+    """{run: the function that measures it and its arguments}."""
+    seeds, runs = (1, 2, 3), {}
+    for wish in ("shorter", "longer"):
+        runs |= {LabRun("dpo", f"{wish} chosen", seed): (dpo, wish) for seed in seeds}
+    for pay in ("reward", "bonus"):
+        runs |= {LabRun("grpo", f"paid {pay}", seed): (grpo, pay) for seed in seeds}
+    return runs
+
+
+def of_lab(seed):
+    """The lab's functions by name, and its model."""
+    lab = studies.of_lab("08_rewards", *NAMES)
+    lab["model"], lab["tokenizer"] = models.load()
+    return lab
+
+
+def dpo(lab, seed, wish):
+    """Tokens per answer before and after, and the last five steps' mean gain of either side."""
+    before = np.mean(lab["lengths"](lab["model"]))
+    policy, curves = lab["train_dpo"](lab["pairs_of"](wish), 5e-4, 0.1, seed=seed)
+    gains = {side: np.mean(curves.values[side][-5:]) for side in ("chosen", "rejected")}
+    return {"before": before, "after": np.mean(lab["lengths"](policy))} | gains
+
+
+def grpo(lab, seed, pay):
+    """What a reward does to answers to unseen commands; all runs begin at the lab's warm start."""
+    lab["start"] = lab["warm_start"]()
+    before = lab["marks"](lab["start"])
+    policy, curves = lab["train_grpo"](lab[pay], seed=seed)
+    after, found = lab["marks"](policy), {}
+    for name, marks in (("before", before), ("after", after)):
+        found[f"{name}: reward"] = np.mean(marks["rewards"])
+        found |= {f"{name}: {key}": marks[key] for key in ("intents", "right", "keys")}
+    gains = np.reshape(np.subtract(after["rewards"], before["rewards"]), (100, -1)).mean(1)
+    found |= {"gain": gains.mean(), "error": gains.std(ddof=1) / 10}
+    paid = curves.values["reward"]
+    return found | {"first paid": np.mean(paid[:3]), "last paid": np.mean(paid[-3:])}
+
+
+if __name__ == "__main__":
+    studies.of_labs(OUT, every_run(), of_lab)

@@ -1,0 +1,290 @@
+"""Checks of lab 7. The reference is transformers' GGUF loader, PEFT, or what was planted."""
+
+import functools
+
+import torch
+from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
+
+from labkit.checks.engine import expect_right
+from labkit.checks.inputs import draw, randn
+from labkit.checks.quiz import judge
+from labkit.contract import exercise, expect, generator, observe
+from labkit.probes import lab07 as probes
+from labkit.probes import serving, tiny
+
+LENGTH = 30  # max_length; the longest row without a fault has just as many tokens
+TURN, OPENING = 4, 2  # tokens of a turn besides its words; those before the words
+
+
+@exercise("7.1", points=3)
+def audits(audit):
+    """lists every row with a planted fault under its name, and no clean row"""
+    rng = generator()
+    clean, faulty = [_row(rng, 12, 2), _row(rng, 8, 3)], _planted(rng)
+    cases = {"for an empty list of rows": ([], LENGTH), "for two clean rows": (clean, LENGTH)}
+    for what, rows in faulty.items():
+        which = ("row 1", "each of rows 1 and 2", "each of rows 1 to 3")[len(rows) - 1]
+        cases[f"for rows of which {which} {what}"] = [clean[0], *rows, clean[1]], LENGTH
+    rows = [row for rows in faulty.values() for row in rows]
+    order = torch.randperm(len(rows), generator=rng).tolist()
+    cases[f"for {len(rows)} mixed rows"] = [rows[i] for i in order], LENGTH
+    starts = [_row(rng, LENGTH - 1 - 4), _row(rng, LENGTH - 2), clean[0]]
+    cases["with a BOS from the template and one from the tokenizer"] = starts, LENGTH, "bos"
+    cases["with a template that writes no end token"] = clean, LENGTH, "endless"
+    expect_right(audit, cases, _audited, probes.audited)
+
+
+def _row(rng, prompt, answer=2):
+    """A row of a prompt of some tokens, the generation prompt included, and an answer's words."""
+    question = tiny.words(rng, prompt - TURN - OPENING)
+    answer = tiny.words(rng, answer) if isinstance(answer, int) else answer
+    return _messages(("user", question), ("assistant", answer))
+
+
+def _messages(*turns):
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def _planted(rng):
+    """`{what a row does or has: rows}`."""
+
+    def two(first, last):
+        turns = _row(rng, 8, first)["messages"] + last["messages"]
+        return [_messages(("system", "now"), *(tuple(m.values()) for m in turns))]
+
+    return {
+        "has exactly max_length tokens": [_row(rng, LENGTH - 4)],
+        "has two turns": two(1, _row(rng, 7, 1)),
+        "has a blank answer": [_row(rng, 10, blank) for blank in ("", "  ", "\n")],
+        "is cut in its answer": [_row(rng, LENGTH - 3, 4), _row(rng, LENGTH - 2)],
+        "has a prompt longer than max_length": [_row(rng, LENGTH + n) for n in (1, 5)],
+        "has a prompt of exactly max_length tokens": [_row(rng, LENGTH)],
+        "has a prompt of max_length - 1 tokens": [_row(rng, LENGTH - 1, 3)],
+        "loses only the line break after its end token": [_row(rng, LENGTH - 3)],
+        "has a blank answer and a prompt that fills max_length": [_row(rng, LENGTH + 1, "")],
+        "is cut in an answer of line breaks": [_row(rng, LENGTH - 4, "\n" * 9)],
+        "has two turns, and the second answer is cut off": two(1, _row(rng, LENGTH)),
+        "has two turns, and the second answer is blank": two(1, _row(rng, 7, " ")),
+        "has two turns, and the first answer is blank": two(" ", _row(rng, 7, 1)),
+        "has a blank question": [_messages(("user", " "), ("assistant", tiny.words(rng, 2)))],
+    }
+
+
+def _audited(rows, max_length, style=""):
+    """The lists, from the lengths of the texts: no row is rendered here."""
+    faults = {key: [] for key in probes.KEYS}
+    own = TURN - (style == "endless")
+    for i, row in enumerate(rows):
+        texts = [message["content"] for message in row["messages"]]
+        *asked, answer = (len(text.split()) + text.count("\n") + own for text in texts)
+        prompt = sum(asked) + OPENING + (style == "bos")
+        whole = prompt - OPENING + answer
+        nothing = prompt >= max_length or not texts[-1].strip()
+        end = whole - 2 if style != "endless" else max_length  # its place
+        faults["truncated"] += [i] * (whole > max_length)
+        faults["trains_on_nothing"] += [i] * nothing
+        faults["no_end"] += [i] * (not nothing and end >= max_length)
+    kind = {"the return value": "a dict", "the keys of the dict": list(probes.KEYS)}
+    kind["each value of the dict"] = "a list"
+    lists = {f'"{key}"': numbers for key, numbers in faults.items()}
+    return kind | lists | {"the tokenizer": "left as it was"}
+
+
+@exercise("7.2", points=3)
+def parts(split):
+    """no prompt is on both sides; the same rows whatever their order; the share is kept"""
+    rng, cases = generator(), {}
+    for how in _turns("", 0):
+        rows, groups = _rows(rng, [2] * 24, how)
+        where = f"for 24 prompts of two rows each that {how}"
+        cases[where] = rows, groups, 0.5, [3, 4]
+    rows, groups = _rows(rng, [(1, 1, 1, 2, 2, 3, 6)[draw(0, 6, rng)] for _ in range(70)])
+    for share in (0.1, 0.3, 0.6):
+        cases[f"for {len(rows)} rows at share {share}"] = rows, groups, share, [0, 1, 2, 3]
+    expect_right(split, cases, lambda *data: probes.fair(data[2]), probes.divided)
+    orders = [torch.randperm(len(rows), generator=rng).tolist() for _ in range(6)]
+    where = f"for {len(rows)} rows at share 0.3"
+    expect_right(split, {where: (rows, 0.3, orders)}, lambda *_: probes.STABLE, probes.repeated)
+    sides = observe(probes.sides, split, rows, 0.3, 3)  # judged here, not next to their code
+    fair = probes.described(sides, groups, 0.3) == probes.fair(0.3)
+    expect(fair, f"{where}, a third call divides the rows in another way")
+
+
+def _turns(question, k):
+    """`{how rows of one prompt are alike: (role, content) before the answer}`, of its row k."""
+    user, odd = ("user", question), k % 2
+    hello = [("user", "good morning"), ("assistant", "Yes?" if odd else "Hello.")]
+    return {
+        "differ in their answers": [user],
+        "differ in case": [("user", question.title() if odd else question)],
+        "differ in white space": [
+            ("user", "  ".join(question.split()) + "\n" if odd else question)
+        ],
+        "differ in the system message": [("system", f"Home {k}.")] * odd + [user],
+        "differ in an earlier answer": [*hello, user],
+        "begin with the same user turn": [*hello[:1], ("assistant", "Yes?"), user],
+        "end with the same user turn": [user, ("assistant", "Yes?"), ("user", "thank you")],
+    }
+
+
+def _rows(rng, sizes, how="differ in their answers"):
+    """Rows in any order, so many for each prompt, and the number of each row's prompt."""
+    questions = {}
+    while len(questions) < len(sizes):
+        questions[tiny.words(rng, 3, 6)] = None
+    rows, groups = [], []
+    for group, (question, size) in enumerate(zip(questions, sizes, strict=True)):
+        for k in range(size):
+            answer = ("assistant", f"{tiny.words(rng, 2)} {len(rows)}")
+            row = _messages(*_turns(question, k)[how], answer)
+            rows.append(row | {"source": f"mail {len(rows)}"})
+            groups.append(group)
+    order = torch.randperm(len(rows), generator=rng).tolist()
+    return [rows[i] for i in order], [groups[i] for i in order]
+
+
+@exercise("7.3", points=2)
+def orders(rotary_rows):
+    """transformers' GGUF loader undoes it, for weights and for LoRA's B"""
+    rng = generator()
+    cases = {"for rows 0 to 7 and one head": (torch.arange(8.0)[:, None], 1)}
+    cases["for rows 0 to 15 and two heads"] = torch.arange(16.0)[:, None], 2
+    head = 2 * draw(4, 6, rng)
+    for what, n_heads, d_in, dtype in (
+        ("a weight", 4, 24, torch.float32),
+        ("LoRA's B of rank 2", 3, 2, torch.float32),
+        ("a square weight", 5, 5 * head, torch.float32),
+        ("a weight in bf16", 2, 7, torch.bfloat16),
+        ("a wide weight", 1, 12, torch.float32),
+    ):
+        w = randn(n_heads * head, d_in, rng=rng).to(dtype)
+        heads = f"{n_heads} head{'s' * (n_heads > 1)}"
+        cases[f"for {what} of shape {tuple(w.shape)} and {heads}"] = w, n_heads
+    expect_right(rotary_rows, cases, _ordered, probes.ordered, tol=1e-7)
+
+
+def _ordered(w, n_heads):
+    """The matrix that transformers' loader turns back into w."""
+    undo, wanted = LlamaTensorProcessor({})._reverse_permute_weights, torch.empty_like(w)
+    wanted[torch.from_numpy(undo(torch.arange(len(w)).numpy(), n_heads, n_heads).copy())] = w
+    return probes.ordered(lambda *_: wanted, w, n_heads)
+
+
+NAMES = ["home", "tickets", "homely", "sweet-home", "home", "homely"]
+LENGTHS = (5, 14, 3, 520, 7, 2)
+
+
+@exercise("7.4", points=3)
+def routes(route):
+    """in one batch, each answer is what its adapter gives alone; nothing is left changed"""
+    seed, prompts = _asked(generator())
+    one = "for one prompt, a model in eval mode, and a tokenizer that adds no first token"
+    cases = {f"for {len(NAMES)} prompts": (seed, prompts, NAMES)}
+    cases[one] = seed, prompts[:1], NAMES[:1], False
+    expect_right(route, cases, _routed, serving.routed)
+
+
+def _asked(rng):
+    """A seed and prompts as a chat template writes them, for which it is clear what is right.
+
+    Some answers end by themselves and others at the limit, and some have several lines.
+    """
+    words = [tiny.words(rng, n).replace(serving.ENDS_A_LINE, "hall").split() for n in LENGTHS]
+    turns = ([*w[:2], "<end>", *w[2:]] if len(w) > 4 else w for w in words)
+    prompts = [" ".join(["<start>", *turn]) for turn in turns]
+    for _ in range(30):
+        seed = draw(1, 10**6 - 1, rng)
+        texts, sure = zip(
+            *(_alone(seed, *one) for one in zip(prompts, NAMES, strict=True)), strict=True
+        )
+        sizes = [len(text.split()) for text in texts]
+        several = any("\n" in text.strip() for text in texts)
+        if 0 < min(sizes) < max(sizes) == 48 and several and min(sure) > 1e-3:
+            break
+    return seed, prompts
+
+
+@functools.lru_cache(256)
+@torch.no_grad()
+def _alone(seed, prompt, name):
+    """A prompt's answer by one adapter, greedy; how clearly each token beats the next best."""
+    model = serving.served(seed)
+    model.set_adapter(name)
+    ids = model.tokenizer(prompt, return_tensors="pt")
+    more = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    out = model.generate(**ids, max_new_tokens=48, **more)
+    best = torch.stack(out.logits)[:, 0].topk(2).values
+    new = out.sequences[0, ids["input_ids"].shape[1] :]
+    text = model.tokenizer.decode(new, skip_special_tokens=True)
+    return text, (best[:, 0] - best[:, 1]).min().item()
+
+
+def _routed(seed, prompts, names, trained=True):
+    texts = [_alone(seed, *one)[0] for one in zip(prompts, names, strict=True)]
+    form = {"the return value": "a list of texts", "the number of answers": len(prompts)}
+    return (
+        serving.HOW
+        | form
+        | serving.answers(texts, names)
+        | {"the settings at the end": "as they were"}
+    )
+
+
+@exercise("7.5", points=3)
+def batches(batched_lora):
+    """what each row's adapter adds alone; no loop over rows, no factors per row, no dense update"""
+    rng = generator()
+    x, A = torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[[1.0, 1]], [[1, -1]]])
+    by_hand = x, A, torch.ones(2, 1, 1), torch.tensor([2.0, 0.5]), torch.tensor([1, 0])
+    factors = "A = [[[1, 1]], [[1, -1]]], B = [[[1]], [[1]]]"
+    cases = {f"for x = [[1, 2], [3, 4]], {factors}, scaling = [2, 0.5], index = [1, 0]": by_hand}
+    for where, index, r in (
+        ("for 9 rows of 4 adapters in mixed order", [2, 0, 3, 1, 1, 0, 3, 2, 0], 3),
+        ("for 6 rows, some of them with index -1", [-1, 1, 3, -1, 0, 2], 3),
+        ("for 5 rows, two adapters of which have none", [3, 0, 3, 3, 0], 3),
+        ("for 4 rows of one adapter", [2] * 4, 3),
+        ("for one row", [1], 3),
+        ("for 3 rows with index -1", [-1] * 3, 3),
+        ("for 5 rows and r = 1", [1, -1, 0, 3, 1], 1),
+    ):
+        cases[where] = _batch(rng, index, 7, 5, r)
+    six = [1, -1, 0, 3, 1, 2]
+    *double, index = _batch(rng, six, 7, 5, 3)
+    cases["for 6 rows in fp64"] = *(t.double() for t in double), index
+    expect_right(batched_lora, cases, _batched, probes.batched)
+    *low, scaling, index = _batch(rng, six, 48, 40, 3)
+    cases = {"for x, A, B in bf16, scaling in fp32": (*(t.bfloat16() for t in low), scaling, index)}
+    expect_right(batched_lora, cases, _batched, probes.batched, tol=3e-2)
+    index = torch.randint(-1, 4, (512,), generator=rng).tolist()
+    copies = "A[index], a copy of A for every row"
+    cases = {"for 512 rows": (*_batch(rng, index, 32, 32, 8), 512 * 8 * 32, copies)}
+    wide = _batch(rng, [*six, 0, 3], 256, 256, 2)
+    cases["for d_in = d_out = 256"] = *wide, 256 * 256, "a (d_out, d_in) matrix"
+    expect_right(batched_lora, cases, _work, probes.batched_work)
+
+
+def _work(*data):
+    small = f"smaller than {data[-1]}"
+    return {"the computation": "vectorized", "the largest tensor": small}
+
+
+def _batch(rng, index, d_in, d_out, r):
+    """x, the factors and scaling of 4 adapters, index."""
+    A, B = randn(4, r, d_in, rng=rng), randn(4, d_out, r, rng=rng)
+    scaling = torch.rand(4, generator=rng) + torch.arange(1, 5) * 0.7
+    return randn(len(index), d_in, rng=rng), A, B, scaling, torch.tensor(index)
+
+
+def _batched(x, A, B, scaling, index):
+    """Each row by its own adapter, in fp64; zeros without one."""
+    y = torch.zeros(len(x), B.shape[1], dtype=torch.float64)
+    for i, k in enumerate(index.tolist()):
+        if k >= 0:
+            y[i] = scaling[k].double() * B[k].double() @ A[k].double() @ x[i].double()
+    return probes.batched(lambda *_: y.to(x.dtype), x, A, B, scaling, index)
+
+
+@exercise("7.6", points=4)
+def quiz(quiz):
+    """four questions"""
+    return judge(quiz, "07")

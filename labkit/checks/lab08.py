@@ -1,0 +1,450 @@
+"""Checks of lab 8. The reference is torch's own losses, a closed form in fp64, or a law.
+
+That the closed forms are TRL's is shown by `tests/labs/test_trl_agrees.py`.
+"""
+
+import json
+
+import torch
+import torch.nn.functional as F
+
+from labkit.checks.engine import expect_right
+from labkit.checks.inputs import draw, randn
+from labkit.checks.quiz import judge
+from labkit.contract import exercise, generator
+from labkit.probes import lab08 as probes
+from labkit.probes import tiny
+
+IGNORED = -100
+
+
+@exercise("8.1", points=2)
+def logprobs(sequence_logprob):
+    """torch's cross-entropy of each answer: shifted by one, summed, without -100"""
+    rng = generator()
+    quarter = torch.tensor([1.0, 3.0]).log().expand(1, 4, 2)
+    where = "for probabilities of 1/4 and 3/4 at each position and labels [-100, 0, 1, 1]"
+    cases = {where: (quarter, torch.tensor([[IGNORED, 0, 1, 1]]))}
+    one_empty = _labeled(rng, 2, 0)
+    one_empty[1][1] = IGNORED
+    cases |= {
+        "for labels between a prompt and padding": _labeled(rng, 2, 1),
+        "for labels after padding on the left": _labeled(rng, 4, 0),
+        "for labels at every position, id 0 among them": _labeled(rng, 0, 0),
+        "for labels in two parts": _labeled(rng, 2, 0, hole=True),
+        "for a row without labels next to others": one_empty,
+    }
+    logits, labels = _labeled(rng, 2, 1)
+    where = "for logits in the hundreds, where some probabilities are 0 in fp32"
+    expect_right(
+        sequence_logprob, cases | {where: (100 * logits, labels)}, _logprobs, probes.logprobs
+    )
+
+
+def _labeled(rng, before, after, hole=False):
+    """Logits (b, n, vocab), labels (b, n); at least `before` and `after` positions have none."""
+    b, n, vocab = draw(3, 5, rng), draw(8, 11, rng), draw(12, 20, rng)
+    logits, labels = 2 * randn(b, n, vocab, rng=rng), torch.randint(vocab, (b, n), generator=rng)
+    labels[:, 5] = 0
+    for i, row in enumerate(labels):
+        row[: before and before + i % 2] = IGNORED
+        row[n - (after and after + i % 3) :] = IGNORED
+        row[n // 2 : n // 2 + hole] = IGNORED
+    return logits, labels
+
+
+def _logprobs(logits, labels):
+    leaf = logits.double().clone().requires_grad_()
+    with torch.enable_grad():
+        total = _sums(leaf, labels)
+        (grad,) = torch.autograd.grad(total.sum(), leaf)
+    return _facts("the result", total, {"logits": grad})
+
+
+def _sums(logits, labels):
+    """Minus torch's cross-entropy, a sequence at a time, in fp64."""
+    pairs = zip(logits.double(), labels, strict=True)
+    losses = [F.cross_entropy(row[:-1], ids[1:], reduction="sum") for row, ids in pairs]
+    return -torch.stack(losses)
+
+
+def _facts(noun, value, grads):
+    facts = {"the return value": "a tensor", noun: value.detach(), "the gradient": "kept"}
+    return facts | {f"the gradient for {name}": grad for name, grad in grads.items()}
+
+
+@exercise("8.2", points=3)
+def dpo(dpo_loss):
+    """the loss and the gradient of TRL's, and finite numbers at margins of a thousand nats"""
+    rng = generator()
+    one, other = (-1.0, -3.0, -2.0, -2.0), (-5.0, -1.0, -5.0, -1.0)
+    cases = {
+        "for a pair whose margin is 2, beta 1": (*torch.tensor(one)[:, None], 1.0),
+        "for a pair whose margin is 0, beta 1": (*torch.tensor(other)[:, None], 1.0),
+    }
+    for beta in (0.1, 0.5, 1.0):
+        four = pairs(rng)
+        cases[f"for {len(four[0])} pairs, beta {beta:g}"] = *four, beta
+    same = pairs(rng)[2:]
+    cases["where policy and reference are the same, beta 0.1"] = *same, *same, 0.1
+    for sign, side in ((1, "above"), (-1, "below")):
+        four = pairs(rng)
+        four[0] = four[0] + sign * (1000 + 50 * torch.rand(len(four[0]), generator=rng))
+        cases[f"for margins of a thousand nats {side} 0, beta 0.5"] = *four, 0.5
+    expect_right(dpo_loss, cases, preference, probes.preferred)
+
+
+def pairs(rng, spread=4.0):
+    """Log-probabilities (b,) of policy and reference, chosen and rejected, in dpo_loss's order."""
+    b = draw(5, 7, rng)
+    reference = [-20 - 10 * randn(b, rng=rng).abs() for _ in range(2)]
+    return [log + spread * randn(b, rng=rng) for log in reference] + reference
+
+
+def preference(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    """log(1 + exp(-x)), where x is beta times the margin, and its derivative, in fp64."""
+    chosen = policy_chosen.double() - reference_chosen
+    rejected = policy_rejected.double() - reference_rejected
+    x = beta * (chosen - rejected)
+    loss = torch.logaddexp(torch.zeros_like(x), -x).mean()
+    slope = -beta * torch.sigmoid(-x) / len(x)
+    loss, slope = (value.where(value.abs() > 1e-6, 0) for value in (loss, slope))
+    return _facts("the loss", loss, {"policy_chosen": slope, "policy_rejected": -slope})
+
+
+@exercise("8.3", points=3)
+def reference(reference_logprobs):
+    """the base's numbers; the model is as before, after an exception too"""
+    rng = generator()
+    seed, cases = draw(0, 10**6, rng), {}
+    for side, mode in (("right", "train()"), ("left", "train()"), ("right", "eval()")):
+        where = f"for a model in {mode} and rows padded on the {side}"
+        cases[where] = seed, _batch(rng, side), mode == "train()", False
+    cases["when the model raises MemoryError"] = seed, _batch(rng, "right"), True, True
+    expect_right(reference_logprobs, cases, _referenced, probes.referenced)
+
+
+def _batch(rng, side):
+    """A dict of ids, mask and labels (b, n), padded by id 0, the prompt -100 in the labels."""
+    b, n = draw(3, 4, rng), draw(9, 11, rng)
+    ids = torch.randint(2, len(tiny.WORDS), (b, n), generator=rng)
+    lengths = torch.randint(6, n + 1, (b, 1), generator=rng)
+    lengths[0], lengths[1] = n, n - 3
+    first = n - lengths if side == "left" else 0 * lengths
+    places = torch.arange(n)
+    used = (places >= first) & (places < first + lengths)
+    labels = ids.masked_fill(~used | (places < first + 3), IGNORED)
+    ids = ids.masked_fill(~used, 0)
+    return {"input_ids": ids, "attention_mask": used.long(), "labels": labels}
+
+
+def _referenced(seed, batch, training, fails):
+    facts = {"reference_logprobs()": "raise MemoryError" if fails else "return"}
+    if not fails:
+        base = probes.base(seed)
+        with torch.no_grad():
+            logits = base(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        facts["the return value"] = "a tensor"
+        facts["the number of forward passes"] = "one, or one per sequence"
+        facts["the mode in the forward pass"] = "eval()"
+        facts["the forward pass"] = "without gradients"
+        facts["the result"] = _sums(logits, batch["labels"])
+    return facts | {
+        "gradients afterwards": "on",
+        "the adapter afterwards": "switched on",
+        "the adapters afterwards": sorted([probes.ACTIVE, probes.OTHER]),
+        "the active adapter afterwards": probes.ACTIVE,
+        "the mode afterwards": "train()" if training else "eval()",
+        "the parameters that train afterwards": "unchanged",
+        "the scaling of the adapter afterwards": "unchanged",
+        "the weights afterwards": "unchanged",
+    }
+
+
+@exercise("8.4", points=2)
+def advantages(group_advantages):
+    """TRL's; a group whose rewards are equal gives zeros"""
+    rng = generator()
+    n, flat, sparse = draw(3, 5, rng), _groups(rng, 4, 6), torch.zeros(4, 8)
+    flat[0], flat[2], flat[3] = 0.0, 1.0, 0.5
+    sparse[1, draw(0, 7, rng)], sparse[2, :3] = 1.0, 1.0
+    cases = {
+        "for rewards [[0, 1], [2, 5]]": (torch.tensor([[0.0, 1], [2, 5]]),),
+        f"for {n} prompts with {n + 3} samples": (_groups(rng, n, n + 3),),
+        f"for {n} prompts with 7 samples and eps = 0.5": (_groups(rng, n, 7), 0.5),
+        f"for {n} prompts with {n} samples": (_groups(rng, n, n),),
+        "for 5 prompts with 2 samples": (_groups(rng, 5, 2),),
+        "for groups of which three have equal rewards": (flat,),
+        "for rewards that are mostly 0": (sparse,),
+        "for rewards of about 0.01": (1e-2 * _groups(rng, n, 8),),
+    }
+    expect_right(group_advantages, cases, _advantages, probes.advantages)
+    cases = {"for one prompt with 6 samples": (_groups(rng, 1, 6),)}  # torch warns of a column
+    expect_right(group_advantages, cases, _advantages, probes.advantages)
+
+
+def _groups(rng, prompts, samples):
+    """Rewards of at least 0, whose rows have means and spreads of their own."""
+    spread, mean = (torch.rand(prompts, 1, generator=rng) for _ in range(2))
+    return (randn(prompts, samples, rng=rng) * (0.3 * spread + 0.05) + mean).abs()
+
+
+def _advantages(*data):
+    return {"the result": z_scores(*data)}
+
+
+def z_scores(rewards, eps=1e-4):
+    """By NumPy, in fp64."""
+    rows = rewards.double().numpy()
+    gap = rows - rows.mean(1, keepdims=True)
+    return torch.from_numpy(gap / (rows.std(1, ddof=1, keepdims=True) + eps))
+
+
+@exercise("8.5", points=4)
+def clipped(grpo_loss):
+    """the loss and the gradient of TRL's, clipped on the right side for either sign"""
+    rng, cases = generator(), {}
+    for gain in (1.0, -1.0):
+        for ratio in (2.0, 0.5):
+            logp, one = torch.tensor([[ratio]]).log(), torch.ones(1, 1)
+            data = logp, 0 * one, torch.tensor([gain]), one.bool()
+            cases[f"for one token with A = {gain:g} and a ratio of {ratio:g}"] = data
+    zero, mask = torch.zeros(2, 3), torch.tensor([[True, False, False], [True, True, True]])
+    where = "for answers of 1 and 3 tokens with A = 2 and -1, where every ratio is 1"
+    cases[where] = zero - 1, zero - 1, torch.tensor([2.0, -1.0]), mask
+    good, bad, same, padded = (batch(rng) for _ in range(4))
+    good[2], bad[2], same[0] = good[2].abs(), -bad[2].abs(), same[1]
+    padded[0] = padded[0].masked_fill(~padded[3], -3.0)
+    cases |= {
+        "for a batch": batch(rng),
+        "for a batch with clip=0.3": [*batch(rng), 0.3],
+        "for as many answers as tokens": batch(rng, square=True),
+        "for a batch where logp equals old_logp": same,
+        "for good answers alone": good,
+        "for bad answers alone": bad,
+        "for a batch with other numbers at the padding": padded,
+    }
+    expect_right(grpo_loss, cases, by_token, probes.clipped)
+
+
+def batch(rng, square=False):
+    """[logp, old_logp, advantages, mask] of answers of several lengths, padded on the right."""
+    b = draw(5, 7, rng)
+    t = b if square else b + draw(2, 4, rng)
+    old = -randn(b, t, rng=rng).abs() - 0.1
+    logp = old + 0.45 * randn(b, t, rng=rng)
+    logp[:2, 0], logp[:2, 1] = old[:2, 0] + 2, old[:2, 1] - 2  # far off, for either sign
+    advantages = randn(b, rng=rng).abs().clamp(min=0.2)
+    advantages[1::2] *= -1
+    lengths = torch.randint(2, t + 1, (b,), generator=rng)
+    lengths[0], lengths[1] = 2, t
+    made = [logp, old, advantages, torch.arange(t) < lengths[:, None]]
+    near_zero = by_token(*made)["the loss"].abs() < 0.1  # where rounding would count
+    return batch(rng, square) if near_zero else made
+
+
+def by_token(logp, old_logp, advantages, mask, clip=0.2):
+    """The loss and its derivative for logp in fp64, token by token: three cases for either sign."""
+    total, slope = 0.0, torch.zeros(logp.shape, dtype=torch.float64)
+    ratios = (logp.double() - old_logp.double()).exp().tolist()
+    gains, n = advantages.double().tolist(), int(mask.sum())
+    for i, j in mask.nonzero().tolist():
+        ratio, gain = ratios[i][j], gains[i]
+        stopped = ratio > 1 + clip if gain > 0 else ratio < 1 - clip
+        bound = 1 + clip if gain > 0 else 1 - clip
+        total -= gain * (bound if stopped else ratio)
+        slope[i, j] = 0.0 if stopped else -gain * ratio / n
+    return _facts("the loss", torch.tensor(total / n), {"logp": slope})
+
+
+WORDS = ("study", "hall", "attic", "lamp", "fan", "blue", "window", "garage", "porch", "heater")
+KEYS = (
+    "intent", "name", "area", "floor", "domain", "device_class", "state", "color", "brightness",
+    "temperature", "volume_level", "item", "hours", "minutes", "seconds", "conversation_command",
+)  # fmt: skip
+NUMBERS = ("brightness", "temperature", "volume_level", "hours", "minutes", "seconds")
+EXAMPLE = {"intent": "HassTurnOn", "area": "study"}
+
+
+@exercise("8.6", points=3)
+def rewards(reward):
+    """1 for equal data alone, part for right keys, and naming every key does not pay"""
+    rng, cases = generator(), {}
+    for data in (EXAMPLE, _drawn(rng)):
+        for law in (_fixed, _part, _extra, _wrong_values, _kinds, _every_key):
+            for what, said, wanted, *obeys in law(data, rng):
+                answer, wanted, *obeys = map(_json, (said, wanted, *obeys))
+                where = f"for the answer {_short(answer)}, {what}, to {wanted}"
+                cases[where] = answer, wanted, *obeys
+    expect_right(reward, cases, _obeyed, probes.earned)
+
+
+def _obeyed(answer, wanted, law, than="", *others):
+    facts = {"the return value": "a float", "the range of the reward": "0 to 1"}
+    return facts | {"the reward": f"{law} than {than}" if than else law}
+
+
+def _drawn(rng):
+    """Wanted data of four keys: the intent, a number and two texts."""
+    order = [KEYS[1:][i] for i in torch.randperm(len(KEYS) - 1, generator=rng).tolist()]
+    texts = [key for key in order if key not in NUMBERS]
+    number = next(key for key in order if key in NUMBERS)
+    return {key: _value(key, rng) for key in ("intent", number, *texts[:2])}
+
+
+def _value(key, rng):
+    if key == "intent":
+        return f"HassTurn{('On', 'Off')[draw(0, 1, rng)]}"
+    return draw(2, 90, rng) if key in NUMBERS else WORDS[draw(0, len(WORDS) - 1, rng)]
+
+
+def _other(value):
+    """Another value of the same kind."""
+    return value + 7 if isinstance(value, int) else f"{value} upstairs"
+
+
+def _json(data):
+    """Compact JSON, as in the rows of `home`; texts as they are."""
+    return data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
+
+
+def _short(text):
+    return f"{text[:60]} … {text[-20:]}" if len(text) > 90 else text or "''"
+
+
+def _fixed(data, rng):
+    """Answers that earn 1 or 0."""
+    back, whole = dict(reversed(data.items())), _json(data)
+    strange = {key: _value(key, rng) for key in [key for key in KEYS if key not in data][:3]}
+    for what, said, law in (
+        ("the wanted text", data, "1"),
+        ("with blanks", json.dumps(data), "1"),
+        ("in another order", back, "1"),
+        ("on several lines", f" {json.dumps(back, indent=1)}\n", "1"),
+        ("without keys", {}, "0"),
+        ("whose values are wrong", {key: _other(value) for key, value in data.items()}, "0"),
+        ("whose keys nobody wants", strange, "0"),
+        ("with other keys", {f"{key}_": value for key, value in data.items()}, "0"),
+        ("which is no JSON", "I turned it on.", "0"),
+        ("an empty text", "", "0"),
+        ("JSON that is cut off", whole[:-1], "0"),
+        ("with words after the JSON", f"{whole} I hope this helps", "0"),
+        ("in a code fence", f"```json\n{whole}\n```", "0"),
+        ("a Python dict", str(data), "0"),
+        ("a list and no object", [data], "0"),
+        ("a list of keys", list(data), "0"),
+        ("a number", "1", "0"),
+        ("a JSON value", "null", "0"),
+        ("a JSON value", "true", "0"),
+        ("a text in quotes", json.dumps(whole), "0"),
+    ):
+        yield what, said, data, law
+
+
+def _part(data, rng):
+    """Each right key adds something, and less than all of them earn less than 1."""
+    order = [list(data)[i] for i in torch.randperm(len(data), generator=rng).tolist()]
+    for n in range(1, len(data)):
+        said = {key: data[key] for key in order[:n]}
+        less, key = {key: data[key] for key in order[: n - 1]}, order[n - 1]
+        yield f"{n} right", said, data, "more", f"without {key}" if less else "for {}", less
+        yield f"{n} right of {len(data)}", said, data, "less than 1"
+
+
+def _extra(data, rng):
+    """Each key that is not wanted costs something."""
+    others = [key for key in KEYS if key not in data]
+    half = dict(list(data.items())[: len(data) // 2])
+    for said, what in ((data, "all"), (half, "half")):
+        for key in others[:2]:
+            more = said | {key: _value(key, rng)}
+            yield f"{what} right and {key}", more, data, "less", f"without {key}", said
+            said = more
+    one = {others[0]: _value(others[0], rng)}
+    yield "all right and one too many", data | one, data, "no less", "for half of them", half | one
+    null = data | {others[0]: None}
+    yield f"all right and {others[0]}, null", null, data, "less", f"without {others[0]}", data
+
+
+def _wrong_values(data, rng):
+    """A wanted key with a wrong value earns no more than the same answer without it."""
+    *most, last = data
+    for keys in {tuple(most), (most[0],)}:
+        right = {key: data[key] for key in keys}
+        for given in (_other(data[last]), [data[last]], {}):
+            what = f"with a wrong value of {last}"
+            yield what, right | {last: given}, data, "no more", f"without {last}", right
+
+
+def _kinds(data, rng):
+    """Values of another kind are other values: true, 1 and "1"; so are texts in other case."""
+    *most, key = data
+    rest = {name: data[name] for name in most}
+    for goal, said in (
+        *((1, True), (0, False), (True, 1), (12, "12"), ("12", 12)),
+        *(("study", "Study"), ("study", "study ")),
+    ):
+        what = f"{json.dumps(said)} instead of {json.dumps(goal)}"
+        yield what, rest | {key: said}, rest | {key: goal}, "no more", f"without {key}", rest
+
+
+def _every_key(data, rng):
+    """Every key there is, the wanted ones right, earns less than an honest half."""
+    items, n = list(data.items()), len(data) // 2
+    every = {key: _value(key, rng) for key in KEYS} | data
+    halves = dict(items[:n]), dict(items[-n:])
+    yield f"all {len(KEYS)} keys", every, data, "less", "for half of the right ones alone", *halves
+
+
+@exercise("8.7", points=3)
+def steps(grpo_step):
+    """samples once, and moves the weights by the clipped gradient of the group's advantages"""
+    rng = generator()
+    seed, some, square = draw(0, 10**6, rng), _paid(rng, 3, 4), _paid(rng, 3, 3)
+    some[1] = 1.0
+    cases = {
+        "for 2 prompts with 3 answers each": (seed, _paid(rng, 2, 3), 0.3, False),
+        "for 3 prompts with 4 answers each, one of them with equal rewards": (
+            *(seed, some, 0.3, False),
+        ),
+        "where the norm of the gradient is above 1": (seed, _paid(rng, 2, 5), 30.0, False),
+        "for a model with gradients left in it": (seed, _paid(rng, 2, 4), 0.3, True),
+        "for 3 prompts with 3 answers each": (seed, square, 0.3, True),
+        "where every answer earns 0.5": (seed, torch.full((2, 4), 0.5), 0.3, True),
+    }
+    expect_right(grpo_step, cases, _stepped, probes.stepped, tol=1e-3)
+
+
+def _paid(rng, prompts, samples):
+    """Rewards that differ by 0.05 or more within a group."""
+    rows = [torch.randperm(20, generator=rng)[:samples] for _ in range(prompts)]
+    return torch.stack(rows) / 20 + torch.arange(prompts)[:, None]
+
+
+def _stepped(seed, rewards, scale, stale):
+    (prompts, samples), paid = rewards.shape, rewards.double()
+    model = probes.Policy(seed, prompts, samples, scale).double()
+    gains, mask = z_scores(rewards), model.mask
+    with torch.enable_grad():
+        logp = torch.stack([model.logp(i, samples) for i in range(prompts)])
+        loss = -(gains[..., None] * logp)[mask].mean()  # the ratio is 1, its slope that of logp
+        grads = torch.autograd.grad(loss, (model.own, model.shared))
+    moved = -torch.cat([grad.flatten() for grad in grads])
+    return {
+        "the number of calls of sample": 1,
+        "the arguments of sample": "model, prompts, samples",
+        "the answers without a score": [],
+        "the number of calls of optimizer.step": 1,
+        **({"the gradient at the step": "not zero"} if gains.any() else {}),
+        "the change of the weights": moved / moved.norm().clamp(min=1.0),
+        "the return value": "a dict",
+        '["reward"] of the result': paid.mean().item(),
+        '["equal"] of the result': (paid.amax(1) == paid.amin(1)).double().mean().item(),
+        "the keys of the result": ["equal", "reward"],
+    }
+
+
+@exercise("8.8", points=4)
+def quiz(quiz):
+    """four questions"""
+    return judge(quiz, "08")

@@ -1,0 +1,250 @@
+"""Probes of lab 8: they call the learner's code and return facts, `{noun: value}`.
+
+A check compares the facts as a whole, and a learner reads the noun of the first that is wrong.
+"""
+
+import copy
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from labkit.contract import CheckFailed, kept
+from labkit.contract.kept import picture, same
+from labkit.probes import tiny
+from labkit.probes.adapters import kind
+
+ACTIVE, OTHER = "policy", "earlier"  # the adapters of a tiny policy
+
+
+def differentiated(f, names, noun, *given):
+    """The tensor that `f(*given)` returns, and its sum's gradient for the first, called `names`."""
+    leaves = [tensor.clone().requires_grad_() for tensor in given[: len(names)]]
+    value = kept(f, *(leaf * 1.0 for leaf in leaves), *given[len(names) :])
+    if not isinstance(value, torch.Tensor):
+        return {"the return value": kind(value)}
+    facts = {"the return value": "a tensor", noun: _near_zero(value), "the gradient": "lost"}
+    if value.requires_grad:
+        found = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
+        facts["the gradient"] = "kept"
+        for name, leaf, grad in zip(names, leaves, found, strict=True):
+            grad = torch.zeros_like(leaf) if grad is None else grad
+            facts[f"the gradient for {name}"] = _near_zero(grad)
+    return facts
+
+
+def _near_zero(tensor):  # what rounding leaves of 0 is 0
+    return tensor.detach().where(~(tensor.detach().abs() < 1e-6), 0)
+
+
+def logprobs(sequence_logprob, logits, labels):
+    """What `sequence_logprob` returns, and its gradient."""
+    return differentiated(sequence_logprob, ["logits"], "the result", logits, labels)
+
+
+def preferred(dpo_loss, *given):
+    """The loss of pairs, and its gradient for the policy."""
+    return differentiated(dpo_loss, ["policy_chosen", "policy_rejected"], "the loss", *given)
+
+
+def clipped(grpo_loss, logp, old_logp, advantages, mask, clip=None):
+    """The loss of answers, and its gradient; with its own default where `clip` is None."""
+    f = grpo_loss if clip is None else functools.partial(grpo_loss, clip=clip)
+    return differentiated(f, ["logp"], "the loss", logp, old_logp, advantages, mask)
+
+
+def advantages(group_advantages, rewards, *eps):
+    """What `group_advantages` returns; rounding divided by eps is 0 where all rewards are equal."""
+    got = group_advantages(rewards, *eps)
+    if isinstance(got, torch.Tensor) and got.shape == rewards.shape:
+        equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
+        got = got.where(~(equal & (got.abs() < 1e-2)), 0)
+    return {"the result": got}
+
+
+def base(seed):
+    """A Llama of one layer, which drops much of its attention in train mode."""
+    model = tiny.llama(torch.Generator().manual_seed(seed))
+    model.model.layers = model.model.layers[:1]
+    model.config.num_hidden_layers = 1
+    return model
+
+
+@functools.cache
+def _policy(seed):
+    """The base under two adapters with dropout that change what it says, the first made active."""
+    from peft import LoraConfig, get_peft_model
+
+    rng = torch.Generator().manual_seed(seed)
+    config = LoraConfig(r=2, lora_dropout=0.5, target_modules=["q_proj", "down_proj"])
+    with torch.random.fork_rng():
+        model = get_peft_model(base(seed), config, adapter_name=ACTIVE)
+        model.add_adapter(OTHER, config)
+    for p in (p for name, p in model.named_parameters() if "lora_" in name):
+        p.data = torch.randn(p.shape, generator=rng) * 0.7
+    model.set_adapter(ACTIVE)
+    return model
+
+
+def referenced(reference_logprobs, seed, batch, training, fails):
+    """How it runs a tiny policy, what it returns or raises, and how it leaves the model."""
+    model, grad = copy.deepcopy(_policy(seed)).train(training), torch.is_grad_enabled()
+    passes, before, most, value = _watched(model), _state(model), len(batch["labels"]), None
+    if fails:
+        model.get_base_model().lm_head.register_forward_pre_hook(_fail)
+    try:
+        value, outcome = kept(functools.partial(reference_logprobs, model), batch), "return"
+    except MemoryError:
+        outcome = "raise MemoryError"
+    on = torch.is_grad_enabled() == grad
+    torch.set_grad_enabled(grad)
+    few, modes = 1 <= len(passes) <= most, {mode for mode, _ in passes}
+    built = any(graph for _, graph in passes) or getattr(value, "requires_grad", False)
+    facts = {
+        "reference_logprobs()": outcome,
+        "the return value": kind(value),
+        "the number of forward passes": "one, or one per sequence" if few else str(len(passes)),
+        "the mode in the forward pass": "train()" if "train()" in modes else "eval()",
+        "the forward pass": "with gradients" if built else "without gradients",
+        "the result": value if isinstance(value, torch.Tensor) else None,
+        "gradients afterwards": "on" if on else "switched off",
+    }
+    return facts | _left(before, model)
+
+
+def _fail(*_):
+    raise MemoryError("out of memory")
+
+
+def _refuse(_):
+    raise CheckFailed(
+        "it copies the whole model: the base is already in it, switch the adapter off"
+    )
+
+
+def _watched(model):
+    """The list of the forward passes, `(mode, with gradients)`, of a model that can't be copied."""
+    inner, passes = model.get_base_model(), []
+
+    def note(*_):
+        mode = "train()" if any(module.training for module in inner.modules()) else "eval()"
+        passes.append((mode, torch.is_grad_enabled()))
+
+    inner.lm_head.register_forward_pre_hook(note)
+    model.__deepcopy__ = model.base_model.__deepcopy__ = inner.__deepcopy__ = _refuse
+    return passes
+
+
+def _state(model):
+    seen, layers = picture(model), [m for m in model.modules() if hasattr(m, "lora_A")]
+    return {
+        "the parameters that train afterwards": seen["the parameters that train"],
+        "the scaling of the adapter afterwards": [dict(m.scaling) for m in layers],
+        "the weights afterwards": seen["its weights"],
+    }
+
+
+def _left(before, model):
+    """How the model is left, in words."""
+    layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+    if not layers:
+        return {"the adapter afterwards": "gone"}
+    off, after = any(m.disable_adapters for m in layers), _state(model)
+    modes = {"train()" if m.training else "eval()" for m in model.modules()}
+    return {
+        "the adapter afterwards": "switched off" if off else "switched on",
+        "the adapters afterwards": sorted(model.peft_config),
+        "the active adapter afterwards": layers[0].active_adapters[0],
+        "the mode afterwards": " and ".join(sorted(modes)),
+    } | {n: "unchanged" if same(value, after[n]) else "changed" for n, value in before.items()}
+
+
+def earned(reward, answer, wanted, law, than="", *others):
+    """Whether the reward is what `law` says, next to the least of `others`, which `than` names."""
+    got = reward(answer, wanted)
+    if isinstance(got, bool) or not isinstance(got, int | float):
+        return {"the return value": kind(got)}
+    span = "0 to 1" if 0 <= got <= 1 else "below 0 or above 1"
+    facts = {"the return value": "a float", "the range of the reward": span}
+    if not others:
+        words = "0" if got == 0 else "1" if got == 1 else "between 0 and 1"
+        return facts | {"the reward": "less than 1" if law == "less than 1" and got < 1 else words}
+    gap = float(got) - float(min(reward(other, wanted) for other in others))
+    gap = 0 if abs(gap) < 1e-9 else gap  # what rounding leaves of two equal rewards
+    obeys = {"more": gap > 0, "no more": gap <= 0, "no less": gap >= 0}
+    actual = "the same as" if gap == 0 else "more than" if gap > 0 else "less than"
+    right = obeys.get(law, gap < 0 or (gap == 0 and got == 0))  # less, until it is 0
+    return facts | {"the reward": f"{law} than {than}" if right else f"{actual} {than}"}
+
+
+class Policy(nn.Module):
+    """Logits of each token of an answer: those of a prompt, plus those that prompts share."""
+
+    def __init__(self, seed, n_prompts, samples, scale, n_tokens=5, vocab=4):
+        super().__init__()
+        rng = torch.Generator().manual_seed(seed)
+        self.own = nn.Parameter(torch.randn(n_prompts, n_tokens, vocab, generator=rng))
+        self.shared = nn.Parameter(torch.randn(n_tokens, vocab, generator=rng))
+        self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+        self.tokens = torch.randint(vocab, (n_prompts, samples, n_tokens), generator=rng)
+        lengths = torch.randint(1, n_tokens + 1, (n_prompts, samples, 1), generator=rng)
+        lengths[0, :2, 0] = torch.tensor([1, n_tokens])
+        self.mask, self.scale = torch.arange(n_tokens) < lengths, scale
+
+    def logp(self, i, samples):
+        """Log-probabilities `(samples, n_tokens)` of the answers to prompt i."""
+        logp = F.log_softmax(self.scale * (self.own[i] + self.shared), -1)
+        return logp.expand(samples, -1, -1).gather(-1, self.tokens[i, :samples, :, None])[..., 0]
+
+
+class _Rollout:
+    """`sample` and `score` as the text describes them; `calls` and `scored` are what they got."""
+
+    def __init__(self, rewards):
+        self.calls, self.scored, rows = [], set(), enumerate(rewards.tolist())
+        self.paid = {f"answer {k} to prompt {i}": r for i, row in rows for k, r in enumerate(row)}
+
+    def sample(self, model, prompts, samples):
+        self.calls.append((model, list(prompts), samples))
+        places = [int(prompt.split()[-1]) for prompt in prompts]
+        answers = [f"answer {k} to {prompt}" for prompt in prompts for k in range(samples)]
+        logp = torch.cat([model.logp(i, samples) for i in places])
+        return answers, logp, torch.cat([model.mask[i, :samples] for i in places])
+
+    def score(self, answer):
+        self.scored.add(answer)
+        return self.paid[answer]
+
+
+def stepped(grpo_step, seed, rewards, scale, stale):
+    """What `grpo_step` asks for, how it moves the weights, and what it returns."""
+    (n, samples), rollout, steps = rewards.shape, _Rollout(rewards), []
+    model, prompts = Policy(seed, n, samples, scale), [f"prompt {i}" for i in range(n)]
+    optimizer = torch.optim.SGD(trained := [model.own, model.shared], lr=1.0)
+    for p in trained if stale else ():
+        p.grad = torch.full_like(p, 0.3)
+
+    def note(*_):
+        alive = [p.grad for p in trained if p.grad is not None]
+        steps.append("deleted" if not alive else "not zero" if any(map(torch.any, alive)) else "0")
+
+    optimizer.register_step_pre_hook(note)
+    before = torch.cat([p.detach().flatten() for p in trained])
+    step = functools.partial(grpo_step, model, optimizer, rollout.sample, rollout.score)
+    result = kept(step, prompts, samples)
+    moved = torch.cat([p.detach().flatten() for p in trained]) - before
+    meant = rollout.calls == [(model, prompts, samples)]
+    facts = {
+        "the number of calls of sample": len(rollout.calls),
+        "the arguments of sample": "model, prompts, samples" if meant else "others",
+        "the answers without a score": sorted(rollout.paid.keys() - rollout.scored),
+        "the number of calls of optimizer.step": len(steps),
+        "the gradient at the step": ", ".join(steps),
+        "the change of the weights": moved if moved.abs().max() > 1e-3 else 0 * moved,
+        "the return value": "a dict" if isinstance(result, dict) else kind(result),
+    }
+    for key in ("reward", "equal") if isinstance(result, dict) else ():
+        facts[f'["{key}"] of the result'] = result.get(key)
+        facts["the keys of the result"] = sorted(map(str, result))
+    return facts

@@ -1,0 +1,188 @@
+"""A tiny model with four adapters, for `route` of lab 7, and how `route` has it answer."""
+
+import copy
+import functools
+import json
+
+import torch
+
+from labkit.contract import CheckFailed, kept
+from labkit.probes import tiny
+from labkit.probes.adapters import kind
+
+ADAPTERS = {"home": 2, "homely": 3, "sweet-home": 7, "tickets": 5}  # and their ranks
+ENDS_A_LINE = "now"  # the word after which a decoded text goes on in the next line
+READS = "what the model reads of a prompt"
+HOW = {  # a call of generate that can give the right answers
+    "the prompts in a batch": "all of them",
+    "the model": "in eval mode",
+    "the decoding": "greedy",
+    "the padding": "on the left",
+    READS: "its tokens",
+    "the adapter of a prompt": "its own",
+}
+OUT = {}  # what generate returned, so that the same call runs once
+
+
+class _Enough(BaseException):
+    """A call of generate can't give the right answers: it need not run."""
+
+
+@functools.lru_cache(2)
+def served(seed):
+    """A tiny Llama of one block with four adapters; `model.tokenizer` adds nothing to a text."""
+    from peft import LoraConfig, get_peft_model
+    from tokenizers import decoders
+
+    base, tokenizer = tiny.language_model(seed)
+    base.model.layers, base.config.num_hidden_layers = base.model.layers[:1], 1
+    lines = decoders.Replace(ENDS_A_LINE, f"{ENDS_A_LINE}\n")
+    words = decoders.WordPiece(cleanup=False)
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence([words, lines])
+    head = base.lm_head.weight.data
+    for odd, a, b in ((tokenizer.unk_token_id, 2, 3), (tokenizer.bos_token_id, 4, 5)):
+        head[odd] = (head[a] + head[b]) / 2  # never the likeliest, so no answer has it
+    model, rng = None, torch.Generator().manual_seed(seed + 1)
+    for name, r in ADAPTERS.items():
+        config = LoraConfig(r=r, lora_dropout=0.5, target_modules=["q_proj", "v_proj", "down_proj"])
+        with torch.random.fork_rng(devices=[]):
+            if model:
+                model.add_adapter(name, config)
+            else:
+                model = get_peft_model(base, config, adapter_name=name)
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.data = torch.randn(p.shape, generator=rng) * 0.7
+    base.generation_config.update(eos_token_id=0, pad_token_id=0)
+    model.tokenizer = base.tokenizer = tokenizer
+    return model.eval()
+
+
+def routed(route, seed, prompts, names, trained=True):
+    """What `route` answers, and how it calls generate; a wrong call is all that it tells.
+
+    A model that was trained is in training mode, and its tokenizer pads on the right and adds a
+    <start>. One that was not evaluates, and its tokenizer pads on the left and adds nothing.
+    """
+    model = _given(seed, trained)
+    base, how, rows = model.get_base_model(), dict(HOW), [0]
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
+    model.generate = _noting(model, seed, how, prompts, names)
+    before = _state(base)
+    try:
+        texts = kept(route, model, prompts, names)
+    except _Enough:
+        return how
+    if max(rows) < len(prompts):
+        how["the prompts in a batch"] = f"{max(rows)} of {len(prompts)}"
+    listed = isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
+    facts = how | {"the return value": "a list of texts" if listed else kind(texts)}
+    if listed:
+        facts |= {"the number of answers": len(texts)} | answers(texts, names)
+    moved = [f"{k} is {v}, it was {before[k]}" for k, v in _state(base).items() if before[k] != v]
+    return facts | {"the settings at the end": moved[0] if moved else "as they were"}
+
+
+def answers(texts, names):
+    """The answers as facts: their lengths, and then one space between words."""
+    pairs = enumerate(zip(texts, names, strict=False))
+    words = {f"answer {i} ({name})": text.split() for i, (text, name) in pairs}
+    sizes = {f"the number of words in {which}": len(text) for which, text in words.items()}
+    return sizes | {which: " ".join(text) for which, text in words.items()}
+
+
+def _given(seed, trained):
+    """The model as `route` gets it. A copy of it would cost its whole memory, and is refused."""
+    model = copy.deepcopy(served(seed)).train(trained)
+    base, tokenizer = model.get_base_model(), model.tokenizer
+    model.set_adapter("sweet-home")
+    tokenizer.padding_side = "right" if trained else "left"
+    pad = tokenizer.pad_token_id if trained else tokenizer.unk_token_id
+    base.generation_config.update(do_sample=True, pad_token_id=pad)
+    if trained:
+        tiny.add_start(tokenizer)
+    for part in (model, model.base_model, base):
+        part.__deepcopy__ = _refuse
+    return model
+
+
+def _refuse(memo):
+    raise CheckFailed("it copies the whole model: work on the one that is there")
+
+
+def _state(base):
+    """The settings of generate and of the tokenizer, and the dropout."""
+    facts = {f"generation_config.{k}": str(v) for k, v in base.generation_config.to_dict().items()}
+    for name in ("padding_side", "truncation_side", "pad_token", "eos_token"):
+        facts[f"tokenizer.{name}"] = str(getattr(base.tokenizer, name))
+    rates = {m.p for m in base.modules() if isinstance(m, torch.nn.Dropout)}
+    return facts | {"len(tokenizer)": str(len(base.tokenizer)), "dropout": str(sorted(rates))}
+
+
+def _noting(model, seed, how, prompts, names):
+    """`model.generate` that puts what is wrong with a call into `how`, and then goes no further."""
+    generate, base = model.generate, model.get_base_model()
+    own = [model.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+
+    def noted(*args, **kwargs):
+        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
+            return generate(*args, **kwargs)
+        how.update(_how(base, ids, kwargs, own, names))
+        if how != HOW:
+            raise _Enough
+        base.get_input_embeddings()(ids)
+        call = json.dumps([seed, base.generation_config, ids, kwargs], default=_listed)
+        if len(OUT) > 30:
+            OUT.clear()
+        if call not in OUT:
+            OUT[call] = generate(*args, **kwargs)
+        return copy.deepcopy(OUT[call])
+
+    return noted
+
+
+def _listed(thing):
+    return thing.tolist() if isinstance(thing, torch.Tensor) else str(thing)
+
+
+def _how(base, ids, kwargs, own, names):
+    """The first fact of HOW that a call gets wrong; `own` are the tokens of each prompt."""
+    if len(ids) < len(own):
+        return {"the prompts in a batch": f"{len(ids)} of {len(own)}"}
+    if base.training:
+        return {"the model": "in train mode, with dropout"}
+    settings = [vars(s) for s in (kwargs.get("generation_config"), base.generation_config) if s]
+    said = [s["do_sample"] for s in (kwargs, *settings) if s.get("do_sample") is not None]
+    if any(said[:1]) and kwargs.get("top_k") != 1:
+        own_idea = kwargs.get("do_sample") is None
+        return {"the decoding": "sampling" + ", as generation_config asks" * own_idea}
+    late = [row for row in ids.tolist() if not any(row[-len(one) :] == one for one in own)]
+    if late and all(any(_begins(row, one) for one in own) for row in late):
+        return {"the padding": "on the right"}
+    mask = kwargs.get("attention_mask")
+    keep = torch.ones_like(ids).bool() if mask is None else mask.bool()
+    read = [row[some].tolist() for row, some in zip(ids, keep, strict=True)]
+    if sorted(read) != sorted(own):
+        return {READS: _reading(base.tokenizer.bos_token_id, read, own)}
+    if (given := kwargs.get("adapter_names")) is None:
+        return {"the adapter of a prompt": "the active one"}
+    right = sorted(zip(read, given, strict=False)) == sorted(zip(own, names, strict=True))
+    return {} if right else {"the adapter of a prompt": "another one"}
+
+
+def _begins(row, tokens):
+    """Whether a row begins with these tokens, or with one more before them."""
+    return tokens in (row[: len(tokens)], row[1 : len(tokens) + 1])
+
+
+def _reading(start, read, own):
+    """What is wrong with the tokens that the mask lets the model read."""
+    if any(row[:2] == [start, start] for row in read):
+        return "its tokens and a second first one"
+    if any(row[-len(one) :] == one != row for row in read for one in own):
+        return "its tokens and padding"
+    if sorted(read) == sorted(one[1:] for one in own):
+        return "all but its first token"
+    fewer = sum(map(len, read)) < sum(map(len, own))
+    return "fewer tokens than it has" if fewer else "other tokens"
