@@ -7,9 +7,10 @@ READY := .venv/.ready
 WORKERS ?= 2
 # where make lab begins
 LAB ?= $(basename $(notdir $(firstword $(sort $(wildcard notebooks/*.ipynb)))))
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1800
 
-.PHONY: setup run lab test attacks honest test-gpu
+.PHONY: setup run lab test test-all attacks honest test-gpu
 
 run: $(READY)  ## execute the solved labs; a book with pictures in build/ (or OUT=folder)
 	@$(BIN)/labkit run --out $(OUT)
@@ -19,14 +20,16 @@ setup: $(READY)  ## .venv with all that is needed; the other targets do it, too
 lab: $(READY)  ## open the student notebooks at lab 1 (LAB=02_lora: at another)
 	@$(BIN)/jupyter-lab --notebook-dir=notebooks notebooks/$(LAB).ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
-test: $(READY)  ## everything that must hold
+test: $(READY)  ## what a contributor needs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/labkit build --check
-	@# in a copy: what labs write beside themselves is no part of the course, nor of its wheel
+	@# in a copy: what labs write next to themselves is no part of the course, nor of its wheel
 	@rm -rf build/rehearsal && mkdir -p build && cp -R solutions build/rehearsal
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder \
-	  $(NBVAL) tests build/rehearsal
+	$(PYTEST) -m "not thorough" $(NBVAL) tests build/rehearsal
+
+test-all: $(READY)  ## what takes longer: all answers over the wire, more attacks, all pages
+	LABKIT_ATTACKS=some $(PYTEST) -m thorough tests
 
 attacks: $(READY)  ## every hostile submission, not only a choice of each kind (half an hour)
 	LABKIT_ATTACKS=all $(BIN)/pytest tests/attacks

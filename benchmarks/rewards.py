@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/rewards.py --runs 1
 
 Each run is one row of labkit/measured/rewards.csv. A run whose row is there is not repeated, so the
-script can be stopped and called again. The loop, the step, the reward and the warm start are the
-lab's own. On two cores two processes of one thread each are faster than one of two.
+script can be stopped and called again. Step, reward and warm start are the lab's own, the rate is
+constant. On two cores two processes of one thread each are faster than one of two.
 
 Studies: `rank`, at three learning rates each; `group`, the same number of answers in groups of 4 or
 16; `pay`, a reward that asks too little; `written`, more training on written answers from the same
@@ -32,7 +32,8 @@ from labkit import tasks
 from labkit.training import generation, loop, models, rollouts
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rewards.csv"
-NAMES = ("warm_start", "train_grpo", "reward", "bonus", "keys_in", "unseen_commands")
+NAMES = ("warm_start", "adapted", "adamw", "sampler", "earns", "grpo_step", "reward", "bonus")
+NAMES += ("keys_in", "unseen_commands")
 STEPS, UNSEEN = 12, 100
 RATES = {"lora": (5e-4, 2e-4, 1e-3), "full": (2e-5, 1e-5, 5e-5)}  # the middle one first
 
@@ -86,14 +87,22 @@ def measure(run):
     if run.study == "written":
         policy, curve = written(lab, run)
     else:
-        pay = lab["reward"] if run.pay == "honest" else lab["bonus"]
-        how = (run.samples, run.learning_rate, run.rank, run.steps, run.seed)
-        policy, curves = lab["train_grpo"](pay, *how)
-        curve = curves.values["reward"]
+        policy, curve = rewarded(lab, run)
     found = {"before": before} | scores(policy, lab, unseen) | distances(policy, lab, unseen)
     told = " ".join(f"{value:.3f}" for value in curve)
     seconds = round(time.perf_counter() - begun)
     return vars(run) | found | {"seconds": seconds, "curve": told}
+
+
+def rewarded(lab, run):
+    """(the model after GRPO at a constant rate, the reward paid in each step)."""
+    policy, sample = lab["adapted"](lab["start"], run.rank, run.seed), lab["sampler"](run.seed)
+    score = lab["earns"](lab["reward"] if run.pay == "honest" else lab["bonus"])
+    optimizer, home = lab["adamw"](policy, run.learning_rate), tasks.load("home").sort("intent")
+    how, curve = (policy, optimizer, sample, score), []
+    for prompts in rollouts.prompts(home, 64 // run.samples, run.steps, run.seed):
+        curve.append(lab["grpo_step"](*how, prompts, run.samples)["reward"])
+    return policy, curve
 
 
 def written(lab, run):

@@ -26,11 +26,11 @@ NAMES += ["reward", "bonus"]
 
 def every_run():
     """{run: the function that measures it and its arguments}."""
-    seeds, runs = (1, 2, 3), {}
+    runs = {}
+    for pay in ("reward", "bonus"):  # a run with seed 3 chose that the rate falls to zero
+        runs |= {LabRun("grpo", f"paid {pay}", seed): (grpo, pay) for seed in (1, 2, 4)}
     for wish in ("shorter", "longer"):
-        runs |= {LabRun("dpo", f"{wish} chosen", seed): (dpo, wish) for seed in seeds}
-    for pay in ("reward", "bonus"):
-        runs |= {LabRun("grpo", f"paid {pay}", seed): (grpo, pay) for seed in seeds}
+        runs |= {LabRun("dpo", f"{wish} chosen", seed): (dpo, wish) for seed in (1, 2, 3)}
     return runs
 
 

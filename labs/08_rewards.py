@@ -622,7 +622,9 @@ def train_grpo(worth, samples=8, rate=1e-3, r=1, steps=12, seed=0):
     optimizer, commands = adamw(policy, rate), tasks.load("home").sort("intent")
     labels = {"reward": "mean reward paid", "equal": "share of groups\nwith equal rewards"}
     curves = live.Curves(f"GRPO, {worth.__name__}", steps, labels)
-    for prompts in rollouts.prompts(commands, 64 // samples, steps, seed):
+    draws = rollouts.prompts(commands, 64 // samples, steps, seed)
+    for step, prompts in enumerate(draws):
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
         curves.add(**grpo_step(policy, optimizer, sample, earns(worth), prompts, samples))
     return policy.eval(), curves
 

@@ -26,7 +26,8 @@ for group in CORPUS:
     importlib.import_module(f"corpus_{group}")
 
 
-EACH = 7  # attacks of a group in a usual run; LABKIT_ATTACKS=all (make attacks) takes every one
+# attacks of a group: one in `make test`, seven in `make test-all`, every one in `make attacks`
+MOST = {"some": 7, "all": 10_000}.get(os.environ.get("LABKIT_ATTACKS"), 1)
 ALWAYS = (  # these got through once
     *("answers_for_the_grader", "shipped_code_replaced", "dense_by_numpy"),
     *("cells_that_parse_slowly", "matches_in_turn", "absmax_that_remembers"),
@@ -45,8 +46,7 @@ def selected():
     seen, params = {}, []
     for attack in ATTACKS:
         seen[attack.group] = seen.get(attack.group, 0) + 1
-        every = os.environ.get("LABKIT_ATTACKS") == "all"
-        if every or seen[attack.group] <= EACH or attack.name in ALWAYS:
+        if seen[attack.group] <= MOST or attack.name in ALWAYS:
             name = f"{attack.group}-{attack.name}"
             params.append(pytest.param(attack, id=name, marks=_together(attack.group)))
     return params
@@ -58,13 +58,17 @@ def _call(group):
     Judges take longer to start than a group to be graded. Where every attack is let loose, a group
     is graded by itself, so that what it leaves has its name.
     """
-    every = os.environ.get("LABKIT_ATTACKS") == "all"
-    return group if group == "channels" or every else "others"
+    return group if group == "channels" or MOST > 7 else "others"
 
 
 def _together(group):
     """One worker runs all tests of a call."""
     return pytest.mark.xdist_group(f"attacks {_call(group)}")
+
+
+def pytest_itemcollected(item):
+    if MOST > 1:
+        item.add_marker("thorough")
 
 
 def pytest_generate_tests(metafunc):

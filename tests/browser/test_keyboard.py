@@ -5,7 +5,8 @@ import re
 import pytest
 from playwright.sync_api import TimeoutError, expect
 
-pytestmark = pytest.mark.xdist_group("test_jupyterlab")  # one JupyterLab serves both
+# one JupyterLab serves both files
+pytestmark = [pytest.mark.xdist_group("test_jupyterlab"), pytest.mark.thorough]
 PLACES = """code => {
   const cells = [...document.querySelectorAll(".jp-Cell")];
   const holds = cell => cell.querySelector(".jp-InputArea")?.textContent.includes(code);

@@ -336,6 +336,7 @@ def test_every_paper_that_is_named_has_a_row():
     assert len(named) > 15 and named <= listed, f"docs/papers.md lacks {named - listed}"
 
 
+@pytest.mark.thorough
 def test_axe_finds_nothing_serious_and_nothing_is_fetched(built, pages, judged_by_axe):
     assert judged_by_axe(built[0], sorted(pages)) == []
 

@@ -12,6 +12,8 @@ from submissions import ALL, FLOPS, FORWARD, KIND, QUIZ, START, needs_sandbox, n
 from labkit.grading.judge import judge as judging
 from labkit.grading.limits import Limits
 
+pytestmark = pytest.mark.thorough
+
 ENDS = {
     "exit": "import os; os._exit(0)",
     "segfault": "import ctypes; ctypes.string_at(0)",

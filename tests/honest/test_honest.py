@@ -1,6 +1,9 @@
 """Right answers, in notebooks as people make them: full marks, whatever stands around them."""
 
+import pytest
 from honest import NOTEBOOKS, TIMES
+
+pytestmark = pytest.mark.thorough
 
 
 def test_full_marks(notebook, graded):

@@ -20,6 +20,8 @@ from labkit.grading.inside import answer, runner
 from labkit.grading.judge.remote import Learner, RemoteSession
 from labkit.grading.limits import Limits
 
+pytestmark = pytest.mark.thorough
+
 MOST = Limits().reply_bytes
 # of labs, and of an exercise, whose checks build models, one case in so many
 SAMPLE = {"03": 3, "04": 3, "06": 6, "7.4": 3}

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.thorough
+
 HERE = Path(__file__).parent
 
 

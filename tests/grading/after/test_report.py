@@ -233,6 +233,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.thorough
 def test_axe_finds_nothing_serious_and_a_keyboard_sorts(tmp_path, judged_by_axe, browser):
     results, sources = graded_class(8)
     results[3] |= {"status": "crashed", "reason": "it is gone", "exercises": []}
