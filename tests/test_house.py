@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import importlib
 import os
 from pathlib import Path
 
@@ -49,7 +48,7 @@ MAY = {
     "grading/inside": ("contract", "grading", "guess", "lab", "live", "plots", "tasks", "training"),
     "grading/judge": ("checks", "contract", "grading", "names", "reference"),
     "grading/after": ("contract", "grading", "reference"),
-    "grading": ("contract", "fingerprint", "grading/judge", "grading/after", "grading/inside"),
+    "grading": ("fingerprint", "grading/judge", "grading/after", "grading/inside"),
     "course": ("contract", "download", "grading", "reference", "training"),
     "train": ("own", "tasks", "training"),
     "cli": (
@@ -170,20 +169,12 @@ def test_a_function_and_a_file_are_one_thing(file):
     assert len(text.splitlines()) <= most or reason
 
 
-def test_what_older_notebooks_and_own_checks_import_is_still_there():
-    from labkit import contract
-    from labkit.grading import contract as older
-
-    for name in labkit.MOVED:
-        assert getattr(labkit, name) is importlib.import_module(f"labkit.training.{name}")
-    for name in ("CheckFailed", "exercise", "expect", "generator", "kept", "observe", "part"):
-        assert getattr(older, name) is getattr(contract, name)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        labkit.nothing  # noqa: B018
-
-
 def test_side_by_side_the_tests_of_a_file_stay_together(request):
     """They share what they made; without the groups of pytest-xdist each worker makes it again."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         pytest.skip("one worker runs all")
     assert request.node.nodeid.endswith("@test_house")
+
+
+def test_labkit_is_small():
+    assert sum(len((ROOT / file).read_text("utf-8").splitlines()) for file in FILES) <= 24_500
