@@ -207,8 +207,8 @@ check.dpo(dpo_loss)
 # - without a gradient: nothing here is trained, and its graph would cost memory;
 # - in eval mode, because dropout in the base would add noise;
 # - and leave the model as it was: in the same mode, with the same adapter active, **also after an
-#   exception**. A notebook goes on after one (out of memory, say), and would train a model without
-#   its adapter as if nothing had happened.
+#   exception**, the Stop button's included. A notebook goes on after one, and would train a model
+#   without its adapter as if nothing had happened.
 #
 # <details><summary>Hint</summary>
 #
@@ -310,7 +310,15 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
     guess_dpo.beside(sum(tokens["shorter, beta 0.1"]) / 60)
 
 # %% [markdown]
-# DPOTEXT
+# Answers are a third as long as before, in this run and in three others
+# ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)). Read them: shorter is what
+# the pairs asked for, and nothing else. Look at the panels, too. Chosen and rejected answers *both*
+# lose probability, and the loss falls because the rejected ones lose more. Razin et al.
+# ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
+#
+# The rate of 5e-4 is far from what you see elsewhere: TRL's default for DPO is 1e-6, and its
+# example with LoRA takes 5e-6. This run saw 72 pairs, theirs see tens of thousands.
+#
 #
 # **Turn it: beta, the rate, and the pairs.** The default turns the pairs around: the longer answer
 # is chosen, as if somebody had read the two columns in the wrong order. Try `beta=1.0`, or a rate
@@ -465,7 +473,7 @@ check.clipped(grpo_loss)
 #
 # Both are texts. `wanted` is the JSON of a row, such as `{"intent":"HassTurnOn","area":"study"}`,
 # and `answer` is whatever the model said. Call a key of `answer` *right* if `wanted` has it **with
-# the same value**. Return a float from 0 to 1:
+# the same value**: a text, a number, true, false or null. Return a float from 0 to 1:
 #
 # - 1 for equal data and for nothing else. The order of keys doesn't count, and neither do blanks
 #   between them. `true` is not `1`, and `"1"` isn't either;
@@ -534,7 +542,7 @@ check.rewards(reward)
 # gradient. Don't rely on gradients that somebody left in the model.
 #
 # Return a dict of two floats: `reward`, the mean reward of all answers, and `equal`, the share of
-# groups in which all rewards are the same.
+# groups in which all rewards are the same (compare rewards, not advantages).
 #
 # <details><summary>Hint</summary>
 #
@@ -679,7 +687,13 @@ if lab.experiment("GRPO on home", 170, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_grpo.beside(found["GRPO"]["intents"])
 
 # %% [markdown]
-# GRPOTEXT
+# The mean reward of a sampled answer nearly doubles, and so it did with three other seeds: a gain
+# of GAIN, at least SES standard errors in each
+# ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). More intents are right. The number of
+# answers that are right as a whole hardly changes: the model learned to make safe parts of an
+# answer likelier, and to leave doubtful keys out, because a needless key costs something. Rewards
+# get what they pay for, honest ones included.
+#
 #
 # ## A reward that can be hacked
 #
@@ -720,7 +734,8 @@ if lab.experiment("Another reward or group size", 130, needs=["8.4", "8.5", "8.6
     guess_keys.beside(list(found.values())[-1]["keys"])
 
 # %% [markdown]
-# HACKTEXT
+# Paid the bonus, the model names more keys, and hardly any answer is right
+# ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
 # Would the pay have warned you? No, it rose. So judge a model by something that it isn't paid for,
 # on prompts that it hasn't seen. A KL in the loss or an early stop limits the damage, but the cause
@@ -821,7 +836,9 @@ check.quiz(quiz)
 lab.score()
 
 # %% tags=["experiment"]
-if lab.experiment("The result in one line", 0, needs=[f"8.{i}" for i in range(1, 8)]):
+if lab.experiment(
+    "The result in one line", 0, needs=["8.1", "8.2", "8.3", "8.4", "8.5", "8.6", "8.7"]
+):
     means = {name: sum(some["rewards"]) / 400 for name, some in found.items()}
     first, last = (sum(tokens[name]) / 60 for name in ("before", "shorter, beta 0.1"))
     lab.headline(

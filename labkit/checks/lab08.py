@@ -23,8 +23,8 @@ def logprobs(sequence_logprob):
     """torch's cross-entropy of each answer: shifted by one, summed, without -100"""
     rng = generator()
     quarter = torch.tensor([1.0, 3.0]).log().expand(1, 4, 2)
-    where = "for probabilities of 1/4 and 3/4 at each position and labels [-100, 0, 1, 1]"
-    cases = {where: (quarter, torch.tensor([[IGNORED, 0, 1, 1]]))}
+    where = "for probabilities of 1/4 and 3/4 at each position and labels [0, 0, 1, -100]"
+    cases = {where: (quarter, torch.tensor([[0, 0, 1, IGNORED]]))}
     one_empty = _labeled(rng, 2, 0)
     one_empty[1][1] = IGNORED
     cases |= {
@@ -109,7 +109,8 @@ def preference(policy_chosen, policy_rejected, reference_chosen, reference_rejec
     loss = torch.logaddexp(torch.zeros_like(x), -x).mean()
     slope = -beta * torch.sigmoid(-x) / len(x)
     loss, slope = (value.where(value.abs() > 1e-6, 0) for value in (loss, slope))
-    return _facts("the loss", loss, {"policy_chosen": slope, "policy_rejected": -slope})
+    size = {"the size of the loss": "above 100"} if loss > 100 else {}
+    return size | _facts("the loss", loss, {"policy_chosen": slope, "policy_rejected": -slope})
 
 
 @exercise("8.3", points=3)
@@ -119,8 +120,9 @@ def reference(reference_logprobs):
     seed, cases = draw(0, 10**6, rng), {}
     for side, mode in (("right", "train()"), ("left", "train()"), ("right", "eval()")):
         where = f"for a model in {mode} and rows padded on the {side}"
-        cases[where] = seed, _batch(rng, side), mode == "train()", False
-    cases["when the model raises MemoryError"] = seed, _batch(rng, "right"), True, True
+        cases[where] = seed, _batch(rng, side), mode == "train()", ""
+    for fails, cause in (("MemoryError", ""), ("KeyboardInterrupt", ", as the Stop button does")):
+        cases[f"when the model raises {fails}{cause}"] = seed, _batch(rng, "right"), True, fails
     expect_right(reference_logprobs, cases, _referenced, probes.referenced)
 
 
@@ -139,7 +141,7 @@ def _batch(rng, side):
 
 
 def _referenced(seed, batch, training, fails):
-    facts = {"reference_logprobs()": "raise MemoryError" if fails else "return"}
+    facts = {"reference_logprobs()": f"raise {fails}" if fails else "return"}
     if not fails:
         base = probes.base(seed)
         with torch.no_grad():
@@ -169,9 +171,8 @@ def advantages(group_advantages):
     flat[0], flat[2], flat[3] = 0.0, 1.0, 0.5
     sparse[1, draw(0, 7, rng)], sparse[2, :3] = 1.0, 1.0
     cases = {
-        "for rewards [[0, 1], [2, 5]]": (torch.tensor([[0.0, 1], [2, 5]]),),
+        "for rewards [[0, 1], [2, 5]] and eps = 0.5": (torch.tensor([[0.0, 1], [2, 5]]), 0.5),
         f"for {n} prompts with {n + 3} samples": (_groups(rng, n, n + 3),),
-        f"for {n} prompts with 7 samples and eps = 0.5": (_groups(rng, n, 7), 0.5),
         f"for {n} prompts with {n} samples": (_groups(rng, n, n),),
         "for 5 prompts with 2 samples": (_groups(rng, 5, 2),),
         "for groups of which three have equal rewards": (flat,),
@@ -281,7 +282,7 @@ def rewards(reward):
 
 def _obeyed(answer, wanted, law, than="", *others):
     facts = {"the return value": "a float", "the range of the reward": "0 to 1"}
-    return facts | {"the reward": f"{law} than {than}" if than else law}
+    return facts | {"the reward": f"{law} {than}".strip()}
 
 
 def _drawn(rng):
@@ -347,7 +348,7 @@ def _part(data, rng):
     for n in range(1, len(data)):
         said = {key: data[key] for key in order[:n]}
         less, key = {key: data[key] for key in order[: n - 1]}, order[n - 1]
-        yield f"{n} right", said, data, "more", f"without {key}" if less else "for {}", less
+        yield f"{n} right", said, data, "higher than", f"without {key}" if less else "for {}", less
         yield f"{n} right of {len(data)}", said, data, "less than 1"
 
 
@@ -358,12 +359,12 @@ def _extra(data, rng):
     for said, what in ((data, "all"), (half, "half")):
         for key in others[:2]:
             more = said | {key: _value(key, rng)}
-            yield f"{what} right and {key}", more, data, "less", f"without {key}", said
+            yield f"{what} right and {key}", more, data, "lower than", f"without {key}", said
             said = more
-    one = {others[0]: _value(others[0], rng)}
-    yield "all right and one too many", data | one, data, "no less", "for half of them", half | one
-    null = data | {others[0]: None}
-    yield f"all right and {others[0]}, null", null, data, "less", f"without {others[0]}", data
+    one = {key: _value(key, rng)}
+    law, than = "at least as high as", "for half of them"
+    yield "all right and one too many", data | one, data, law, than, half | one
+    yield f"all right and {key}, null", data | {key: None}, data, "lower than", f"without {key}", data
 
 
 def _wrong_values(data, rng):
@@ -371,46 +372,45 @@ def _wrong_values(data, rng):
     *most, last = data
     for keys in {tuple(most), (most[0],)}:
         right = {key: data[key] for key in keys}
-        for given in (_other(data[last]), [data[last]], {}):
-            what = f"with a wrong value of {last}"
-            yield what, right | {last: given}, data, "no more", f"without {last}", right
+        for given in (_other(data[last]), None):
+            what, said = f"with a wrong value of {last}", right | {last: given}
+            yield what, said, data, "at most as high as", f"without {last}", right
 
 
 def _kinds(data, rng):
     """Values of another kind are other values: true, 1 and "1"; so are texts in other case."""
     *most, key = data
     rest = {name: data[name] for name in most}
-    for goal, said in (
-        *((1, True), (0, False), (True, 1), (12, "12"), ("12", 12)),
-        *(("study", "Study"), ("study", "study ")),
-    ):
-        what = f"{json.dumps(said)} instead of {json.dumps(goal)}"
-        yield what, rest | {key: said}, rest | {key: goal}, "no more", f"without {key}", rest
+    yield f"without {key}, where null is wanted", rest, rest | {key: None}, "less than 1"
+    kinds = (1, True), (0, False), (True, 1), (12, "12"), ("12", 12), ("on", "On"), ("on", "on ")
+    for goal, said in kinds:
+        what, law = f"{json.dumps(said)} instead of {json.dumps(goal)}", "at most as high as"
+        yield what, rest | {key: said}, rest | {key: goal}, law, f"without {key}", rest
 
 
 def _every_key(data, rng):
     """Every key there is, the wanted ones right, earns less than an honest half."""
     items, n = list(data.items()), len(data) // 2
     every = {key: _value(key, rng) for key in KEYS} | data
-    halves = dict(items[:n]), dict(items[-n:])
-    yield f"all {len(KEYS)} keys", every, data, "less", "for half of the right ones alone", *halves
+    than, *halves = "for half of the right ones alone", dict(items[:n]), dict(items[-n:])
+    yield f"all {len(KEYS)} keys", every, data, "lower than", than, *halves
 
 
 @exercise("8.7", points=3)
 def steps(grpo_step):
     """samples once, and moves the weights by the clipped gradient of the group's advantages"""
     rng = generator()
-    seed, some, square = draw(0, 10**6, rng), _paid(rng, 3, 4), _paid(rng, 3, 3)
-    some[1] = 1.0
+    seed, third = draw(0, 10**6, rng), torch.full((1, 8), 1 / 3)
+    close = torch.tensor([[0.1, 0.1], [1 / 3, 1 / 3], [0.2, 0.4], [0.5, 0.5]]).repeat(1, 4)
+    close[3, 1], rows = 0.51, "0.1 or 1/3 throughout, 0.2 and 0.4, or 0.5 and 0.51"
     cases = {
         "for 2 prompts with 3 answers each": (seed, _paid(rng, 2, 3), 0.3, False),
-        "for 3 prompts with 4 answers each, one of them with equal rewards": (
-            *(seed, some, 0.3, False),
-        ),
-        "where the norm of the gradient is above 1": (seed, _paid(rng, 2, 5), 30.0, False),
         "for a model with gradients left in it": (seed, _paid(rng, 2, 4), 0.3, True),
-        "for 3 prompts with 3 answers each": (seed, square, 0.3, True),
         "where every answer earns 0.5": (seed, torch.full((2, 4), 0.5), 0.3, True),
+        "where all 8 answers earn 1/3 and the mean is rounded": (seed, third, 0.3, False),
+        f"for 4 prompts whose answers earn {rows}": (seed, close, 0.3, False),
+        "where the norm of the gradient is above 1": (seed, _paid(rng, 2, 5), 30.0, False),
+        "for 3 prompts with 3 answers each": (seed, _paid(rng, 3, 3), 0.3, True),
     }
     expect_right(grpo_step, cases, _stepped, probes.stepped, tol=1e-3)
 

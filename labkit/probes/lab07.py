@@ -86,27 +86,31 @@ def sides(split, rows, share, seed):
     return [[number(item) for item in side] for side in got]
 
 
+COUNTS = (  # that are 0 for sides that are right
+    "the number of items that are no rows of the file",
+    "the number of rows on neither side",
+    "the number of rows that come twice",
+)
+
+
 def described(sides, groups, share):
     """The facts about two sides; `groups` has the number of each row's prompt."""
     if isinstance(sides, str):
         return {"the return value": sides}
     (train, test), n = sides, len(groups)
     facts, known = {"the return value": "two lists of rows"}, Counter(train + test)
-    many = {
-        "have {} items that are no rows of the file": known.pop(None, 0),
-        "lack {} rows": n - len(known),
-        "have {} rows twice": sum(known.values()) - len(known),
-    }
-    wrong = [text.format(count) for text, count in many.items() if count]
-    facts["the two sides"] = wrong[0] if wrong else "have each row once"
-    if wrong:
+    odd, lost = known.pop(None, 0), n - len(known)
+    counts = dict(zip(COUNTS, (odd, lost, sum(known.values()) - len(known)), strict=True))
+    facts |= counts
+    if any(counts.values()):
         return facts
     cut = len({groups[i] for i in train} & {groups[i] for i in test})
-    facts["the prompts on both sides"] = ("none", "one", "several")[min(cut, 2)]
+    facts["the number of prompts on both sides"] = ("0", "1", "2 or more")[min(cut, 2)]
+    facts["the number of sides that have rows"] = bool(train) + bool(test)
     fits = abs(len(test) - share * n) <= max(Counter(groups).values())
     about = f"about {round(10 * len(test) / n) * 10}% of the rows"
     near = "a share that is off by more than the largest group"
-    wrong = {0: "no row", n: "every row"}.get(len(test), near if about == _about(share) else about)
+    wrong = near if about == _about(share) else about
     return facts | {"the test side": _about(share) if fits else wrong}
 
 
@@ -116,8 +120,9 @@ def _about(share):
 
 def fair(share):
     """What `described` says of sides that are right."""
-    facts = {"the return value": "two lists of rows", "the two sides": "have each row once"}
-    return facts | {"the prompts on both sides": "none", "the test side": _about(share)}
+    facts = {"the return value": "two lists of rows"} | dict.fromkeys(COUNTS, 0)
+    facts |= {"the number of prompts on both sides": "0", "the number of sides that have rows": 2}
+    return facts | {"the test side": _about(share)}
 
 
 def divided(split, rows, groups, share, seeds):
@@ -195,26 +200,41 @@ def ordered(rotary_rows, w, n_heads):
 
 
 def batched(batched_lora, x, A, B, scaling, index):
-    """What `batched_lora` returns."""
-    return _tensor(batched_lora(x, A, B, scaling, index))
+    """What `batched_lora` returns; NaN where it writes nothing."""
+    with _Products():
+        got = batched_lora(x, A, B, scaling, index)
+    return _tensor(got)
 
 
-class _Sizes(Watch):
-    """Counts operations, and the numbers in the largest tensor that they make."""
+PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "linear")}
 
-    largest = 0
+
+class _Products(Watch):
+    """Counts operations, multiplications, and the numbers in the largest tensor.
+
+    torch.empty gives what memory had. Here that is NaN, so that nobody is lucky.
+    """
+
+    largest = multiplied = 0
 
     def seen(self, function, args, kwargs, out):
         for t in tensors(out):  # a view has no numbers of its own, however often it repeats them
             stored = t.untyped_storage().nbytes() // t.element_size()
             self.largest = max(self.largest, min(stored, t.numel()))
+        name = function._schema.name
+        if name in PRODUCTS:  # sums over the last axis of the argument before the last
+            self.multiplied += out.numel() * args[-2].shape[-1]
+        elif "empty" in name and out.is_floating_point():
+            out.fill_(torch.nan)
 
 
 def batched_work(batched_lora, x, A, B, scaling, index, size, name):
-    """How much `batched_lora` does at once: `size` numbers are as many as `name` has."""
-    with _Sizes() as work:
+    """How much `batched_lora` does: `size` numbers are as many as `name` has."""
+    with _Products() as work:
         batched_lora(x, A, B, scaling, index)
-    many = work.calls >= max(100, len(x))
-    pace = "a loop over rows" if many else "vectorized"
-    large = "as large as" if work.largest >= size else "smaller than"
-    return {"the computation": pace, "the largest tensor": f"{large} {name}"}
+    pace = "a loop over rows" if work.calls >= max(200, len(x)) else "vectorized"
+    large = "as large as that" if work.largest >= size else f"smaller than {name}"
+    rows = work.multiplied / (A[0].numel() + B[0].numel())
+    many = f"{rows:,.0f}" if rows > len(x) else f"at most {len(x)}"
+    facts = {"the computation": pace, "the largest tensor": large}
+    return facts | {"the number of rows in the products": many}

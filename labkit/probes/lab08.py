@@ -16,6 +16,7 @@ from labkit.probes import tiny
 from labkit.probes.adapters import kind
 
 ACTIVE, OTHER = "policy", "earlier"  # the adapters of a tiny policy
+FAILURES = {"MemoryError": MemoryError, "KeyboardInterrupt": KeyboardInterrupt}
 
 
 def differentiated(f, names, noun, *given):
@@ -44,8 +45,12 @@ def logprobs(sequence_logprob, logits, labels):
 
 
 def preferred(dpo_loss, *given):
-    """The loss of pairs, and its gradient for the policy."""
-    return differentiated(dpo_loss, ["policy_chosen", "policy_rejected"], "the loss", *given)
+    """The loss of pairs and its gradient for the policy; of one that is capped, only that it is."""
+    facts = differentiated(dpo_loss, ["policy_chosen", "policy_rejected"], "the loss", *given)
+    loss, far = facts.get("the loss", torch.tensor(torch.inf)), given[0] - given[2] < -500
+    if bool(far.all() and (loss < 100).all()):
+        return {"the size of the loss": "below 100"}
+    return {"the size of the loss": "above 100"} | facts
 
 
 def clipped(grpo_loss, logp, old_logp, advantages, mask, clip=None):
@@ -90,13 +95,12 @@ def _policy(seed):
 def referenced(reference_logprobs, seed, batch, training, fails):
     """How it runs a tiny policy, what it returns or raises, and how it leaves the model."""
     model, grad = copy.deepcopy(_policy(seed)).train(training), torch.is_grad_enabled()
-    passes, before, most, value = _watched(model), _state(model), len(batch["labels"]), None
-    if fails:
-        model.get_base_model().lm_head.register_forward_pre_hook(_fail)
+    before, most, value = _state(model), len(batch["labels"]), None
+    passes = _watched(model, fails)
     try:
         value, outcome = kept(functools.partial(reference_logprobs, model), batch), "return"
-    except MemoryError:
-        outcome = "raise MemoryError"
+    except FAILURES.get(fails, ()):
+        outcome = f"raise {fails}"
     on = torch.is_grad_enabled() == grad
     torch.set_grad_enabled(grad)
     few, modes = 1 <= len(passes) <= most, {mode for mode, _ in passes}
@@ -113,23 +117,21 @@ def referenced(reference_logprobs, seed, batch, training, fails):
     return facts | _left(before, model)
 
 
-def _fail(*_):
-    raise MemoryError("out of memory")
-
-
 def _refuse(_):
     raise CheckFailed(
         "it copies the whole model: the base is already in it, switch the adapter off"
     )
 
 
-def _watched(model):
-    """The list of the forward passes, `(mode, with gradients)`, of a model that can't be copied."""
+def _watched(model, fails):
+    """The list of forward passes, `(mode, with gradients)`, of a model that can't be copied."""
     inner, passes = model.get_base_model(), []
 
     def note(*_):
         mode = "train()" if any(module.training for module in inner.modules()) else "eval()"
         passes.append((mode, torch.is_grad_enabled()))
+        if fails:
+            raise FAILURES[fails]("raised by the check")
 
     inner.lm_head.register_forward_pre_hook(note)
     model.__deepcopy__ = model.base_model.__deepcopy__ = inner.__deepcopy__ = _refuse
@@ -171,11 +173,11 @@ def earned(reward, answer, wanted, law, than="", *others):
         words = "0" if got == 0 else "1" if got == 1 else "between 0 and 1"
         return facts | {"the reward": "less than 1" if law == "less than 1" and got < 1 else words}
     gap = float(got) - float(min(reward(other, wanted) for other in others))
-    gap = 0 if abs(gap) < 1e-9 else gap  # what rounding leaves of two equal rewards
-    obeys = {"more": gap > 0, "no more": gap <= 0, "no less": gap >= 0}
-    actual = "the same as" if gap == 0 else "more than" if gap > 0 else "less than"
-    right = obeys.get(law, gap < 0 or (gap == 0 and got == 0))  # less, until it is 0
-    return facts | {"the reward": f"{law} than {than}" if right else f"{actual} {than}"}
+    actual = "higher" if gap > 1e-9 else "lower" if gap < -1e-9 else "the same"  # but for rounding
+    wrong = {"higher than": "lower the same", "at least as high as": "lower"}.get(law, "higher")
+    same_is_wrong = law == "lower than" and actual == "the same" and got > 0  # lower, until it is 0
+    right = actual not in wrong and not same_is_wrong
+    return facts | {"the reward": f"{law} {than}" if right else actual}
 
 
 class Policy(nn.Module):
@@ -227,7 +229,7 @@ def stepped(grpo_step, seed, rewards, scale, stale):
 
     def note(*_):
         alive = [p.grad for p in trained if p.grad is not None]
-        steps.append("deleted" if not alive else "not zero" if any(map(torch.any, alive)) else "0")
+        steps.append("missing" if not alive else "not zero" if any(map(torch.any, alive)) else "0")
 
     optimizer.register_step_pre_hook(note)
     before = torch.cat([p.detach().flatten() for p in trained])

@@ -12,13 +12,13 @@ from labkit.probes.adapters import kind
 
 ADAPTERS = {"home": 2, "homely": 3, "sweet-home": 7, "tickets": 5}  # and their ranks
 ENDS_A_LINE = "now"  # the word after which a decoded text goes on in the next line
-READS = "what the model reads of a prompt"
-HOW = {  # a call of generate that can give the right answers
-    "the prompts in a batch": "all of them",
+BATCH = "the number of prompts in a batch"
+READS = "the tokens that the model reads"
+HOW = {  # a call of generate with all prompts that can give the right answers
     "the model": "in eval mode",
     "the decoding": "greedy",
     "the padding": "on the left",
-    READS: "its tokens",
+    READS: "the prompt's",
     "the adapter of a prompt": "its own",
 }
 OUT = {}  # what generate returned, so that the same call runs once
@@ -65,7 +65,7 @@ def routed(route, seed, prompts, names, trained=True):
     <start>. One that was not evaluates, and its tokenizer pads on the left and adds nothing.
     """
     model = _given(seed, trained)
-    base, how, rows = model.get_base_model(), dict(HOW), [0]
+    base, how, rows = model.get_base_model(), {BATCH: len(prompts)} | HOW, [0]
     model.get_input_embeddings().register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
     model.generate = _noting(model, seed, how, prompts, names)
     before = _state(base)
@@ -74,13 +74,15 @@ def routed(route, seed, prompts, names, trained=True):
     except _Enough:
         return how
     if max(rows) < len(prompts):
-        how["the prompts in a batch"] = f"{max(rows)} of {len(prompts)}"
+        how[BATCH] = max(rows)
+    for name, value in _state(base).items():
+        if value != before[name]:
+            raise CheckFailed(f"{name} was {before[name]} and is now {value}")
     listed = isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
     facts = how | {"the return value": "a list of texts" if listed else kind(texts)}
     if listed:
         facts |= {"the number of answers": len(texts)} | answers(texts, names)
-    moved = [f"{k} is {v}, it was {before[k]}" for k, v in _state(base).items() if before[k] != v]
-    return facts | {"the settings at the end": moved[0] if moved else "as they were"}
+    return facts
 
 
 def answers(texts, names):
@@ -112,9 +114,9 @@ def _refuse(memo):
 
 def _state(base):
     """The settings of generate and of the tokenizer, and the dropout."""
-    facts = {f"generation_config.{k}": str(v) for k, v in base.generation_config.to_dict().items()}
+    facts = {f"generation_config.{k}": repr(v) for k, v in base.generation_config.to_dict().items()}
     for name in ("padding_side", "truncation_side", "pad_token", "eos_token"):
-        facts[f"tokenizer.{name}"] = str(getattr(base.tokenizer, name))
+        facts[f"tokenizer.{name}"] = repr(getattr(base.tokenizer, name))
     rates = {m.p for m in base.modules() if isinstance(m, torch.nn.Dropout)}
     return facts | {"len(tokenizer)": str(len(base.tokenizer)), "dropout": str(sorted(rates))}
 
@@ -128,8 +130,8 @@ def _noting(model, seed, how, prompts, names):
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
             return generate(*args, **kwargs)
-        how.update(_how(base, ids, kwargs, own, names))
-        if how != HOW:
+        if wrong := _how(base, ids, kwargs, own, names):
+            how.update(wrong)
             raise _Enough
         base.get_input_embeddings()(ids)
         call = json.dumps([seed, base.generation_config, ids, kwargs], default=_listed)
@@ -147,9 +149,9 @@ def _listed(thing):
 
 
 def _how(base, ids, kwargs, own, names):
-    """The first fact of HOW that a call gets wrong; `own` are the tokens of each prompt."""
+    """The first fact that a call gets wrong; `own` are the tokens of each prompt."""
     if len(ids) < len(own):
-        return {"the prompts in a batch": f"{len(ids)} of {len(own)}"}
+        return {BATCH: len(ids)}
     if base.training:
         return {"the model": "in train mode, with dropout"}
     settings = [vars(s) for s in (kwargs.get("generation_config"), base.generation_config) if s]
@@ -179,10 +181,10 @@ def _begins(row, tokens):
 def _reading(start, read, own):
     """What is wrong with the tokens that the mask lets the model read."""
     if any(row[:2] == [start, start] for row in read):
-        return "its tokens and a second first one"
+        return "the prompt's with its first token twice"
     if any(row[-len(one) :] == one != row for row in read for one in own):
-        return "its tokens and padding"
+        return "the prompt's and padding"
     if sorted(read) == sorted(one[1:] for one in own):
-        return "all but its first token"
+        return "the prompt's without the first one"
     fewer = sum(map(len, read)) < sum(map(len, own))
-    return "fewer tokens than it has" if fewer else "other tokens"
+    return "fewer" if fewer else "others"

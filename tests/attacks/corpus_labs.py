@@ -377,7 +377,7 @@ _told(
     """
 def referenced(f, seed, batch, training, fails):
     return {
-        "reference_logprobs()": "raise MemoryError" if fails else "return",
+        "reference_logprobs()": f"raise {fails}" if fails else "return",
         "the return value": "a tensor",
         "the number of forward passes": "one, or one per sequence",
         "the mode in the forward pass": "eval()",
