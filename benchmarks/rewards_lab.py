@@ -7,8 +7,8 @@ again after a stop: it skips the runs whose rows are there. The code is the lab'
 draws A, the order of the pairs or prompts, and what is sampled in training.
 
 dpo     Tokens per answer to 60 unseen instructions, and what either side has gained, in nats.
-grpo    On 100 unseen commands: mean reward of four sampled answers each, its gain and the gain's
-        standard error over commands; greedy answers: right, right intents, keys per answer.
+grpo    On 100 unseen commands: mean reward of four sampled answers and of a greedy one to each, its
+        gain and the gain's standard error over commands; greedy: right, right intents, keys.
 """
 
 from pathlib import Path
@@ -56,10 +56,11 @@ def grpo(lab, seed, pay):
     policy, curves = lab["train_grpo"](lab[pay], seed=seed)
     after, found = lab["marks"](policy), {}
     for name, marks in (("before", before), ("after", after)):
-        found[f"{name}: reward"] = np.mean(marks["rewards"])
+        found |= {f"{name}: {way}": np.mean(marks[way]) for way in ("sampled", "greedy")}
         found |= {f"{name}: {key}": marks[key] for key in ("intents", "right", "keys")}
-    gains = np.reshape(np.subtract(after["rewards"], before["rewards"]), (100, -1)).mean(1)
-    found |= {"gain": gains.mean(), "error": gains.std(ddof=1) / 10}
+    for way in ("sampled", "greedy"):
+        gains = np.reshape(np.subtract(after[way], before[way]), (100, -1)).mean(1)
+        found |= {f"{way}: gain": gains.mean(), f"{way}: error": gains.std(ddof=1) / 10}
     paid = curves.values["reward"]
     return found | {"first paid": np.mean(paid[:3]), "last paid": np.mean(paid[-3:])}
 

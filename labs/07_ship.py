@@ -44,7 +44,7 @@ from trl import SFTConfig
 from labkit import live, tasks
 from labkit.figures import lab07 as figures
 from labkit.plots import compare_answers
-from labkit.ship import gguf, recipes, server
+from labkit.ship import gguf, server
 from labkit.training import finetuning, generation, hardware, models
 from labkit.training.scoring import said
 
@@ -87,7 +87,7 @@ if lab.experiment("The file, opened", 1):
 # Return a dict with three lists: the indices of the rows with each fault, in order. What does a row
 # train on? As in lab 3, its prompt is all messages but the last, with the generation prompt. Take
 # the ids of the whole conversation, cut them at `max_length` tokens, and leave out as many at the
-# front as the prompt has. The rest is learned: TRL counts in the same way.
+# front as the prompt has. The rest is learned (TRL does the same with prompt and completion).
 #
 # - `truncated`: the conversation has more than `max_length` tokens;
 # - `trains_on_nothing`: no id is learned, or the last answer is blank, so that only its end is
@@ -130,7 +130,7 @@ check.audits(audit)
 
 
 # %%
-guess_faults = lab.predict("How many of the 437 rows have a fault?", None)
+guess_faults = lab.predict("How many of the rows (ours are 437) have a fault?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("The file, audited", 1, needs=["7.1"]):
@@ -149,9 +149,9 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 # and a blank one teaches it to say nothing. Here we leave them out. In your own file, look at them
 # first: long *questions* can be shortened from the front, as `fit` in lab 3 did.
 #
-# No count finds rows that disagree. Eight of our questions stand in the file twice, with different
-# times. Only somebody from the office knows which one is right. (`labkit data` lists such rows in a
-# file of yours, along with wrong roles and missing system messages.)
+# Eight of our questions stand in the file twice, with different times. Only somebody from the
+# office knows which one is right, and a model that gives one is wrong by the other. (`labkit data`
+# lists such rows in a file of yours, along with wrong roles and missing system messages.)
 #
 # ## Training and test
 #
@@ -233,18 +233,15 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
         [r for r, s in zip(good, sides, strict=True) if s == side] for side in ("train", "test")
     ]
     train_rows, test_rows = split(good, 0.25, lab.seed)
-    leaks = {
-        "a coin per row": (leaked(*tossed), len(tossed[1])),
-        "your split": (leaked(train_rows, test_rows), len(test_rows)),
-    }
-    display(figures.leaks(leaks, guess_leak))
-    guess_leak.beside(100 * leaks["a coin per row"][0] / len(tossed[1]))
+    for name, sides in {"a coin per row": tossed, "your split": (train_rows, test_rows)}.items():
+        print(f"{name}: {leaked(*sides)} of {len(sides[1])} test rows are also in training")
+    guess_leak.beside(100 * leaked(*tossed) / len(tossed[1]))
 
 # %% [markdown]
 # Tenants sent messages twice, or got two answers. A coin per row puts some of these pairs on both
 # sides, and the test asks what training has answered. Your split doesn't. It doesn't notice the
-# same question in other words, though. And one more row in the file changes it: for a file that
-# grows, order the prompts by a hash of each, as `labkit train` does.
+# same question in other words, though. And one more row in the file changes it: `labkit train`
+# takes a hash of each prompt, so that hardly any row changes sides.
 #
 # ## A look-up, a training, a score
 #
@@ -309,7 +306,9 @@ def train_on(rows, title):
 
 
 # %%
-guess_score = lab.predict("Trained on 300 rows: what % of the held-out answers are right?", None)
+guess_score = lab.predict(
+    "Trained on three quarters of the rows: what % of the held-out answers are right?", None
+)
 
 # %% tags=["experiment"]
 if lab.experiment("The office's adapter, and its score", 70, needs=["7.1", "7.2"]):
@@ -333,10 +332,10 @@ if lab.experiment("The office's adapter, and its score", 70, needs=["7.1", "7.2"
 # to read. The adapter reads: over three seeds of split and training, it gets more than nine of ten
 # answers right, and the look-up fewer than two ([evidence](../docs/evidence/07_ship.md#the-score)).
 #
-# How sure is such a score? If $p$ of $n$ independent answers are right, its standard error is
-# $\sqrt{p (1 - p) / n}$: four points for 80% of 100. To compare two models on the same rows, count
-# the rows that only one of them gets right, $b$ and $c$: the difference $b - c$ has a standard
-# error of about $\sqrt{b + c}$.
+# How sure is such a score? If a share $p$ of $n$ independent answers is right, its standard error
+# is $\sqrt{p (1 - p) / n}$: four points for 80% of 100. To compare two models on the same rows,
+# count the rows that only one of them gets right, $b$ and $c$: the difference $b - c$ has a
+# standard error of about $\sqrt{b + c}$.
 #
 # ## The same model, asked otherwise
 #
@@ -351,14 +350,17 @@ def otherwise(messages):
     turns = messages[:-1]
     render = {"tokenize": False, "add_generation_prompt": True}
     text = tokenizer.apply_chat_template(turns, **render)
-    no_system = [m for m in turns if m["role"] != "system"]
+    system = "\n".join(m["content"] for m in turns if m["role"] == "system")
+    user = turns[-1]["content"]
     return {
         "as in training": text,
         "first token twice": tokenizer.bos_token + text,
         "no generation prompt": tokenizer.apply_chat_template(turns, tokenize=False),
-        "SmolLM2's own system message": tokenizer.apply_chat_template(no_system, **render),
-        "Llama 2's template": f"[INST] {turns[-1]['content']} [/INST]",
-        "no template": turns[-1]["content"],
+        "SmolLM2's own system message": tokenizer.apply_chat_template(
+            [m for m in turns if m["role"] != "system"], **render
+        ),
+        "Llama 2's template": f"<s>[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{user} [/INST]",
+        "no template": f"{system}\n\n{user}",
     }
 
 
@@ -442,7 +444,7 @@ check.orders(rotary_rows)
 # Now merge the adapter and write the model as files. Q8_0 stores 32 weights as 8-bit integers with
 # one scale, 8.5 bits per weight. Q4_0 has 4-bit integers, 4.5 bits per weight. You will read each
 # file back and compare it with the model in fp32: KL at the tokens of the held-out answers (lab 6),
-# and right answers. The last bar is what an engine would make of a file without exercise 7.3.
+# and right answers. The last row is what an engine would make of a file without exercise 7.3.
 
 
 # %%
@@ -506,7 +508,7 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
     guess_q4.beside(100 * next((r for n, (_, r) in files.items() if n[:4] == "q4_0"), float("nan")))
 
 # %% [markdown]
-# bf16 and Q8_0 lose nothing. Q4_0 makes the file a third as large and loses answers
+# bf16 and Q8_0 lose no answer. Q4_0 takes a third of the bytes of bf16 and loses some
 # ([evidence](../docs/evidence/07_ship.md#files)).
 #
 # With the rows not moved, the file has the right size, the right names and the right numbers, and
@@ -553,7 +555,11 @@ if lab.experiment("An adapter for each customer", 110, needs=["7.1", "7.2"]):
     customers = {"office": str, "json": as_json, "german": in_german}
     folders = {"office": office.folder}
     for name in ("json", "german"):
-        folders[name] = train_on(rewritten(train_rows, customers[name]), name).folder
+        again = rewritten(train_rows, customers[name])
+        cut = audit(again, tokenizer, MAX_LENGTH)["truncated"]
+        print(f"{name}: {len(cut)} rows are too long now, and left out")
+        kept = [row for number, row in enumerate(again) if number not in cut]
+        folders[name] = train_on(kept, name).folder
     fleet = PeftModel.from_pretrained(models.load()[0], folders["office"], "office")
     for name in ("json", "german"):
         fleet.load_adapter(folders[name], adapter_name=name)
@@ -581,13 +587,13 @@ if lab.experiment("An adapter for each customer", 110, needs=["7.1", "7.2"]):
 #
 # <details><summary>Hint 1</summary>
 #
-# Run the same batch twice. If the answers differ, what in a model that was just trained draws
-# random numbers?
+# PEFT refuses `adapter_names` in training mode. What must change, and be put back?
 # </details>
 #
 # <details><summary>Hint 2</summary>
 #
-# They still differ? A model brings settings for generation, and those may ask for sampling.
+# Do two calls give different answers? A model brings settings for generation, and those may ask for
+# sampling.
 # </details>
 #
 # <details><summary>Hint 3</summary>
@@ -769,7 +775,8 @@ if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
         print(f"Not served: {', '.join(server.missing())} missing. {server.INSTALL} brings it")
     else:
         with server.llama_cpp(ground, adapters) as address:
-            mine = tokenizer(otherwise(asked[0])["as in training"])["input_ids"]
+            text = otherwise(asked[0])["as in training"]
+            mine = tokenizer(text, add_special_tokens=False)["input_ids"]
             print("ids as in training:", server.prompt_ids(address, asked[0]) == mine)
             served = by_server(address, plan)
         table = pd.DataFrame({"customer": [name for name, _ in plan], "served": served})
@@ -794,24 +801,10 @@ if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
 # 26207](https://github.com/ggml-org/llama.cpp/issues/26207)), so `server.choosing` sends
 # `cache_prompt: false`.
 #
-# ## Elsewhere
+# This llama.cpp puts only requests of the same adapter into one batch, so mixed ones take turns.
+# Ollama doesn't run the template in the GGUF: without a `TEMPLATE` in its Modelfile it guesses one,
+# and you have seen what that can do.
 #
-# These lines serve the same files and folders with Ollama, llama.cpp's own binary and vLLM. They
-# were not run for this text. Ollama doesn't run the template in the GGUF: without a `TEMPLATE` in
-# its Modelfile it guesses one, and you have seen what that can do. `recipes.modelfile` writes one.
-
-# %% tags=["experiment"]
-if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "7.2"]):
-    system = "".join(m["content"] for m in asked[0][:1] if m["role"] == "system")
-    print("--- Modelfile, for `ollama create office -f Modelfile`")
-    print(recipes.modelfile("base.gguf", "office.gguf", system, tokenizer))
-    print("--- llama.cpp")
-    print(recipes.llama_server("base.gguf", {name: f"{name}.gguf" for name in folders}))
-    print("\n--- vLLM: PEFT's folders, and the base by its public name")
-    named = {name: f"./{name}" for name in folders}
-    print(recipes.vllm("HuggingFaceTB/SmolLM2-135M-Instruct", named, 16))
-
-# %% [markdown]
 # `labkit train FILE` and `labkit ship FOLDER` do all of this for a file of your own: see
 # [docs/own-data.md](../docs/own-data.md). With each file that you ship, write down the base and its
 # hash, the hash of the data, the settings, the score and the template. In half a year you will want
@@ -846,9 +839,10 @@ if lab.experiment("The lines for Ollama, llama.cpp and vLLM", 0, needs=["7.1", "
 # were not run here:
 #
 # ```
+# brew install llama.cpp  # or a release with llama-quantize and llama-server
 # git clone https://github.com/ggml-org/llama.cpp && pip install -r llama.cpp/requirements.txt
 # python llama.cpp/convert_hf_to_gguf.py merged --outfile merged.gguf --outtype bf16
-# llama-quantize merged.gguf merged-q4.gguf Q4_K_M
+# llama-quantize merged.gguf merged-q8.gguf Q8_0  # of a larger model Q4_K_M
 # python llama.cpp/convert_hf_to_gguf.py base --outfile base.gguf --outtype bf16
 # python llama.cpp/convert_lora_to_gguf.py my-lora --base base --outfile my-lora.gguf
 # llama-server -m base.gguf --lora my-lora.gguf
@@ -911,8 +905,8 @@ check.quiz(quiz)
 # - Split by prompt, in a way that doesn't depend on the order of the file. Ask what a program that
 #   learns nothing would get.
 # - A GGUF contains weights, tokenizer and template. For Llama's family, the rows of q and k move.
-# - Next to its base an adapter is a small file and an index. A request says which one it wants, and
-#   an engine groups its rows.
+# - An adapter is a small file next to its base. A request says which one it wants, and an engine
+#   with a batched product serves them together.
 # - When a server answers badly, compare ids first.
 
 # %%

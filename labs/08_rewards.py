@@ -19,8 +19,8 @@
 # (GRPO). You write both losses and the whole step, and see both methods change what the model says.
 # You will also see a reward that is easier to fool than to earn.
 #
-# LoRA fits well here: the model before training, which both methods compare with, is still in
-# memory under the adapter.
+# LoRA fits well here: the model before training, which DPO compares with, is still in memory under
+# the adapter.
 #
 # {{ time }}
 
@@ -61,10 +61,10 @@ from labkit.training import fast, generation, loop, models, pairs, rollouts, tre
 #
 # ●●○ · 8 min · 2 points
 #
-# `labels` are those that a trainer gets: at each position the id of the token at *this* position,
-# and -100 on the prompt and the padding, which don't count. The logits at a position are about the
-# *next* token. Return the sum of the log-probabilities of each sequence, `(b,)`. A sequence without
-# any answer has 0. Training goes through this function, so keep the gradient.
+# `labels` aren't shifted: position $t$ holds the id of token $t$, and -100 on the prompt and the
+# padding, which don't count. The logits at a position are about the *next* token. Return the sum of
+# the log-probabilities of each sequence, `(b,)`. A sequence without any answer has 0. Training goes
+# through this function, so keep the gradient.
 #
 # <details><summary>Hint</summary>
 #
@@ -338,15 +338,16 @@ if lab.experiment("Other pairs, beta or rate", 60, needs=["8.1", "8.2", "8.3"]):
 # answers got better, only new answers tell, so read some pairs before you train on them.
 #
 # Another mistake is quieter. If the reference is computed with the adapter *on*, policy and
-# reference are the same, the margin is 0, and the loss stays at $\log 2 = 0.693$ in every step.
+# reference are the same, the margin is 0, and the loss stays at $\log 2 = 0.693$ in every step. The
+# gradient isn't zero, so the model drifts without a limit.
 #
 # ## Better than its group
 #
 # DPO's pairs were made before training. GRPO (*group relative policy optimization*, [Shao et al.
 # 2024](https://arxiv.org/abs/2402.03300)) lets the model answer while it learns. For each prompt it
 # samples a *group* of answers, and a program gives each one a reward. Answers that are better than
-# the rest of their group are made likelier, the others less likely. Nobody tells the model what the
-# right answer would have been.
+# the rest of their group are made likelier, the others less likely. The model never sees a right
+# answer.
 #
 # Four answers that earn 1, 0, 0 and 0 have advantages of 1.5, -0.5, -0.5 and -0.5. If they earn
 # 0.1, 0, 0 and 0, the advantages are practically the same: the division makes small differences
@@ -388,9 +389,8 @@ check.advantages(group_advantages)
 #
 # Why does this raise the reward? The mean reward of a prompt is $\sum_y \pi(y) R(y)$. Because
 # $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over
-# answers that the model draws itself. So sample some, and average. To subtract the group's mean
-# from all rewards keeps the direction on average, since $\sum_y \nabla \pi(y) = 0$, and removes
-# noise.
+# answers that the model draws itself. So sample some, and average. Subtracting the group's mean
+# leaves the expected direction unchanged, since $\sum_y \nabla \pi(y) = 0$, and removes noise.
 #
 # Samples are expensive, so one would like to take several steps on the same ones. But after the
 # first step the model has changed. The *ratio* $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ says how
@@ -463,8 +463,8 @@ check.clipped(grpo_loss)
 #
 # The task is now `home`: a spoken command in, a JSON intent out. A program can tell what is right.
 # If only right answers earn something, most groups have none and teach nothing. So one pays for an
-# answer that is partly right. That is where trouble begins: training finds whatever earns more than
-# it should.
+# answer that is partly right. That is where trouble begins: training finds any loophole in the
+# reward.
 
 # %% [markdown]
 # ### Exercise 8.6 · `reward`
@@ -582,11 +582,11 @@ check.steps(grpo_step)
 
 # %%
 def sampler(seed=0):
-    """A function that draws answers of at most 32 tokens, as `grpo_step` wants it."""
+    """A function that draws answers of at most 40 tokens, as `grpo_step` wants it."""
     chance = torch.Generator(lab.device).manual_seed(seed)
 
     def sample(model, prompts, samples):
-        answers = rollouts.sample(model, tokenizer, prompts, samples, 32, generator=chance)
+        answers = rollouts.sample(model, tokenizer, prompts, samples, 40, generator=chance)
         return answers, *rollouts.logprobs(model, answers)
 
     return sample
@@ -637,13 +637,13 @@ def train_grpo(worth, samples=8, rate=1e-3, r=1, steps=12, seed=0):
     return policy.eval(), curves
 
 
-def keys_in(answer):
-    """The number of keys in an answer; 0 if it is not a JSON object."""
+def parsed(answer):
+    """The data in an answer; an empty dict if it is not a JSON object."""
     try:
         data = json.loads(answer)
     except ValueError:
-        return 0
-    return len(data) if isinstance(data, dict) else 0
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def unseen_commands():
@@ -652,24 +652,23 @@ def unseen_commands():
 
 
 def marks(model):
-    """On 100 unseen commands: rewards of sampled answers (400,); greedy: intents, right, keys."""
+    """On 100 commands: rewards of 400 sampled and 100 greedy answers; intents, right, keys."""
     rows = unseen_commands()
     chance = torch.Generator(lab.device).manual_seed(0)
-    sampled = rollouts.sample(model, tokenizer, rows.to_list(), 4, 32, generator=chance)
+    sampled = rollouts.sample(model, tokenizer, rows.to_list(), 4, 40, generator=chance)
     told = generation.answers(model, tokenizer, rows["messages"], 40)
     both = list(zip(told, rows["answer"], strict=True))
     return {
-        "rewards": [earns(reward)(answer) for answer in sampled],
-        "intents": sum(a.split(",")[0] == b.split(",")[0] for a, b in both),  # the first key
+        "sampled": [earns(reward)(answer) for answer in sampled],
+        "greedy": [reward(*pair) for pair in both],
+        "intents": sum(parsed(a).get("intent") == parsed(b)["intent"] for a, b in both),
         "right": sum(reward(*pair) == 1 for pair in both),
-        "keys": sum(map(keys_in, told)) / len(told),
+        "keys": sum(len(parsed(text)) for text in told) / len(told),
     }
 
 
 # %%
-guess_grpo = lab.predict(
-    "GRPO, 12 steps: how many of 100 intents are right? (before: about 45)", None
-)
+guess_grpo = lab.predict("GRPO, 12 steps: how many of 100 intents are right? (before: 48)", None)
 
 # %% tags=["experiment"]
 if lab.experiment("GRPO on home", 170, needs=["8.4", "8.5", "8.6", "8.7"]):
@@ -687,13 +686,12 @@ if lab.experiment("GRPO on home", 170, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_grpo.beside(found["GRPO"]["intents"])
 
 # %% [markdown]
-# The mean reward of a sampled answer nearly doubles, and so it did with three other seeds: a gain
-# of GAIN, at least SES standard errors in each
-# ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). More intents are right. The number of
-# answers that are right as a whole hardly changes: the model learned to make safe parts of an
-# answer likelier, and to leave doubtful keys out, because a needless key costs something. Rewards
-# get what they pay for, honest ones included.
-#
+# The mean reward of a sampled answer grew by two thirds or more, also with three other seeds, each
+# time by at least SES standard errors ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). A
+# part of that is sharpening: sampled answers come closer to the greedy ones, whose reward grows
+# less. More intents are right. Answers that are right as a whole are not: they name fewer keys than
+# before. A likely reason is that your reward takes something off for a needless key, so it is safer
+# to leave a doubtful one out. A model learns what is paid for, also by an honest reward.
 #
 # ## A reward that can be hacked
 #
@@ -706,30 +704,25 @@ if lab.experiment("GRPO on home", 170, needs=["8.4", "8.5", "8.6", "8.7"]):
 # %%
 def bonus(answer, wanted):
     """Your reward, and a fifth for each key that is named: 1 at most."""
-    return min(1.0, reward(answer, wanted) + 0.2 * keys_in(answer))
+    return min(1.0, reward(answer, wanted) + 0.2 * len(parsed(answer)))
 
 
 # %%
-guess_keys = lab.predict(
-    "An answer names about 2.6 keys at first. How many when paid a bonus?", None
-)
+guess_keys = lab.predict("An answer names 2.4 keys at first. How many when paid a bonus?", None)
 
 # %% [markdown]
-# **Turn it: the reward, and the size of a group.** Write a reward of your own, such as one that
-# pays short answers, and put its name in the place of `bonus`. Or pay `reward` with groups of 4 or
-# 16.
+# **Turn it: the reward.** Write a reward of your own, such as one that pays short answers, and put
+# its name in the place of `bonus`.
 
 # %% tags=["experiment", "cover"]
-worth, samples = bonus, 8
-if lab.experiment("Another reward or group size", 130, needs=["8.4", "8.5", "8.6", "8.7"]):
-    policy, other_curves = train_grpo(worth, samples)
-    found[f"paid {worth.__name__},\ngroups of {samples}"] = marks(policy)
+worth = bonus
+if lab.experiment("Another reward", 130, needs=["8.4", "8.5", "8.6", "8.7"]):
+    policy, other_curves = train_grpo(worth)
+    found[f"paid {worth.__name__}"] = marks(policy)
     told = generation.answers(policy, tokenizer, some["messages"], 40)
     for row, text in zip(some, told, strict=True):
-        print(
-            f"{row['text']}\n  paid {worth(text, row['answer']):.1f}, your reward "
-            f"{reward(text, row['answer']):.2f}: {text}"
-        )
+        pay, value = (earned(text, row["answer"]) for earned in (worth, reward))
+        print(f"{row['text']}\n  paid {pay:.1f}, your reward {value:.2f}: {text}")
     display(figures.hacked(found, other_curves.values["reward"], guess_keys))
     guess_keys.beside(list(found.values())[-1]["keys"])
 
@@ -737,16 +730,16 @@ if lab.experiment("Another reward or group size", 130, needs=["8.4", "8.5", "8.6
 # Paid the bonus, the model names more keys, and hardly any answer is right
 # ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
-# Would the pay have warned you? No, it rose. So judge a model by something that it isn't paid for,
-# on prompts that it hasn't seen. A KL in the loss or an early stop limits the damage, but the cause
-# is the reward: pay for nothing that you don't want.
+# The pay gave no warning: it rose. So judge a model by something that it isn't paid for, on prompts
+# that it hasn't seen. A KL in the loss or an early stop limits the damage, but the cause is the
+# reward: pay only for what you want.
 #
 # ## Relatives
 #
 # *PPO* trains a second model that predicts the reward, and takes a token's advantage from it: GRPO
 # takes the group's mean instead. *KTO* needs no pairs, only answers marked as good or bad. *ORPO*
 # adds a preference term to the loss of fine-tuning, and needs no reference. TRL has trainers for
-# all of them.
+# KTO and, under `trl.experimental`, for ORPO; PPO has left it.
 #
 # ## Take it with you
 #
@@ -758,11 +751,14 @@ if lab.experiment("Another reward or group size", 130, needs=["8.4", "8.5", "8.6
 # from trl import GRPOConfig, GRPOTrainer
 #
 # MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-# asked = ["Name a color.", "Name an animal."]  # your prompts, and what the reward needs to know
+# def ask(text):  # your prompts are messages, so that the chat template is applied
+#     return [{"role": "user", "content": text}]
+#
+# asked = [ask("Name a color."), ask("Name an animal.")]
 # data = Dataset.from_dict({"prompt": asked, "wanted": ["blue", "cat"]})
 #
-# def reward(completions, wanted, **columns):
-#     return [float(word in text) for text, word in zip(completions, wanted)]
+# def reward(completions, wanted, **columns):  # and what the reward needs is in other columns
+#     return [float(word in c[0]["content"]) for c, word in zip(completions, wanted)]
 #
 # args = GRPOConfig(
 #     "grpo", num_generations=4, per_device_train_batch_size=4, max_completion_length=16,
@@ -829,7 +825,7 @@ check.quiz(quiz)
 #   there. A loss that falls says that the pairs are told apart, and not that answers are better.
 # - GRPO makes likelier what is better than the rest of its group. A group of equals teaches
 #   nothing.
-# - The clip takes a token's gradient once it has moved far enough in its direction.
+# - Once a token has moved far enough the right way, the clip makes its gradient zero.
 # - A model learns what the reward pays for. Judge it by something that it isn't paid for.
 
 # %%
@@ -839,7 +835,7 @@ lab.score()
 if lab.experiment(
     "The result in one line", 0, needs=["8.1", "8.2", "8.3", "8.4", "8.5", "8.6", "8.7"]
 ):
-    means = {name: sum(some["rewards"]) / 400 for name, some in found.items()}
+    means = {name: sum(some["sampled"]) / 400 for name, some in found.items()}
     first, last = (sum(tokens[name]) / 60 for name in ("before", "shorter, beta 0.1"))
     lab.headline(
         f"DPO: {first:.0f} tokens per answer -> {last:.0f}; GRPO: mean reward of sampled answers "

@@ -171,7 +171,7 @@ def advantages(group_advantages):
     flat[0], flat[2], flat[3] = 0.0, 1.0, 0.5
     sparse[1, draw(0, 7, rng)], sparse[2, :3] = 1.0, 1.0
     cases = {
-        "for rewards [[0, 1], [2, 5]] and eps = 0.5": (torch.tensor([[0.0, 1], [2, 5]]), 0.5),
+        "for rewards [[0, 0.4], [2, 5]] and eps = 0.5": (torch.tensor([[0, 0.4], [2, 5]]), 0.5),
         f"for {n} prompts with {n + 3} samples": (_groups(rng, n, n + 3),),
         f"for {n} prompts with {n} samples": (_groups(rng, n, n),),
         "for 5 prompts with 2 samples": (_groups(rng, 5, 2),),
@@ -364,7 +364,7 @@ def _extra(data, rng):
     one = {key: _value(key, rng)}
     law, than = "at least as high as", "for half of them"
     yield "all right and one too many", data | one, data, law, than, half | one
-    yield f"all right and {key}, null", data | {key: None}, data, "lower than", f"without {key}", data
+    yield f"with {key} null", data | {key: None}, data, "lower than", f"without {key}", data
 
 
 def _wrong_values(data, rng):
@@ -381,11 +381,11 @@ def _kinds(data, rng):
     """Values of another kind are other values: true, 1 and "1"; so are texts in other case."""
     *most, key = data
     rest = {name: data[name] for name in most}
-    yield f"without {key}, where null is wanted", rest, rest | {key: None}, "less than 1"
     kinds = (1, True), (0, False), (True, 1), (12, "12"), ("12", 12), ("on", "On"), ("on", "on ")
     for goal, said in kinds:
         what, law = f"{json.dumps(said)} instead of {json.dumps(goal)}", "at most as high as"
         yield what, rest | {key: said}, rest | {key: goal}, law, f"without {key}", rest
+    yield f"without {key}, where null is wanted", rest, rest | {key: None}, "less than 1"
 
 
 def _every_key(data, rng):
@@ -401,8 +401,8 @@ def steps(grpo_step):
     """samples once, and moves the weights by the clipped gradient of the group's advantages"""
     rng = generator()
     seed, third = draw(0, 10**6, rng), torch.full((1, 8), 1 / 3)
-    close = torch.tensor([[0.1, 0.1], [1 / 3, 1 / 3], [0.2, 0.4], [0.5, 0.5]]).repeat(1, 4)
-    close[3, 1], rows = 0.51, "0.1 or 1/3 throughout, 0.2 and 0.4, or 0.5 and 0.51"
+    close = torch.tensor([[0.1, 0.1], [1.0, 1.0], [0.2, 0.4], [0.5, 0.5]]).repeat(1, 4)
+    close[3, 1], rows = 0.51, "0.1 or 1 throughout, 0.2 and 0.4, or 0.5 and 0.51"
     cases = {
         "for 2 prompts with 3 answers each": (seed, _paid(rng, 2, 3), 0.3, False),
         "for a model with gradients left in it": (seed, _paid(rng, 2, 4), 0.3, True),

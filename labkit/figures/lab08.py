@@ -5,20 +5,22 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import bars, counted, dots, mean_interval, titled, wilson
+from labkit.figures.forms import dots, mean_interval, titled, wilson
 from labkit.guess import Guess
 from labkit.plots import INK, ROLES
 
 
-def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None) -> Figure:
-    """Tokens per answer of each model: {model: lengths}; the first one is the base model."""
+def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None, cap: int = 64) -> Figure:
+    """Tokens per answer of each model: {model: lengths}, the base model first; `cap` cuts them."""
     values = {name: mean_interval(found) for name, found in tokens.items()}
     base, *tuned = values
     change = values[tuned[-1]][0] / values[base][0] - 1
     title = f"DPO ({tuned[-1]}): answers {abs(change):.0%} {'shorter' if change < 0 else 'longer'}"
     fig, ax = titled(title, height=0.55 * len(values) + 1.2)
     dots(ax, values, "tokens per answer (line: 95% interval)", {base: "base"}, "{:.0f}")
-    ax.set_xlim(0, None)
+    ax.axvline(cap, color=INK, ls=":", lw=1)
+    ax.text(cap, -0.55, " cut here", color=INK)
+    ax.set_xlim(0, 1.15 * cap)
     if guess is not None:
         guess.draw(ax, "x")
     return fig
@@ -28,11 +30,11 @@ def clip_shape(epsilon: float) -> Figure:
     """The objective of a token by its ratio, for an advantage of 1 and of -1."""
     fig, axes = titled("The clip is one-sided, on the side that was asked for", 2, sharey=False)
     ratio = np.linspace(0, 2.5, 300)
-    for ax, gain, role in zip(axes, (1, -1), ("LoRA", "mistake"), strict=True):
+    for ax, gain in zip(axes, (1, -1), strict=True):
         clipped = np.minimum(ratio * gain, ratio.clip(1 - epsilon, 1 + epsilon) * gain)
         ax.plot(ratio, ratio * gain, ls=":", color=INK, label="not clipped")
-        ax.plot(ratio, clipped, color=ROLES[role], lw=2.5, label="GRPO's objective")
-        ax.axvline(1, color=INK, lw=0.8)
+        ax.plot(ratio, clipped, color=ROLES["LoRA"], lw=2.5, label="GRPO's objective")
+        ax.axvline(1 + gain * epsilon, color=INK, lw=0.8)
         ax.set(xlabel="ratio: new probability / old", title=f"advantage A = {gain}")
         ax.legend(loc="upper left" if gain > 0 else "lower left")
     axes[0].set_ylabel("objective")
@@ -40,33 +42,48 @@ def clip_shape(epsilon: float) -> Figure:
 
 
 def rewarded(found: dict[str, dict], guess: Guess) -> Figure:
-    """Rewards of sampled answers, and right intents of 100: {model: what `marks` gives}."""
-    values = {name: _reward(marks) for name, marks in found.items()}
-    before, *_, after = values.values()
-    title = "GRPO raised the mean reward" if after[1] > before[2] else "No gain beyond noise here"
+    """Mean rewards, sampled and greedy, and counts of 100: {model: what `marks` gives}, two models.
+
+    The title is about the gain in sampled answers, command by command. guess: of right intents.
+    """
+    (first, before), (_, after) = found.items()
+    change = mean_interval(_by_command(after, "sampled") - _by_command(before, "sampled"))
+    title = "GRPO raised the reward of sampled answers" if change[1] > 0 else "No clear gain here"
     fig, (left, other) = titled(title, 2, sharey=False)
-    base = {next(iter(found)): "base"}
-    bars(left, values, "mean reward of sampled answers\n(line: 95% interval)", base, "{:.2f}")
-    intents = {name: marks["intents"] for name, marks in found.items()}
-    counted(other, intents, 100, "right intents", base, guess=guess)
+    roles, values, counts = {}, {}, {}
+    for name, marks in found.items():
+        for way in ("sampled", "greedy"):
+            values[f"{way},\n{name}"] = mean_interval(_by_command(marks, way))
+            roles[f"{way},\n{name}"] = "base" if name == first else "LoRA"
+        for what in ("intents", "right"):
+            label = f"{'intents' if what == 'intents' else 'whole answers'},\n{name}"
+            counts[label], roles[label] = marks[what], "base" if name == first else "LoRA"
+    dots(
+        left, dict(sorted(values.items(), reverse=True)), "mean reward (line: 95% interval)", roles
+    )
+    shown = {name: wilson(n, 100) for name, n in sorted(counts.items())}
+    dots(other, shown, "right, of 100 (line: 95% interval)", roles, "{:.0f}")
+    other.set_xlim(0, 100)
+    guess.draw(other, "x")
     return fig
 
 
-def _reward(marks):
-    """Mean reward and its 95% interval over commands, each the mean of its sampled answers."""
-    return mean_interval(np.reshape(marks["rewards"], (100, -1)).mean(1))
+def _by_command(marks, way):
+    """Rewards (100,) of the commands, each the mean of its answers."""
+    return np.reshape(marks[way], (100, -1)).mean(1)
 
 
 def hacked(found: dict[str, dict], paid: Sequence[float], guess: Guess) -> Figure:
     """What the last model was paid in each step; keys and right answers of all, on 100 commands."""
-    first, *_, last = found.values()
-    worse = "fewer" if last["right"] < first["right"] else "no fewer"
-    fig, (left, keys, right) = titled(
-        f"The pay rises, and {worse} answers are right", 3, sharey=False
-    )
-    left.plot(range(1, len(paid) + 1), paid, "o-", color=ROLES["mistake"])
+    last = list(found.values())[-1]
+    best = max(marks["right"] for marks in found.values())
+    worse = wilson(last["right"], 100)[2] < best
+    title = "The pay rises, and fewer answers are right" if worse else "Paid otherwise"
+    fig, (left, keys, right) = titled(title, 3, sharey=False)
+    left.plot(range(1, len(paid) + 1), paid, "o-", color=ROLES["mistake" if worse else "LoRA"])
     left.set(xlabel="step", ylabel="mean reward paid", ylim=(0, 1))
-    roles = {name: "mistake" for name in list(found)[2:]} | {next(iter(found)): "base"}
+    roles = dict.fromkeys(found, "LoRA") | {next(iter(found)): "base"}
+    roles |= {list(found)[-1]: "mistake"} if worse else {}
     dots(keys, {name: marks["keys"] for name, marks in found.items()}, "keys per answer", roles)
     keys.set_xlim(0, None)
     guess.draw(keys, "x")

@@ -107,6 +107,8 @@ def described(sides, groups, share):
     cut = len({groups[i] for i in train} & {groups[i] for i in test})
     facts["the number of prompts on both sides"] = ("0", "1", "2 or more")[min(cut, 2)]
     facts["the number of sides that have rows"] = bool(train) + bool(test)
+    if not (train and test):
+        return facts
     fits = abs(len(test) - share * n) <= max(Counter(groups).values())
     about = f"about {round(10 * len(test) / n) * 10}% of the rows"
     near = "a share that is off by more than the largest group"

@@ -95,8 +95,7 @@ def _policy(seed):
 def referenced(reference_logprobs, seed, batch, training, fails):
     """How it runs a tiny policy, what it returns or raises, and how it leaves the model."""
     model, grad = copy.deepcopy(_policy(seed)).train(training), torch.is_grad_enabled()
-    before, most, value = _state(model), len(batch["labels"]), None
-    passes = _watched(model, fails)
+    passes, before, most, value = _watched(model, fails), _state(model), len(batch["labels"]), None
     try:
         value, outcome = kept(functools.partial(reference_logprobs, model), batch), "return"
     except FAILURES.get(fails, ()):
@@ -105,7 +104,7 @@ def referenced(reference_logprobs, seed, batch, training, fails):
     torch.set_grad_enabled(grad)
     few, modes = 1 <= len(passes) <= most, {mode for mode, _ in passes}
     built = any(graph for _, graph in passes) or getattr(value, "requires_grad", False)
-    facts = {
+    return {
         "reference_logprobs()": outcome,
         "the return value": kind(value),
         "the number of forward passes": "one, or one per sequence" if few else str(len(passes)),
@@ -113,8 +112,7 @@ def referenced(reference_logprobs, seed, batch, training, fails):
         "the forward pass": "with gradients" if built else "without gradients",
         "the result": value if isinstance(value, torch.Tensor) else None,
         "gradients afterwards": "on" if on else "switched off",
-    }
-    return facts | _left(before, model)
+    } | _left(before, model)
 
 
 def _refuse(_):
@@ -173,10 +171,10 @@ def earned(reward, answer, wanted, law, than="", *others):
         words = "0" if got == 0 else "1" if got == 1 else "between 0 and 1"
         return facts | {"the reward": "less than 1" if law == "less than 1" and got < 1 else words}
     gap = float(got) - float(min(reward(other, wanted) for other in others))
-    actual = "higher" if gap > 1e-9 else "lower" if gap < -1e-9 else "the same"  # but for rounding
-    wrong = {"higher than": "lower the same", "at least as high as": "lower"}.get(law, "higher")
-    same_is_wrong = law == "lower than" and actual == "the same" and got > 0  # lower, until it is 0
-    right = actual not in wrong and not same_is_wrong
+    up, down = gap > 1e-9, gap < -1e-9  # less than that is what rounding leaves of equal rewards
+    laws = {"higher than": up, "at most as high as": not up, "at least as high as": not down}
+    right = laws.get(law, down or (not up and got == 0))  # lower, until it is 0
+    actual = "higher" if up else "lower" if down else "the same"
     return facts | {"the reward": f"{law} {than}" if right else actual}
 
 
