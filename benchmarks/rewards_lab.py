@@ -11,6 +11,7 @@ grpo    On 100 unseen commands: mean reward of four sampled answers and of a gre
         gain and the gain's standard error over commands; greedy: right, right intents, keys.
 """
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,13 @@ def every_run():
     return runs
 
 
-def of_lab(seed):
-    """The lab's functions by name, and its model."""
+@cache
+def warm():
+    """The lab's functions by name, its model, and the warm start with its marks."""
     lab = studies.of_lab("08_rewards", *NAMES)
     lab["model"], lab["tokenizer"] = models.load()
+    lab["start"] = lab["warm_start"]()
+    lab["before"] = lab["marks"](lab["start"])
     return lab
 
 
@@ -51,8 +55,7 @@ def dpo(lab, seed, wish):
 
 def grpo(lab, seed, pay):
     """What a reward does to answers to unseen commands; all runs begin at the lab's warm start."""
-    lab["start"] = lab["warm_start"]()
-    before = lab["marks"](lab["start"])
+    before = lab["before"]
     policy, curves = lab["train_grpo"](lab[pay], seed=seed)
     after, found = lab["marks"](policy), {}
     for name, marks in (("before", before), ("after", after)):
@@ -66,4 +69,4 @@ def grpo(lab, seed, pay):
 
 
 if __name__ == "__main__":
-    studies.of_labs(OUT, every_run(), of_lab)
+    studies.of_labs(OUT, every_run(), lambda seed: warm())

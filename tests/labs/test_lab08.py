@@ -421,7 +421,7 @@ WRONG = [
     (check.reference, lambda m, b: reference_logprobs(copy.deepcopy(m), b), "copies the whole"),
     (check.reference, lambda m, b: torch.zeros(len(b["labels"])), "one per sequence, not 0"),
     (check.advantages, advantages_in_place, "changes its input rewards in place"),
-    (check.advantages, lambda r, eps=1e-4: group_advantages(r).clamp(-1, 1), "is furthest off)"),
+    (check.advantages, lambda r, *eps: group_advantages(r, *eps).clamp(-1, 1), "is furthest off)"),
     (check.advantages, lambda r, eps=1e-4: group_advantages(r).flatten(), "shape (2, 2), not"),
     (check.clipped, grpo_in_place, "changes its input old_logp in place"),
     (check.clipped, grpo_with_kl, "the loss should be -1.2, not -1.192"),
