@@ -25,6 +25,7 @@ from labkit.training import generation, models
 from labkit.training.scoring import said
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "ship.csv"
+PARTS = ("trade", "room", "apartment", "day", "time")
 NAMES = ["audit", "split", "looked_up", "train_on", "parts_right", "otherwise", "asked_as"]
 NAMES += ["merged", "unordered", "divergence"]
 
@@ -32,7 +33,7 @@ NAMES += ["merged", "unordered", "divergence"]
 def of_lab(seed):
     """The lab's functions by name, with a seed of their own."""
     lab = studies.of_lab("07_ship", *NAMES, seed=seed)
-    lab["tokenizer"] = models.load()[1]
+    lab |= {"tokenizer": models.load()[1], "MAX_LENGTH": 128, "FIELDS": list(PARTS)}
     return lab
 
 

@@ -715,8 +715,8 @@ guess_keys = lab.predict("An answer names 2.4 keys at first. How many when paid 
 # its name in the place of `bonus`.
 
 # %% tags=["experiment", "cover"]
-worth = bonus
 if lab.experiment("Another reward", 130, needs=["8.4", "8.5", "8.6", "8.7"]):
+    worth = bonus  # or a reward of your own
     policy, other_curves = train_grpo(worth)
     found[f"paid {worth.__name__}"] = marks(policy)
     told = generation.answers(policy, tokenizer, some["messages"], 40)
@@ -762,7 +762,7 @@ if lab.experiment("Another reward", 130, needs=["8.4", "8.5", "8.6", "8.7"]):
 #
 # args = GRPOConfig(
 #     "grpo", num_generations=4, per_device_train_batch_size=4, max_completion_length=16,
-#     learning_rate=1e-4, max_steps=2, report_to="none")
+#     learning_rate=1e-4, max_steps=2, bf16=False, report_to="none")
 # lora = LoraConfig(r=1, lora_alpha=32, target_modules="all-linear")
 # trainer = GRPOTrainer(MODEL, reward, args=args, train_dataset=data, peft_config=lora)
 # trainer.train()
