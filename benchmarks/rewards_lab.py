@@ -28,20 +28,18 @@ NAMES += ["reward", "bonus"]
 def every_run():
     """{run: the function that measures it and its arguments}."""
     runs = {}
-    for pay in ("reward", "bonus"):  # a run with seed 3 chose that the rate falls to zero
-        runs |= {LabRun("grpo", f"paid {pay}", seed): (grpo, pay) for seed in (1, 2, 4)}
     for wish in ("shorter", "longer"):
         runs |= {LabRun("dpo", f"{wish} chosen", seed): (dpo, wish) for seed in (1, 2, 3)}
-    return runs
+    for seed in (1, 2, 4):  # seed 3 chose that the rate falls to zero
+        runs[LabRun("grpo", "paid reward", seed)] = (grpo, "reward")
+    return runs | {LabRun("grpo", "paid bonus", 1): (grpo, "bonus")}
 
 
 @cache
-def warm():
-    """The lab's functions by name, its model, and the warm start with its marks."""
+def functions():
+    """The lab's functions by name, and its model."""
     lab = studies.of_lab("08_rewards", *NAMES)
     lab["model"], lab["tokenizer"] = models.load()
-    lab["start"] = lab["warm_start"]()
-    lab["before"] = lab["marks"](lab["start"])
     return lab
 
 
@@ -55,6 +53,9 @@ def dpo(lab, seed, wish):
 
 def grpo(lab, seed, pay):
     """What a reward does to answers to unseen commands; all runs begin at the lab's warm start."""
+    if "start" not in lab:
+        lab["start"] = lab["warm_start"]()
+        lab["before"] = lab["marks"](lab["start"])
     before = lab["before"]
     policy, curves = lab["train_grpo"](lab[pay], seed=seed)
     after, found = lab["marks"](policy), {}
@@ -69,4 +70,4 @@ def grpo(lab, seed, pay):
 
 
 if __name__ == "__main__":
-    studies.of_labs(OUT, every_run(), lambda seed: warm())
+    studies.of_labs(OUT, every_run(), lambda seed: functions())

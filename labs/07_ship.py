@@ -389,11 +389,11 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
     guess_template.beside(100 * right_by_way["Llama 2's template"] / len(wanted))
 
 # %% [markdown]
-# A first token written twice costs nothing here. Without the generation prompt the model writes the
-# missing `assistant` itself, and the right answer after it: a program that parses answers gets
-# nothing. With SmolLM2's own system message fewer than half are right, and with Llama 2's template
-# or none at all no answer is ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). So a
-# model can survive some faults, and then a good answer hides that something is wrong.
+# A first token written twice costs nothing here. What a missing generation prompt or another system
+# message costs cannot be foretold: in some runs nothing, in others most answers. With Llama 2's
+# template or none at all, most answers are wrong in every run
+# ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). So a model can survive some
+# faults, and then a good answer hides that something is wrong.
 #
 # Don't test a server by reading a few answers. Ask it for the *ids* that it makes of your messages,
 # and compare them with those of training. Below you will.

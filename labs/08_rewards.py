@@ -17,7 +17,8 @@
 # say which of two answers is better, or to let a program judge one. In this lab a model learns from
 # such judgments: from pairs of answers (DPO), and from a reward for each answer that it samples
 # (GRPO). You write both losses and the whole step, and see both methods change what the model says.
-# You will also see a reward that is easier to fool than to earn.
+# You will also see a gain that is not what it seems, and a reward that is easier to fool than to
+# earn.
 #
 # LoRA fits well here: the model before training, which DPO compares with, is still in memory under
 # the adapter.
@@ -610,8 +611,8 @@ if lab.experiment("A step from the base model", 8, needs=["8.4", "8.5", "8.6", "
 # number per answer, and rank 1 has room enough for that ([Schulman et al.
 # 2025](https://thinkingmachines.ai/blog/lora/)).
 #
-# Two measures on 100 unseen commands: the mean reward of four *sampled* answers to each, which is
-# what GRPO raises, and the right intents among greedy answers.
+# What to measure? On 100 unseen commands, the mean reward of four *sampled* answers to each, which
+# is what GRPO raises, and that of the *greedy* answer, which is how the model will be used.
 
 
 # %%
@@ -668,7 +669,7 @@ def marks(model):
 
 
 # %%
-guess_grpo = lab.predict("GRPO, 12 steps: how many of 100 intents are right? (before: 48)", None)
+guess_grpo = lab.predict("A sampled answer earns 0.20 on average. After 12 steps of GRPO?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("GRPO on home", 170, needs=["8.4", "8.5", "8.6", "8.7"]):
@@ -683,15 +684,16 @@ if lab.experiment("GRPO on home", 170, needs=["8.4", "8.5", "8.6", "8.7"]):
     }
     display(compare_answers(some["text"], some["answer"], told, rows=3))
     display(figures.rewarded(found, guess_grpo))
-    guess_grpo.beside(found["GRPO"]["intents"])
+    guess_grpo.beside(sum(found["GRPO"]["sampled"]) / 400)
 
 # %% [markdown]
-# The mean reward of a sampled answer grew by two thirds or more, also with three other seeds, each
-# time by at least SES standard errors ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). A
-# part of that is sharpening: sampled answers come closer to the greedy ones, whose reward grows
-# less. More intents are right. Answers that are right as a whole are not: they name fewer keys than
-# before. A likely reason is that your reward takes something off for a needless key, so it is safer
-# to leave a doubtful one out. A model learns what is paid for, also by an honest reward.
+# Sampled answers earn 60% more or better, also with three other seeds, each time by at least five
+# standard errors ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). So GRPO did what it is
+# paid for. Now look at the *greedy* answers: their reward hardly moved, in any seed, and no more of
+# them are right. In 12 steps the model has learned to say more often what it could say already. It
+# has become sharper, and not yet better. Longer runs may do more, and whether they do is disputed
+# ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)). Compare with greedy answers before you
+# believe a gain.
 #
 # ## A reward that can be hacked
 #
@@ -824,7 +826,7 @@ check.quiz(quiz)
 # - DPO compares what two answers have gained since the start. Under an adapter, the start is still
 #   there. A loss that falls says that the pairs are told apart, and not that answers are better.
 # - GRPO makes likelier what is better than the rest of its group. A group of equals teaches
-#   nothing.
+#   nothing. Sampled answers gain first: look at the greedy ones, too.
 # - Once a token has moved far enough the right way, the clip makes its gradient zero.
 # - A model learns what the reward pays for. Judge it by something that it isn't paid for.
 
@@ -839,6 +841,6 @@ if lab.experiment(
     first, last = (sum(tokens[name]) / 60 for name in ("before", "shorter, beta 0.1"))
     lab.headline(
         f"DPO: {first:.0f} tokens per answer -> {last:.0f}; GRPO: mean reward of sampled answers "
-        f"{means['warm start']:.2f} -> {means['GRPO']:.2f}, right intents of 100 "
-        f"{found['warm start']['intents']} -> {found['GRPO']['intents']}"
+        f"{means['warm start']:.2f} -> {means['GRPO']:.2f}, right greedy answers of 100 "
+        f"{found['warm start']['right']} -> {found['GRPO']['right']}"
     )

@@ -9,6 +9,8 @@ from labkit.figures.forms import dots, mean_interval, titled, wilson
 from labkit.guess import Guess
 from labkit.plots import INK, ROLES
 
+WAYS = ("sampled", "greedy")
+
 
 def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None, cap: int = 64) -> Figure:
     """Tokens per answer of each model: {model: lengths}, the base model first; `cap` cuts them."""
@@ -19,7 +21,7 @@ def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None, cap: i
     fig, ax = titled(title, height=0.55 * len(values) + 1.2)
     dots(ax, values, "tokens per answer (line: 95% interval)", {base: "base"}, "{:.0f}")
     ax.axvline(cap, color=INK, ls=":", lw=1)
-    ax.text(cap, -0.55, " cut here", color=INK)
+    ax.text(cap, 0, " cut here", color=INK)
     ax.set_xlim(0, 1.15 * cap)
     if guess is not None:
         guess.draw(ax, "x")
@@ -35,36 +37,37 @@ def clip_shape(epsilon: float) -> Figure:
         ax.plot(ratio, ratio * gain, ls=":", color=INK, label="not clipped")
         ax.plot(ratio, clipped, color=ROLES["LoRA"], lw=2.5, label="GRPO's objective")
         ax.axvline(1 + gain * epsilon, color=INK, lw=0.8)
-        ax.set(xlabel="ratio: new probability / old", title=f"advantage A = {gain}")
+        ax.set_xlabel(f"ratio, for an advantage of {gain}")
         ax.legend(loc="upper left" if gain > 0 else "lower left")
     axes[0].set_ylabel("objective")
     return fig
 
 
 def rewarded(found: dict[str, dict], guess: Guess) -> Figure:
-    """Mean rewards, sampled and greedy, and counts of 100: {model: what `marks` gives}, two models.
+    """Mean rewards, sampled and greedy, and right answers of 100: {model: what `marks` gives}.
 
-    The title is about the gain in sampled answers, command by command. guess: of right intents.
+    Two models; the title compares them command by command. guess: of the sampled reward.
     """
     (first, before), (_, after) = found.items()
-    change = mean_interval(_by_command(after, "sampled") - _by_command(before, "sampled"))
-    title = "GRPO raised the reward of sampled answers" if change[1] > 0 else "No clear gain here"
-    fig, (left, other) = titled(title, 2, sharey=False)
-    roles, values, counts = {}, {}, {}
-    for name, marks in found.items():
-        for way in ("sampled", "greedy"):
-            values[f"{way},\n{name}"] = mean_interval(_by_command(marks, way))
-            roles[f"{way},\n{name}"] = "base" if name == first else "LoRA"
-        for what in ("intents", "right"):
-            label = f"{'intents' if what == 'intents' else 'whole answers'},\n{name}"
-            counts[label], roles[label] = marks[what], "base" if name == first else "LoRA"
-    dots(
-        left, dict(sorted(values.items(), reverse=True)), "mean reward (line: 95% interval)", roles
+    changes = {way: _by_command(after, way) - _by_command(before, way) for way in WAYS}
+    gained = [way for way, change in changes.items() if mean_interval(change)[1] > 0]
+    title = (
+        f"GRPO raised the reward of {' and '.join(gained)} answers" if gained else "No clear gain"
     )
-    shown = {name: wilson(n, 100) for name, n in sorted(counts.items())}
-    dots(other, shown, "right, of 100 (line: 95% interval)", roles, "{:.0f}")
-    other.set_xlim(0, 100)
-    guess.draw(other, "x")
+    fig, (left, other) = titled(title, 2, sharey=False)
+    values = {
+        f"{way},\n{name}": mean_interval(_by_command(marks, way))
+        for way in WAYS
+        for name, marks in found.items()
+    }
+    roles = {label: "base" for label in (*values, *found) if label.endswith(first)}
+    dots(left, values, "mean reward (line: 95% interval)", roles)
+    left.set_xlim(0, None)
+    guess.draw(left, "x")
+    shown = {name: wilson(marks["right"], 100) for name, marks in found.items()}
+    dots(other, shown, "right greedy answers, of 100\n(line: 95% interval)", roles, "{:.0f}")
+    other.set_xlim(0, None)
+    other.yaxis.tick_right()
     return fig
 
 
@@ -85,9 +88,10 @@ def hacked(found: dict[str, dict], paid: Sequence[float], guess: Guess) -> Figur
     roles = dict.fromkeys(found, "LoRA") | {next(iter(found)): "base"}
     roles |= {list(found)[-1]: "mistake"} if worse else {}
     dots(keys, {name: marks["keys"] for name, marks in found.items()}, "keys per answer", roles)
-    keys.set_xlim(0, None)
+    keys.set(xlim=(0, None), yticklabels=[])
     guess.draw(keys, "x")
     values = {name: wilson(marks["right"], 100) for name, marks in found.items()}
     dots(right, values, "right answers, of 100\n(line: 95% interval)", roles, "{:.0f}")
-    right.set(xlim=(-2, None), yticklabels=[])
+    right.set_xlim(-2, None)
+    right.yaxis.tick_right()
     return fig
