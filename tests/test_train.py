@@ -59,6 +59,7 @@ def launched(folder, what):
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_two_processes_give_the_loss_and_the_adapter_of_one(model, tmp_path, monkeypatch):
     """In fp32, whose rounding is far below what a lost or doubled gradient would do."""
     asked = {"steps": 4, "batch": 8, "rows": 64, "learning_rate": 0.01, "dtype": "float32"}
@@ -80,6 +81,7 @@ def test_two_processes_give_the_loss_and_the_adapter_of_one(model, tmp_path, mon
         assert (shared[name] - tensor).norm() < 1e-3 * tensor.norm(), name
 
 
+@pytest.mark.thorough
 def test_a_file_s_adapter_from_two_processes_is_that_of_one(model, tmp_path):
     asked = [f"what is {n} and {n * n}?" for n in range(40)]
     rows = [{"question": q, "answer": ("odd", "even")[n % 2]} for n, q in enumerate(asked)]

@@ -127,6 +127,7 @@ def test_one_prompt_through_another_adapter_is_read_anew(files):
     assert in_turn == [alone[0], alone[1], alone[0]] and alone[0] != alone[1]
 
 
+@pytest.mark.thorough
 def test_sixty_answers_of_the_course_s_model_are_peft_s(tmp_path):
     """Three adapters of random numbers on the real base: fp32 in PEFT, F16 in llama.cpp."""
     from openai import OpenAI
