@@ -137,7 +137,7 @@ PATHS = [
     ROOT / "labs",
     ROOT / "tests",
     ROOT / ".git",
-    ROOT / "labkit" / "checks" / "compare.py",
+    ROOT / "labkit" / "checks" / "engine.py",
     ROOT / "labkit" / "checks" / "engine.py",
     ROOT / "labkit" / "checks" / "lab01.toml",
     ROOT / "labkit" / "checks" / "lab02.toml",
@@ -163,7 +163,7 @@ def test_of_labkit_all_but_what_is_closed_is_inside(nested):
     """Its bytecode, too: every file outside is there or below a closed folder, and none is more."""
     package = ROOT / "labkit"
     closed = {package / name for name in sandbox.HIDDEN}
-    bytecode = Path(py_compile.compile(package / "checks" / "compare.py"))
+    bytecode = Path(py_compile.compile(package / "checks" / "engine.py"))
     files = {path for path in package.rglob("*") if path.is_file()}
     open_ = {path for path in files if not closed & set(path.parents)}
     assert bytecode in files - open_
