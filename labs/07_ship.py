@@ -508,8 +508,8 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
     guess_q4.beside(100 * next((r for n, (_, r) in files.items() if n[:4] == "q4_0"), float("nan")))
 
 # %% [markdown]
-# bf16 and Q8_0 lose no answer. Q4_0 takes a third of the bytes of bf16 and loses some
-# ([evidence](../docs/evidence/07_ship.md#files)).
+# bf16 and Q8_0 lose no answer. Q4_0 takes a third of the bytes of bf16 and loses three to six of
+# 100 ([evidence](../docs/evidence/07_ship.md#files)).
 #
 # With the rows not moved, the file has the right size, the right names and the right numbers, and
 # it is useless. No field in it says in which order its rows are.

@@ -124,8 +124,10 @@ def test_what_it_says_of_rates_and_templates_is_in_the_tables():
         TEXT
     )
     rows = pd.read_csv(ROOT / "labkit" / "measured" / "ship.csv")
-    asked = rows[rows["measure"] == "asked: Llama 2's template"]["value"]
-    assert len(asked) == 3 and (asked == 0).all() and "none of its answers is right" in plain(TEXT)
+    runs = rows.pivot_table(index="seed", columns="measure", values="value")
+    trained, other = runs["asked: as in training"], runs["asked: Llama 2's template"]
+    assert (trained >= 0.9 * runs["n"]).all() and "nine of ten answers right" in plain(TEXT)
+    assert (other < 0.1 * runs["n"]).all() and "Llama 2's, fewer than one." in plain(TEXT)
 
 
 def test_how_good_memory_is_stands_in_its_guide():
