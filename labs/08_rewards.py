@@ -729,7 +729,8 @@ if lab.experiment("Another reward", 130, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_keys.beside(list(found.values())[-1]["keys"])
 
 # %% [markdown]
-# Paid the bonus, the model names more keys, and hardly any answer is right
+# Paid the bonus, the model names more keys, and fewer answers are right. In three other runs 9, 0
+# and 0 of 100 were right at the end, after 17
 # ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
 # The pay gave no warning: it rose. So judge a model by something that it isn't paid for, on prompts
