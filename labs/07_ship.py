@@ -149,7 +149,7 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 # and a blank one teaches it to say nothing. Here we leave them out. In your own file, look at them
 # first: long *questions* can be shortened from the front, as `fit` in lab 3 did.
 #
-# Eight of our questions stand in the file twice, with different times. Only somebody from the
+# Eight of our questions occur twice in the file, with different times. Only somebody from the
 # office knows which one is right, and a model that gives one is wrong by the other. (`labkit data`
 # lists such rows in a file of yours, along with wrong roles and missing system messages.)
 #
@@ -247,7 +247,7 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
 #
 # Before you train: how good is a program that learns nothing? Ours finds the training question that
 # shares most words with the one asked, and gives its answer. Then it corrects each part of the
-# answer: if a value that it knows stands in the question, it takes that one (the first, if there
+# answer: if a value that it knows occurs in the question, it takes that one (the first, if there
 # are several).
 
 
@@ -267,7 +267,7 @@ def nearest(row, train):
 
 
 def looked_up(row, train):
-    """`nearest`, with each part replaced by the first known value that stands in the question."""
+    """`nearest`, with each part replaced by the first known value that occurs in the question."""
     parts = nearest(row, train).split("; ")
     told = [other["messages"][-1]["content"].split("; ") for other in train]
     for i in range(len(parts)):

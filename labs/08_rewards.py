@@ -713,8 +713,8 @@ def bonus(answer, wanted):
 guess_keys = lab.predict("An answer names 2.4 keys at first. How many when paid a bonus?", None)
 
 # %% [markdown]
-# **Turn it: the reward.** Write a reward of your own, such as one that pays short answers, and put
-# its name in the place of `bonus`.
+# **Turn it: the reward.** Write a reward of your own, such as one that pays short answers, and use
+# it instead of `bonus`.
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Another reward", 130, needs=["8.4", "8.5", "8.6", "8.7"]):
