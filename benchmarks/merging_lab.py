@@ -23,8 +23,8 @@ from labkit.training.scoring import said
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "merging.csv"
 STEPS = {"home": 50, "tickets": 20}
-NAMES = ["train", "factors", "rows_of", "ways", "changed", "kl_divergence"]
-NAMES += ["mixtures", "both_tasks"]
+NAMES = ["train", "factors", "rows_of", "dequantized", "original", "nf4", "changed"]
+NAMES += ["kl_divergence", "mixtures", "both_tasks"]
 
 
 def every_run():
@@ -51,7 +51,15 @@ def merges(lab, trained):
     commands = lab["rows_of"]("home", "test", 60)
     share, loss, wanted = said(trained, lab["tokenizer"], commands)
     found = {"as trained: right": 60 * share, "as trained: loss": loss}
-    for way, change in lab["ways"]().items():
+    nf4, dequantized, original = (lab[name] for name in ("nf4", "dequantized", "original"))
+    ways = {
+        "dequantized, 16 bits": dequantized,
+        "original, 16 bits": original,
+        "dequantized, then NF4": lambda *data: nf4(dequantized(*data)),
+        "original, then NF4": lambda *data: nf4(original(*data)),
+        "no adapter": lambda W, A, B: dequantized(W, A, 0 * B),
+    }
+    for way, change in ways.items():
         model = lab["changed"](change, lab["pairs"]["home"])
         share, loss, logits = said(model, lab["tokenizer"], commands)
         found |= {f"{way}: right": 60 * share, f"{way}: loss": loss}

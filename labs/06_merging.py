@@ -345,17 +345,6 @@ def original(W, A, B):
     return merged_weight(W, A, B, alpha=len(A))
 
 
-def ways():
-    """{merge: the function of (W, A, B) that gives the merged weight}."""
-    return {
-        "dequantized, 16 bits": dequantized,
-        "original, 16 bits": original,
-        "dequantized, then NF4": lambda *data: nf4(dequantized(*data)),
-        "original, then NF4": lambda *data: nf4(original(*data)),
-        "no adapter": lambda W, A, B: dequantized(W, A, 0 * B),
-    }
-
-
 def changed(change, pairs):
     """A plain model whose weight W is change(W, A, B) in each layer of `pairs`."""
     model = models.load()[0]
@@ -372,7 +361,14 @@ guess_merge = lab.predict("Into the original: how many of the 60 answers are rig
 if lab.experiment("One adapter, four merges", 50, needs=["6.1", "6.2", "6.4"]):
     share, _, wanted = said(trained, tokenizer, commands)
     right, kls = {"as trained": round(60 * share)}, {}
-    for way, change in live.progress(list(ways().items()), "merges"):
+    ways = {
+        "dequantized, 16 bits": dequantized,
+        "original, 16 bits": original,
+        "dequantized, then NF4": lambda *data: nf4(dequantized(*data)),
+        "original, then NF4": lambda *data: nf4(original(*data)),
+        "no adapter": lambda W, A, B: dequantized(W, A, 0 * B),
+    }
+    for way, change in live.progress(ways.items(), "merges", len(ways)):
         share, _, logits = said(changed(change, pairs["home"]), tokenizer, commands)
         right[way], kls[way] = round(60 * share), kl_divergence(wanted, logits)
     display(figures.merges(kls, right, 60, guess_merge))
