@@ -522,26 +522,18 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
 #
 # A merged file serves one customer. The other way: one base in memory, the adapters next to it, and
 # each request names the one that it wants. Here are two more customers. They get the same messages
-# with the same system message, but one wants JSON and one wants German. Train an adapter for each.
+# with the same system message, but one wants JSON and one wants a sentence. Train an adapter for
+# each.
+
 
 # %%
-GERMAN = {
-    **{"plumber": "Klempner", "electrician": "Elektriker", "heating": "Heizung"},
-    **{"locksmith": "Schlosser", "carpenter": "Tischler", "glazier": "Glaser"},
-    **{"kitchen": "Küche", "bathroom": "Bad", "bedroom": "Schlafzimmer", "attic": "Dachboden"},
-    **{"living room": "Wohnzimmer", "hallway": "Flur", "basement": "Keller"},
-    **{"laundry room": "Waschküche", "Monday": "Montag", "Tuesday": "Dienstag"},
-    **{"Wednesday": "Mittwoch", "Thursday": "Donnerstag", "Friday": "Freitag"},
-    **{"morning": "Vormittag", "afternoon": "Nachmittag"},
-}
-
-
 def as_json(answer):
     return json.dumps(dict(zip(FIELDS, answer.split("; "), strict=True)))
 
 
-def in_german(answer):
-    return "; ".join(GERMAN.get(part, part) for part in answer.split("; "))
+def as_sentence(answer):
+    trade, room, apartment, day, time_of_day = answer.split("; ")
+    return f"Apartment {apartment}, {room}: the {trade} comes {day} {time_of_day}."
 
 
 def rewritten(rows, how):
@@ -552,19 +544,19 @@ def rewritten(rows, how):
 
 # %% tags=["experiment"]
 if lab.experiment("An adapter for each customer", 110, needs=["7.1", "7.2"]):
-    customers = {"office": str, "json": as_json, "german": in_german}
+    customers = {"office": str, "json": as_json, "sentence": as_sentence}
     folders = {"office": office.folder}
-    for name in ("json", "german"):
+    for name in ("json", "sentence"):
         again = rewritten(train_rows, customers[name])
         cut = audit(again, tokenizer, MAX_LENGTH)["truncated"]
         print(f"{name}: {len(cut)} rows are too long now, and left out")
         kept = [row for number, row in enumerate(again) if number not in cut]
         folders[name] = train_on(kept, name).folder
     fleet = PeftModel.from_pretrained(models.load()[0], folders["office"], "office")
-    for name in ("json", "german"):
+    for name in ("json", "sentence"):
         fleet.load_adapter(folders[name], adapter_name=name)
     fleet.tokenizer = tokenizer
-    size = sum(p.nbytes for n, p in fleet.named_parameters() if ".german." in n)
+    size = sum(p.nbytes for n, p in fleet.named_parameters() if ".sentence." in n)
     print(f"base {base.get_memory_footprint() / 1e6:.0f} MB, each adapter {size / 1e6:.1f} MB")
 
 # %% [markdown]
