@@ -119,4 +119,4 @@ def makefile(text: str) -> str:
     others = re.compile(r"(?!setup:|lab:)[\w-]+:")
     kept = "\n\n".join(block for block in text.split("\n\n") if not others.match(block))
     kept = re.sub(r"(?m)^\.PHONY: .*$", ".PHONY: setup lab", kept)
-    return re.sub(r"(?m)^NBVAL .*\n", "", kept)
+    return re.sub(r"(?m)^(NBVAL|PYTEST) .*\n", "", kept)
