@@ -328,9 +328,9 @@ if lab.experiment("The office's adapter, and its score", 70, needs=["7.1", "7.2"
 
 # %% [markdown]
 # The look-up copies well: it often finds the room and the apartment. But it cannot tell *your*
-# apartment from the neighbor's, or the day that suits from the day that doesn't. For that one has
-# to read. The adapter reads: over three seeds of split and training, it gets more than nine of ten
-# answers right, and the look-up fewer than two ([evidence](../docs/evidence/07_ship.md#the-score)).
+# apartment from the neighbor's, or the day that suits from the day that doesn't. That takes
+# reading. Over three seeds of split and training, the adapter gets more than nine of ten answers
+# right, and the look-up fewer than two ([evidence](../docs/evidence/07_ship.md#the-score)).
 #
 # How sure is such a score? If a share $p$ of $n$ independent answers is right, its standard error
 # is $\sqrt{p (1 - p) / n}$: four points for 80% of 100. To compare two models on the same rows,
@@ -376,7 +376,7 @@ guess_template = lab.predict("Asked with Llama 2's template: what % will be righ
 
 # %% [markdown]
 # **Turn it: the template.** Add a way of your own to `otherwise`: another system message, a typo in
-# a special token, a blank at the end. Then run both cells again.
+# a special token, a space at the end. Then run both cells again.
 
 # %% tags=["experiment"]
 if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"]):
@@ -390,8 +390,8 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
 
 # %% [markdown]
 # A first token written twice costs nothing here. What a missing generation prompt or another system
-# message costs cannot be foretold: in some runs nothing, in others most answers. With Llama 2's
-# template or none at all, most answers are wrong in every run
+# message costs is hard to predict: in some runs hardly anything, in others half of the answers.
+# With Llama 2's template or none at all, most answers are wrong in every run
 # ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). So a model can survive some
 # faults, and then a good answer hides that something is wrong.
 #
