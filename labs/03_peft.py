@@ -782,10 +782,9 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {before:.1f} before, {after:.1f} after: {after / before - 1:+.0%}")
 
 # %% [markdown]
-# After this short training on JSON the model gives everyday English a lower probability. Whether
-# LoRA forgets less than full fine-tuning is disputed, and three seeds here can't settle it
-# ([evidence](../docs/evidence/03_peft.md#forgetting)). With LoRA you can always switch the adapter
-# off, and the base is what it was.
+# After this short training on JSON the model gives everyday English a lower probability. With LoRA
+# you can always switch the adapter off, and the base is what it was. Lab 9 shows what such
+# forgetting looks like in answers, and trains it away.
 #
 # ## Take it with you
 #

@@ -15,7 +15,7 @@ import torch
 
 from labkit.probes import tiny
 from labkit.probes.adapters import kind
-from labkit.probes.watch import Watch, tensors
+from labkit.probes.watch import Filled, tensors
 
 # --- 7.1 -----------------------------------------------------------------------------------
 
@@ -211,11 +211,8 @@ def batched(batched_lora, x, A, B, scaling, index):
 PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "linear")}
 
 
-class _Products(Watch):
-    """Counts operations, multiplications, and the numbers in the largest tensor.
-
-    torch.empty gives what memory had. Here that is NaN, so that nobody is lucky.
-    """
+class _Products(Filled):
+    """Counts operations, multiplications, and the numbers in the largest tensor."""
 
     largest = multiplied = 0
 
@@ -226,8 +223,7 @@ class _Products(Watch):
         name = function._schema.name
         if name in PRODUCTS:  # sums over the last axis of the argument before the last
             self.multiplied += out.numel() * args[-2].shape[-1]
-        elif "empty" in name and out.is_floating_point():
-            out.fill_(torch.nan)
+        super().seen(function, args, kwargs, out)
 
 
 def batched_work(batched_lora, x, A, B, scaling, index, size, name):
