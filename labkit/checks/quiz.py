@@ -14,7 +14,7 @@ LETTER = re.compile(r"\W*([a-z])\W*")  # "b", and what people write for it: " B.
 def judge(quiz, number):
     """Compare the letters that `quiz()` returns with lab `number`'s key; explain what was chosen.
 
-    The key, labNN/quiz.toml, has for each question the right letter and a reason for every option.
+    The key, `quiz` in labNN.toml, has for each question the right letter and a reason for every option.
     One point a question, for the first letter that this session saw. So another one is explained
     and changes nothing. Raises CheckFailed, with the points of the right ones, for a wrong letter.
     """
