@@ -154,12 +154,11 @@ if lab.experiment("An adapter for home alone", 60):
 def token_kl(student_logits, teacher_logits, mask, reverse=True):
     """Logits (b, n, vocab) of two models, mask (b, n) -> mean KL per position in nats, ()."""
     # BEGIN SOLUTION
-    p = student_logits.float().log_softmax(-1)
-    q = teacher_logits.float().log_softmax(-1)
+    p = student_logits[mask].float().log_softmax(-1)  # (k, vocab)
+    q = teacher_logits[mask].float().log_softmax(-1)
     if not reverse:
         p, q = q, p
-    kl = (p.exp() * (p - q)).sum(-1)  # (b, n)
-    return kl[mask].mean()
+    return (p.exp() * (p - q)).sum(-1).mean()
     # END SOLUTION
 
 
@@ -339,7 +338,8 @@ if lab.experiment("Distillation from its own base", 60, needs=["9.1", "9.2", "9.
 # %% tags=["experiment"]
 knobs = {"learned": (), "weight": 1.0, "steps": 15, "rate": 1e-3}
 if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
-    name = "without home" if not knobs["learned"] else f"{knobs}"
+    name = "weight {weight:g}, {steps} steps, rate {rate:g}" if knobs["learned"] else "without home"
+    name = name.format(**knobs)
     students[name] = distill(tuned, name, sampler(), **knobs)
     found[name] = marks(students[name])
     display(figures.kept(found))

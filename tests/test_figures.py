@@ -49,7 +49,6 @@ FIGURES = {
     "settings": lambda: lab02.turned({"r=8, alpha=16": RISES, "r=64, alpha=16": FALLS}),
     "right_answers": lambda: lab02.right_answers({"base": (0, 3), "LoRA": (37, 52)}, 60, NO_GUESS),
     "memory": lambda: lab02.memory(PEAKS, NO_GUESS),
-    "latency": lambda: lab02.latency(TIMES),
 }
 
 
@@ -62,7 +61,7 @@ def test_a_figure_has_one_sentence_with_at_most_one_number(name):
     assert len(re.findall(r"(?<![\w.])\d[\d.,]*", re.sub("[AB] = 0", "", title))) <= 1
 
 
-@pytest.mark.parametrize("name", ["right_answers", "memory", "latency", "cuts", "endless"])
+@pytest.mark.parametrize("name", ["right_answers", "memory", "cuts", "endless"])
 def test_bars_begin_at_zero(name):
     assert all(ax.get_ylim()[0] == 0 for ax in FIGURES[name]().axes)
 
