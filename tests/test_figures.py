@@ -18,8 +18,6 @@ PEAKS = {
     "full": {"weights": 5e8, "gradients": 5e8, "optimizer": 1e9},
     "LoRA": {"weights": 5e8, "gradients": 1e5, "optimizer": 2e5},
 }
-ROUND = {"base": 1.0, "LoRA, unmerged": 1.5, "LoRA, merged": 1.0}
-TIMES = [ROUND, ROUND | {"base": 1.1}]
 COSTS, ERRORS = [0.1, 0.2, 1.1], {"photograph": [0.3, 0.2, 0.1], "noise": [0.9, 0.8, 0.4]}
 KINDS = {"q_proj": [100, 120], "up_proj": [300, 310]}
 SHARES = pd.DataFrame(
