@@ -18,10 +18,9 @@
 # such judgments: from pairs of answers (DPO), and from a reward for each answer that it samples
 # (GRPO). You write both losses and the whole step, and see both methods change what the model says.
 # You will also see a reward that rises while the answers you would use don't get better, and one
-# that is easier to game than to earn honestly.
+# that is easy to game.
 #
-# LoRA fits well here: the model before training, which DPO compares with, is still in memory under
-# the adapter.
+# LoRA fits well here: the model before training is still in memory, under the adapter.
 #
 # {{ time }}
 
@@ -340,7 +339,7 @@ if lab.experiment("Other pairs, beta or rate", 60, needs=["8.1", "8.2", "8.3"]):
 #
 # A second mistake makes no noise at all. If the reference is computed with the adapter *on*, policy
 # and reference are the same, the margin is 0, and the loss stays at $\log 2 = 0.693$ in every step.
-# The gradient isn't zero, so the model drifts without a limit.
+# The gradient isn't zero, so the model drifts.
 #
 # ## Better than its group
 #
@@ -691,10 +690,9 @@ if lab.experiment("GRPO on home", 170, needs=["8.4", "8.5", "8.6", "8.7"]):
 # least five standard errors each time ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). So
 # GRPO did what it is paid for. Now look at the *greedy* answers. In those runs their reward didn't
 # move, and fewer were right: 17 to 20 of 100, after 27. From a weaker start and at a constant rate,
-# greedy answers did gain ([evidence](../docs/evidence/08_rewards.md#ranks-and-rates)). A rising
-# reward doesn't tell you which of the two you have, so compare greedy answers before you believe a
-# gain. Whether rewards can teach a model what it couldn't say at all is disputed ([Yue et al.
-# 2025](https://arxiv.org/abs/2504.13837)).
+# greedy answers did gain ([evidence](../docs/evidence/08_rewards.md#ranks-and-rates)). So compare
+# greedy answers before you believe a gain. Whether rewards can teach a model what it couldn't say
+# at all is disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)).
 #
 # ## A reward that can be hacked
 #
