@@ -7,6 +7,6 @@ class LabError(Exception):
     def _render_traceback_(self):
         """The traceback that IPython prints: the message, nothing else.
 
-        Without a colour of its own: notebooks put it on red, where red letters are hard to read.
+        Without a color of its own: notebooks put it on red, where red letters are hard to read.
         """
         return [str(self)]

@@ -18,7 +18,7 @@ from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours: told apart by colour-blind readers and in grey print
+# Okabe and Ito's colors: told apart by color-blind readers and in gray print
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 INK = "#333333"
 # The course's palette: a color means a role. Colorblind readers can distinguish these
@@ -112,11 +112,11 @@ def likely(shares: np.ndarray, n: int, z: float = 1.96) -> tuple[np.ndarray, np.
     return (shares + far / 2 - half) / (1 + far), (shares + far / 2 + half) / (1 + far)
 
 
-def traced(ax: Axes, values: Sequence[float], colour: str, weight: float = 0.8, **options) -> None:
+def traced(ax: Axes, values: Sequence[float], color: str, weight: float = 0.8, **options) -> None:
     """Draw `values` against the step, faint, and their `smooth` line; `options` are the line's."""
     x = range(1, len(values) + 1)
-    ax.plot(x, values, color=colour, alpha=0.3, lw=1)
-    ax.plot(x, smooth(values, weight), color=colour, **options)
+    ax.plot(x, values, color=color, alpha=0.3, lw=1)
+    ax.plot(x, smooth(values, weight), color=color, **options)
 
 
 def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
@@ -145,9 +145,9 @@ def growing(
     n_rows = -(-len(values) // 3)
     n_columns = -(-len(values) // n_rows)
     fig, axes = figure(n_columns, height=2.2 * n_rows, n_rows=n_rows, squeeze=False)
-    for ax, colour, (name, told) in zip(axes.flat, PALETTE, values.items(), strict=False):
+    for ax, color, (name, told) in zip(axes.flat, PALETTE, values.items(), strict=False):
         ax.axhline(0, color=INK, lw=0.6)  # in each panel, so that a small change looks small
-        traced(ax, told, colour, 0.6)
+        traced(ax, told, color, 0.6)
         ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=(labels or {}).get(name, name))
         ax.xaxis.get_major_locator().set_params(integer=True)
         if not any(told):

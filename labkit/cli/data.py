@@ -7,7 +7,7 @@ import typer
 
 from labkit.cli.shared import Json, console_for, one_line, print_json
 
-COLOURS = {"wrong": "red", "look": "yellow", "note": "dim"}
+COLORS = {"wrong": "red", "look": "yellow", "note": "dim"}
 
 
 @one_line(OSError)
@@ -43,7 +43,7 @@ def _show(found, console):
     for line in found.summary():
         say(line)
     for finding in found.findings:
-        say(f"{finding.level:>5}  {found.line(finding)}", COLOURS[finding.level])
+        say(f"{finding.level:>5}  {found.line(finding)}", COLORS[finding.level])
         say(f"       → {finding.as_dict()['do']}")
     if found.wrong:
         say("Training on this would go wrong: fix the lines marked 'wrong', then check again.")

@@ -45,7 +45,7 @@ def missing() -> list[str]:
     """What pip would add to what is installed: a list of `name==version`."""
     needs = [need for need in importlib.metadata.requires("lora-labs") if "extra ==" not in need]
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "report.json"  # in a notebook pip would colour what it prints
+        path = Path(scratch) / "report.json"  # in a notebook pip would color what it prints
         _pip("--dry-run", "--report", str(path), *needs)
         report = json.loads(path.read_text("utf-8"))
     return ["{name}=={version}".format(**item["metadata"]) for item in report["install"]]

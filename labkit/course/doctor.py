@@ -14,7 +14,7 @@ MODEL = "smollm2-135m"
 GIB = 2**30
 LAB_BYTES = 6 * GIB  # of memory for a lab; the largest peaks at 5 GB
 INSTALL = "pip install -e '.[dev]'"
-COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
+COLORS = {"ok": "green", "warn": "yellow", "bad": "red"}
 
 
 @dataclass
@@ -52,7 +52,7 @@ def show(findings: list[Finding], console: Console) -> None:
     """Print the findings as a table."""
     table = Table("what", "", "value", "note", box=None)
     for f in findings:
-        table.add_row(f.what, Text(f.verdict, COLOURS[f.verdict]), Text(f.value), Text(f.mend))
+        table.add_row(f.what, Text(f.verdict, COLORS[f.verdict]), Text(f.value), Text(f.mend))
     console.print(table)
 
 

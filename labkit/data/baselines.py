@@ -1,4 +1,4 @@
-"""What a model has to beat: the most frequent answer, and that of the nearest training prompt."""
+"""Baselines to beat: the most frequent answer, and that of the nearest training prompt."""
 
 import math
 from collections import Counter, defaultdict
@@ -7,15 +7,15 @@ from labkit.data.shapes import Example, folded
 
 
 def most_frequent(train: list[Example], asked: list[Example]) -> list[str]:
-    """The training's most frequent answer (the first of them) to everything."""
+    """The training's most frequent answer (the first of them) for everything."""
     usual = Counter(e.answer.strip() for e in train).most_common(1)[0][0]
     return [usual] * len(asked)
 
 
 def nearest(train: list[Example], asked: list[Example]) -> list[str]:
-    """The answer of the training prompt that shares most letters with what is asked.
+    """The answer of the training prompt most similar to each prompt.
 
-    Cosine of prompts as counts of three letters in a row, rare ones weighing more (TF-IDF).
+    Similarity is the cosine of trigram counts, weighted by rarity (TF-IDF).
     """
     counts = [_threes(e.key) for e in train]
     spread = Counter(gram for count in counts for gram in count)
@@ -25,15 +25,15 @@ def nearest(train: list[Example], asked: list[Example]) -> list[str]:
         norm = math.sqrt(sum((n * weight[g]) ** 2 for g, n in count.items())) or 1.0
         for gram, n in count.items():
             index[gram].append((row, n * weight[gram] / norm))
-    told = []
+    answers = []
     for example in asked:
         scores = Counter()
         for gram, n in _threes(example.key).items():
             for row, value in index.get(gram, ()):
                 scores[row] += n * weight[gram] * value
         best = max(range(len(train)), key=lambda row: (scores[row], -row))
-        told.append(train[best].answer.strip())
-    return told
+        answers.append(train[best].answer.strip())
+    return answers
 
 
 def _threes(text):
@@ -42,7 +42,7 @@ def _threes(text):
 
 
 def right(told: str, wanted: str) -> bool:
-    """Whether an answer is the wanted one, to the letter; spaces around it do not count."""
+    """Whether an answer is exactly the wanted one, ignoring spaces around it."""
     return told.strip() == wanted.strip()
 
 

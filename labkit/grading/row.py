@@ -25,7 +25,7 @@ class Row:
     submission: str
     status: str  # graded, or why it is not: unreadable, crashed, timeout
     reason: str = ""
-    lab: str = ""  # its stem; empty where none is recognised
+    lab: str = ""  # its stem; empty where none is recognized
     earned: int | float = 0
     possible: int | float = 0
     seconds: int | float = 0.0

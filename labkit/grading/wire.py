@@ -33,7 +33,7 @@ def send(sock: socket.socket, kind: bytes, body: bytes = b"") -> None:
 def send_fds(
     sock: socket.socket, message: bytes, fds: Sequence[int], hopeless: Callable | None = None
 ) -> None:
-    """As `socket.send_fds`, where a neighbour has thousands of descriptors under way.
+    """As `socket.send_fds`, where a neighbor has thousands of descriptors under way.
 
     The kernel counts those of a user, and refuses one more (ETOOMANYREFS) above the number of files
     that the sender may open. That is raised as far as it goes; then there is waiting, until

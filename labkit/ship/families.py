@@ -1,6 +1,6 @@
 """The families of models that are written as GGUF: their names there, settings, and order of rows.
 
-Llama's rows of q and k change places (`order`), since llama.cpp turns neighbours of them where
+Llama's rows of q and k change places (`order`), since llama.cpp turns neighbors of them where
 transformers turns the two halves of a head. For Qwen it turns halves, too.
 """
 

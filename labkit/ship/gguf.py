@@ -82,7 +82,7 @@ def write_adapter(folder: str | Path, config: "PretrainedConfig", out: str | Pat
 
 
 def load_(model: "PreTrainedModel", path: str | Path) -> None:
-    """Put the weights of a GGUF into a model of the same shapes, dequantised, in its own dtype.
+    """Put the weights of a GGUF into a model of the same shapes, dequantized, in its own dtype.
 
     What an engine computes with, but for the engine's own rounding. LabError for another model.
     """

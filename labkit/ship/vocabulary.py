@@ -30,7 +30,7 @@ def write(
     data = json.loads(tokenizer.backend_tokenizer.to_str())
     normalizer = (data["normalizer"] or {}).get("type")
     if data["model"]["type"] != "BPE" or normalizer not in (None, "NFC"):
-        kind = f"{data['model']['type']}, normalised by {normalizer}"
+        kind = f"{data['model']['type']}, normalized by {normalizer}"
         raise LabError(f"a tokenizer of type {kind}: only byte-level BPE is written")
     size = model.config.vocab_size
     words = {i: word for word, i in tokenizer.get_vocab().items()}

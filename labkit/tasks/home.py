@@ -1,7 +1,7 @@
 """Task `home`: spoken smart-home commands and their JSON, from home-assistant-intents' templates.
 
 A command is one reading of a sentence template with its slots filled. The test split holds only
-templates, readings and open values (names, rooms, items, numbers, colours) that training lacks.
+templates, readings and open values (names, rooms, items, numbers, colors) that training lacks.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""A filter for system calls that no lab needs and that attacks on the kernel or neighbours do.
+"""A filter for system calls that no lab needs and that attacks on the kernel or neighbors do.
 
 Some are refused. Locks on files and the size of a socket's buffers do nothing and report success:
 a lock on a file of the machine is seen by all that read it, and libraries that lock their own
