@@ -30,7 +30,7 @@ def pages(
 
 
 def files(root: Path) -> list[Path]:
-    """The evidence pages of the course in the folder `root`, in order."""
+    """The evidence pages of the course in `root`, in order."""
     return sorted((root / "docs" / "evidence").glob("*.md"))
 
 
