@@ -165,9 +165,8 @@ def check_sandbox() -> Finding:
         return Finding("sandbox", value, "ok", mend)
     if found == "alone":
         mend = "only for grading: no nested user namespaces: each submission warms up"
-        return Finding(
-            "sandbox", f"bubblewrap, one warm process per submission{bound}", "warn", mend
-        )
+        value = f"bubblewrap, one warm process per submission{bound}"
+        return Finding("sandbox", value, "warn", mend)
     mend = f"only for grading: bubblewrap does not work here ({sandbox.mend(found)})"
     return Finding("sandbox", "bubblewrap, which fails", "warn", mend)
 

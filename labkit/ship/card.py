@@ -37,9 +37,7 @@ def write(into: Path, asked: "Asked", parts: "Parts", facts: dict) -> None:
 def text(facts: dict) -> str:
     """The text of README.md."""
     where = facts["measured"]
-    measured = (
-        MEASURED.format(where=where) if where else "Not measured: use `--data FILE`."
-    )
+    measured = MEASURED.format(where=where) if where else "Not measured: use `--data FILE`."
     blocks = [f"{who}:\n\n```\n{line}\n```\n" for who, line in facts["lines"].items()]
     return CARD.format(
         title=facts["title"],

@@ -26,11 +26,7 @@ KINDS = {  # kind -> (matrices, embeddings, file type)
     "f16": ("F16", "F16", "MOSTLY_F16"),
     "bf16": ("BF16", "BF16", "MOSTLY_BF16"),
     "q8_0": ("Q8_0", "Q8_0", "MOSTLY_Q8_0"),
-    "q4_0": (
-        "Q4_0",
-        "Q8_0",
-        "MOSTLY_Q4_0",
-    ),  # embeddings suffer in 4 bits; llama.cpp avoids it
+    "q4_0": ("Q4_0", "Q8_0", "MOSTLY_Q4_0"),  # llama.cpp spares embeddings, which 4 bits harm
 }
 
 

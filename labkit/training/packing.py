@@ -29,10 +29,7 @@ def pack(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     lengths = torch.tensor([len(row["input_ids"]) - p for row in rows])
     for row in rows:
         ids += row["input_ids"][p:]
-        labels += [
-            IGNORED,
-            *row["labels"][p + 1 :],
-        ]  # no token predicts a row's first
+        labels += [IGNORED, *row["labels"][p + 1 :]]  # no token predicts a row's first
         places += range(p, len(row["input_ids"]))
     starts = p + lengths.cumsum(0) - lengths
     columns = torch.arange(int(lengths.max()))
