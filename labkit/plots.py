@@ -113,7 +113,7 @@ def likely(shares: np.ndarray, n: int, z: float = 1.96) -> tuple[np.ndarray, np.
 
 
 def traced(ax: Axes, values: Sequence[float], color: str, weight: float = 0.8, **options) -> None:
-    """Plot `values` faintly against the step, with their `smooth` line; `options` style the line."""
+    """Plot `values` faintly against the step, with `options` for their `smooth` line."""
     x = range(1, len(values) + 1)
     ax.plot(x, values, color=color, alpha=0.3, lw=1)
     ax.plot(x, smooth(values, weight), color=color, **options)

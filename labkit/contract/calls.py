@@ -40,7 +40,7 @@ class NotWritten(Exception):
 
 
 class NoAnswer(Exception):
-    """The learner's process gave no answer: the object is missing, or its call ended the process."""
+    """No answer from the learner's process: the object is missing, or its call ended it."""
 
 
 @dataclass
