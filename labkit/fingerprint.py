@@ -54,7 +54,6 @@ def _version(name: str) -> str | None:
 
 
 def _plain(value: object) -> object:
-    """JSON for sets (sorted), and str() for other objects."""
     return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 

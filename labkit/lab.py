@@ -55,19 +55,16 @@ class Lab:
         return self._guesses[question]
 
     def experiment(self, title: str, seconds: float, needs: Sequence[str] = ()) -> bool:
-        """Announce an experiment and its time; False, with the reason, if exercises are open.
-
-        `needs` lists the ids of the exercises whose functions the experiment runs.
-        """
+        """Announce an experiment; False, with the reason, if exercises `needs` are open."""
         if self._waits(title, needs):
             return False
         live.announce(title, seconds)
         return True
 
     def gpu(self, title: str, known: str, needs: Sequence[str] = ()) -> bool:
-        """Whether an experiment for a GPU runs; else one line that ends in `known`.
+        """Whether an experiment for a GPU runs.
 
-        `known` says what it would show, and what others measured, with the source.
+        Else it prints one line that ends in `known`: what others measured, with the source.
         """
         if self._waits(title, needs):
             return False
@@ -78,7 +75,6 @@ class Lab:
         return False
 
     def _waits(self, title, needs):
-        """Whether exercises needed by an experiment are open; prints a line if so."""
         open_ids = [id for id in needs if self._status(id) not in contract.STANDS]
         if open_ids:
             names = ", ".join(f"{id} ({self._find(id)['name']})" for id in open_ids)
@@ -115,10 +111,7 @@ class Lab:
             print(f"◐ {id} {contract.LENT}. Write your own any time: it then counts.")
 
     def resume(self) -> None:
-        """After a restart, run and check the cells of passed exercises again.
-
-        A training's own cell restores it from the cache, in seconds.
-        """
+        """After a restart, run and check the cells of passed exercises again."""
         found = session.saved(self.stem)
         for exercise in self.exercises if found else ():
             id, shell = exercise["id"], get_ipython()

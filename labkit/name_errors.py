@@ -23,10 +23,7 @@ def _after(result):
 
 
 def advice(name: str, cells: list[str]) -> str:
-    """What to run to define `name`; `cells` are the sources that ran so far.
-
-    If one is an experiment that defines it, the experiment waited or stopped.
-    """
+    """What to run to define `name`; an experiment among the run `cells` did not finish."""
     for cell in reversed(cells):
         for title, names in _experiments(cell):
             if name in names:

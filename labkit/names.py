@@ -68,10 +68,7 @@ def symbols(text: str, most: float = float("inf")) -> Iterator[symtable.Symbol]:
 
 
 def reached(names: Iterable[str], makers: dict[str, Iterable], used: Callable) -> set:
-    """The makers of `names`, the makers of the names that these use, and so on.
-
-    `makers` is {name: its makers}; `used(maker)` are the names that one uses.
-    """
+    """The makers of `names`, of the names that these use (`used(maker)`), and so on."""
     found, seen, waiting = set(), set(), list(names)
     while waiting:
         name = waiting.pop()

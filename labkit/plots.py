@@ -173,10 +173,7 @@ def compare_answers(
     answers: dict[str, Sequence[str]],
     rows: int = 8,
 ) -> HTML:
-    """An HTML table of the first `rows` questions: wanted answer, each model's answer, ✓ or ✗.
-
-    `answers` maps a model's name to its answers; with `wanted=None` nothing is marked.
-    """
+    """An HTML table of {model: answers} to the first `rows` questions, with ✓ or ✗ by `wanted`."""
     table = jinja2.Template(ANSWERS.read_text("utf-8"), autoescape=True)
     columns = {"questions": questions, "wanted": wanted, "answers": answers}
     return HTML(table.render(columns, n=min(rows, len(questions))))

@@ -41,10 +41,7 @@ def solved_book(stem: str) -> Path | None:
 
 
 def solved_cells(stem: str) -> list[str] | None:
-    """Code cells with the lab's solutions and imports; None if there are none.
-
-    They are the solved notebook's without experiments, or those that `packed` stored.
-    """
+    """Code cells with the lab's solutions and imports, or `packed` ones; None if there are none."""
     if book := solved_book(stem):
         return code_cells(book)
     lent = Path(__file__).parent / "_lent" / f"{stem}.b64"
@@ -54,10 +51,7 @@ def solved_cells(stem: str) -> list[str] | None:
 
 
 def course_cells(stem: str) -> list[str]:
-    """All code cells of a lab's student notebook, if it is here, and of its solution.
-
-    Experiments are included, except in cells from `packed`.
-    """
+    """All code cells of a lab's student notebook and of its solution, if they are here."""
     given, solved = Path(__file__).parents[1] / "notebooks" / f"{stem}.ipynb", solved_book(stem)
     books = [book for book in (given, solved) if book and book.is_file()]
     cells = [cell for book in books for cell in code_cells(book, experiments=True)]
@@ -65,10 +59,7 @@ def course_cells(stem: str) -> list[str]:
 
 
 def packed(solved: Path, student: Path) -> bytes:
-    """A release's copy of a solved notebook: exercises and what they use, without text and quiz.
-
-    An exercise is a cell that differs in the student's notebook.
-    """
+    """A release's copy of a solved notebook: exercises and what they use, without text and quiz."""
     cells = code_cells(solved)
     pairs = zip(cells, code_cells(student), strict=True)
     names = set().union(*(defined(mine) for mine, theirs in pairs if mine != theirs)) - {"quiz"}

@@ -67,7 +67,6 @@ def train(
 
 
 def _file(given):
-    """Train on the user's file; print its scores and the folder."""
     if given["out"] is None:
         raise LabError(f"say where the adapter goes: labkit train {given['file']} --out my-adapter")
     from dataclasses import fields

@@ -59,10 +59,7 @@ class Session:
     namespace: dict = field(default_factory=dict)  # where the learner's code looks names up
 
     def clear(self) -> None:
-        """Forget verdicts, loans, and where solutions come from.
-
-        A quiz's first letters stay, also when a lab is started again.
-        """
+        """Forget verdicts, loans and solutions, but not a quiz's first letters."""
         self.records.clear()
         self.loans.clear()
         self.reference, self.namespace = None, {}
@@ -123,10 +120,7 @@ class Session:
 
     @contextlib.contextmanager
     def lent(self, sources: dict[str, str]) -> Iterator[dict]:
-        """Replace the learner's objects by the course's own; `sources` is `{id: source}`.
-
-        Yields `{name: object}`.
-        """
+        """Use the course's objects, `{id: source}`, for the learner's; yields `{name: object}`."""
         theirs = {}
         for id, source in sources.items():
             own = defined_by(source)
@@ -163,7 +157,6 @@ def defined_by(source: str) -> dict:
 
 
 def _changed(f, before, after):
-    """What `f` did to its arguments, one line each, by the names of its parameters."""
     try:
         names = list(inspect.signature(f).parameters)
     except (TypeError, ValueError):

@@ -80,7 +80,6 @@ def _unfit(sizes, n):
 
 
 def _unknown(name):
-    """The hint for an undefined name."""
     if hasattr(math, name):
         return f"it is math.{name}"
     if name in SHORT:

@@ -10,10 +10,7 @@ MODES = "its training mode"
 
 
 def changes(before: object, after: object, name: str) -> list[str]:
-    """One line per change to the input `name`; [] if unchanged.
-
-    `before` is a `picture` of it, `after` the object itself.
-    """
+    """One line per change from `before`, a `picture` of the input `name`, to `after`."""
     import torch
 
     if not isinstance(after, torch.nn.Module):
@@ -97,7 +94,6 @@ def _table(thing):
 
 
 def _adapters(model):
-    """Each PEFT layer's active adapter, and whether adapters are disabled."""
     layers = {n: m for n, m in model.named_modules() if hasattr(m, "active_adapters")}
     return {
         name: [str(m.active_adapters), getattr(m, "disable_adapters", False)]

@@ -23,10 +23,7 @@ class NotRun:
 
 
 class Verdict(NamedTuple):
-    """The result of an exercise; `note` is the check's text for a pass.
-
-    `head` names the object at fault.
-    """
+    """The result of an exercise; `note` is shown for a pass, `head` is the object at fault."""
 
     status: str
     earned: int
@@ -69,17 +66,13 @@ def _stubs(id, objects):
 
 
 def _is_stub(thing):
-    """Whether a function, or a method of a class, is still a stub."""
     parts = vars(thing).values() if isinstance(thing, type) else [thing]
     codes = [getattr(part, "__code__", None) for part in parts]
     return any("NotImplementedError" in getattr(code, "co_names", ()) for code in codes)
 
 
 def _judge(session, check, objects, exercise):
-    """The Verdict on the learner's objects, or one with the course's own for open exercises.
-
-    The first is returned if the second adds nothing.
-    """
+    """The Verdict on the learner's objects, or with the course's own for open exercises."""
     own, sources = None, {}
     try:
         own = _verdict(session, check, objects, exercise["points"])
@@ -120,7 +113,6 @@ def _is(several):
 
 
 def _verdict(session, check, objects, points):
-    """The Verdict of one run of a check."""
     session.faults = faults = []
     try:
         note = check(*objects.values())
@@ -158,7 +150,6 @@ def _named(fault, text, own):
 
 
 def _about(fault, own):
-    """The names of an exercise's objects observed last before a fault."""
     return [name for name, one in own.items() if any(one is other for other in fault.about)]
 
 

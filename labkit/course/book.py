@@ -135,7 +135,6 @@ def _places(claim: claims.Claim, pages: dict) -> list[tuple]:
 
 
 def _sphinx(source: Path, out: Path, root: Path) -> str:
-    """Run Sphinx from source to out; its warnings."""
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
 

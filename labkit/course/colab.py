@@ -62,7 +62,6 @@ def _pip(*arguments):
 
 
 def _unload(packages):
-    """Forget the modules of `packages`; the next import finds the folder's."""
     for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
         del sys.modules[name]
 

@@ -8,10 +8,7 @@ from labkit.errors import LabError
 
 
 def root() -> Path:
-    """The course's folder: the current one, else where labkit was installed from.
-
-    LabError if there is none.
-    """
+    """The course's folder: the current one, else where labkit was installed from; else LabError."""
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]):
         if (folder / "pyproject.toml").is_file():
             if (folder / "labs").is_dir():

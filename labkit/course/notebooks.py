@@ -96,10 +96,7 @@ def _look_over(stem: str, text: str) -> None:
 
 
 def cut(text: str, solved: bool = False) -> str:
-    """A master's text with each solution block replaced by a stub, or only unmarked.
-
-    A block of given code that follows, commented out, replaces the stub.
-    """
+    """A master's text with solutions replaced by stubs or given code, or if `solved` unmarked."""
     lines, block, start, indent, word = [], None, 0, "", ""
     ended, before = None, 0  # the last solution's end; length of `lines` before
     for number, line in enumerate(text.splitlines(), 1):
@@ -139,7 +136,6 @@ def cut(text: str, solved: bool = False) -> str:
 
 
 def _given(block: list[str], indent: str, start: int) -> list[str]:
-    """The lines of a block of given code, uncommented."""
     code = []
     for number, line in enumerate(block, start + 1):
         text = line.removeprefix(f"{indent}#")
@@ -152,7 +148,6 @@ def _given(block: list[str], indent: str, start: int) -> list[str]:
 
 
 def _stub(block: list[str], indent: str, start: int) -> list[str]:
-    """The two lines that replace a removed block."""
     n_lines = sum(1 for line in block if line.strip() and not line.strip().startswith("#"))
     if not n_lines:
         raise BuildError(f"line {start}: the solution block has no code")
@@ -185,7 +180,6 @@ def to_notebook(text: str, name: str, project: dict) -> str:
 
 
 def _plain(cell: dict) -> dict:
-    """The cell with only its source and tags."""
     tags = cell.metadata.get("tags")
     bare = {
         "cell_type": cell.cell_type,

@@ -111,10 +111,7 @@ def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabRe
 def _run_all(
     results: dict[str, LabResult], seconds: dict[str, float], run_lab: Callable[..., None]
 ) -> None:
-    """Run the labs, several at a time, longest first, so that no core waits at the end.
-
-    On Ctrl-C running labs are killed and no other starts.
-    """
+    """Run the labs, several at a time, longest first; on Ctrl-C kill them and start no other."""
     at_once, threads = side_by_side(len(seconds))
     stems = sorted(seconds, key=seconds.get, reverse=True) if at_once > 1 else list(seconds)
     env, kernels = {"OMP_NUM_THREADS": str(threads)} | os.environ, []
@@ -227,7 +224,7 @@ def peak_bytes(manager: AsyncKernelManager) -> int | None:
 
 
 def _read_outputs(book: nbformat.NotebookNode, result: LabResult) -> None:
-    """Fill in what the lab published: exercises, headline, and what did not pass."""
+    """Fill in what the lab published, and what did not pass."""
     published = {}
     for cell in book.cells:
         for output in cell.get("outputs", []):

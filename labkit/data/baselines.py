@@ -13,10 +13,7 @@ def most_frequent(train: list[Example], asked: list[Example]) -> list[str]:
 
 
 def nearest(train: list[Example], asked: list[Example]) -> list[str]:
-    """The answer of the training prompt most similar to each prompt.
-
-    Similarity is the cosine of trigram counts, weighted by rarity (TF-IDF).
-    """
+    """For each prompt the answer of the most similar training prompt: cosine of TF-IDF trigrams."""
     counts = [_threes(e.key) for e in train]
     spread = Counter(gram for count in counts for gram in count)
     weight = {gram: math.log(len(train) / n) + 0.1 for gram, n in spread.items()}
@@ -41,13 +38,13 @@ def _threes(text):
     return Counter(padded[i : i + 3] for i in range(len(padded) - 2))
 
 
-def right(told: str, wanted: str) -> bool:
+def right(given: str, wanted: str) -> bool:
     """Whether an answer is exactly the wanted one, ignoring spaces around it."""
-    return told.strip() == wanted.strip()
+    return given.strip() == wanted.strip()
 
 
-def overlap(told: str, wanted: str) -> float:
+def overlap(given: str, wanted: str) -> float:
     """F1 of the words that two answers share, case folded: 1.0 for the same words, 0.0 for none."""
-    one, other = Counter(folded(told).split()), Counter(folded(wanted).split())
+    one, other = Counter(folded(given).split()), Counter(folded(wanted).split())
     shared = (one & other).total()
     return 2 * shared / (one.total() + other.total()) if shared else 0.0

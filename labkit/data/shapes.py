@@ -38,10 +38,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Example:
-    """A row to train on: a conversation, or a text if `messages` is empty.
-
-    `bad` has the ids of faults in its cells (explained in `meaning.MEANING`).
-    """
+    """A row to train on: a conversation or a text; `bad` are ids of faults (`meaning.MEANING`)."""
 
     line: int
     messages: list[dict] = field(default_factory=list)
@@ -204,7 +201,6 @@ def _cell(record, name):
 
 
 def _text_of(value):
-    """The text of a cell or a content, and its faults."""
     if isinstance(value, str):
         return value, []
     if isinstance(value, list) and value and all(_is_text_part(part) for part in value):

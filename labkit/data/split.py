@@ -8,10 +8,7 @@ from labkit.data.shapes import Example
 def split(
     examples: list[Example], share: float = 0.2, seed: int = 0, most: int = 200
 ) -> tuple[list[Example], list[Example]]:
-    """(train, test out): a `share` of the rows, at most `most`; rows of one prompt stay together.
-
-    The result does not depend on the order of the rows.
-    """
+    """(train, held out): a `share` of the rows, `most` at most; rows of a prompt stay together."""
     groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(example.key, []).append(example)

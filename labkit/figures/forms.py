@@ -185,7 +185,6 @@ def final(losses: Sequence[float]) -> float:
 
 
 def _weight(losses):
-    """The weight of the running mean; 0 for short runs."""
     return weight_for(len(losses)) if len(losses) > FEW else 0.0
 
 

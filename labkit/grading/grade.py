@@ -81,7 +81,6 @@ def grade(
 
 
 def _possible(how):
-    """LabError if this machine cannot grade as requested."""
     if sys.platform != "linux":
         raise LabError("grading needs Linux: on Windows use WSL, on a Mac a Linux container")
     if not how.unsafe and not how.scheduler and not sandbox.available():
@@ -89,10 +88,7 @@ def _possible(how):
 
 
 def _as_before(found, before):
-    """`(found, renamed)`: a file that was graded under a longer name keeps that one.
-
-    `renamed` has former names of files in `found`.
-    """
+    """Files with the longer names of earlier grading, and former names that are given up."""
     names, renamed = {}, set()
     graded = {entry.path: name for name, entry in before.items() if entry.path}
     for name, path in found.items():
@@ -144,10 +140,7 @@ def _rows(todo, seed, how):
 
 
 def _with(old, book, new, only):
-    """The old row with one exercise from `new`; `new` if the notebook has changed.
-
-    If `new` was not graded, the old row.
-    """
+    """The old row with one exercise from `new`; `new` itself if the notebook has changed."""
     fresh = new.exercise(only)
     if old.digest != book.digest:
         return new
@@ -175,10 +168,7 @@ def _kept(book, row, sources):
 
 
 def _report(out, renamed):
-    """Write the reports on all submissions ever graded into the folder.
-
-    `(rows, lines)`, the lines on points given by hand, and on interrupted exercises.
-    """
+    """Write the reports on all submissions ever graded; their rows, and lines that need a look."""
     with store.locked(out):
         for name in renamed:
             store.forget(out, name)
@@ -198,7 +188,6 @@ def mixed(out: Path) -> list[str]:
 
 
 def _alike(out, rows):
-    """Write the pages on similar submissions; a line on them."""
     from labkit.grading.after import similar
 
     sources = {name: entry.sources for name, entry in store.entries(out).items()}
@@ -207,7 +196,6 @@ def _alike(out, rows):
 
 
 def _notes(todo, found, before, renamed):
-    """Lines on rows that were in the folder before."""
     others = {name: e.path for name, e in before.items() if name not in found.keys() | renamed}
     gone = [name for name, path in others.items() if path and not os.path.lexists(path)]
     lines = [f"rows of earlier calls: {len(others)}"] if others else []

@@ -63,10 +63,7 @@ class Row:
 
 
 def made(kind: type, data: dict) -> Any:
-    """A dataclass of a kind from plain data; unknown fields are ignored.
-
-    ValueError if one is missing or has another type.
-    """
+    """A dataclass from plain data; unknown fields are ignored, wrong ones are a ValueError."""
     try:
         known = {f.name: data[f.name] for f in fields(kind) if f.name in data}
         found = kind(**{k: v for k, v in known.items() if v is not None or k not in ABSENT})

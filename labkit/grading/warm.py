@@ -109,10 +109,7 @@ class WarmProcess:
                     raise LabError(f"the sandbox ends again and again: {reason}") from None
 
     def _see_it_end(self):
-        """Wait until the submission's processes are gone, and kill the remaining ones.
-
-        The kernel kills a whole process tree; without one the supervisor does.
-        """
+        """Wait until the submission's processes are gone; kill those that the kernel leaves."""
         if not self.nested and self.kind != "bare":
             self.end()  # this process had become the supervisor
             return

@@ -98,10 +98,7 @@ def _exactly(sock, size, end):
 
 
 def pack(value: object, reference: Callable | None = None) -> bytes:
-    """`value` as bytes; TypeError for anything but data.
-
-    `reference(x)` may name an object that stays on this side: text, or None.
-    """
+    """`value` as bytes, objects by their name from `reference`; TypeError for anything else."""
     from safetensors.torch import save
 
     tensors = []

@@ -86,7 +86,6 @@ class JudgeProcess:
         return row, sources
 
     def _grade(self, name, data, seed, seconds):
-        """One try."""
         try:
             if self.process is None and self.over:
                 raise ConnectionError
@@ -177,7 +176,6 @@ def _jobs():
 
 
 def _gone(name):
-    """`(row, sources)` of a file that has changed or is gone when its turn comes."""
     return Row(name, "unreadable", GONE), {}
 
 
@@ -189,10 +187,7 @@ def _shares(jobs):
 
 @contextlib.contextmanager
 def client(workers: int | None = None, scheduler: str | None = None) -> Iterator:
-    """A Dask client of a scheduler at an address, or of `workers` processes here.
-
-    LabError if Dask is missing or the address does not answer.
-    """
+    """A Dask client of a scheduler's address or of `workers` here; LabError if there is none."""
     if workers and scheduler:
         raise LabError("use --workers or --scheduler, not both")
     try:

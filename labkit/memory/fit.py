@@ -70,10 +70,7 @@ def largest_by(about: Callable[[int], int], peak: Callable[[int], int], limit: i
 
 
 def largest(peak: Callable[[int], int], limit: int) -> int:
-    """The largest n from 0 with `peak(n) <= limit`, for a convex, growing peak.
-
-    It alternates between the secant, which overshoots a convex peak, and bisection.
-    """
+    """The largest n >= 0 with `peak(n) <= limit`, by secant and bisection; `peak` is convex."""
     if peak(1) > limit:
         return 0
     low, high = 1, 2

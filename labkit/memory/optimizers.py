@@ -11,10 +11,7 @@ PAGED_FROM = 100_000  # bitsandbytes pages states of at least this many elements
 
 
 class Imagined(AdamW):
-    """bitsandbytes' AdamW that only makes its states, on any device and for fake tensors.
-
-    Paged states are counted only in `paged_bytes`: their memory can leave the GPU.
-    """
+    """bitsandbytes' AdamW that makes its states on any device, and only counts paged ones."""
 
     paged_bytes = 0
 

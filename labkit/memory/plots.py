@@ -15,10 +15,7 @@ Rows = dict[str, dict[str, int]]  # {label: {category: bytes}}, of `ledger.CATEG
 
 
 def bars(rows: Rows, title: str, limit: float | None = None) -> Figure:
-    """Stacked bars of memory by category, one per row; in MB if all are below 2 GB.
-
-    limit: bytes of a card, drawn as a line.
-    """
+    """Stacked bars by category, one per row; `limit`, bytes of a card, is drawn as a line."""
     fig, ax = figure(height=1.2 + 0.5 * len(rows))
     draw_bars(ax, rows, limit)
     ax.set_title(title)

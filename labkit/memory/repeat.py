@@ -19,10 +19,7 @@ ALIKE = 64  # events that must agree for two places of a step to match
 
 
 def shorter(config: PretrainedConfig) -> tuple[PretrainedConfig, PretrainedConfig, int] | None:
-    """Two short versions of `config`, and how many periods of layers the first lacks.
-
-    None if the layers do not repeat, or too little to save time.
-    """
+    """Two short versions of `config`, and how many periods the first lacks; None if no gain."""
     n_layers = getattr(config, "num_hidden_layers", 0)
     kinds, best = _kinds(config, n_layers), None
     for period in range(1, min(LONGEST, n_layers // 4) + 1):
@@ -67,7 +64,6 @@ def _cut(config, n_layers):
 
 
 def _lists(config, n_layers):
-    """The fields of `config` with one value per layer."""
     fields = {name: x for name, x in config.to_dict().items() if name not in INDICES}
     return {name: x for name, x in fields.items() if isinstance(x, list) and len(x) == n_layers}
 

@@ -55,10 +55,7 @@ def examine(
     limit: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """The `Report` on one step of `config`; with `limit` bytes, also what fits into them.
-
-    say: called with a few words on what is being simulated, since large models take a while.
-    """
+    """The `Report` on one step, with `limit` bytes also on what fits; `say` gets progress."""
     fitting = settings.but(attention=adapted.attention_of(config, settings))
     simulated = simulate(config, fitting, timeline=True)
     notes = tuple(_notes(config, settings, fitting, simulated))
@@ -76,7 +73,7 @@ def _notes(config, asked, settings, simulated):
     """Caveats of this answer, as sentences without their period."""
     kind, n = config.model_type, simulated.n_experts
     if whole := getattr(config, "part_of", None):
-        yield f"the text part of {whole}; images and audio are not counted"
+        yield f"this is {whole}'s text part; images and audio are not counted"
     if same := getattr(config, "taken_for", ""):
         yield f"its layers are counted as those of {same}, which are the same"
     if asked.attention != settings.attention:

@@ -19,10 +19,7 @@ class Storage:
 
 
 class Book:
-    """Bytes of the storages on one kind of device: `total` now, `peak` at most.
-
-    `held` is {storage: bytes}; `events` are (storage, change in bytes), if recorded.
-    """
+    """Bytes of the storages on one kind of device: `total` now, `held` as {storage: bytes}."""
 
     def __init__(self, device: str, keep_events: bool = False):
         self.device, self.total = device, 0

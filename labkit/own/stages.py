@@ -22,10 +22,7 @@ WHAT = {RESULT: "an adapter", SHIPPED: "files"}
 
 
 def finished(out: Path, key: str, note: str = RESULT) -> dict | None:
-    """The result that an earlier run with this key left in FOLDER, or None.
-
-    `note` is the file with the key. LabError if FOLDER contains anything else.
-    """
+    """The result of an earlier run with this key in FOLDER, or None; LabError for anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
@@ -64,10 +61,7 @@ def begin(out: Path, key: str) -> Path:
 
 
 def alone(work: Path) -> AbstractContextManager:
-    """A lock on the folder; LabError if another process has it.
-
-    The operating system releases it with the process, however that ends.
-    """
+    """A lock of the operating system on the folder; LabError if another process has it."""
     try:
         return FileLock(work / "lock").acquire(timeout=0)
     except Timeout:

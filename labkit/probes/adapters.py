@@ -80,7 +80,6 @@ def settings(model):
 
 
 def _one(values):
-    """The only one of some values; several are a list."""
     return sorted(values) if len(values) > 1 else next(iter(values), None)
 
 
@@ -273,7 +272,6 @@ def _files(seed, r, targets, wrong):
 
 
 def _active(model, source):
-    """Whether the active adapter is the saved one."""
     if any(getattr(m, "disable_adapters", False) is True for m in lora(model).values()):
         return "none"
     wanted = [p.detach() for n, p in source.named_parameters() if "lora_" in n]
@@ -297,10 +295,7 @@ def _how(model, before):
 
 @contextlib.contextmanager
 def _no_other_base():
-    """Refuse to load any model: `base` is given, and it is tiny.
-
-    The hub is offline for adapters, too: without a network asking it takes minutes.
-    """
+    """Refuse to load any model but `base`, and turn the hub off, which would take minutes."""
 
     def refused(*_, **__):
         raise CheckFailed("load_tuned loads another base: put the adapter on `base`")

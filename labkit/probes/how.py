@@ -78,10 +78,7 @@ def _steps(f, data):
 
 
 def origin(f: Callable, values: torch.Tensor) -> str:
-    """How `f` gets its `values`: "taken from …" if they change with the numbers in its code.
-
-    Values that are only compared with a table count as computed.
-    """
+    """How `f` gets its `values`: "taken from …" if they change with the numbers that it reads."""
     f, names = inspect.unwrap(f), set()
     if not isinstance(f, types.FunctionType):
         return "computed"

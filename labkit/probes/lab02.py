@@ -50,7 +50,6 @@ def _base(W, bias=None, dtype=torch.float32):
 
 
 def _layer(LoRALinear, W, bias, A, B, alpha):
-    """The learner's layer with these numbers in it."""
     layer = LoRALinear(_base(W, bias), len(A), alpha)
     with torch.no_grad():
         layer.A.copy_(A)
@@ -87,7 +86,6 @@ def new_layer(LoRALinear, W, bias, A, B, alpha, x):
 
 
 def _start(A, other):
-    """A description of the initial A, from the A of two layers."""
     std, mean = A.std().item(), A.mean().item()
     if not A.any():
         return "all zeros"

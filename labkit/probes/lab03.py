@@ -21,7 +21,6 @@ from labkit.probes.tiny import chat_tokenizer
 
 
 def _settings(tokenizer):
-    """A tokenizer's behavior, as data."""
     sides = tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_max_length
     facts = (tokenizer.special_tokens_map, tokenizer.chat_template, *sides)
     return (*map(str, facts), tokenizer("turn the lamp")["input_ids"])
@@ -57,10 +56,7 @@ def trained(train_adapter, talks, learning_rate):
 
 @contextlib.contextmanager
 def _workshop():
-    """`(folder, batches, column names)`, on the CPU, offline and without output.
-
-    Training batches are recorded as `(step, inputs)`; the columns are the training data's.
-    """
+    """`(folder, batches, columns of the training data)`, on the CPU, offline, without output."""
     from transformers import Trainer, TrainingArguments, logging
     from trl import SFTTrainer
 
@@ -103,7 +99,6 @@ def _workshop():
 
 
 def _run(trainer, batches):
-    """How a trainer went through its rows."""
     args, steps = trainer.args, itertools.groupby(batches, key=lambda batch: batch[0])
     sizes = [sum(len(inputs["input_ids"]) for _, inputs in batches) for _, batches in steps]
     (group, *_) = trainer.optimizer.param_groups if trainer.optimizer else [{}]
@@ -171,7 +166,6 @@ def labeled(talk):
 
 
 def _saved(model, folder):
-    """Which B moved, and which files are on disk."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -220,7 +214,6 @@ def rendered(render_prompt, messages, bos):
 
 
 def _listed(ids):
-    """The kind of list, in words."""
     if isinstance(ids, list) and ids:
         kinds = {type(i).__name__ for i in ids}
         return f"a list of {kinds.pop()}s" if len(kinds) == 1 else "a list of several kinds"

@@ -37,7 +37,6 @@ def numbers(name, got, flat=True):
 
 
 def _results(got, *names, flat=True):
-    """The same, of several results."""
     if not isinstance(got, tuple | list) or len(got) != len(names):
         size = f" of {len(got)}" if isinstance(got, tuple | list) else ""
         return {"the return value": f"{form(got)}{size}"}

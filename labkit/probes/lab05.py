@@ -85,7 +85,6 @@ def runs(sweep, ranks, learning_rates, rule, names):
 
 
 def _seed(seeds):
-    """The seeds of the runs, in words."""
     different = list(dict.fromkeys(map(str, seeds)))
     if len(different) == 1 and type(seeds[0]) is int:
         return "one int for all of them"

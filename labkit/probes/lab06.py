@@ -25,7 +25,6 @@ def _matrix(got):
 
 
 def _sound(*tensors):
-    """Whether all numbers are finite, in words."""
     finite = all(torch.isfinite(tensor).all() for tensor in tensors)
     return "finite" if finite else "NaN or infinite"
 
@@ -38,7 +37,6 @@ def merged(merged_weight, W, A, B, alpha):
 
 
 def _changed(before, after):
-    """Whether tensors changed, in words."""
     same = all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
     return "unchanged" if same else "changed"
 

@@ -58,7 +58,6 @@ def audited(audit, rows, max_length, style=""):
 
 
 def _settings(tokenizer):
-    """A tokenizer's behavior, as data."""
     sides = tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_max_length
     facts = tokenizer.special_tokens_map, tokenizer.chat_template, len(tokenizer), *sides
     return (*map(str, facts), tokenizer("turn the lamp")["input_ids"])
@@ -185,7 +184,6 @@ def _same(same):
 
 
 def _tensor(got):
-    """The facts on a tensor; the numbers come last."""
     if not isinstance(got, torch.Tensor):
         return {"the return value": kind(got)}
     facts = {"the return value": "a tensor", "its shape": str(tuple(got.shape))}

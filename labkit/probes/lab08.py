@@ -146,7 +146,6 @@ def _state(model):
 
 
 def _left(before, model):
-    """The model's state afterwards, in words."""
     layers = [m for m in model.modules() if hasattr(m, "lora_A")]
     if not layers:
         return {"the adapter afterwards": "gone"}

@@ -113,7 +113,6 @@ def _refuse(memo):
 
 
 def _state(base):
-    """The settings of generate and of the tokenizer, and the dropout."""
     facts = {f"generation_config.{k}": repr(v) for k, v in base.generation_config.to_dict().items()}
     for name in ("padding_side", "truncation_side", "pad_token", "eos_token"):
         facts[f"tokenizer.{name}"] = repr(getattr(base.tokenizer, name))

@@ -67,10 +67,7 @@ def chat_tokenizer(bos=""):
 
 
 def llama(rng):
-    """A Llama of two layers with uneven random weights from `rng`, in eval mode.
-
-    Its strong attention dropout reveals train mode.
-    """
+    """A Llama of two layers with uneven random weights and much attention dropout, in eval mode."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     size = {"vocab_size": len(WORDS) + 3, "attention_dropout": 0.5, "hidden_size": 32}

@@ -83,10 +83,7 @@ def write_config(writer: gguf.GGUFWriter, config: "PretrainedConfig") -> None:
 
 
 def rope_factors(model: "PreTrainedModel") -> torch.Tensor | None:
-    """Llama 3.1's divisors of the plain frequencies, (head_dim / 2,); None for plain ones.
-
-    transformers stores the frequencies, llama.cpp the quotients.
-    """
+    """Llama 3.1's divisors of the plain frequencies, (head_dim / 2,); None for plain ones."""
     if _rope(model.config) == "default":
         return None
     used = model.get_decoder().rotary_emb.inv_freq.float().cpu()

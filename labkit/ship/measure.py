@@ -51,7 +51,6 @@ def rows(
 
 
 def _shown(adapter):
-    """The samples of the adapter's folder as examples."""
     system = adapter.facts.get("data", {}).get("system")
     first = [{"role": "system", "content": system}] if system else []
     found = []

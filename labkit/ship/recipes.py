@@ -63,10 +63,7 @@ def llama_server(gguf: str | Path, adapters: Mapping[str, str | Path]) -> str:
 
 
 def vllm(base: str, adapters: Mapping[str, str | Path], rank: int, template: str = "") -> str:
-    """The command of vLLM with PEFT's folders; a request names an adapter as its model.
-
-    `template` is a chat template's file, if the base has none or another.
-    """
+    """The command of vLLM with PEFT's folders as models; `template` is a file with another one."""
     allowed = next((n for n in RANKS if n >= rank), rank)
     modules = " ".join(f"{name}={path}" for name, path in adapters.items())
     parts = [f"vllm serve {base} --enable-lora --max-lora-rank {allowed}"]

@@ -145,7 +145,6 @@ def tokens_per_second(
 
 
 def _post(address, path, body):
-    """The answer of one of llama.cpp's own routes."""
     data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
     request = urllib.request.Request(address.removesuffix("/v1") + path, data, kind)
     with urllib.request.urlopen(request, timeout=300) as answer:

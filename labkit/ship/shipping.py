@@ -47,10 +47,7 @@ class Parts:
 
 
 def ship(asked: Asked) -> dict:
-    """Fill the folder `asked.out` with files, and return their facts.
-
-    LabError for what can't be written, or if the folder contains something else.
-    """
+    """Fill the folder `asked.out`, and return its facts; LabError for what can't be written."""
     for kind in asked.kinds:
         gguf.refuse_kind(kind)
     adapter = adapters.read(asked.folder)
@@ -79,7 +76,6 @@ def ship(asked: Asked) -> dict:
 
 
 def _key(asked, adapter, base):
-    """A hash of adapter, base and options."""
     found = hashlib.sha256((adapter.folder / "adapter_model.safetensors").read_bytes())
     options = [adapter.config, base.name, asked.kinds, asked.merge, asked.apart]
     found.update(json.dumps(options, sort_keys=True).encode())
@@ -100,7 +96,6 @@ def _refuse_early(asked, base):
 
 
 def _write(into, asked, parts, facts):
-    """Write all files and the card; measure sizes and costs."""
     from labkit.training import models
 
     name = asked.folder.resolve().name
@@ -181,9 +176,9 @@ def _measured(into, files, model, parts, exact):
             say(f"measuring {row['file']} …")
             if row["what"] == "merged":
                 gguf.load_(model, into / row["file"])
-            found_logits = measure.logits(model, parts.rows)
-            row["kl"] = measure.divergence(exact, found_logits)
-            row["right"] = measure.share_right(found_logits, parts.rows, parts.ends)
+            logits = measure.logits(model, parts.rows)
+            row["kl"] = measure.divergence(exact, logits)
+            row["right"] = measure.share_right(logits, parts.rows, parts.ends)
     return found + files
 
 

@@ -93,12 +93,10 @@ def _no_robots(split):
 
 
 def _unfenced(text):
-    """The text without a code fence around it."""
     return re.sub(r"^```\w*\n(.*?)\n?```$", r"\1", text, flags=re.DOTALL)
 
 
 def _parsed(text):
-    """The JSON value of a text; None if it isn't JSON."""
     try:
         return json.loads(_unfenced(text))
     except ValueError:
@@ -119,7 +117,6 @@ def _has_keys(value, keys):
 
 
 def _n_filled(parts):
-    """How many of the parts are not blank."""
     return sum(bool(part.strip()) for part in parts)
 
 

@@ -99,7 +99,6 @@ def build(full=False, seed=0):
 
 
 def _inputs():
-    """A short hash of everything a build depends on: this file, the words, the two packages."""
     parts = [Path(__file__).read_bytes(), WORDS.read_bytes(), TEMPLATES.read_bytes()]
     parts += [metadata.version(name).encode() for name in PACKAGES]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
@@ -192,7 +191,6 @@ def _draw(groups, split, pools, known, texts, rng):
 
 
 def _fill(template, reading, split, pools, rng):
-    """The command as spoken, and its slots."""
     domain = rng.choice(template.domains) if template.domains else ""
     slots = dict(template.fixed)
 

@@ -107,7 +107,6 @@ def accuracy(predictions, rows):
 
 
 def _named(answer):
-    """The category that an answer names, or OTHER."""
     name = answer.strip().lower()
     return name if name in GROUP_OF else OTHER
 

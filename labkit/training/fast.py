@@ -62,7 +62,6 @@ def _replaced(forwards):
 
 
 def _forwards(model, fixed):
-    """`{module: fast forward}`."""
     found = {}
     for module in model.modules():
         if "forward" in vars(module):

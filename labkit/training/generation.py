@@ -141,6 +141,5 @@ def _fall(weights, at):
 
 
 def _ends(model):
-    """The ids that end an answer, from the model's own settings."""
     ends = model.generation_config.eos_token_id
     return ends if isinstance(ends, list) else [ends]

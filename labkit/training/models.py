@@ -51,10 +51,7 @@ def source(name: str = hardware.SMALLEST) -> str:
 
 
 def fetch(name: str = hardware.SMALLEST) -> Path:
-    """The folder of model `name`, downloaded into the cache if needed.
-
-    An incomplete folder is renamed to `NAME.incomplete`.
-    """
+    """The folder of model `name`, downloaded if needed; moves an incomplete one aside."""
     target = folder(name)
     if complete(name):
         return target
@@ -114,10 +111,7 @@ def load(
     device: str | None = None,
     **options,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Model (eval mode) and tokenizer; `dtype` and `device` default to what suits the machine.
-
-    `name` may be a folder. `options` are `from_pretrained`'s.
-    """
+    """Model (eval mode) and tokenizer of a name or folder; `dtype` and `device` fit the machine."""
     import transformers
 
     hush_libraries()

@@ -39,15 +39,12 @@ def sample(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> list[Answer]:
-    """`samples` answers to each row's `messages`, those to one row consecutively.
-
-    An answer without an end token is cut after `max_new_tokens`.
-    """
-    prompts_of = [loop.prompt_ids(tokenizer, row["messages"]) for row in rows]
+    """`samples` answers to each row's `messages`, in their order, cut after `max_new_tokens`."""
+    inputs = [loop.prompt_ids(tokenizer, row["messages"]) for row in rows]
     how = {"samples": samples, "temperature": temperature, "generator": generator}
-    ids_of_answers = generation.continuations(model, prompts_of, max_new_tokens, **how)
-    texts = tokenizer.batch_decode(ids_of_answers, skip_special_tokens=True)
-    prompts_of = [pair for pair in zip(rows, prompts_of, strict=True) for _ in range(samples)]
+    outputs = generation.continuations(model, inputs, max_new_tokens, **how)
+    texts = tokenizer.batch_decode(outputs, skip_special_tokens=True)
+    inputs = [pair for pair in zip(rows, inputs, strict=True) for _ in range(samples)]
     return [
         {
             "row": row,
@@ -55,7 +52,7 @@ def sample(
             "input_ids": prompt + ids,
             "labels": [packing.IGNORED] * len(prompt) + ids,
         }
-        for text, (row, prompt), ids in zip(texts, prompts_of, ids_of_answers, strict=True)
+        for text, (row, prompt), ids in zip(texts, inputs, outputs, strict=True)
     ]
 
 
@@ -107,7 +104,6 @@ class _LogProbs(torch.autograd.Function):
 
 
 def _parts(hidden, weight, targets):
-    """`(hidden, weight, targets)` in chunks of rows."""
     pairs = zip(hidden.split(fast.ROWS), targets.split(fast.ROWS), strict=True)
     return ((part, weight, some) for part, some in pairs)
 

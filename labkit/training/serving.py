@@ -70,7 +70,6 @@ def stop(server: subprocess.Popen) -> None:
 
 
 def _command():
-    """The `transformers` of this Python, else the one on PATH."""
     here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return shutil.which("transformers", path=here) or "transformers"
 

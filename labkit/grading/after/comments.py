@@ -52,7 +52,6 @@ def as_notebook(row: Row) -> dict:
 
 
 def _plain(text):
-    """Text that Markdown shows as it is: messages may contain learners' text."""
     return SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 

@@ -165,7 +165,6 @@ def _verdict(e: Exercise) -> str:
 
 
 def _export(table, roster, chosen, problems, remarks) -> Export:
-    """The table, with remarks on missing and late submissions."""
     remarks.append(f"without a submission: {len(roster) - len(chosen)}")
     if late := [row.submission for row in chosen.values() if row.late]:
         remarks.append(f"late, and nothing is taken off but by hand: {listed(late)}")
@@ -173,7 +172,6 @@ def _export(table, roster, chosen, problems, remarks) -> Export:
 
 
 def _moodle_id(name: str, numbers: dict) -> str | None:
-    """The participant's number in a folder's name, if the worksheet has it."""
     found = MOODLE.search(name)
     return found[1] if found and found[1] in numbers else None
 

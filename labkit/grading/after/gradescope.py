@@ -42,10 +42,7 @@ def as_gradescope(row: Row) -> dict:
 
 
 def choose(rows: list[Row], lab: str) -> Row:
-    """The row that counts for an assignment on `lab`: the best one of that lab.
-
-    Without the course's notebooks a row has only the lab's number.
-    """
+    """The best row of an assignment's lab; without notebooks a row has only the lab's number."""
     of_lab = [row for row in rows if row.lab.partition("_")[0] == lab[:2]]
     if of_lab:
         return replace(max(of_lab, key=lambda row: row.earned), lab=lab)
@@ -56,10 +53,7 @@ def choose(rows: list[Row], lab: str) -> Row:
 
 
 def graded(command: list[str]) -> subprocess.CompletedProcess:
-    """Run `command`, and again with --unsafe if no sandbox starts, as in some containers.
-
-    The container is then the only wall.
-    """
+    """Run `command`, again with --unsafe if no sandbox starts: the container is a wall, too."""
     how = {"capture_output": True, "text": True, "errors": "replace"}
     done = subprocess.run(command, **how)
     if done.returncode and "sandbox" in _last_line(done):

@@ -19,10 +19,7 @@ COLUMNS = ("submission", "exercise", "points", "why")
 
 
 def put_over(out: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """The rows with the points of `out`'s overrides.csv, and a line on each invalid entry.
-
-    Without that file the rows are unchanged.
-    """
+    """The rows with the points of overrides.csv, if there is one, and a line on invalid entries."""
     if not (out / FILE).exists():
         return rows, []
     try:

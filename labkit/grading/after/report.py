@@ -120,7 +120,7 @@ def items(rows: list[Row]) -> str:
         for group in summary.by_lab(rows)
         for e in group["exercises"]
     ]
-    return pd.DataFrame(cells, top=["lab", *known, *top], dtype=object).to_csv(index=False)
+    return pd.DataFrame(cells, columns=["lab", *known, *top], dtype=object).to_csv(index=False)
 
 
 def _short(value: object) -> object:

@@ -114,14 +114,12 @@ def _print(text):
 
 
 def _own(made, course):
-    """A fingerprint without the course's code."""
     made.hashes = made.hashes - course
     made.hash_idx = {key: made.hash_idx[key] for key in made.hashes}
     return made
 
 
 def _marked(text, slices):
-    """A source as escaped HTML, with common parts marked."""
     edges = np.maximum.accumulate(slices.T.ravel()).reshape(-1, 2).T  # no overlaps
     shown, _ = utils.highlight_overlap(text, edges, "<mark>", "</mark>", escape_html=True)
     return Markup(shown)

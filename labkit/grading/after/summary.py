@@ -50,7 +50,6 @@ def _lab(lab: str, rows: list[Row]) -> dict:
 
 
 def _exercise(tries: list[Exercise]) -> dict:
-    """The summary of all tries at one exercise."""
     first, points = tries[0], sum(t.points for t in tries)
     return {
         "id": first.id,

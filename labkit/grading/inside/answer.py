@@ -20,10 +20,7 @@ LENT = {}  # source -> what it defines
 
 
 def answered(body: bytes, modules: dict, namespace: dict, states: dict) -> bytes:
-    """The reply to one question: its nonce, the outcome, and a value or a message.
-
-    The arguments are those of `runner.serve`.
-    """
+    """The reply to one question: its nonce, the outcome, a value or message; see `runner.serve`."""
 
     def resolve(name):
         module, _, attribute = name.rpartition(":")
@@ -54,7 +51,6 @@ def answered(body: bytes, modules: dict, namespace: dict, states: dict) -> bytes
 
 
 def _called(ask):
-    """`(how, what, faults)` of one call."""
     session = Session(seed=ask["seed"])
     try:
         how, what = "value", session.call(ask["f"], ask["data"])

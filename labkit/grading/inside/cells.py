@@ -132,8 +132,8 @@ class Cells:
             answer = self.answer(clock, state, pid)
         except TimeoutError:
             little = "there was little time left for this cell"
-            message = little if seconds < self.limits.cell_seconds else clock.message()
-            self.message[index] = ["timeout", message]
+            message = little if seconds < self.limits.cell_seconds else clock.told()
+            self.told[index] = ["timeout", message]
             answer = self._stop(index, state, pid)
         finally:
             clock.over(state, pid)
@@ -141,14 +141,13 @@ class Cells:
         if answer.get("done") == index:
             self.pid = pid
             if answer.get("error"):
-                self.message.setdefault(index, ["raised", str(answer["error"])[: runner.TOLD]])
+                self.told.setdefault(index, ["raised", str(answer["error"])[: runner.TOLD]])
         elif answer.get("lost") == index:
-            self.message.setdefault(index, ["error", "it ended its process"])
+            self.told.setdefault(index, ["error", "it ended its process"])
         else:
             raise Lost("it disturbed the grader")
 
     def _stop(self, index, state, pid):
-        """Interrupt a cell that takes too long, then kill it."""
         tree.kill(pid, signal.SIGINT)
         try:
             return self.answer(self.clock(GRACE, state, pid), state, pid)
@@ -209,10 +208,7 @@ class Cells:
     def wait(
         self, link: socket.socket, clock: Clock, *pids: int, gone: str = "it ended its process"
     ) -> None:
-        """Wait until `link` can be read; TimeoutError, Excess, or Lost with the message `gone`.
-
-        It is lost if none of `pids` is left.
-        """
+        """Wait until `link` is readable; TimeoutError, Excess, or Lost without live `pids`."""
         while not select.select([link], [], [], TICK)[0]:
             if wrong := tree.excess(self.limits):
                 raise Excess(wrong)

@@ -8,16 +8,10 @@ STEP = 0.2  # longest idle time between two looks: a longer gap means that we ha
 
 
 class Clock:
-    """Counts a submission's own seconds, in which it computes or sleeps.
-
-    Seconds in which one of its processes is ready, and others have the cores, do not count.
-    """
+    """Counts a submission's own seconds: it computes or sleeps, but does not wait for a core."""
 
     def __init__(self, seconds, end, *known):
-        """`seconds` of its own, and none after `end` on the monotonic clock.
-
-        `known` are its processes if it has no process tree of its own.
-        """
+        """`seconds` until `end` (monotonic); `known` are the processes if there is no tree."""
         self.seconds, self.end, self.used = seconds, end, 0.0
         self.seen, self.computed = time.monotonic(), tree.pulse(*known)[0]
 

@@ -36,10 +36,7 @@ def obey(channel: socket.socket, shell: object, cells: list[str], most: int) -> 
 
 
 def untouched(module: ModuleType) -> dict:
-    """`{name: object}` of a module as it is now, safe from replacements by cells.
-
-    Its functions and its built-ins are copies that no module names.
-    """
+    """`{name: object}` of a module as it is now; functions are copies that cells can't reach."""
     space = dict(vars(module), __builtins__=dict(vars(builtins)))
     for name, f in vars(module).items():
         if isinstance(f, FunctionType) and f.__module__ == module.__name__:
@@ -134,7 +131,6 @@ def run_cell(shell: object, errors: list, source: str) -> str | None:
 
 
 def _line(error, source):
-    """An error as one line; None for no error."""
     if isinstance(error, SyntaxError):
         if error.msg == "incomplete input":  # IPython's; Python's own says more
             try:
@@ -168,10 +164,7 @@ def _settle(channel):
 
 
 def _serve(channel, what, fd):
-    """Fork a process that answers the judge on `fd` from the state after the cells.
-
-    `what` are the namespace, its earlier states, and the most bytes of a question.
-    """
+    """Fork a process that answers the judge on `fd`; `what` are `serve`'s last arguments."""
     with contextlib.suppress(ChildProcessError):
         while waitpid(-1, WNOHANG)[0]:
             pass

@@ -28,7 +28,7 @@ def supervise(link: socket.socket, shell: object, limits: Limits, nested: bool) 
     cells = Cells(task["cells"], set(task["needed"]), task["seconds"], shell, limits, nested)
     try:
         cells.run()
-        results = [[index, *what] for index, what in sorted(cells.results.items())]
+        results = [[index, *what] for index, what in sorted(cells.told.items())]
         wire.send(link, b"D", json.dumps(results).encode())
         _carry(link, Answers(cells, limits), limits)
     except (Lost, Crowded) as why:
@@ -53,10 +53,7 @@ def _carry(link, answers, limits):
 
 
 class Answers:
-    """The process that answers the judge: a fork of the state after the cells.
-
-    It serves one exercise after another until something goes wrong.
-    """
+    """The process that answers the judge: a fork of the state after the cells, used until lost."""
 
     def __init__(self, cells, limits):
         self.cells, self.limits = cells, limits
@@ -121,7 +118,6 @@ class Answers:
         wire.send(self.line, b"B", self.code)
 
     def _hang_up(self):
-        """End the answering process, and everything that it started."""
         if self.pid:
             self.line.close()
             tree.kill_group(self.pid)

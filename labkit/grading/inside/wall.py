@@ -36,10 +36,7 @@ def _call(name, *args):
 
 
 def enclose(limits: Limits) -> None:
-    """Return in process 1 of a new tree; the calling process waits for it and ends with it.
-
-    OSError if the kernel does not allow it.
-    """
+    """Return in process 1 of a new tree, while the caller waits; OSError if the kernel refuses."""
     with contextlib.suppress(OSError):  # if memory runs out, kill submissions first
         Path("/proc/self/oom_score_adj").write_text("500")
     _new_user()
@@ -93,10 +90,7 @@ def _read_only(where):
 
 
 def clean(limits: Limits, nested: bool) -> None:
-    """Give the submission empty scratch space: /tmp, or its folder.
-
-    `nested`: after `enclose`, it is a mount of our own.
-    """
+    """Empty the submission's scratch space; after `enclose` (`nested`) it is a mount of our own."""
     scratch = os.environ["TMPDIR"]
     if nested:
         _libc.umount2(scratch.encode(), DETACH)  # no effect the first time: bubblewrap's
@@ -112,7 +106,6 @@ def clean(limits: Limits, nested: bool) -> None:
 
 
 def _work():
-    """The folder in which the cells run."""
     return os.path.join(os.environ["TMPDIR"], "work")
 
 
@@ -135,7 +128,6 @@ def close_in(limits: Limits) -> None:
 
 
 def _limit(limits):
-    """Limits of each process; the supervisor enforces those of the whole tree."""
     wanted = {
         "FSIZE": limits.file_bytes,
         "NOFILE": OPEN_FILES,

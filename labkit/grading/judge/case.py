@@ -75,7 +75,6 @@ class Case:
         return Exercise(id, name, points, earned, status, line(message))
 
     def _judge(self, check):
-        """The Verdict of an exercise that was not revealed."""
         if not self.down and time.monotonic() > self.over:
             return Verdict("timeout", 0, TIME_UP)
         if not self.down:
@@ -126,10 +125,7 @@ class Case:
         wire.send(link, b"B", shipped(self.stem))
 
     def _exercise(self, check):
-        """The Verdict of an exercise; a failure is tried again in a fresh process.
-
-        An ended process is tried again even if it was fresh: a busy machine may have ended it.
-        """
+        """The Verdict of an exercise; a failure, or a process that ended, is tried again."""
         fresh, tries = not self.used, 0
         while True:
             self.session.begin(fresh)
@@ -166,7 +162,6 @@ class Case:
         return then._replace(message=why + ", ".join(sorted(taken)[:5]))
 
     def _verdict(self, check):
-        """The Verdict of one try at an exercise."""
         try:
             record = self._tried(check)
         except Undefined as name:
@@ -192,7 +187,6 @@ class Case:
         return Verdict(record["status"], record["earned"], message + self.failed.cause(message))
 
     def _tried(self, check):
-        """The record left by a check that asks the submission's process."""
         id, before = check.exercise["id"], contract.session
         self.session.records.pop(id, None)
         contract.session = self.session

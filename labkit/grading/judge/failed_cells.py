@@ -10,10 +10,7 @@ NAMES = 1000  # of a submission, searched for a misspelled one
 
 
 class FailedCells:
-    """The failed cells from the supervisor: `[index, how, why]` each.
-
-    `names` are those that the lab's checks are about.
-    """
+    """The supervisor's failed cells, `[index, how, why]` each; `names` are those of the checks."""
 
     def __init__(self, work, names, told):
         self.work, self.names = work, names

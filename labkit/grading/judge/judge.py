@@ -51,10 +51,7 @@ class Judge:
     def grade(
         self, name: str, data: bytes, seed: int, seconds: float | None = None
     ) -> tuple[Row, dict[str, str]]:
-        """`(row, sources)`: the row of results.json, and the learner's cell of each exercise.
-
-        `seconds` is the remaining time for a second try.
-        """
+        """`(row, cells by exercise)` of a notebook; a second try has `seconds` left."""
         begun = time.monotonic()
         try:
             work = submission.read(data)

@@ -64,5 +64,4 @@ def source_for(f: Callable) -> str:
 
 
 def _named(node):
-    """All names in a statement."""
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}

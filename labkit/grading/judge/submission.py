@@ -134,7 +134,6 @@ def _silent(code):
 
 
 def _printed(cell):
-    """The texts in a cell's outputs."""
     outputs = cell.get("outputs")
     for output in outputs if isinstance(outputs, list) else ():
         if isinstance(output, dict):
@@ -144,7 +143,6 @@ def _printed(cell):
 
 
 def _text(found):
-    """The text in a notebook, one string or a list of lines; else ""."""
     if isinstance(found, list):
         found = "".join(line for line in found if isinstance(line, str))
     return found if isinstance(found, str) else ""
