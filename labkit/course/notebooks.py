@@ -140,7 +140,7 @@ def _given(block: list[str], indent: str, start: int) -> list[str]:
     for number, line in enumerate(block, start + 1):
         text = line.removeprefix(f"{indent}#")
         if text == line or text[:1] not in ("", " "):
-            raise BuildError(f"line {number}: comment out given code, each line with '# '")
+            raise BuildError(f"line {number}: given code is commented out, each line with '# '")
         code.append(f"{indent}{text[1:]}".rstrip())
     if not any(code):
         raise BuildError(f"line {start}: the given block has no code")

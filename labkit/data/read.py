@@ -138,8 +138,8 @@ def _uneven(n, names, separator):
     """The fault of a row of `n` cells under a header of another length."""
     cells = f"{n} cell{'s' * (n != 1)}, and the header has {len(names)}"
     if n > len(names):
-        return f'{cells}; put text that contains "{separator}" in quotes'
-    return f'{cells}; empty cells need their "{separator}", too'
+        return f'{cells}; put a text with "{separator}" in quotes'
+    return f'{cells}; a cell without text needs its "{separator}", too'
 
 
 def _names(path, cells):

@@ -101,7 +101,7 @@ def _configure(fields, name):
         config, causal = _text_part(config, name), True
         config.part_of = published
     if not _is_causal(type(config)) or not causal:
-        why = "is not a causal language model: give one that writes text"
+        why = "is no causal language model: give one that writes text"
         raise LabError(f"{name} ({published}, {made_for}) {why}")
     return config
 

@@ -64,7 +64,7 @@ def base_folder(adapter: Adapter, given: str) -> Path:
     try:
         return models.of_hub(adapter.base)
     except LabError as error:
-        raise LabError(f"the adapter's base: {error}; give its place with --base FOLDER") from None
+        raise LabError(f"the adapter's base: {error}; say where it is by --base FOLDER") from None
 
 
 def tokenizer_of(adapter: Adapter, base: Path) -> tuple["PreTrainedTokenizerBase", set[int]]:

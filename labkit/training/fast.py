@@ -65,7 +65,7 @@ def _forwards(model, fixed):
     found = {}
     for module in model.modules():
         if "forward" in vars(module):
-            continue  # somebody else's
+            continue  # already replaced by another library
         if isinstance(module, lora.Linear) or _is_4bit(module):
             factors = cache(_factors) if fixed else _factors
             found[module] = partial(adapted, module, module.forward, factors)

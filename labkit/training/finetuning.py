@@ -153,6 +153,6 @@ def _stored(model, folder, title):
     history = json.loads((folder / "history.json").read_text())
     losses, seconds = history["losses"], history["seconds"]
     tuned = PeftModel.from_pretrained(model, folder / "adapter").eval()
-    print(f"{title}: from the cache, trained earlier in {seconds:.0f} s (cache=False trains anew)")
+    print(f"{title}: from the cache, trained earlier in {seconds:.0f} s (cache=False trains again)")
     display(plots.growing_loss(losses, len(losses), title))
     return Result(tuned, losses, seconds, folder / "adapter", cached=True)

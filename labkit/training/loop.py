@@ -24,7 +24,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> dict[str
     ValueError if the last message is not the assistant's: it is the answer.
     """
     if not messages or messages[-1]["role"] != "assistant":
-        raise ValueError("the last message must be the assistant's: it is what is learned")
+        raise ValueError("the last message must be the assistant's: the model learns it")
     ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
     prompt = prompt_ids(tokenizer, messages)
     return {"input_ids": ids, "labels": [packing.IGNORED] * len(prompt) + ids[len(prompt) :]}

@@ -172,7 +172,7 @@ class Cells:
             wire.send_fds(self.channel, json.dumps(order).encode(), fds, self._hopeless)
         except OSError as error:
             if error.errno == errno.ETOOMANYREFS:
-                raise Crowded("a submission has too many descriptors in flight") from None
+                raise Crowded("a submission has too many descriptors under way") from None
             raise Lost("it ended its process") from None
 
     def _hopeless(self):

@@ -23,7 +23,7 @@ class FailedCells:
         if why:
             return Verdict(status, 0, f"{message}: {why}")
         if name in self.work.elsewhere:
-            message += ": it is in a cell that is not a code cell"
+            message += ": it is in a cell that is not of the kind Code"
         else:
             others = sorted(self.work.names() - self.names)[:NAMES]
             near = difflib.get_close_matches(name, others, 1, 0.75)
