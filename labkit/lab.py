@@ -55,7 +55,7 @@ class Lab:
         return self._guesses[question]
 
     def experiment(self, title: str, seconds: float, needs: Sequence[str] = ()) -> bool:
-        """Announce an experiment; False, with the reason, if exercises `needs` are open."""
+        """Announce an experiment; False, with the reason, if exercises in `needs` are open."""
         if self._waits(title, needs):
             return False
         live.announce(title, seconds)

@@ -88,7 +88,7 @@ def _possible(how):
 
 
 def _as_before(found, before):
-    """Files with the longer names of earlier grading, and former names that are given up."""
+    """`(found, renamed)`: files with longer names of earlier grading, and names they gave up."""
     names, renamed = {}, set()
     graded = {entry.path: name for name, entry in before.items() if entry.path}
     for name, path in found.items():
@@ -183,7 +183,7 @@ def _report(out, renamed):
 
 def mixed(out: Path) -> list[str]:
     """A line on each exercise with some new and some old verdicts."""
-    why = "was interrupted: some of its verdicts are new, others old; run it again"
+    why = "was stopped: some of its verdicts are new, others old; run it again"
     return [f"LOOK: --exercise {id} {why}" for id in store.half_done(out)]
 
 

@@ -1,8 +1,8 @@
 """Measure a block of code: `with track() as peak: ...`, then `peak.bytes` and `peak.by_category`.
 
-On a GPU the allocator's figures are reported too. On a CPU torch has none, so the process's
-resident memory is. Tracking costs some tens of microseconds per operation
-(`benchmarks/memory_accuracy.py`): next to nothing in training, more with tiny tensors.
+The process's resident memory is reported, too, and on a GPU the allocator's figures. Tracking costs
+some tens of microseconds per operation (`benchmarks/memory_accuracy.py`): next to nothing in
+training, more with tiny tensors.
 """
 
 import contextlib

@@ -175,7 +175,7 @@ def of_hub(repo: str) -> Path:
         if cached or download.hub_answers():
             with contextlib.suppress(Exception):  # for any reason: try the next place
                 return Path(snapshot_download(repo, local_files_only=cached, **how))
-    raise LabError(f"{repo} is not in the hub's cache and cannot be downloaded")
+    raise LabError(f"{repo} is neither in the hub's cache nor reachable on the hub")
 
 
 def default() -> str:

@@ -158,7 +158,7 @@ class Case:
             self.session.then, self.session.spent = None, True
         if then.status != "passed":
             return verdict
-        why = "right at its own cell; later cells redefine its names: "
+        why = "right at its own cell; cells below use its names anew: "
         return then._replace(message=why + ", ".join(sorted(taken)[:5]))
 
     def _verdict(self, check):
