@@ -1,6 +1,6 @@
 """Lab 2's own experiments with seeds that the lab doesn't use, for its evidence page.
 
-    python benchmarks/lora_lab.py step latency  # timings, on an idle machine; no names: all
+    python benchmarks/lora_lab.py step  # timings, on an idle machine; no names: all
 
 Each run adds rows to labkit/measured/lora.csv: study, setting, seed, measure, value. Call it again
 after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed draws
@@ -11,13 +11,11 @@ home     LoRA and full fine-tuning on the same batches: answers of 60, held-out 
 ranks    The lab's short runs at several ranks and alphas: final training loss, held-out loss.
 starts   Four starts at the lab's rate, and two of them at half the rate: first and final loss.
 step     Peak bytes by category, FLOPs and seconds of a step (least of five).
-latency  Milliseconds per token: mean of 20 repetitions.
 """
 
 import time
 from pathlib import Path
 
-import numpy as np
 import studies
 import torch
 from short import PLACES
@@ -47,14 +45,13 @@ def every_run():
         runs |= {
             LabRun("starts", f"{how}, rate {x:g}", seed): (starts, how, x) for how, x in STARTS
         }
-        runs |= {LabRun("latency", "bf16, r=8", seed): (latency,)}
     runs |= {LabRun("step", f"{k}, {n}", 1): (step, *KINDS[k], n) for k in KINDS for n in SIZES}
     return runs
 
 
 def of_lab(seed):
     """The lab's functions by name; its seed and that of its batches are `seed`."""
-    names = ["first_steps", "measure", "merged", "milliseconds", "right"]
+    names = ["first_steps", "measure", "merged", "right"]
     lab = studies.of_lab("02_lora", "inject", "train", "unmerge_", *names, seed=seed)
     lab.update(home=HOME, unseen=UNSEEN, everything=EVERYTHING, tokenizer=models.load()[1])
     return lab
@@ -119,14 +116,6 @@ def step(lab, seed, with_lora, dtype, commands):
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)
     return {"seconds": min(seconds[1:]), "flops": flops, "peak": sum(peak.values()), **peak}
-
-
-def latency(lab, seed):
-    model = models.load()[0]
-    lab["inject"](model, EVERYTHING, 8, 16)
-    kinds = {"base": models.load()[0], "unmerged": model, "merged": lab["merged"](model)}
-    rounds = [{k: lab["milliseconds"](m) for k, m in kinds.items()} for _ in range(23)]
-    return {k: np.mean([row[k] for row in rounds[3:]]) for k in kinds}  # 3 warm up
 
 
 if __name__ == "__main__":

@@ -61,9 +61,9 @@ from labkit.training import generation, loop, models
 #
 # $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r),$$
 #
-# with a fixed factor $\alpha / r$. Most matrices aren't such a product. Which ones are? The
-# simplest matrix is a column times a row, $u v^\top$. The singular value decomposition (SVD) writes
-# any $W$ as a sum of such terms, the largest first:
+# with a fixed factor $\alpha / r$. At a small $r$, most matrices aren't such a product. Which ones
+# are? The simplest matrix is a column times a row, $u v^\top$. The singular value decomposition
+# (SVD) writes any $W$ as a sum of such terms, the largest first:
 #
 # $$W = \sum_i s_i\, u_i v_i^\top, \qquad s_1 \ge s_2 \ge \dots \ge 0.$$
 #
@@ -256,7 +256,7 @@ check.ranks(energy_rank)
 # %% [markdown]
 # SmolLM2-135M has 30 blocks with seven matrices each: `q_proj`, `k_proj`, `v_proj` and `o_proj` in
 # the attention, `gate_proj`, `up_proj` and `down_proj` in the MLP. A `q_proj` has 576 directions, a
-# `k_proj` 192. So measure the share of directions that have 90% of the energy, in every fifth
+# `k_proj` 192. So measure the share of directions needed for 90% of the energy, in every fifth
 # block, and compare with random matrices of the same shape.
 
 
@@ -285,9 +285,9 @@ if lab.experiment("How many directions the weights take", 6, needs=["1.4"]):
     guess_rank.beside(figures.median(spread["weights"]))
 
 # %% [markdown]
-# The weights have structure, most of all in `q_proj` and `k_proj`. But they are nowhere near rank
-# 8, which is 1.4% of 576: you couldn't replace them by two thin factors. LoRA bets on their
-# *change*.
+# `q_proj`, `k_proj` and `o_proj` have some structure; the others hardly differ from noise. None is
+# anywhere near rank 8, which is 1.4% of 576: you couldn't replace them by two thin factors. LoRA
+# bets on their *change*.
 #
 # ## What does fine-tuning change?
 #
@@ -384,12 +384,12 @@ if lab.experiment("How many directions the update takes", 5, needs=["1.4"]):
 # %% [markdown]
 # The update needs far fewer directions than the weights, and far more than 8. In long runs on code
 # and math it was the same: 10 to 100 times the usual ranks of LoRA (Biderman et al.
-# [2024](https://arxiv.org/abs/2405.09673)). The optimizer has a part in it. Adam makes small and
-# large entries of the gradient move alike; an update by SGD needs fewer directions
-# ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
+# [2024](https://arxiv.org/abs/2405.09673)). Part of this is Adam, which makes small and large
+# entries of the gradient move alike. An update by SGD needed fewer directions, in one run that
+# learned less ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
 #
-# But nobody fine-tunes for energy. Cut every update to rank $r$ with your `truncate_update`, and
-# ask the model again.
+# But energy isn't the goal; right answers are. Cut every update to rank $r$ with your
+# `truncate_update`, and ask the model again.
 
 
 # %%
@@ -433,9 +433,10 @@ if lab.experiment("Every update cut to rank r", 80, needs=["1.1", "1.4", "1.5"])
 # ## What does LoRA find?
 #
 # A cut comes after training and never sees the loss. LoRA's update has rank 8 at most throughout,
-# and every step lowers the loss within that limit. Train one on the same batches in the same order.
-# Lab 2 writes LoRA by hand; here PEFT adds an $A$ and a $B$ to each of the 210 matrices. (LoRA's
-# base is frozen, so it can stay in 16 bits. Its learning rate is higher: lab 5 explains why.)
+# and every step tries to lower the loss within that limit. Train one on the same batches in the
+# same order. Lab 2 writes LoRA by hand; here PEFT adds an $A$ and a $B$ to each of the 210
+# matrices. (LoRA's base is frozen, so it can stay in 16 bits. Its learning rate is higher: lab 5
+# explains why.)
 
 # %% tags=["experiment"]
 if lab.experiment("LoRA of rank 8 on the same batches", 92, needs=["1.1", "1.4", "1.5"]):
@@ -453,13 +454,14 @@ if lab.experiment("LoRA of rank 8 on the same batches", 92, needs=["1.1", "1.4",
 
 # %% [markdown]
 # LoRA of rank 8 gets about nine tenths of the answers that full fine-tuning gets (three seeds),
-# with 2% of the numbers. A cut needs about twice the rank for that. LoRA's authors guessed that the
-# update is low-rank. LoRA needs less: *some* good change of rank 8, and training that finds it. The
-# directions that the cut keeps were trained alongside those it drops.
+# with 2% of the numbers. A cut to rank 16 doesn't quite reach that, one to rank 64 does. LoRA's
+# authors guessed that the update is low-rank. LoRA needs only that *some* good change of rank 8
+# exists and that training finds it. The eight directions that a cut keeps were trained to work with
+# those it drops.
 #
 # Do LoRA and full fine-tuning write in the same directions? Measure what share of LoRA's energy
-# lies in the full update's top 8. The controls are *chance*, $8 / d_\text{out}$, and two runs from
-# a file of the course: LoRA and full fine-tuning on other batches.
+# lies in the full update's top 8. The controls are *chance*, $8 / d_\text{out}$, and two runs
+# stored with the course: LoRA and full fine-tuning on other batches.
 
 # %%
 guess_shared = lab.predict(
@@ -479,15 +481,16 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.4", "1.5"])
     guess_shared.beside(100 * torch.tensor(shares).median().item())
 
 # %% [markdown]
-# LoRA has never seen the full update. Yet its share is about thirty times what chance would give,
-# and even the full update has little more than half of its energy there itself (dotted). Runs on
-# other batches share a little less ([evidence](../docs/evidence/01_svd.md#where-lora-writes)).
+# LoRA has never seen the full update. Yet its share is about thirty times what chance would give.
+# It could have been all of its energy: more than half goes elsewhere. (The dotted line is the full
+# update's own share.) On other batches LoRA's share is 38% instead of 44%
+# ([evidence](../docs/evidence/01_svd.md#where-lora-writes)).
 #
 # ## Another small number: intrinsic dimension
 #
 # One more result is often quoted as "fine-tuning is low-rank": Aghajanyan et al.
 # ([2020](https://arxiv.org/abs/2012.13255)) train 200 numbers and reach 90% of full fine-tuning of
-# RoBERTa on a paraphrase task. They measured something else, after Li et al.
+# RoBERTa on a paraphrase task. But what they measured isn't rank. They follow Li et al.
 # ([2018](https://arxiv.org/abs/1804.08838)). Put all $D$ parameters of a network into one vector
 # $\theta$, and train only inside a random subspace of dimension $d$ around the start $\theta_0$:
 #
@@ -502,8 +505,8 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.4", "1.5"])
 #
 # <details><summary>Hint</summary>
 #
-# The chain rule: $\theta_i$ depends on $z_j$ through $P_{ij}$, so sum over all $i$. With $P$ =
-# (1, 2, 3) as a column and the gradient (1, 0, 1), the result is 4.
+# The chain rule: $\theta_i$ depends on $z_j$ through $P_{ij}$, so sum over all $i$. With $P$ = (1,
+# 2, 3) as a column and the gradient (1, 0, 1), the result is 4.
 # </details>
 
 
@@ -569,10 +572,10 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
     print(f"rank of the first layer's update at d = {enough}: {found[enough][1]} (24 is the most)")
 
 # %% [markdown]
-# A few hundred numbers reach 90% of the accuracy that all 14,098 reach. Yet the printed rank is
-# full, because a random direction in parameter space is a random matrix in each layer. A small
-# intrinsic dimension means that few *numbers* are enough. A low matrix rank means that few
-# *directions* are enough. LoRA bets on the second.
+# In this run, a few hundred numbers reach 90% of the accuracy that all 14,098 reach. Yet the
+# printed rank is full, because a random direction in parameter space is a random matrix in each
+# layer. A small intrinsic dimension means that few *numbers* are enough. A low matrix rank means
+# that few *directions* are enough. LoRA bets on the second.
 #
 # ## Take it with you
 #

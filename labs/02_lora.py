@@ -30,7 +30,6 @@ lab, check = labkit.start("02_lora")
 # %%
 import copy
 import math
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -73,8 +72,8 @@ display(figures.low_rank(d_out=576, d_in=576, r=8))
 # batch, a batch of sequences. Never form $BA$ or a copy of $W$: a second matrix of that size would
 # give back part of the memory that LoRA saves. The check measures the largest tensor you create.
 #
-# Do one case by hand first. Let $W$ be the 2 × 2 identity, $A$ the row (1, 1), $B$ the column
-# (1, 0), $\alpha = 2$ and $x = (1, 2)$. Then $W x = (1, 2)$, $A x = 3$ and $B A x = (3, 0)$. With
+# Do one case by hand first. Let $W$ be the 2 × 2 identity, $A$ the row (1, 1), $B$ the column (1,
+# 0), $\alpha = 2$ and $x = (1, 2)$. Then $W x = (1, 2)$, $A x = 3$ and $B A x = (3, 0)$. With
 # $r = 1$ the factor is 2, so the output is (7, 2).
 #
 # <details><summary>Hint</summary>
@@ -107,10 +106,10 @@ check.matches_dense(lora_forward)
 #
 # 1. `base` is the very module you are given, frozen. A copy would double its memory.
 # 2. `A` is random and small: PEFT draws entries of at most $1/\sqrt{d_\text{in}}$, with
-#    `nn.init.kaiming_uniform_(A, a=math.sqrt(5))`. `B` is zero, so the new layer starts out equal
-#    to the old one. Both are fp32 `nn.Parameter`s, as in PEFT, on the device of `base.weight`.
+#   `nn.init.kaiming_uniform_(A, a=math.sqrt(5))`. `B` is zero, so the new layer starts out equal
+#   to the old one. Both are fp32 `nn.Parameter`s, as in PEFT, on the device of `base.weight`.
 # 3. `forward` returns `base(x)` plus the scaled update, in the dtype of `base(x)`. It never creates
-#    a matrix as large as $W$. While `merged` is `True`, it returns `base(x)` alone.
+#   a matrix as large as $W$. While `merged` is `True`, it returns `base(x)` alone.
 #
 # <details><summary>Hint: where to begin</summary>
 #
@@ -197,8 +196,8 @@ check.gradients(lora_gradients)
 # Read your formula. $dA$ contains $B$, and $dB$ contains $A$. With $B = 0$, only $B$ gets a
 # gradient in the first step. From the second step on, both train.
 #
-# Let's watch that in a real model, SmolLM2-135M-Instruct. The task is `home`: turn a spoken command
-# into JSON that a smart home understands.
+# See what the start does in a real model, SmolLM2-135M-Instruct. The task is `home`: turn a spoken
+# command into JSON that a smart home understands.
 
 # %%
 everything = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -268,14 +267,14 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
 
 # %% [markdown]
 # Both random: the model is damaged before its first step. Both zero: no gradient, ever. `A = 0`
-# starts at the base model, but at this learning rate it goes astray, while `B = 0` learns. At half
-# the rate both learn ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
+# starts at the base model, but at this learning rate its loss shoots up, while `B = 0` learns. At
+# half the rate both learn ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
-# Why? Adam moves every entry by about the learning rate. If `A` starts at zero, each entry of $A x$
-# collects 576 such moves. If `B` does, each output collects only 8. So at the same rate `A = 0`
-# takes a far larger first step. Hayou et al. ([2024](https://arxiv.org/abs/2406.08447)) derive that
-# `B = 0` tolerates larger learning rates, and see it in fine-tuning runs. PEFT starts with `B = 0`,
-# too.
+# Why? Adam moves every entry by about the learning rate. With `A` = 0, the first step changes each
+# entry of $A x$ by a sum over 576 inputs. With `B` = 0, it changes each output by a sum over 8. So
+# at the same rate `A = 0` takes a far larger first step. Hayou et al.
+# ([2024](https://arxiv.org/abs/2406.08447)) derive that `B = 0` tolerates larger learning rates,
+# and see it in fine-tuning runs. PEFT starts with `B = 0`, too.
 #
 # ## Into the model
 #
@@ -387,9 +386,9 @@ if lab.experiment("What the base model answers", 18):
         print(f"    {unseen['text'][0]} → {answers[0]}")
 
 # %% [markdown]
-# The base model knows English, but not your intents, and six examples can't name them all. Now
-# train: 50 steps of 16 commands, rank 8, on all seven layers of every block. What must the first
-# loss be?
+# The base model knows English, but not your intents, and six examples aren't enough for a model of
+# this size. Now train: 50 steps of 16 commands, rank 8, on all seven layers of every block. What
+# must the first loss be?
 
 # %%
 guess_right = lab.predict("After 50 steps, how many of the 60 answers match word for word?", None)
@@ -440,8 +439,8 @@ def short_run(r, alpha, steps=12, learning_rate=1e-3):
 rank_runs = {}  # what you have run so far: {setting: losses}
 
 # %% [markdown]
-# **Turn it: rank and alpha.** A common rule says $\alpha = 2r$. The default compares r = 8 and
-# r = 64 at the two values that the rule gives, 16 and 128. Which curves will agree: those of equal
+# **Turn it: rank and alpha.** A common rule says $\alpha = 2r$. The default compares r = 8 and r =
+# 64 at the two values that the rule gives, 16 and 128. Which curves will agree: those of equal
 # rank, or those of equal $\alpha$? Run it, then try `[(1, 16), (1, 128)]`.
 
 # %% tags=["experiment"]
@@ -453,11 +452,10 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # The curves of equal $\alpha$ agree. $BA$ is a sum of $r$ outer products. Adam moves every entry of
-# $B$ by about the learning rate, so early on the $r$ terms grow in step, and the factor $1/r$
-# cancels their number. (Where they don't grow in step, $1/r$ is too much: rsLoRA divides by
-# $\sqrt r$, see lab 5.) $\alpha$ scales the step, like a learning rate. If you double rank and
-# $\alpha$ together, the change you see comes from $\alpha$
-# ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
+# $B$ by about the learning rate, so early on the $r$ terms point the same way, and the factor $1/r$
+# cancels their number. (Where they don't, $1/r$ is too much: rsLoRA divides by $\sqrt r$, see lab
+# 5.) $\alpha$ scales the step, like a learning rate. If you double rank and $\alpha$ together, the
+# change you see comes from $\alpha$ ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
 #
 # ## What does a step cost?
 #
@@ -505,8 +503,8 @@ check.arithmetic(step_flops)
 
 # %% [markdown]
 # Freezing a weight removes one of its three products: the one that computes its own gradient. With
-# LoRA in every block, a step therefore needs about two thirds of the arithmetic, however few
-# numbers train.
+# LoRA in every block, a step therefore still needs about two thirds of the arithmetic, even if very
+# few numbers train.
 #
 # ### Time and memory
 #
@@ -558,15 +556,15 @@ if lab.experiment("A step's memory", 14, needs=["2.2", "2.4"]):
 # %% [markdown]
 # At equal precision LoRA saves two things: the gradients of the frozen weights, and Adam's two
 # moments for each of them. It doesn't save the weights themselves: the forward pass needs them. Nor
-# does it save the *activations*, the tensors that the forward pass stores for the backward pass.
-# The gradient still passes through the frozen layers, and each of your layers stores its input `x`,
-# because $dA$ in 2.3 needs it.
+# does it save most of the *activations*, the tensors that the forward pass stores for the backward
+# pass. The gradient still passes through the frozen layers, and each of your layers stores its
+# input `x`, because $dA$ in 2.3 needs it.
 #
-# The bars peak at different moments. Full fine-tuning peaks inside Adam's step, when its
-# activations are freed already. LoRA has little for Adam to do, so it peaks at the end of the
-# forward pass, where activations are most of what it has besides the weights. They grow with the
-# batch and with the length of the text. So the longer the texts or the larger the batch, the less
-# LoRA saves. Lab 4 shows what helps.
+# The bars peak at different moments. With 8 commands, full fine-tuning peaks inside Adam's step,
+# when its activations are freed already. LoRA gives Adam little to do: its peak comes at the end of
+# the forward pass, and is mostly weights and activations. Activations grow with the batch, so the
+# larger the batch, the smaller the share that LoRA saves: 58% with 8 commands, 42% with 32. Lab 4
+# shows what helps.
 #
 # The third bar has a second advantage: its base is in bf16. If you compare it with the first bar,
 # you credit LoRA with a saving that comes from the precision.
@@ -581,7 +579,7 @@ if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):
     print(f"{lora_flops / full_flops:.0%} of the arithmetic that torch counts in the model")
 
 # %% [markdown]
-# Seconds follow only roughly, and vary from run to run
+# The time saved is only roughly the same, and varies from run to run
 # ([evidence](../docs/evidence/02_lora.md#memory-and-arithmetic-of-a-step)).
 #
 # ## Merge
@@ -640,28 +638,16 @@ def merged(model):
     return twin
 
 
-@torch.no_grad()
-def milliseconds(model):
-    """How long one token takes to pass through `model`."""
-    token = torch.tensor([[1]], device=model.device)
-    started = time.perf_counter()
-    model(token).logits.sum().item()
-    return 1000 * (time.perf_counter() - started)
-
-
 # %% tags=["experiment"]
-if lab.experiment("What a merge saves", 11, needs=["2.2", "2.4", "2.6"]):
-    model.eval()
-    kinds = {"base": models.load()[0], "LoRA, unmerged": model, "LoRA, merged": merged(model)}
-    rounds = [{kind: milliseconds(some) for kind, some in kinds.items()} for _ in range(43)]
-    display(figures.latency(rounds[3:]))  # 3 warm up
+if lab.experiment("The same answers after a merge?", 12, needs=["2.2", "2.4", "2.6"]):
+    merged_answers = generation.answers(merged(model), tokenizer, unseen["messages"])
+    same = sum(a == b for a, b in zip(merged_answers, lora_answers, strict=True))
+    print(f"Merged, {same} of {len(unseen)} answers are the same, word for word, ", end="")
+    print(f"and {right(merged_answers)[0]} are right ({right(lora_answers)[0]} before the merge).")
 
 # %% [markdown]
-# Unmerged, a token takes longer because each of the 210 layers runs a few more small operations.
-# After the merge they don't run any more.
-#
-# In fp32 a merge changes nothing that matters. In bf16 it rounds: after `unmerge_`, 3% of the
-# weights differ from the original ones
+# In fp32 a merge changes outputs only by rounding. In bf16 the weights are rounded, too: after
+# `unmerge_`, 3% of them differ from the original ones
 # ([evidence](../docs/evidence/02_lora.md#merged-and-unmerged)). So keep the base model. Lab 6 shows
 # when a merge does lose an adapter.
 #

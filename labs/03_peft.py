@@ -75,8 +75,8 @@ if lab.experiment("The task and the tokenizer", 4):
 # - `LoraConfig`: `r=16`, `lora_alpha=32`, `lora_dropout=0.05`, `task_type="CAUSAL_LM"`, and
 #   `target_modules="all-linear"`: every linear layer except the head.
 # - `SFTConfig`: `output_dir`, `learning_rate`, one pass over `rows` (`num_train_epochs=1`), one
-#   step per batch of 8 (`per_device_train_batch_size=8`), and `bf16=False`: the model is already
-#   in the right precision, and TRL's default raises an error on a CPU.
+#   step per batch of 8 (`per_device_train_batch_size=8`), and `bf16=False`: the model is already in
+#   the right precision, and TRL's default raises an error on a CPU.
 # - **The loss counts the answer alone.** `rows` is a `Dataset` whose column `messages` contains
 #   conversations; the last message is the answer. With this column TRL would train on every token,
 #   the user's too. With two columns, `prompt` and `completion`, both of them lists of messages, it
@@ -160,9 +160,9 @@ if lab.experiment("Three learning rates", 75, needs=["3.1"]):
     guess_rate.beside(next(iter(rate_runs.values()))[-1])
 
 # %% [markdown]
-# In a run this short, nothing happens at the default rate, and nothing warns you. (The curve only
-# wavers because each step sees another batch.) If your LoRA "learned nothing", look at the learning
-# rate first ([evidence](../docs/evidence/03_peft.md#learning-rates)).
+# In a run this short you see nothing happen at the default rate, and nothing warns you. (The curve
+# only wavers because each step sees another batch.) If your LoRA "learned nothing", look at the
+# learning rate first ([evidence](../docs/evidence/03_peft.md#learning-rates)).
 #
 # Now a longer run at the best of the three: one pass over 320 rows. Sixty test commands, with
 # sentence patterns that don't occur in training, show what the model has learned.
@@ -221,15 +221,15 @@ if lab.experiment("Which layers to adapt", 30, needs=["3.1"]):
     display(figures.targets(target_runs))
 
 # %% [markdown]
-# At this learning rate more layers learn faster, for five times as many numbers. QLoRA's authors
-# found that adapting every linear layer matters more than the rank ([Dettmers et al.
+# In this run more layers learn faster, with five times as many numbers. QLoRA's authors found that
+# adapting every linear layer matters more than the rank ([Dettmers et al.
 # 2023](https://arxiv.org/abs/2305.14314)).
 #
 # ## A model that never stops
 #
-# This failure fills many issue trackers: the tuned model answers well, and then goes on and on. To
-# see it happen, train on rows without a chat template: the command, a line break, the answer, the
-# end token. (With its own template, this model was taught to stop before you tuned it.)
+# A frequent report: the tuned model answers well, then keeps going. To see it happen, train on bare
+# rows without a chat template: command, line break, answer, end token. (With its own template, this
+# model was taught to stop before you tuned it.)
 #
 # *Labels* say which tokens the loss counts; -100 means that the loss skips a token. The next
 # function is meant to skip the prompt and the padding. It treats padding as transformers'
@@ -297,8 +297,8 @@ if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
     print("\n\n".join(f"{c}\n{text}" for c, text in zip(unseen["text"][:3], said[:3], strict=True)))
 
 # %% [markdown]
-# The JSON is complete, and more of it follows, until the limit of 48 tokens. The loss
-# fell as in any good run.
+# The JSON is complete, and more of it follows, until the limit of 48 tokens. The loss fell as in
+# any good run.
 #
 # ### Exercise 3.2 · `answer_labels`
 #
@@ -424,10 +424,10 @@ if lab.experiment("The generation prompt, left out", 5, needs=["3.1", "3.2"]):
             print(f"    {command} → {text}")
 
 # %% [markdown]
-# Without the token that opens its turn, the model first finishes the user's sentence, with a period
-# or a question mark. SmolLM2's own template hides the bug, because the model has learned to open
-# the assistant's turn by itself. So compare token ids with those of training; don't wait for a
-# score to show it.
+# Without the token that opens its turn, the model mostly finishes the user's sentence first, with a
+# period or a question mark. With three other seeds, 5 to 28 of 60 texts still began with the
+# answer. With SmolLM2's own template the damage is smaller, and easier to miss: lab 7 measures it.
+# So compare token ids with those of training; don't wait for a score to show it.
 
 # %% [markdown]
 # ## Rows that are too long
@@ -467,8 +467,8 @@ if lab.experiment("What is left of a row", 3):
     guess_empty.beside(lost[64]["train on nothing"])
 
 # %% [markdown]
-# At 96 tokens the rows that are lost are the long mails, all of them: a cut removes one kind of
-# example from the training, and no loss curve shows it.
+# At 96 tokens every long mail is lost: a cut removes one kind of example from the training, and no
+# loss curve shows it.
 #
 # ### Exercise 3.4 · `fit`
 #
@@ -521,10 +521,9 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.4"]):
     display(pd.DataFrame(lost).rename_axis(columns="max_length"))
 
 # %% [markdown]
-# No row is lost. The price: a long row loses the beginning of its prompt, and with it the
+# No answer is lost now. The price: a long row loses the beginning of its prompt, and with it the
 # template's first tokens and the system message. Where that matters, shorten the user's text before
-# it goes into the template. TRL (1.16) is removing its own switch for this, so truncate the rows
-# yourself.
+# it goes into the template. Don't rely on TRL's own switch for this: it is deprecated (1.16).
 #
 # ## Less memory, and an adapter that didn't train
 #
@@ -581,7 +580,7 @@ check.checkpoints(with_checkpointing)
 
 # %%
 def given_checkpointing(model):
-    """The code of the issue."""
+    """The mechanism of the issue, written by hand."""
 
     def again(forward, x, **options):
         return checkpoint(partial(forward, **options), x, use_reentrant=True)
@@ -619,15 +618,16 @@ if lab.experiment("Three ways to run a block", 45, needs=["3.1", "3.5"]):
         print(f"activations {peak / 1e6:.0f} MB, {sum(moved)} of {len(moved)} B moved")
 
 # %% [markdown]
-# With the given code the loss falls, because the adapter of the head trains. That is all that
-# trains, and torch only warns: *None of the inputs have requires_grad=True*. So look at your `B`
-# after a run: a matrix of zeros has learned nothing. transformers and PEFT call
-# `enable_input_require_grads()` for you, the other fix. Code that wraps blocks itself has to.
+# With the given code the loss falls, because the adapter of the head trains. Nothing else trains,
+# and torch only warns: *None of the inputs have requires_grad=True*. So look at your `B` after a
+# run: a matrix of zeros has learned nothing. Recent versions of transformers and PEFT usually call
+# `enable_input_require_grads()`, the other fix, when you switch checkpointing on through them. Code
+# that wraps blocks itself has to.
 #
 # ## What is on disk
 #
 # Does a model that you load answer like the one you trained? Here is one way to get it wrong: merge
-# the adapter for speed, see no adapter on the result, and load it again.
+# the adapter for speed, notice that the adapter is gone, and load it again.
 
 
 # %%
@@ -656,7 +656,7 @@ if lab.experiment("The adapter, loaded as some do", 15, needs=["3.1"]):
 # different logits. (`ask` switches dropout off, so the answers suffer from the double update
 # alone.)
 #
-# A third fault needs another file. Wrapping the model, for instance with `torch.compile`, adds
+# A third fault needs another file. Wrapping the model, for instance with `torch.compile`, can add
 # `_orig_mod` to the names in the file. What does PEFT do with names that match nothing?
 
 # %% tags=["experiment"]
@@ -744,9 +744,9 @@ if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.6"]):
 # Add no special tokens: pass `add_special_tokens=False`, because some tokenizers put a BOS before a
 # text or an end after it. The model is in eval mode, and stays in it.
 #
-# By hand: two predicted tokens with the probabilities 1/2 and 1/8 have a mean of $(\ln 2 + \ln 8) /
-# 2 = \ln 4$. The perplexity is $e^{\ln 4} = 4$: the model was as unsure as between four equally
-# likely tokens.
+# By hand: two predicted tokens with the probabilities 1/2 and 1/8 have a mean of
+# $(\ln 2 + \ln 8) / 2 = \ln 4$. The perplexity is $e^{\ln 4} = 4$: the model was as unsure as
+# between four equally likely tokens.
 #
 # <details><summary>Hint</summary>
 #
@@ -782,10 +782,9 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {before:.1f} before, {after:.1f} after: {after / before - 1:+.0%}")
 
 # %% [markdown]
-# After this short training on JSON the model gives everyday English a lower probability. Whether
-# LoRA forgets less than full fine-tuning is disputed, and three seeds here can't settle it
-# ([evidence](../docs/evidence/03_peft.md#forgetting)). With LoRA you can always switch the adapter
-# off, and the base is what it was.
+# After this short training on JSON the model gives everyday English a lower probability. With LoRA
+# you can always switch the adapter off, and the base is what it was. Lab 9 shows what such
+# forgetting looks like in answers, and trains it away.
 #
 # ## Take it with you
 #

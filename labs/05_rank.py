@@ -14,9 +14,8 @@
 # # Lab 5 · Which rank?
 #
 # Is r=8 enough? Do you double alpha with the rank? The usual way to find out is to train at a few
-# ranks and compare. You will see two such comparisons contradict each
-# other, find out why, and compare ranks fairly. Then you will look for the task where rank does
-# decide.
+# ranks and compare. You will see two such comparisons contradict each other, find out why, and
+# compare ranks fairly. Then you will look for the task where rank does decide.
 #
 # {{ time }}
 
@@ -89,16 +88,16 @@ if lab.experiment("Three ranks, two rules for alpha", 75):
 # "Rank matters a lot: take 64", says the first. "Rank doesn't matter", says the second. The data,
 # the seed and the ranks are the same. Only $\alpha$ differs.
 #
-# ## How far does a step go?
+# ## How much does a step help?
 
 # %% [markdown]
 # ### Exercise 5.1 · `first_update`
 #
 # ●●● · 15 min · 3 points
 #
-# How far does a single step go? The weight is $W + \frac{\alpha}{r} B A$, and $B$ starts at zero.
-# Call $G$ the gradient of the loss with respect to $W$, of shape `(d_out, d_in)`. Return the change
-# of $W$ after Adam's first step with learning rate `lr`.
+# How does the weight change in a single step? It is $W + \frac{\alpha}{r} B A$, and $B$ starts at
+# zero. Call $G$ the gradient of the loss with respect to $W$, of shape `(d_out, d_in)`. Return the
+# change of $W$ after Adam's first step with learning rate `lr`.
 #
 # In its first step, Adam moves every number by $-\text{lr} \cdot \frac{g}{|g| + \epsilon}$, where
 # $g$ is its gradient. Ignore $\epsilon$, which is 1e-8; a gradient of zero moves nothing. Work out
@@ -141,8 +140,8 @@ check.first_step(first_update)
 #
 # ●○○ · 4 min · 1 point
 #
-# Return the factor in front of $BA$. LoRA divides $\alpha$ by $r$. *rsLoRA*
-# ([Kalajdzievski 2023](https://arxiv.org/abs/2312.03732)) divides it by $\sqrt r$; PEFT calls this
+# Return the factor in front of $BA$. LoRA divides $\alpha$ by $r$. *rsLoRA* ([Kalajdzievski
+# 2023](https://arxiv.org/abs/2312.03732)) divides it by $\sqrt r$; PEFT calls this
 # `use_rslora=True`.
 
 
@@ -194,9 +193,9 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
     guess_step.beside(helps["alpha = 2r"][-1] / helps["alpha = 2r"][0])
 
 # %% [markdown]
-# How much a step helps is proportional to $\alpha$, whatever the rank: the sum grows like $r$, and
-# $\alpha / r$ cancels that growth. With $\alpha = 2r$, the first step at r=64 lowers the loss
-# sixteen times as much as at r=4, to first order. That is what the first comparison measured, not
+# To first order, the help of the first step is proportional to $\alpha$, whatever the rank: the sum
+# grows like $r$, and $\alpha / r$ cancels that growth. With $\alpha = 2r$, the first step at r=64
+# lowers the loss sixteen times as much as at r=4. That is what the first comparison measured, not
 # the rank: at $\alpha = 8$ a learning rate of 0.001 is too low.
 #
 # ## A fair comparison
@@ -235,8 +234,8 @@ check.sweeps(sweep)
 
 # %% [markdown]
 # **Turn it: rank, alpha and rate.** The default keeps $\alpha = 32$ and tries three rates for each
-# rank. Nine runs take about a minute and a half; three of them you have already. Then change
-# `alpha_of` to `lambda rank: 2 * rank`: which cell of each row will be the best?
+# rank. Six new runs take about a minute and a half; three you have already. Then change `alpha_of`
+# to `lambda rank: 2 * rank`: which cell of each row will be the best?
 
 # %%
 guess_rate = lab.predict("With alpha = 32, the best rate at r=64: 1e-3, 3e-3 or 1e-2?", None)
@@ -253,10 +252,12 @@ if lab.experiment("A grid of your own", 90, needs=["5.3"]):
 # %% [markdown]
 # At $\alpha = 32$ one rate is best for all three ranks, and at that rate the ranks lie close
 # together. Over three seeds, r=64 and r=4 differ by 0.014 ± 0.021 nats
-# ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)): nothing that we can see.
+# ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)): no difference that we can
+# detect.
 #
 # What if you change $\alpha$? The next picture shows runs that we made in advance, with three
-# seeds: for four values of $\alpha$, the smallest rate that brings the held-out loss down to 0.45.
+# seeds: for several values of $\alpha$, the smallest rate that brings the held-out loss down to
+# 0.45.
 
 # %% tags=["experiment"]
 if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
@@ -267,8 +268,8 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
 # The rate you need falls roughly as $\alpha^{-0.7}$: sixteen times the $\alpha$, a seventh of the
 # rate. That makes $\alpha$ and the learning rate nearly one knob. Fix one and tune the other.
 #
-# - *"When you double r, double alpha."* That doubles how much a step helps. Keep $\alpha$ and the
-#   rate when you change the rank, as "LoRA Without Regret"
+# - *"When you double r, double alpha."* That doubles how much the first step helps. Keep $\alpha$
+#   and the rate when you change the rank, as "LoRA Without Regret"
 #   ([2025](https://thinkingmachines.ai/blog/lora/)) found for large models.
 # - *"LoRA needs ten times the rate of full fine-tuning."* On our coarse grid the ratio is about 30
 #   at $\alpha = 8$, 10 at 32, and 3 at 128
@@ -377,7 +378,7 @@ if lab.experiment("Learn random pairs by heart", 30, needs=["5.4"]):
 
 # %% [markdown]
 # Rank decides how much the adapter can learn by heart. The next picture repeats this with 1,000
-# pairs, 100 passes, each rank at its best rate, and three seeds.
+# pairs, 100 passes, each rank at the best of three rates, and three seeds.
 
 # %% tags=["experiment"]
 if lab.experiment("Where rank binds", 0, needs=["5.4"]):
@@ -385,14 +386,15 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
     display(figures.bits({rank: list(bits) for rank, bits in runs["value"]}, available=6000))
 
 # %% [markdown]
-# r=1 stores 20% of the bits, r=4 90%, r=8 nearly all, and no learning rate that we tried makes up
-# for it ([evidence](../docs/evidence/05_rank.md#where-rank-binds)). After 100 passes, the adapter
-# of r=4 has stored about 0.6 bits per number.
+# r=1 stores 20% of the bits, r=4 at least 90%, r=8 nearly all, and no learning rate that we tried
+# makes up for it ([evidence](../docs/evidence/05_rank.md#where-rank-binds)). After 100 passes, the
+# adapter of r=4 has stored about 0.6 bits per number. (From r=2 on, the best rate was the highest
+# we tried, so a higher one may store a little more.)
 #
 # An ordinary adapter, on all linear layers, has 305,280 numbers at r=1 already. 96 short commands
-# probably contain far less than that can store; we didn't measure it. Long training on code or math
-# contains more: there LoRA falls behind full fine-tuning, the more so the lower its rank
-# ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)).
+# probably contain far less than such an adapter can store; we didn't measure it. Long training on
+# code or math contains more: there LoRA falls behind full fine-tuning, the more so the lower its
+# rank ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)).
 #
 # ## Variants
 #
@@ -400,12 +402,12 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
 #
 # | method | what it changes |
 # |---|---|
-# | PiSSA | trains the main directions of $W$, its largest singular values |
+# | PiSSA | starts from the top singular vectors of $W$ and trains them |
 # | OLoRA | starts from a QR decomposition of $W$ |
 # | orthogonal | starts at two random factors whose product is zero |
 # | rsLoRA | divides $\alpha$ by $\sqrt r$; at one rank that is LoRA with a larger $\alpha$ |
 # | DoRA | trains the length of each row of the weight separately |
-# | MiSS | trains one small matrix that many inputs share |
+# | MiSS | trains one small matrix, shared by groups of inputs |
 # | LoRA+ | gives `B` a higher learning rate |
 # | LoRA-FA | freezes `A` |
 #
@@ -421,8 +423,8 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
 # `frame` has one row per run, with the columns `method`, `seed` and `score`, and perhaps others. A
 # method has one row per seed. The rows come in any order, and their index means nothing.
 #
-# For each seed that both methods have, take $\text{score}(a) - \text{score}(b)$. Return `(mean,
-# error)` of the $n$ differences, two floats:
+# For each seed that both methods have, take $\text{score}(a) - \text{score}(b)$. Return
+# `(mean, error)` of the $n$ differences, two floats:
 #
 # - A failed run has the score NaN. Leave its seed out; $n$ counts the seeds that are left.
 # - `error` is the standard error of the mean: the sample standard deviation of the differences
@@ -468,17 +470,17 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 # %% [markdown]
 # These runs are on `home`, at r=16. No variant differs from LoRA by more than chance: every
 # interval contains 0. With three seeds we could miss differences of 7% to 28%, depending on the
-# variant. That is compatible with Lee et al. ([2026](https://arxiv.org/abs/2602.04998)), who find
-# variants within 1-2% of each other once the rate is tuned. Full fine-tuning beats LoRA by 12%
-# here; we don't know why. At a single rate for all, the same methods differ by far more
-# ([evidence](../docs/evidence/05_rank.md#variants)).
+# variant. Lee et al. ([2026](https://arxiv.org/abs/2602.04998)) find variants within 1-2% of each
+# other once the rate is tuned; our three seeds can't test that. Full fine-tuning beats LoRA by 12%
+# here, which a coarser sweep of ours doesn't confirm. At a single rate for all, the same methods
+# differ by far more ([evidence](../docs/evidence/05_rank.md#variants)).
 #
 # ## A case: 48 kinds of tickets
 #
 # Is LoRA needed at all? A shop routes support tickets into 48 categories, with 20 examples of each.
 # We compared the model as it is, a logistic regression on TF-IDF features of words or of
-# characters, LoRA, QLoRA and full fine-tuning on 288 new tickets. Each trained method has the best
-# of three rates and three seeds.
+# characters, LoRA, QLoRA and full fine-tuning on 288 new tickets. LoRA, QLoRA and full fine-tuning
+# have the best of three rates, and three seeds each.
 
 # %%
 guess_words = lab.predict("What percentage of tickets does TF-IDF of words get right?", None)
@@ -491,9 +493,9 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
 
 # %% [markdown]
 # A classifier without a neural network, trained in seconds, is a serious rival on 960 examples.
-# LoRA is ahead of it by a few points, which may be chance. Full fine-tuning is ahead of LoRA by 5
-# to 7 points in each seed. Before you train an adapter, run the cheap baseline. (LoRA made one
-# pass, at one rank. More passes might close the gap.)
+# LoRA is a few points ahead of it, which may be chance. Full fine-tuning is ahead of LoRA by 5 to 7
+# points in each seed. Before you train an adapter, run the cheap baseline. (LoRA made one pass, at
+# one rank. More passes might close the gap to full fine-tuning.)
 #
 # ## Defaults
 #
@@ -547,7 +549,7 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
 #
 # - (a) The task contains more than r=4 can store.
 # - (b) The smaller ranks have overfitted.
-# - (c) Little yet: alpha, and with it the size of the step, grew as well.
+# - (c) Little yet: alpha grew as well, and with it how much a step helps.
 # - (d) Nothing, because three seeds are never enough.
 #
 # **q2. You double alpha and keep everything else. Where do you look for the best learning rate?**

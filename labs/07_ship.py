@@ -14,10 +14,10 @@
 # # Lab 7 · Your own data, shipped
 #
 # You can train an adapter. The next one will be trained on rows that nobody has cleaned, and used
-# by a program that has never heard of PEFT. Both ends fail without an error message: a row trains
-# on nothing, a question is both in training and in the test, a server builds another prompt from
-# the same messages. In this lab you take a file of messages all the way to a server that serves
-# three adapters, and check each step.
+# by a program that has never heard of PEFT. Either end can fail silently: a row trains on nothing,
+# a question is both in training and in the test, a server builds another prompt from the same
+# messages. In this lab you take a file of messages all the way to a server that serves three
+# adapters, and check each step.
 #
 # {{ time }}
 
@@ -85,9 +85,9 @@ if lab.experiment("The file, opened", 1):
 # ●●○ · 12 min · 3 points
 #
 # Return a dict with three lists: the indices of the rows with each fault, in order. What does a row
-# train on? As in lab 3, its prompt is all messages but the last, with the generation prompt. Take
-# the ids of the whole conversation, cut them at `max_length` tokens, and leave out as many at the
-# front as the prompt has. The rest is learned (TRL does the same with prompt and completion).
+# train on? As in lab 3, its prompt is all messages but the last, with the generation prompt.
+# Tokenize the whole conversation, cut it at `max_length` tokens, and drop the prompt's tokens from
+# the front. The rest is learned (TRL does the same with prompt and completion).
 #
 # - `truncated`: the conversation has more than `max_length` tokens;
 # - `trains_on_nothing`: no id is learned, or the last answer is blank, so that only its end is
@@ -150,8 +150,9 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 # first: long *questions* can be shortened from the front, as `fit` in lab 3 did.
 #
 # Eight of our questions occur twice in the file, with different times. Only somebody from the
-# office knows which one is right, and a model that gives one is wrong by the other. (`labkit data`
-# lists such rows in a file of yours, along with wrong roles and missing system messages.)
+# office knows which one is right, and whichever answer the model gives, the other row marks it
+# wrong. (`labkit data` lists such rows in a file of yours, along with wrong roles and missing
+# system messages.)
 #
 # ## Training and test
 #
@@ -239,9 +240,9 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
 
 # %% [markdown]
 # Tenants sent messages twice, or got two answers. A coin per row puts some of these pairs on both
-# sides, and the test asks what training has answered. Your split doesn't. It doesn't notice the
-# same question in other words, though. And one more row in the file changes it: `labkit train`
-# takes a hash of each prompt, so that hardly any row changes sides.
+# sides, and the test asks what training has answered. Yours doesn't. But it misses paraphrases, and
+# adding one row can reshuffle it: `labkit train` takes a hash of each prompt, so that hardly any
+# row changes sides.
 #
 # ## A look-up, a training, a score
 #
@@ -327,10 +328,10 @@ if lab.experiment("The office's adapter, and its score", 70, needs=["7.1", "7.2"
     guess_score.beside(100 * scores["LoRA"]["whole answer"] / len(wanted))
 
 # %% [markdown]
-# The look-up copies well: it often finds the room and the apartment. But it cannot tell *your*
-# apartment from the neighbor's, or the day that suits from the day that doesn't. That takes
-# reading. Over three seeds of split and training, the adapter gets more than nine of ten answers
-# right, and the look-up fewer than two ([evidence](../docs/evidence/07_ship.md#the-score)).
+# The look-up copies well, and most of its parts are right. But it cannot tell *your* apartment from
+# the neighbor's, or the day that suits from the day that doesn't. That takes reading. Over three
+# seeds of split and training, the adapter gets more than nine of ten answers right, and the look-up
+# at most one ([evidence](../docs/evidence/07_ship.md#the-score)).
 #
 # How sure is such a score? If a share $p$ of $n$ independent answers is right, its standard error
 # is $\sqrt{p (1 - p) / n}$: four points for 80% of 100. To compare two models on the same rows,
@@ -389,19 +390,20 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
     guess_template.beside(100 * right_by_way["Llama 2's template"] / len(wanted))
 
 # %% [markdown]
-# A first token written twice costs nothing here. What a missing generation prompt or another system
-# message costs is hard to predict: in some runs hardly anything, in others half of the answers.
-# With Llama 2's template or none at all, most answers are wrong in every run
-# ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). So a model can survive some
-# faults, and then a good answer hides that something is wrong.
+# A first token written twice costs at most two answers of 105. What a missing generation prompt or
+# another system message costs is hard to predict: in some runs hardly anything, in others nearly
+# everything. Without the generation prompt, the model may write the header of its turn itself, and
+# then a right answer counts as wrong. With Llama 2's template or none at all, most answers are
+# wrong in every run ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). So a model can
+# survive some faults, and then a good answer hides that something is wrong.
 #
 # Don't test a server by reading a few answers. Ask it for the *ids* that it makes of your messages,
 # and compare them with those of training. Below you will.
 #
 # ## One file for other programs
 #
-# Transformers and PEFT are for those who train. llama.cpp, Ollama and LM Studio read one file, a
-# GGUF: weights, tokenizer and chat template. To write one, you must know how it orders rows.
+# So far everything ran in Transformers. llama.cpp, Ollama and LM Studio read one file, a GGUF:
+# weights, tokenizer and chat template. To write one, you must know how it orders rows.
 #
 # Rotary position embeddings rotate pairs of numbers of q and k by an angle that grows with the
 # position. Which numbers are a pair? For Llama's family, transformers pairs the first half of a
@@ -442,9 +444,10 @@ check.orders(rotary_rows)
 # A stays: it reads the layer's input, whose order doesn't change.
 #
 # Now merge the adapter and write the model as files. Q8_0 stores 32 weights as 8-bit integers with
-# one scale, 8.5 bits per weight. Q4_0 has 4-bit integers, 4.5 bits per weight. You will read each
-# file back and compare it with the model in fp32: KL at the tokens of the held-out answers (lab 6),
-# and right answers. The last row is what an engine would make of a file without exercise 7.3.
+# one scale, 8.5 bits per weight. Q4_0 has 4-bit integers, 4.5 bits per weight, and leaves the
+# embeddings in Q8_0. You will read each file back and compare it with the model in fp32: KL at the
+# tokens of the held-out answers (lab 6), and right answers. The last row is what an engine would
+# make of a file without exercise 7.3.
 
 
 # %%
@@ -509,7 +512,7 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
 
 # %% [markdown]
 # bf16 and Q8_0 lose no answer. Q4_0 takes a third of the bytes of bf16 and loses three to six of
-# 100 ([evidence](../docs/evidence/07_ship.md#files)).
+# 105 ([evidence](../docs/evidence/07_ship.md#files)).
 #
 # With the rows not moved, the file has the right size, the right names and the right numbers, and
 # it is useless. No field in it says in which order its rows are.
@@ -720,9 +723,10 @@ if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
 # %% [markdown]
 # All three multiply the same numbers. One by one pays for a call per row, and copied factors for
 # writing and reading $n$ pairs of factors. Grouped, there are two products per adapter, however
-# many rows it has. On a GPU, [Punica](https://arxiv.org/abs/2310.18547) and
-# [S-LoRA](https://arxiv.org/abs/2311.03285) go one step further: one kernel for all rows reads each
-# row's factors where they are. vLLM has such a kernel.
+# many rows it has, and some work to sort the rows. With one to four rows that isn't worth it. On a
+# GPU, [Punica](https://arxiv.org/abs/2310.18547) and [S-LoRA](https://arxiv.org/abs/2311.03285) go
+# one step further: one kernel for all rows reads each row's factors where they are. vLLM has such a
+# kernel.
 #
 # ## A real server
 #
@@ -784,9 +788,10 @@ if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
         guess_same.beside(table["equal to PEFT's"].sum())
 
 # %% [markdown]
-# Most answers equal PEFT's to the letter. Not all need to: the server computes in 16 bits and adds
-# in another order. If one of your answers differs, two tokens were probably nearly tied where the
-# texts part. What you should *not* see is another customer's form: then the adapter was not chosen.
+# Most answers equal PEFT's exactly. Not all need to: the server computes in 16 bits and adds in
+# another order. If one of your answers differs, two tokens were probably nearly tied where the
+# texts first differ. What you should *not* see is another customer's form: then the adapter was not
+# chosen.
 #
 # Two traps. This llama.cpp ignores an adapter number that it doesn't have, and answers with the
 # base: look names up before you send, as `server.choosing` does. And to save time an engine keeps

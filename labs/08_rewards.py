@@ -17,8 +17,8 @@
 # say which of two answers is better, or to let a program judge one. In this lab a model learns from
 # such judgments: from pairs of answers (DPO), and from a reward for each answer that it samples
 # (GRPO). You write both losses and the whole step, and see both methods change what the model says.
-# You will also see a gain that is not what it seems, and a reward that is easier to fool than to
-# earn.
+# You will also see a reward that rises while the answers you would use don't get better, and one
+# that is easier to game than to earn honestly.
 #
 # LoRA fits well here: the model before training, which DPO compares with, is still in memory under
 # the adapter.
@@ -144,7 +144,7 @@ if lab.experiment("The model, and pairs of its answers", 5):
 # Why this formula? Look for the model whose answers have the highest mean quality, minus $\beta$
 # times the KL from the reference. It is
 # $\pi(y \mid x) \propto \pi_{\text{ref}}(y \mid x) \, e^{\text{quality} / \beta}$. Solve this for
-# the quality, and you get the line above, plus a number that depends on the prompt alone and
+# the quality, and you get the formula above plus a term that depends only on the prompt, and
 # cancels in the difference of two answers. So $\beta$ is the price of moving away from the start.
 
 # %% [markdown]
@@ -335,12 +335,12 @@ if lab.experiment("Other pairs, beta or rate", 60, needs=["8.1", "8.2", "8.3"]):
     display(figures.lengths(tokens))
 
 # %% [markdown]
-# The loss falls there, too. It says that the pairs are told apart, whatever they say. Whether
-# answers got better, only new answers tell, so read some pairs before you train on them.
+# The loss falls there, too, if slowly. It says that the pairs are told apart, whatever they say.
+# Whether answers got better, only new answers tell, so read some pairs before you train on them.
 #
-# Another mistake is quieter. If the reference is computed with the adapter *on*, policy and
-# reference are the same, the margin is 0, and the loss stays at $\log 2 = 0.693$ in every step. The
-# gradient isn't zero, so the model drifts without a limit.
+# A second mistake makes no noise at all. If the reference is computed with the adapter *on*, policy
+# and reference are the same, the margin is 0, and the loss stays at $\log 2 = 0.693$ in every step.
+# The gradient isn't zero, so the model drifts without a limit.
 #
 # ## Better than its group
 #
@@ -464,7 +464,7 @@ check.clipped(grpo_loss)
 #
 # The task is now `home`: a spoken command in, a JSON intent out. A program can tell what is right.
 # If only right answers earn something, most groups have none and teach nothing. So one pays for an
-# answer that is partly right. That is where trouble begins: training finds any loophole in the
+# answer that is partly right. That is where trouble begins: training can find any loophole in the
 # reward.
 
 # %% [markdown]
@@ -687,13 +687,14 @@ if lab.experiment("GRPO on home", 170, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_grpo.beside(sum(found["GRPO"]["sampled"]) / 400)
 
 # %% [markdown]
-# Sampled answers earn at least 60% more, also with three other seeds, each time by at least five
-# standard errors ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). So GRPO did what it is
-# paid for. Now look at the *greedy* answers: their reward didn't move, and fewer of them are right,
-# 17 to 20 of 100 after 27. In 12 steps the model has learned to say more often what it could say
-# already. It has become sharper, not better. Longer runs may do more, and whether they do is
-# disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)). Compare with greedy answers before
-# you believe a gain.
+# Sampled answers earn about half as much again, or more: with three other seeds the gain was at
+# least five standard errors each time ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). So
+# GRPO did what it is paid for. Now look at the *greedy* answers. In those runs their reward didn't
+# move, and fewer were right: 17 to 20 of 100, after 27. From a weaker start and at a constant rate,
+# greedy answers did gain ([evidence](../docs/evidence/08_rewards.md#ranks-and-rates)). A rising
+# reward doesn't tell you which of the two you have, so compare greedy answers before you believe a
+# gain. Whether rewards can teach a model what it couldn't say at all is disputed ([Yue et al.
+# 2025](https://arxiv.org/abs/2504.13837)).
 #
 # ## A reward that can be hacked
 #
@@ -729,8 +730,9 @@ if lab.experiment("Another reward", 130, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_keys.beside(list(found.values())[-1]["keys"])
 
 # %% [markdown]
-# Paid the bonus, the model names more keys, and fewer answers are right. In three other runs 9, 0
-# and 0 of 100 were right at the end, after 17
+# Paid the bonus, the model names more keys, and hardly any answer is right. Compare three pairs of
+# runs at one setting (r=16, a constant rate), from a start with 17 right answers: paid your reward
+# they ended with 20, 19 and 21, paid the bonus with 9, 0 and 0
 # ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
 # The pay gave no warning: it rose. So judge a model by something that it isn't paid for, on prompts
@@ -828,7 +830,8 @@ check.quiz(quiz)
 #   there. A loss that falls says that the pairs are told apart, and not that answers are better.
 # - GRPO makes likelier what is better than the rest of its group. A group of equals teaches
 #   nothing. Sampled answers gain first: look at the greedy ones, too.
-# - Once a token has moved far enough the right way, the clip makes its gradient zero.
+# - Once a token has moved far enough the right way, the clip makes its gradient zero. With one step
+#   per sample, as here, that never happens.
 # - A model learns what the reward pays for. Judge it by something that it isn't paid for.
 
 # %%

@@ -18,8 +18,6 @@ PEAKS = {
     "full": {"weights": 5e8, "gradients": 5e8, "optimizer": 1e9},
     "LoRA": {"weights": 5e8, "gradients": 1e5, "optimizer": 2e5},
 }
-ROUND = {"base": 1.0, "LoRA, unmerged": 1.5, "LoRA, merged": 1.0}
-TIMES = [ROUND, ROUND | {"base": 1.1}]
 COSTS, ERRORS = [0.1, 0.2, 1.1], {"photograph": [0.3, 0.2, 0.1], "noise": [0.9, 0.8, 0.4]}
 KINDS = {"q_proj": [100, 120], "up_proj": [300, 310]}
 SHARES = pd.DataFrame(
@@ -49,7 +47,6 @@ FIGURES = {
     "settings": lambda: lab02.turned({"r=8, alpha=16": RISES, "r=64, alpha=16": FALLS}),
     "right_answers": lambda: lab02.right_answers({"base": (0, 3), "LoRA": (37, 52)}, 60, NO_GUESS),
     "memory": lambda: lab02.memory(PEAKS, NO_GUESS),
-    "latency": lambda: lab02.latency(TIMES),
 }
 
 
@@ -62,7 +59,7 @@ def test_a_figure_has_one_sentence_with_at_most_one_number(name):
     assert len(re.findall(r"(?<![\w.])\d[\d.,]*", re.sub("[AB] = 0", "", title))) <= 1
 
 
-@pytest.mark.parametrize("name", ["right_answers", "memory", "latency", "cuts", "endless"])
+@pytest.mark.parametrize("name", ["right_answers", "memory", "cuts", "endless"])
 def test_bars_begin_at_zero(name):
     assert all(ax.get_ylim()[0] == 0 for ax in FIGURES[name]().axes)
 

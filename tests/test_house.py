@@ -49,7 +49,7 @@ MAY = {
     "grading/judge": ("checks", "contract", "grading", "names", "reference"),
     "grading/after": ("contract", "grading", "reference"),
     "grading": ("fingerprint", "grading/judge", "grading/after", "grading/inside"),
-    "course": ("contract", "download", "grading", "reference", "training"),
+    "course": ("contract", "download", "figures", "grading", "reference", "training"),
     "train": ("own", "tasks", "training"),
     "cli": (
         "course",

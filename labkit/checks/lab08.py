@@ -8,14 +8,12 @@ import json
 import torch
 import torch.nn.functional as F
 
+from labkit.checks import policies
 from labkit.checks.engine import expect_right
 from labkit.checks.inputs import draw, randn
 from labkit.checks.quiz import judge
 from labkit.contract import exercise, generator
 from labkit.probes import lab08 as probes
-from labkit.probes import tiny
-
-IGNORED = -100
 
 
 @exercise("8.1", points=2)
@@ -24,9 +22,9 @@ def logprobs(sequence_logprob):
     rng = generator()
     quarter = torch.tensor([1.0, 3.0]).log().expand(1, 4, 2)
     where = "for probabilities of 1/4 and 3/4 at each position and labels [0, 0, 1, -100]"
-    cases = {where: (quarter, torch.tensor([[0, 0, 1, IGNORED]]))}
+    cases = {where: (quarter, torch.tensor([[0, 0, 1, policies.IGNORED]]))}
     one_empty = _labeled(rng, 2, 0)
-    one_empty[1][1] = IGNORED
+    one_empty[1][1] = policies.IGNORED
     cases |= {
         "for labels between a prompt and padding": _labeled(rng, 2, 1),
         "for labels after padding on the left": _labeled(rng, 4, 0),
@@ -47,9 +45,9 @@ def _labeled(rng, before, after, hole=False):
     logits, labels = 2 * randn(b, n, vocab, rng=rng), torch.randint(vocab, (b, n), generator=rng)
     labels[:, 5] = 0
     for i, row in enumerate(labels):
-        row[: before and before + i % 2] = IGNORED
-        row[n - (after and after + i % 3) :] = IGNORED
-        row[n // 2 : n // 2 + hole] = IGNORED
+        row[: before and before + i % 2] = policies.IGNORED
+        row[n - (after and after + i % 3) :] = policies.IGNORED
+        row[n // 2 : n // 2 + hole] = policies.IGNORED
     return logits, labels
 
 
@@ -120,47 +118,26 @@ def reference(reference_logprobs):
     seed, cases = draw(0, 10**6, rng), {}
     for side, mode in (("right", "train()"), ("left", "train()"), ("right", "eval()")):
         where = f"for a model in {mode} and rows padded on the {side}"
-        cases[where] = seed, _batch(rng, side), mode == "train()", ""
+        cases[where] = seed, policies.batch(rng, side), mode == "train()", ""
     for fails, cause in (("MemoryError", ""), ("KeyboardInterrupt", ", as the Stop button does")):
-        cases[f"when the model raises {fails}{cause}"] = seed, _batch(rng, "right"), True, fails
+        cases[f"when the model raises {fails}{cause}"] = (
+            seed,
+            policies.batch(rng, "right"),
+            True,
+            fails,
+        )
     expect_right(reference_logprobs, cases, _referenced, probes.referenced)
-
-
-def _batch(rng, side):
-    """A dict of ids, mask and labels (b, n), padded by id 0, the prompt -100 in the labels."""
-    b, n = draw(3, 4, rng), draw(9, 11, rng)
-    ids = torch.randint(2, len(tiny.WORDS), (b, n), generator=rng)
-    lengths = torch.randint(6, n + 1, (b, 1), generator=rng)
-    lengths[0], lengths[1] = n, n - 3
-    first = n - lengths if side == "left" else 0 * lengths
-    places = torch.arange(n)
-    used = (places >= first) & (places < first + lengths)
-    labels = ids.masked_fill(~used | (places < first + 3), IGNORED)
-    ids = ids.masked_fill(~used, 0)
-    return {"input_ids": ids, "attention_mask": used.long(), "labels": labels}
 
 
 def _referenced(seed, batch, training, fails):
     facts = {"reference_logprobs()": f"raise {fails}" if fails else "return"}
     if not fails:
-        base = probes.base(seed)
-        with torch.no_grad():
-            logits = base(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         facts["the return value"] = "a tensor"
         facts["the number of forward passes"] = "one, or one per sequence"
         facts["the mode in the forward pass"] = "eval()"
         facts["the forward pass"] = "without gradients"
-        facts["the result"] = _sums(logits, batch["labels"])
-    return facts | {
-        "gradients afterwards": "on",
-        "the adapter afterwards": "switched on",
-        "the adapters afterwards": sorted([probes.ACTIVE, probes.OTHER]),
-        "the active adapter afterwards": probes.ACTIVE,
-        "the mode afterwards": "train()" if training else "eval()",
-        "the parameters that train afterwards": "unchanged",
-        "the scaling of the adapter afterwards": "unchanged",
-        "the weights afterwards": "unchanged",
-    }
+        facts["the result"] = _sums(policies.base_logits(seed, batch), batch["labels"])
+    return facts | {"gradients afterwards": "on"} | policies.unchanged(training)
 
 
 @exercise("8.4", points=2)

@@ -23,6 +23,7 @@ LIBRARIES = ("torch", "transformers", "peft", "trl")
 TEMPLATES = Path(__file__).parents[1] / "templates" / "book"
 OURS = ("index", "labs", "claims")
 GUIDES = (*release.GUIDES, "instructor", "maintainer")
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128)  # of the photograph on the first page
 LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
 CONF = {
     "extensions": ["myst_nb", "sphinx_copybutton", "labkit.course.sphinx"],
@@ -78,16 +79,37 @@ def write(out: Path, root: Path, books: dict[str, nbformat.NotebookNode], result
         (source / "evidence").mkdir(parents=True)
         for stem, page in pages.items():
             nbformat.write(page, source / f"{stem}.ipynb")
-        for name, text in _texts(root, pages, rows).items():
+        for name, text in _texts(root, pages, rows, _cuts(out / "pictures")).items():
             (source / f"{name}.md").write_text(text, "utf-8")
         warnings = _sphinx(source, Path(scratch) / "html", root)
         shutil.copytree(Path(scratch) / "html", out, dirs_exist_ok=True)
     return warnings
 
 
-def _texts(root: Path, pages: dict[str, nbformat.NotebookNode], rows: list[dict]) -> dict[str, str]:
-    """The other pages: the first one, the table of this run, claims, guides."""
+def _cuts(folder: Path) -> list[dict]:
+    """Lab 1's photograph cut to each of `RANKS`, as pictures in `folder`, and what a cut costs."""
+    import torch
+    from matplotlib import image
+
+    from labkit.figures import lab01
+
+    photo = lab01.photograph()  # (300, 256)
+    U, s, Vt = torch.linalg.svd(photo, full_matrices=False)
+    found = []
+    for r in RANKS:
+        pixels = ((U[:, :r] * s[:r]) @ Vt[:r]).clamp(0, 1).numpy()
+        image.imsave(folder / f"rank-{r}.png", pixels, cmap="gray", vmin=0, vmax=1)
+        share, error = r * sum(photo.shape) / photo.numel(), (s[r:].norm() / s.norm()).item()
+        found.append({"rank": r, "share": f"{share:.1%}", "error": f"{error:.1%}"})
+    return found
+
+
+def _texts(
+    root: Path, pages: dict[str, nbformat.NotebookNode], rows: list[dict], cuts: list[dict]
+) -> dict[str, str]:
+    """The pages besides labs and evidence: the first, the table of this run, claims, guides."""
     found, went = claims.load(), {row["lab"]: row for row in rows}
+    run = root / "docs" / "pictures" / "run.json"
     guides = sorted((root / "docs").glob("*.md"), key=_place)
     lists = {
         "evidence": [_listed(path, f"evidence/{path.stem}.ipynb") for path in evidence.files(root)],
@@ -97,6 +119,8 @@ def _texts(root: Path, pages: dict[str, nbformat.NotebookNode], rows: list[dict]
     known = {
         "labs": [_lab(stem, page, went.get(stem)) for stem, page in labs.items()],
         "rows": rows,
+        "cuts": cuts,
+        "answers": json.loads(run.read_text("utf-8"))["answers"] if run.exists() else {},
         "cores": doctor.n_cores(),
         "libraries": [f"{name} {version(name)}" for name in LIBRARIES],
         "claims": [(claim, _places(claim, pages)) for claim in found],

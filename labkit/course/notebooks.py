@@ -26,6 +26,8 @@ FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
 # With --target, installed packages don't change. The folder is called site-packages, else dill, and
 # so datasets, would pickle modules by value. colab.py does the rest.
 COLAB = "https://colab.research.google.com"
+KAGGLE = "https://www.kaggle.com"
+GITHUB = "https://github.com/"
 SET_UP = Path(__file__).parents[1] / "templates" / "colab_setup.py.j2"
 
 
@@ -190,21 +192,30 @@ def _plain(cell: dict) -> dict:
 
 
 def badge(name: str, project: dict) -> str:
-    """The markdown of the Colab badge; empty if the course is not on GitHub."""
-    link = colab(name, project)
-    return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({link})" if link else ""
+    """Markdown that opens the notebook in Colab, Kaggle or a Codespace; "" if not on GitHub."""
+    if not (link := colab(name, project)):
+        return ""
+    source = f"{repository(project)}/blob/v{project['version']}/{name}"
+    kaggle = f"{KAGGLE}/kernels/welcome?src={source}"
+    codespaces = f"https://codespaces.new/{repository(project).removeprefix(GITHUB)}"
+    badges = (
+        ("Colab", f"{COLAB}/assets/colab-badge.svg", link),
+        ("Kaggle", f"{KAGGLE}/static/images/open-in-kaggle.svg", kaggle),
+        ("Codespaces", "https://github.com/codespaces/badge.svg", codespaces),
+    )
+    return " ".join(f"[![Open in {place}]({image})]({to})" for place, image, to in badges)
 
 
 def colab(name: str, project: dict) -> str:
-    """The address that opens the notebook in Colab; empty if it is not on GitHub."""
-    github, _, path = repository(project).partition("https://github.com/")
+    """The address that opens the notebook in Colab; "" if it is not on GitHub."""
+    github, _, path = repository(project).partition(GITHUB)
     if github or not path:
         return ""
     return f"{COLAB}/github/{path}/blob/v{project['version']}/{name}"
 
 
 def bootstrap(project: dict) -> str:
-    """The cell that installs the course on Colab and does nothing elsewhere."""
+    """The cell that installs the course in Colab or Kaggle and does nothing where it is there."""
     course = f"git+{repository(project)}@v{project['version']}"
     return SET_UP.read_text("utf-8").replace("{{ course }}", course)
 

@@ -96,7 +96,7 @@ def _package(root: Path, out: Path, repository: str | None = None) -> None:
     ignore = shutil.ignore_patterns(*NOT_SHIPPED)
     shutil.copytree(root / "labkit", out / "labkit", ignore=ignore)
     checks = out / "labkit" / "checks"
-    for key in [*checks.glob("lab??.toml"), *checks.glob("lab??/quiz.toml")]:
+    for key in checks.glob("lab??.toml"):
         key.with_suffix(".b64").write_bytes(base64.encodebytes(key.read_bytes()))
         key.unlink()
     (out / "labkit" / "_lent").mkdir()

@@ -174,7 +174,7 @@ def overlap(
     roles = {"full fine-tuning,\nother batches": "full", "chance": "base"}
     dots(ax, values, "% of energy (line: middle half of the matrices)", roles, "{:.0f}")
     ax.axvline(full, color=INK, ls=":", lw=1.2)
-    ax.text(full, 3.4, " the full update itself", color=INK, fontsize=9, va="bottom")
+    ax.text(full, 3.4, " the full update\n in its own top 8", color=INK, fontsize=9, va="bottom")
     ax.set_xlim(0, 100)
     guess.draw(ax, "x")
     return fig

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from labkit.figures.forms import bars, counted, curves, final, mean_interval, stacks, titled
+from labkit.figures.forms import counted, curves, final, stacks, titled
 from labkit.guess import Guess, as_text
 from labkit.plots import INK, ROLES
 
@@ -110,14 +110,4 @@ def memory(peaks: dict[str, dict[str, int]], guess: Guess) -> Figure:
     if guess.value is not None:
         text = ax.texts[-1].get_text()
         ax.texts[-1].set_text(text.replace(as_text(in_gb.value), f"{as_text(guess.value)}%"))
-    return fig
-
-
-def latency(rounds: Sequence[dict[str, float]]) -> Figure:
-    """Time per token relative to the base model, in the same round: a list of {kind: time}."""
-    base, *kinds = rounds[0]
-    shares = {k: mean_interval([100 * row[k] / row[base] for row in rounds]) for k in kinds}
-    fig, ax = titled(f"Unmerged, a token takes {shares[kinds[0]][0]:.0f}% of the base model's time")
-    ylabel = "% of the base model's time\n(line: 95% interval)"
-    bars(ax, {base: 100.0} | shares, ylabel, {base: "base"}, "{:.0f}%")
     return fig

@@ -25,7 +25,7 @@ def rates(runs: dict[str, Sequence[float]], guess: Guess) -> Figure:
 def targets(runs: dict[str, Sequence[float]]) -> Figure:
     """Loss curves by the layers that LoRA adapts: {targets: losses in nats}, newest last."""
     best = min(runs, key=lambda name: sum(runs[name][-5:]))
-    fig, ax = titled(f"At this learning rate {best} ends with the lowest loss")
+    fig, ax = titled(f"In this run, {best} ends with the lowest loss")
     curves(ax, runs, LOSS)
     return fig
 

@@ -76,16 +76,18 @@ def rate_against_alpha(reached: pd.DataFrame) -> Figure:
 
 
 def memory(stored: dict[str, float], guess: Guess) -> Figure:
-    """Bits stored, by setting, the newest last. guess: in bits, of r=1."""
-    least, most = min(stored, key=stored.get), max(stored, key=stored.get)
-    ratio = stored[most] / max(stored[least], 1)
-    fig, ax = titled(f"{_short(most)} stores {ratio:.1f} times as much as {_short(least)}")
-    bars(ax, stored, "bits stored", text="{:,.0f}", guess=guess)
+    """Bits stored, by setting ("r=1\\n250 pairs"), the newest last; dotted: the 6 bits per pair.
+
+    guess: in bits, of r=1.
+    """
+    available = {label: 6 * int(label.split()[1]) for label in stored}
+    least = min(stored, key=lambda label: stored[label] / available[label])
+    share, rank = stored[least] / available[least], least.split()[0]
+    fig, ax = titled(f"{rank} stores {share:.0%} of the bits that there are")
+    bars(ax, stored, "bits stored", text="{:,.0f}", top=1.15 * max(available.values()), guess=guess)
+    for x, bits in enumerate(available.values()):
+        ax.plot([x - 0.4, x + 0.4], [bits, bits], color=INK, lw=1.2, ls=":")
     return fig
-
-
-def _short(label):
-    return label.partition("\n")[0]
 
 
 def bits(stored: dict[str, Sequence[float]], available: float) -> Figure:

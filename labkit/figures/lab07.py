@@ -41,6 +41,8 @@ def files(made: dict[str, tuple[float, float]], n: int, guess: Guess) -> Figure:
     roles = {name: "mistake" if name == "rows not moved" else "LoRA" for name in made}
     kls = {name: max(kl, 1e-7) for name, (kl, _) in made.items()}  # fp32 has 0
     dots(left, kls, "KL from the merged model,\nnats per token", roles, "{:.1g}")
+    for text in left.texts:
+        text.set_text(text.get_text().replace("1e-07", "0: the same"))
     left.set(xscale="log", xlim=(1e-8, 10 * max(kls.values())))
     left.xaxis.set_major_locator(LogLocator(numticks=5))
     values = {

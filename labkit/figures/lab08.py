@@ -17,7 +17,9 @@ def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None, cap: i
     values = {name: mean_interval(found) for name, found in tokens.items()}
     base, *tuned = values
     change = values[tuned[-1]][0] / values[base][0] - 1
-    title = f"DPO ({tuned[-1]}): answers {abs(change):.0%} {'shorter' if change < 0 else 'longer'}"
+    change_in_words = f"{abs(change):.0%} {'shorter' if change < 0 else 'longer'}"
+    least = "at least " if change > 0 and max(tokens[tuned[-1]]) >= cap else ""
+    title = f"DPO ({tuned[-1]}): answers {least}{change_in_words}"
     fig, ax = titled(title, height=0.55 * len(values) + 1.2)
     dots(ax, values, "tokens per answer (line: 95% interval)", {base: "base"}, "{:.0f}")
     ax.axvline(cap, color=INK, ls=":", lw=1)
@@ -51,9 +53,10 @@ def rewarded(found: dict[str, dict], guess: Guess) -> Figure:
     (first, before), (_, after) = found.items()
     changes = {way: _by_command(after, way) - _by_command(before, way) for way in WAYS}
     gained = [way for way, change in changes.items() if mean_interval(change)[1] > 0]
-    title = (
-        f"GRPO raised the reward of {' and '.join(gained)} answers" if gained else "No clear gain"
-    )
+    title = "No clear gain"
+    if gained:
+        title = f"GRPO raised the reward of {' and '.join(gained)} answers"
+        title += "" if after["right"] > before["right"] else ", but not the right ones"
     fig, (left, other) = titled(title, 2, sharey=False)
     values = {
         f"{way},\n{name}": mean_interval(_by_command(marks, way))

@@ -58,10 +58,11 @@ def _layer(LoRALinear, W, bias, A, B, alpha):
 
 
 def new_layer(LoRALinear, W, bias, A, B, alpha, x):
-    """A new layer: its parts, and the parameters that train."""
-    base = _base(W, bias)
+    """A layer that was just made: its parts, and the parameters that train."""
+    base, another = _base(W, bias), _base(W, bias)
     weight = base.weight
-    layer, other = LoRALinear(base, len(A), alpha), LoRALinear(_base(W, bias), len(A), alpha)
+    with watch.Filled():
+        layer, other = LoRALinear(base, len(A), alpha), LoRALinear(another, len(A), alpha)
     types = {f"the type of {name}": type(getattr(layer, name)).__name__ for name in "AB"}
     if not isinstance(layer.A, torch.Tensor) or not isinstance(layer.B, torch.Tensor):
         return types
@@ -116,12 +117,11 @@ def layer_forward(LoRALinear, W, bias, A, B, alpha, x):
     facts["what a training step changes"] = step(layer, x)
     fresh = _layer(LoRALinear, W, bias, A, 0 * B, alpha)
     facts["what the first training step of a new layer changes"] = step(fresh, x)
-    few, many = x.detach(), x.detach().repeat(40, 1)
     with watch.Work(W.numel(), *layer.parameters()) as work:
-        layer(few)
+        layer(x.detach())
     facts |= work.facts("forward")
     with watch.Work(W.numel()) as work:
-        layer(many)
+        layer(x.detach().repeat(40, 1))
     return facts | work.pace()
 
 

@@ -15,7 +15,7 @@ import torch
 
 from labkit.probes import tiny
 from labkit.probes.adapters import kind
-from labkit.probes.watch import Watch, tensors
+from labkit.probes.watch import Filled, tensors
 
 # --- 7.1 -----------------------------------------------------------------------------------
 
@@ -209,11 +209,8 @@ def batched(batched_lora, x, A, B, scaling, index):
 PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "linear")}
 
 
-class _Products(Watch):
-    """Counts operations, multiplications, and the numbers in the largest tensor.
-
-    torch.empty's memory is filled with NaN here, so that nothing is right by luck.
-    """
+class _Products(Filled):
+    """Counts operations, multiplications, and the numbers in the largest tensor."""
 
     largest = multiplied = 0
 
@@ -224,8 +221,7 @@ class _Products(Watch):
         name = function._schema.name
         if name in PRODUCTS:  # reduces the last axis of the second-to-last argument
             self.multiplied += out.numel() * args[-2].shape[-1]
-        elif "empty" in name and out.is_floating_point():
-            out.fill_(torch.nan)
+        super().seen(function, args, kwargs, out)
 
 
 def batched_work(batched_lora, x, A, B, scaling, index, size, name):

@@ -3,7 +3,6 @@
 A check compares all facts, and the learner sees the first wrong one.
 """
 
-import copy
 import functools
 
 import torch
@@ -11,32 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from labkit.contract import CheckFailed, kept
-from labkit.contract.kept import picture, same
-from labkit.probes import tiny
+from labkit.probes import policies
 from labkit.probes.adapters import kind
+from labkit.probes.gradients import differentiated
 
-ACTIVE, OTHER = "policy", "earlier"  # the adapters of a tiny policy
 FAILURES = {"MemoryError": MemoryError, "KeyboardInterrupt": KeyboardInterrupt}
-
-
-def differentiated(f, names, noun, *given):
-    """The result of `f(*given)`, and its sum's gradient for the first inputs, called `names`."""
-    leaves = [tensor.clone().requires_grad_() for tensor in given[: len(names)]]
-    value = kept(f, *(leaf * 1.0 for leaf in leaves), *given[len(names) :])
-    if not isinstance(value, torch.Tensor):
-        return {"the return value": kind(value)}
-    facts = {"the return value": "a tensor", noun: _near_zero(value), "the gradient": "lost"}
-    if value.requires_grad:
-        found = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
-        facts["the gradient"] = "kept"
-        for name, leaf, grad in zip(names, leaves, found, strict=True):
-            grad = torch.zeros_like(leaf) if grad is None else grad
-            facts[f"the gradient for {name}"] = _near_zero(grad)
-    return facts
-
-
-def _near_zero(tensor):  # rounding residue counts as 0
-    return tensor.detach().where(~(tensor.detach().abs() < 1e-6), 0)
 
 
 def logprobs(sequence_logprob, logits, labels):
@@ -68,34 +46,11 @@ def advantages(group_advantages, rewards, *eps):
     return {"the result": got}
 
 
-def base(seed):
-    """A Llama of one layer with strong attention dropout in train mode."""
-    model = tiny.llama(torch.Generator().manual_seed(seed))
-    model.model.layers = model.model.layers[:1]
-    model.config.num_hidden_layers = 1
-    return model
-
-
-@functools.cache
-def _policy(seed):
-    """The base with two adapters with dropout, both nonzero, the first one active."""
-    from peft import LoraConfig, get_peft_model
-
-    rng = torch.Generator().manual_seed(seed)
-    config = LoraConfig(r=2, lora_dropout=0.5, target_modules=["q_proj", "down_proj"])
-    with torch.random.fork_rng():
-        model = get_peft_model(base(seed), config, adapter_name=ACTIVE)
-        model.add_adapter(OTHER, config)
-    for p in (p for name, p in model.named_parameters() if "lora_" in name):
-        p.data = torch.randn(p.shape, generator=rng) * 0.7
-    model.set_adapter(ACTIVE)
-    return model
-
-
 def referenced(reference_logprobs, seed, batch, training, fails):
-    """How it runs a tiny policy, what it returns or raises, and the model's state afterwards."""
-    model, grad = copy.deepcopy(_policy(seed)).train(training), torch.is_grad_enabled()
-    passes, before, most, value = _watched(model, fails), _state(model), len(batch["labels"]), None
+    """How it runs a tiny policy, what it returns or raises, and how it leaves the model."""
+    model, grad = policies.copied(seed, training), torch.is_grad_enabled()
+    passes, before = _watched(model, fails), policies.state(model)
+    most, value = len(batch["labels"]), None
     try:
         value, outcome = kept(functools.partial(reference_logprobs, model), batch), "return"
     except FAILURES.get(fails, ()):
@@ -112,7 +67,7 @@ def referenced(reference_logprobs, seed, batch, training, fails):
         "the forward pass": "with gradients" if built else "without gradients",
         "the result": value if isinstance(value, torch.Tensor) else None,
         "gradients afterwards": "on" if on else "switched off",
-    } | _left(before, model)
+    } | policies.left(before, model)
 
 
 def _refuse(_):
@@ -134,29 +89,6 @@ def _watched(model, fails):
     inner.lm_head.register_forward_pre_hook(note)
     model.__deepcopy__ = model.base_model.__deepcopy__ = inner.__deepcopy__ = _refuse
     return passes
-
-
-def _state(model):
-    seen, layers = picture(model), [m for m in model.modules() if hasattr(m, "lora_A")]
-    return {
-        "the parameters that train afterwards": seen["the parameters that train"],
-        "the scaling of the adapter afterwards": [dict(m.scaling) for m in layers],
-        "the weights afterwards": seen["its weights"],
-    }
-
-
-def _left(before, model):
-    layers = [m for m in model.modules() if hasattr(m, "lora_A")]
-    if not layers:
-        return {"the adapter afterwards": "gone"}
-    off, after = any(m.disable_adapters for m in layers), _state(model)
-    modes = {"train()" if m.training else "eval()" for m in model.modules()}
-    return {
-        "the adapter afterwards": "switched off" if off else "switched on",
-        "the adapters afterwards": sorted(model.peft_config),
-        "the active adapter afterwards": layers[0].active_adapters[0],
-        "the mode afterwards": " and ".join(sorted(modes)),
-    } | {n: "unchanged" if same(value, after[n]) else "changed" for n, value in before.items()}
 
 
 def earned(reward, answer, wanted, law, than="", *others):

@@ -36,7 +36,7 @@ CONTRAST = """element => {
 def begin(book, stem):
     """Run the cells that each lab begins with; the first is folded and has nothing to do here."""
     folded = book.page.locator(".jp-CodeCell").first
-    expect(folded).to_contain_text("Set-up: brings the course to Colab")
+    expect(folded).to_contain_text("Set-up: installs the course")
     book.page.locator(".jp-MarkdownCell h1").click()
     for _ in range(2):
         book.page.keyboard.press("Shift+Enter")

@@ -43,7 +43,7 @@ More on [memory](../memory.md).
 from labkit import measured
 from labkit.plots import figure
 
-runs = measured.load("forgetting")
+runs = measured.load("where_loss")
 fig, ax = figure(width=9, height=3)
 ax.set_title({POINT!r})
 fig
@@ -120,7 +120,7 @@ def test_evidence_is_run_and_linked_from_its_lab(built, pages):
 
 def test_evidence_that_fails_is_one_line(tmp_path):
     (tmp_path / "docs/evidence").mkdir(parents=True)
-    text = EVIDENCE.replace('"forgetting"', '"forgotten"')
+    text = EVIDENCE.replace('"where_loss"', '"forgotten"')
     (tmp_path / "docs/evidence/90_made_up.md").write_text(text, "utf-8")
     _, (failed,) = evidence.pages(tmp_path, tmp_path)
     assert (failed.lab, failed.status) == ("evidence/90_made_up", "failed")

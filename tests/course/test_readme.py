@@ -48,7 +48,7 @@ def test_its_table_has_every_lab_by_its_title_and_the_time_that_it_states():
         book = (ROOT / "notebooks" / f"{stem}.ipynb").read_text("utf-8")
         assert f"# Lab {number} · {title}" in book and f"About {minutes} minutes" in book
     hours = round(sum(int(minutes) for *_, minutes in rows) / 60)
-    assert f"all eight about {hours} hours" in plain(TEXT)
+    assert f"all nine about {hours} hours" in plain(TEXT)
 
 
 def test_it_is_short_and_its_first_screen_shows_what_one_gets():

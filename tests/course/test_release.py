@@ -266,10 +266,10 @@ def test_the_checks_in_the_guide_are_checks(tmp_path):
 def test_the_lab_in_the_guide_is_a_lab(capsys, monkeypatch, accepts, rejects, not_written):
     master, checks, tests = code_of("maintainer")
     (rows,) = code_of("maintainer", "toml")
-    module = types.ModuleType("labkit.checks.lab09")
+    module = types.ModuleType("labkit.checks.lab10")
     exec(checks, vars(module))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr("labkit.checks.lab09", module, raising=False)
+    monkeypatch.setattr("labkit.checks.lab10", module, raising=False)
     monkeypatch.setattr(engine, "read", lambda path: tomllib.loads(rows))
     answers = {}
     exec(tests, answers)
@@ -281,17 +281,17 @@ def test_the_lab_in_the_guide_is_a_lab(capsys, monkeypatch, accepts, rejects, no
         assert words in rejects(check, answer)
     capsys.readouterr()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    for solved, verdict in ((False, "○ 9.1"), (True, "✓ 9.1")):
-        text = notebooks.to_notebook(notebooks.cut(master, solved), "09", project)
+    for solved, verdict in ((False, "○ 10.1"), (True, "✓ 10.1")):
+        text = notebooks.to_notebook(notebooks.cut(master, solved), "10", project)
         cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"]]
-        assert any('labkit.start("09_norms")' in cell for cell in cells)
+        assert any('labkit.start("10_norms")' in cell for cell in cells)
         source, names = next(cell for cell in cells if "def update_norm" in cell), {}
         exec(source, names)
         with contextlib.suppress(LabError):
             module.norm(names["update_norm"])
         assert verdict in capsys.readouterr().out
     contract.session.reference = lambda id: source
-    for piece, ways in engine.mistakes("9.1").items():
+    for piece, ways in engine.mistakes("10.1").items():
         for new, message in ways.items():
             names = contract.defined_by(source.replace(piece, new))
             assert message in rejects(module.norm, names["update_norm"])

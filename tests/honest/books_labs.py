@@ -5,6 +5,7 @@ from honest import honest
 
 LABS = (
     "01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging", "07_ship", "08_rewards",
+    "09_distill",
 )  # fmt: skip
 
 

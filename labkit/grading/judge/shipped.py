@@ -9,7 +9,7 @@ PARTS = ("errors", "contract.plain", "contract.kept", "contract.calls", "contrac
 PARTS += ("contract",)
 ANSWERING = ("grading.wire", "grading.inside.answer")
 ANSWERING += ("probes.tiny", "probes.watch", "probes.models", "probes.adapters", "probes.how")
-ANSWERING += ("probes.serving",)
+ANSWERING += ("probes.serving", "probes.policies", "probes.gradients")
 
 
 @cache

@@ -1,0 +1,35 @@
+"""Figures of lab 9."""
+
+from matplotlib.figure import Figure
+
+from labkit.figures.forms import dots, titled, wilson
+from labkit.guess import Guess
+
+COMMANDS, INSTRUCTIONS = 100, 60
+
+
+def kept(found: dict[str, dict], guess: Guess | None = None) -> Figure:
+    """Answers in JSON that nobody asked for, and right answers of `home`: {model: its marks}."""
+    json = {name: wilson(marks["json"], INSTRUCTIONS) for name, marks in found.items()}
+    home = {name: wilson(marks["home"], COMMANDS) for name, marks in found.items()}
+    last = list(found)[-1]
+    title = f"{last}: {found[last]['json']} of {INSTRUCTIONS} instructions answered in JSON"
+    fig, (left, right) = titled(title, 2, height=0.5 * len(found) + 1.5, sharey=False)
+    roles = {"base": "base", "home alone": "mistake"}
+    dots(left, json, f"unasked JSON, of {INSTRUCTIONS}\n(line: 95% interval)", roles, "{:.0f}")
+    dots(right, home, f"right on home, of {COMMANDS}\n(line: 95% interval)", roles, "{:.0f}")
+    left.set_xlim(-2, INSTRUCTIONS)
+    right.set(xlim=(-3, COMMANDS), yticklabels=[])
+    if guess is not None:
+        guess.draw(left, "x")
+    return fig
+
+
+def distances(drifts: dict[str, float]) -> Figure:
+    """KL from the base in nats per token, {model: KL}."""
+    name, far = min(drifts.items(), key=lambda pair: pair[1])
+    title = f"{name}: {far:.2f} nats from its base"
+    fig, ax = titled(title, height=0.5 * len(drifts) + 1.2)
+    dots(ax, drifts, "KL from the base, nats per token", {"home alone": "mistake"}, "{:.2f}")
+    ax.set_xlim(0, None)
+    return fig

@@ -1,0 +1,135 @@
+"""Probes of lab 9: they call the learner's code and return facts, `{noun: value}`.
+
+A check compares the facts as a whole, and a learner reads the noun of the first that is wrong.
+"""
+
+import functools
+
+import torch
+
+from labkit.contract import kept
+from labkit.probes import policies
+from labkit.probes.adapters import kind
+from labkit.probes.gradients import differentiated
+
+MODES = {True: "train()", False: "eval()"}
+
+
+def distance(token_kl, student_logits, teacher_logits, mask, reverse=None):
+    """The KL and its gradient for the student; with its own default where `reverse` is None."""
+    f = token_kl if reverse is None else functools.partial(token_kl, reverse=reverse)
+    given = student_logits, teacher_logits, mask
+    return differentiated(f, ["student_logits"], "the KL", *given)
+
+
+def far(token_kl, *given):
+    """The KL of two models that agree on nothing, and whether its gradient is finite."""
+    facts = distance(token_kl, *given)
+    grad = facts.get("the gradient for student_logits", torch.zeros(1))
+    finite = "finite" if bool(grad.isfinite().all()) else "NaN or infinite"
+    return facts | {"the gradient for student_logits": finite}
+
+
+class Sampler:
+    """`sample` as the text describes it: gives one batch, and notes how it was called."""
+
+    def __init__(self, batch):
+        self.batch, self.calls = batch, []
+
+    def __call__(self, model, prompts):
+        layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+        self.calls.append(
+            {
+                "the arguments of sample": prompts if hasattr(model, "disable_adapter") else "",
+                "the adapter when sampling": "on" if _is_on(layers) else "off",
+                "the mode when sampling": MODES[any(m.training for m in model.modules())],
+                "gradients when sampling": "on" if torch.is_grad_enabled() else "off",
+            }
+        )
+        return {name: tensor.clone() for name, tensor in self.batch.items()}
+
+
+def _is_on(layers):
+    return bool(layers) and not any(m.disable_adapters for m in layers)
+
+
+def sampled(on_policy, seed, batch, prompts, training):
+    """How it samples and scores with a tiny policy, what it returns, and how it leaves it."""
+    model, sample = policies.copied(seed, training), Sampler(batch)
+    before, modes = policies.state(model), []
+    watch = model.get_base_model().register_forward_pre_hook(
+        lambda *_: modes.append(MODES[any(m.training for m in model.modules())])
+    )
+    result = kept(functools.partial(on_policy, model), prompts, sample)
+    watch.remove()
+    facts = {"the number of calls of sample": len(sample.calls)} | (sample.calls or [{}])[0]
+    facts["the mode when scoring"] = " and ".join(sorted(set(modes)))
+    facts["the return value"] = "a dict" if isinstance(result, dict) else kind(result)
+    if isinstance(result, dict):
+        facts["the entries of the result"] = sorted(map(str, result))
+        logits = result.get("teacher_logits")
+        if isinstance(logits, torch.Tensor):
+            facts["gradients of teacher_logits"] = "on" if logits.requires_grad else "off"
+            facts["teacher_logits in training"] = "refused" if logits.is_inference() else "usable"
+            facts["teacher_logits"] = logits.detach()
+        same = all(torch.equal(result.get(k, torch.tensor(0)), v) for k, v in batch.items())
+        facts["the entries that sample gave"] = "unchanged" if same else "changed"
+    return facts | policies.left(before, model)
+
+
+def learner(seed):
+    """A tiny policy whose two adapters train without dropout, in fp32."""
+    model = policies.copied(seed, training=False)
+    for name, p in model.named_parameters():
+        p.requires_grad_(f".{policies.ACTIVE}." in name)
+    return model
+
+
+def trained(model):
+    """The parameters that train, by their names in sorted order."""
+    return [p for _, p in sorted(model.named_parameters()) if p.requires_grad]
+
+
+def stepped(distill_step, seed, batch, task, weight, stale):
+    """How `distill_step` moves the weights that train by one step of SGD, and what it returns."""
+    model, sample, steps = learner(seed), Sampler(batch), []
+    optimizer = torch.optim.SGD(trained(model), lr=1.0)
+    for p in trained(model) if stale else ():
+        p.grad = torch.full_like(p, 0.3)
+    optimizer.register_step_pre_hook(lambda *_: steps.append(1))
+    before = torch.cat([p.detach().flatten() for p in trained(model)])
+    prompts, asked = [f"prompt {i}" for i in range(len(batch["labels"]))], []
+
+    def task_loss(given):
+        asked.append(given is model)
+        return task_loss_of(given, task)
+
+    how = () if weight is None else (weight,)
+    call = functools.partial(distill_step, model, optimizer, task_loss, prompts, sample)
+    result = kept(call, *how)
+    moved = torch.cat([p.detach().flatten() for p in trained(model)]) - before
+    facts = {
+        "the number of calls of sample": len(sample.calls),
+        "the number of calls of task_loss": len(asked),
+        "the number of calls of optimizer.step": len(steps),
+        "the return value": "a dict" if isinstance(result, dict) else kind(result),
+    }
+    for key in ("task", "kl") if isinstance(result, dict) else ():
+        facts[f'["{key}"] of the result'] = result.get(key)
+    return facts | {"the change of the weights": moved}
+
+
+def task_loss_of(model, ids):
+    """The mean loss of predicting each next token of `ids` (b, n)."""
+    return model(ids, labels=ids).loss
+
+
+def drifted(drift, seed, batch, training):
+    """What `drift` says of a tiny policy, twice, and how it leaves it."""
+    model = policies.copied(seed, training)
+    before = policies.state(model)
+    value, again = (kept(functools.partial(drift, model), batch) for _ in range(2))
+    facts = {"the return value": kind(value), "the number of a second call": "another one"}
+    if isinstance(value, float) and value == again:
+        facts |= {"the number of a second call": "the same", "the KL": value}
+    return facts | policies.left(before, model)

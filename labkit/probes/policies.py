@@ -1,0 +1,64 @@
+"""A tiny language model under two adapters, for checks of labs 8 and 9: what was done to it."""
+
+import copy
+import functools
+
+import torch
+
+from labkit.contract.kept import picture, same
+from labkit.probes import tiny
+
+ACTIVE, OTHER = "policy", "earlier"  # the adapters of a tiny policy
+
+
+def base(seed):
+    """A Llama of one layer, which drops much of its attention in train mode."""
+    model = tiny.llama(torch.Generator().manual_seed(seed))
+    model.model.layers = model.model.layers[:1]
+    model.config.num_hidden_layers = 1
+    return model
+
+
+@functools.cache
+def policy(seed):
+    """The base under two adapters with dropout that change what it says, the first made active."""
+    from peft import LoraConfig, get_peft_model
+
+    rng = torch.Generator().manual_seed(seed)
+    config = LoraConfig(r=2, lora_dropout=0.5, target_modules=["q_proj", "down_proj"])
+    with torch.random.fork_rng():
+        model = get_peft_model(base(seed), config, adapter_name=ACTIVE)
+        model.add_adapter(OTHER, config)
+    for p in (p for name, p in model.named_parameters() if "lora_" in name):
+        p.data = torch.randn(p.shape, generator=rng) * 0.7
+    model.set_adapter(ACTIVE)
+    return model
+
+
+def copied(seed, training):
+    """A copy of the policy, in train or eval mode."""
+    return copy.deepcopy(policy(seed)).train(training)
+
+
+def state(model):
+    seen, layers = picture(model), [m for m in model.modules() if hasattr(m, "lora_A")]
+    return {
+        "the parameters that train afterwards": seen["the parameters that train"],
+        "the scaling of the adapter afterwards": [dict(m.scaling) for m in layers],
+        "the weights afterwards": seen["its weights"],
+    }
+
+
+def left(before, model):
+    """How the model is left, in words."""
+    layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+    if not layers:
+        return {"the adapter afterwards": "gone"}
+    off, after = any(m.disable_adapters for m in layers), state(model)
+    modes = {"train()" if m.training else "eval()" for m in model.modules()}
+    return {
+        "the adapter afterwards": "switched off" if off else "switched on",
+        "the adapters afterwards": sorted(model.peft_config),
+        "the active adapter afterwards": layers[0].active_adapters[0],
+        "the mode afterwards": " and ".join(sorted(modes)),
+    } | {n: "unchanged" if same(value, after[n]) else "changed" for n, value in before.items()}

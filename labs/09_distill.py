@@ -1,0 +1,534 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Lab 9 · Learn without forgetting
+#
+# An adapter learns one task. What happens to everything else? Train one on `home` alone, then ask
+# it why we have leap years: it answers with a JSON intent. In this lab you give the model its old
+# answers back, and nobody has to write a single one.
+#
+# The trick is that a teacher is already in memory. Your base model, the same network with the
+# adapter switched off, still knows how to answer. So let the tuned model answer, ask the base how
+# likely it finds each next token, and move toward that. This is called *on-policy
+# self-distillation*. You write its loss, its sampling and its training step, and you find the bug
+# that makes it look successful while nothing happens.
+#
+# {{ time }}
+
+# %%
+import labkit
+
+lab, check = labkit.start("09_distill")
+
+# %%
+import copy
+
+import torch
+from IPython.display import display
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from labkit import live, tasks
+from labkit.figures import lab09 as figures
+from labkit.plots import compare_answers
+from labkit.training import fast, generation, loop, models, packing, rollouts, trees
+
+# %% [markdown]
+# ## An adapter that answers everything in JSON
+#
+# First, the damage. Here is a LoRA trained on spoken commands and their JSON intents, 40 steps of
+# eight rows, and nothing else.
+
+
+# %%
+def adapted(base, r=16, seed=0):
+    """A copy of `base` with a fresh LoRA on all linear layers. Switched off, it is `base`."""
+    torch.manual_seed(seed)
+    lora = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear")
+    return get_peft_model(copy.deepcopy(base), lora)
+
+
+def learn_home(model, steps=40, rate=2e-3):
+    """Fine-tune a model on `home` alone, in place."""
+    batches = loop.batches(tasks.load("home"), tokenizer, 8, steps)
+    for _ in live.progress(loop.train(model, batches, steps, rate), "home", steps):
+        pass
+    return model.eval()
+
+
+def in_json(row, text):
+    """Whether an answer is JSON that the instruction didn't ask for."""
+    return text.startswith("{") and "json" not in row["check"]
+
+
+def marks(model):
+    """Of 100 unseen commands, right answers; of 60 unseen instructions, answered in JSON."""
+    commands = tasks.load("home", "test").shuffle(seed=1).select(range(100))
+    chats = tasks.load("chat", "test")
+    told = generation.answers(model, tokenizer, commands["messages"], 40)
+    said = generation.answers(model, tokenizer, chats["messages"], 24)
+    return {
+        "home": sum(a == b for a, b in zip(told, commands["answer"], strict=True)),
+        "json": sum(map(in_json, chats, said)),
+    }
+
+
+# %%
+guess_json = lab.predict("Of 60 everyday instructions, how many are answered in JSON?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("An adapter for home alone", 60):
+    base, tokenizer = models.load()
+    tuned = learn_home(adapted(base))
+    found = {"base": marks(base), "home alone": marks(tuned)}
+    some = tasks.load("chat", "test").select([0, 7, 21])["messages"]
+    told = {"base": generation.answers(base, tokenizer, some, 48)}
+    told["home alone"] = generation.answers(tuned, tokenizer, some, 48)
+    display(compare_answers([messages[0]["content"] for messages in some], None, told))
+    display(figures.kept(found, guess_json))
+    guess_json.beside(found["home alone"]["json"])
+
+# %% [markdown]
+# The adapter learned the task, and it learned something that nobody wanted: whatever you ask, the
+# answer begins with a brace. Nothing in the training data said when *not* to.
+#
+# The knowledge isn't lost. Switch the adapter off, and all of it is back. But you want one model
+# that does both. The usual cure is to mix everyday instructions with written answers into the
+# training data. That needs somebody to write them, and it teaches the model the writer's style.
+# The base doesn't need to learn how to chat. It only has to go on doing so.
+#
+# ## How far apart are two models?
+#
+# At each position a model gives a probability to every possible next token. Call the tuned model
+# the *student*, with probabilities $p$, and the base the *teacher*, with $q$. The KL divergence
+# measures how far apart they are. It has two directions:
+#
+# $$\text{reverse: } \sum_v p_v \log \frac{p_v}{q_v} \qquad
+# \text{forward: } \sum_v q_v \log \frac{q_v}{p_v}$$
+#
+# Say the teacher finds two words equally likely, and the student says the first one 90% of the
+# time. Then the reverse KL is $0.9 \ln 1.8 + 0.1 \ln 0.2 = 0.37$ nats, and the forward KL is 0.51.
+#
+# They punish different mistakes. The reverse KL weighs each token by how often the *student* says
+# it, so it is large where the student says what the teacher never would: a brace, here. It doesn't
+# mind if the student leaves out some of the things that the teacher might say. The forward KL is
+# large where the teacher might say what the student never does.
+
+# %% [markdown]
+# ### Exercise 9.1 · `token_kl`
+#
+# ●●○ · 9 min · 3 points
+#
+# Both tensors of logits are `(b, n, vocab)`, and `mask` `(b, n)` is True at the positions that
+# count. Return the mean over these positions of the KL divergence in nats, a tensor of one number,
+# without axes. Each position counts once. By default it is the reverse KL; with `reverse=False`,
+# the forward one.
+#
+# The gradient has to reach the student's logits. Compute in fp32, also where logits come in bf16.
+# Where they are in the hundreds, some probabilities are 0 in fp32: neither the result nor the
+# gradient may be NaN or infinite.
+#
+# <details><summary>Hint</summary>
+#
+# Take logarithms of probabilities first, for both models. What is $\log (p / q)$, if you have
+# $\log p$ and $\log q$?
+# </details>
+#
+# <details><summary>Another hint</summary>
+#
+# `softmax(...).log()` gives `log(0)` where a probability has become 0. `log_softmax` doesn't.
+# </details>
+
+
+# %%
+def token_kl(student_logits, teacher_logits, mask, reverse=True):
+    """Logits (b, n, vocab) of two models, mask (b, n) -> mean KL per position in nats, ()."""
+    # BEGIN SOLUTION
+    p = student_logits[mask].float().log_softmax(-1)  # (k, vocab)
+    q = teacher_logits[mask].float().log_softmax(-1)
+    if not reverse:
+        p, q = q, p
+    return (p.exp() * (p - q)).sum(-1).mean()
+    # END SOLUTION
+
+
+# %%
+check.kl(token_kl)
+
+# %% [markdown]
+# ## The student answers, the teacher marks
+#
+# On which texts should the two agree? A model is steered by what it says itself: each token is the
+# beginning of the next one. A student that begins with `{"intent"` will never get to the positions
+# of a good answer that somebody wrote. So let it answer, and correct it where it goes wrong. That
+# is what *on-policy* means ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)).
+#
+# Compare this with lab 8. There, each answer earned one number, and you needed groups of eight to
+# see which was better. Here every token is marked, by a whole distribution.
+
+# %% [markdown]
+# ### Exercise 9.2 · `on_policy`
+#
+# ●●○ · 9 min · 3 points
+#
+# `model` is a `PeftModel` in the middle of its training. `sample(model, prompts)` draws an answer
+# to each prompt. It returns a dict of `input_ids`, `attention_mask` and `labels`, each `(b, n)`,
+# with -100 in the labels of all that isn't answer. Return this dict with one more entry,
+# `teacher_logits` `(b, n, vocab)`: what the model without its adapter gives for these tokens.
+#
+# - The student samples, with its adapter on. Call `sample` once.
+# - Sample and score in eval mode and without a gradient.
+# - Afterwards the model is in the mode that it came in, with its adapter on.
+#
+# <details><summary>Hint</summary>
+#
+# You wrote something like this in 8.3. Which of the two calls belongs inside
+# `with model.disable_adapter():`?
+# </details>
+
+
+# %%
+def on_policy(model, prompts, sample):
+    """Answers of the model to the prompts -> the batch, with teacher_logits (b, n, vocab)."""
+    # BEGIN SOLUTION
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            batch = sample(model, prompts)
+            with model.disable_adapter():
+                out = model(batch["input_ids"], attention_mask=batch["attention_mask"])
+        return {**batch, "teacher_logits": out.logits}
+    finally:
+        model.train(training)
+    # END SOLUTION
+
+
+# %%
+check.samples(on_policy)
+
+# %% [markdown]
+# ## One step: the task, and the distance
+#
+# Pull the student toward its base and do nothing else, and it will get there: to the model that
+# can't do `home`. So each step has two parts, a batch of the task and a batch of answers to
+# everyday instructions:
+#
+# $$\text{loss} = \text{task loss} + \text{weight} \cdot \text{KL}$$
+#
+# The two hardly get in each other's way. The task is about prompts that are commands, and the KL
+# is about prompts that aren't.
+
+# %% [markdown]
+# ### Exercise 9.3 · `distill_step`
+#
+# ●●● · 12 min · 4 points
+#
+# One step of training, with your `on_policy` and `token_kl`. `task_loss(model)` gives the loss on
+# the next batch of the task, with its gradient.
+#
+# - Let the model answer the prompts, and run it on its answers once more, with a gradient.
+# - The KL is reverse. It counts the positions whose logits predict a token of an answer. Logits at
+#   position $t$ predict token $t + 1$, and the labels aren't shifted.
+# - Add the task's loss, clip the norm of the gradient at 1, and step. Don't rely on gradients that
+#   somebody left in the model.
+#
+# Return `{"task": ..., "kl": ...}`, two floats: the two losses before the step, `kl` without its
+# weight.
+#
+# <details><summary>Hint</summary>
+#
+# Which position decides whether an answer begins with a brace? It is not a position of the answer.
+# </details>
+#
+# <details><summary>Another hint</summary>
+#
+# Cut the logits to `[:, :-1]` and the labels to `[:, 1:]`, as in 8.1.
+# </details>
+
+
+# %%
+def distill_step(model, optimizer, task_loss, prompts, sample, weight=1.0):
+    """One step on a batch of the task and answers to the prompts -> {"task": ..., "kl": ...}."""
+    # BEGIN SOLUTION
+    batch = on_policy(model, prompts, sample)
+    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    mask = batch["labels"][:, 1:] != -100
+    kl = token_kl(logits[:, :-1], batch["teacher_logits"][:, :-1], mask)
+    task = task_loss(model)
+    optimizer.zero_grad()
+    (task + weight * kl).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return {"task": task.item(), "kl": kl.item()}
+    # END SOLUTION
+
+
+# %%
+check.steps(distill_step)
+
+# %% [markdown]
+# ## The old answers are back
+#
+# Now use it on the model that answers everything in JSON: 15 steps with eight commands and eight
+# everyday instructions each. From the instructions only the prompts are used.
+
+
+# %%
+def sampler(tokens=24, seed=0):
+    """A function that draws an answer to each prompt, as `on_policy` wants it."""
+    chance = torch.Generator(lab.device).manual_seed(seed)
+
+    def sample(model, prompts):
+        answers = rollouts.sample(model, tokenizer, prompts, 1, tokens, generator=chance)
+        return packing.padded(answers)
+
+    return sample
+
+
+def distill(start, name, sample, learned=("home",), steps=15, rate=1e-3, weight=1.0, seed=0):
+    """A copy of `start` after `steps` steps on the tasks `learned` and the KL from its base."""
+    model = copy.deepcopy(start).train()
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], rate, weight_decay=0.0
+    )
+    asked = loop.drawn(tasks.load("chat").to_list(), 8, steps, seed)
+    batches = [loop.batches(tasks.load(t), tokenizer, 8, steps, seed=9 + seed) for t in learned]
+    curves = live.Curves(name, steps, {"task": "task loss, nats", "kl": "KL from the base, nats"})
+    for step, prompts in enumerate(asked):
+        packed = [next(each) for each in batches]
+
+        def task_loss(model, packed=packed):
+            return sum((loop.answer_loss(model, batch) for batch in packed), start=torch.zeros(()))
+
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+        with fast.layers(model), trees.forward(model):  # the same but for rounding, and faster
+            curves.add(**distill_step(model, optimizer, task_loss, prompts, sample, weight))
+    return model.eval()
+
+
+# %%
+guess_kept = lab.predict("After 15 steps, how many of the 60 are still answered in JSON?", None)
+
+# %% tags=["experiment"]
+if lab.experiment("Distillation from its own base", 60, needs=["9.1", "9.2", "9.3"]):
+    students = {"home alone": tuned, "distilled": distill(tuned, "distilled", sampler())}
+    found["distilled"] = marks(students["distilled"])
+    told["distilled"] = generation.answers(students["distilled"], tokenizer, some, 48)
+    display(compare_answers([messages[0]["content"] for messages in some], None, told))
+    display(figures.kept(found, guess_kept))
+    guess_kept.beside(found["distilled"]["json"])
+
+# %% [markdown]
+# TEXT after
+
+# **Turn it: task, weight, steps, rate.** The default leaves the task out. Try `weight=0.1`, or
+# a third of the steps.
+
+# %% tags=["experiment"]
+knobs = {"learned": (), "weight": 1.0, "steps": 15, "rate": 1e-3}
+if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
+    name = "weight {weight:g}, {steps} steps, rate {rate:g}" if knobs["learned"] else "without home"
+    name = name.format(**knobs)
+    students[name] = distill(tuned, name, sampler(), **knobs)
+    found[name] = marks(students[name])
+    display(figures.kept(found))
+
+# %% [markdown]
+# **Turn it: whose answers.**
+
+
+# %%
+def from_base(sample):
+    """The same, with the adapter off: the base answers."""
+
+    def sample_base(model, prompts):
+        with model.disable_adapter():
+            return sample(model, prompts)
+
+    return sample_base
+
+
+# %% tags=["experiment"]
+source = {"learned": ("home", "chat"), "weight": 0.0}  # or {"sample": from_base(sampler())}
+if lab.experiment("Written answers", 60, needs=["9.1", "9.2", "9.3"]):
+    name = "written answers" if "learned" in source else "the base's answers"
+    students[name] = distill(tuned, name, **{"sample": sampler()} | source)
+    found[name] = marks(students[name])
+    display(figures.kept(found))
+
+# %% [markdown]
+# ## A loss that was too good
+#
+# Somebody's self-distillation reports a KL of 0.01 at the very first step, and it stays there. The
+# run looks like a success, and the model answers in JSON as before.
+
+# %% [markdown]
+# ### Exercise 9.4 · `drift`
+#
+# ●●○ · 8 min · 3 points
+#
+# **A hunt**, from [peft #430](https://github.com/huggingface/peft/issues/430) ("`get_base_model()`
+# is returning the base model with the LoRA still applied"). `drift` should say how far a
+# `PeftModel` is from its base: the reverse KL per token of the answers in `batch`, a float. `batch`
+# is what `sample` returns in 9.2. Fix both faults:
+#
+# - The teacher is the base, without the adapter.
+# - There is no noise in it: two calls give the same number, whatever mode the model is in.
+#   Afterwards it is in the mode that it came in.
+#
+# <details><summary>Hint</summary>
+#
+# PEFT puts an adapter *into* the layers of the model that you give it. Which object still has the
+# old layers?
+# </details>
+
+
+# %%
+def drift(model, batch):
+    """A PeftModel, and answers as `sample` returns them -> KL from its base in nats, a float."""
+    # BEGIN SOLUTION
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            with model.disable_adapter():
+                out = model(batch["input_ids"], attention_mask=batch["attention_mask"])
+        teacher = out.logits
+    finally:
+        model.train(training)
+    mask = batch["labels"][:, 1:] != -100
+    return token_kl(logits[:, :-1], teacher[:, :-1], mask).item()
+    # END SOLUTION
+    # BEGIN GIVEN
+    # base = model.get_base_model()
+    # with torch.no_grad():
+    #     teacher = base(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    #     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    # mask = batch["labels"][:, 1:] != -100
+    # return token_kl(logits[:, :-1], teacher[:, :-1], mask).item()
+    # END GIVEN
+
+
+# %%
+check.drifts(drift)
+
+# %% tags=["experiment"]
+if lab.experiment("How far from the base?", 20, needs=["9.1", "9.2", "9.3", "9.4"]):
+    unseen = tasks.load("chat", "test").to_list()
+    drifts = {}
+    for name, model in students.items():
+        answers = sampler()(model, unseen)
+        with fast.layers(model), trees.forward(model):
+            drifts[name] = drift(model, answers)
+    display(figures.distances(drifts))
+
+# %% [markdown]
+# ## Take it with you
+#
+# TRL's trainer does the sampling and the KL. It has no loss for a task, so three lines add one.
+#
+# ```python
+# from datasets import Dataset
+# from peft import LoraConfig, get_peft_model
+# from transformers import AutoModelForCausalLM, AutoTokenizer
+# from trl import DistillationConfig, DistillationTrainer
+#
+# MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# base, model = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
+# student = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+# # or yours: PeftModel.from_pretrained(model, "home-lora", is_trainable=True)
+# task = AutoTokenizer.from_pretrained(MODEL)("turn on the lamp", return_tensors="pt")
+#
+# class WithTask(DistillationTrainer):
+#     def compute_loss(self, model, inputs, **options):  # put batches of your task here
+#         distance = super().compute_loss(model, inputs, **options)
+#         return distance + model(**task, labels=task["input_ids"]).loss
+#
+# ask = [[{"role": "user", "content": text}] for text in ("Name a color.", "Name an animal.")]
+# args = DistillationConfig("distilled", max_completion_length=16, learning_rate=1e-4, max_steps=2,
+#                           bf16=False, report_to="none")
+# trainer = WithTask(student, base, args, train_dataset=Dataset.from_dict({"prompt": ask}))
+# trainer.train()
+# trainer.save_model("my-lora")
+# ```
+# %% [markdown]
+# ### Exercise 9.5 · Quiz
+#
+# ●○○ · 4 min · 4 points
+#
+# The first letter you check counts. Then read the explanation.
+#
+# **q1. Why does distilling a LoRA from its own base need no second model?**
+#
+# - (a) A copy is made at the start. It is small, because only its adapter differs.
+# - (b) The base learns `home` along with the adapter, so it can teach both.
+# - (c) The base's weights haven't changed: with the adapter off, the model is what it was.
+# - (d) The adapter changes the output on commands alone, so everything else is still the base.
+#
+# **q2. You leave out the batches of the task, and distill for a long time. What do you get?**
+#
+# - (a) The base: the KL is smallest where the adapter adds nothing, and `home` is gone.
+# - (b) The same as with them, because everyday prompts say nothing about commands.
+# - (c) The same as with them, because the norm of the gradient is clipped at 1.
+# - (d) A model that has learned its own mistakes, because it wrote the answers itself.
+#
+# **q3. A run reports a KL of 0.01 from the first step on, and the model still answers in JSON. What
+# do you check first?**
+#
+# - (a) Nothing: the model is as close to its base as one could wish.
+# - (b) Whether the adapter is off when the teacher runs.
+# - (c) Whether the learning rate is too low for anything to change.
+# - (d) Whether the answers were written ones, by mistake.
+#
+# **q4. The teacher finds two answers equally likely. The student nearly always gives the first one.
+# Which is true?**
+#
+# - (a) The forward KL is small, and the reverse KL is large.
+# - (b) Both are zero, because the student's answer is one that the teacher likes.
+# - (c) Both are infinite, because the student never gives the second answer.
+# - (d) The reverse KL is at most ln 2, and the forward KL is larger.
+
+
+# %%
+def quiz():
+    """Your letters, in the form {"q1": "a", "q2": "a", "q3": "a", "q4": "a"}."""
+    # BEGIN SOLUTION
+    return {"q1": "c", "q2": "a", "q3": "b", "q4": "d"}
+    # END SOLUTION
+
+
+# %%
+check.quiz(quiz)
+
+# %% [markdown]
+# ## What you know now
+#
+# - Fine-tuning on one task changes the answers to everything else. Look at them before you ship.
+# - With LoRA the old model is still there: switch the adapter off, and it can teach.
+# - The reverse KL on the student's own answers punishes what the teacher would never say. No
+#   written answer is needed.
+# - Keep batches of the task in the mix, or the student becomes its base again.
+# - A loss that is nearly zero at the first step is a bug. Ask which model the teacher is.
+
+# %%
+lab.score()
+
+# %% tags=["experiment"]
+if lab.experiment("The result in one line", 0, needs=["9.1", "9.2", "9.3"]):
+    before, after = found["home alone"], found["distilled"]
+    lab.headline(
+        f"unasked JSON of 60: {before['json']} -> {after['json']}; "
+        f"right on home of 100: {before['home']} -> {after['home']}"
+    )

@@ -1,0 +1,224 @@
+"""Lab 9's checks: right answers written differently, wrong ones that no row expresses, stubs."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from labkit import contract
+from labkit.checks import lab09 as check
+
+# --- 9.1 -----------------------------------------------------------------------------------
+
+
+def token_kl(student_logits, teacher_logits, mask, reverse=True):
+    p, q = (x.float().log_softmax(-1) for x in (student_logits, teacher_logits))
+    first, second = (p, q) if reverse else (q, p)
+    return (first.exp() * (first - second)).sum(-1).masked_select(mask).mean()
+
+
+def kl_by_kl_div(student_logits, teacher_logits, mask, reverse=True):
+    p = F.log_softmax(student_logits[mask], dim=-1, dtype=torch.float32)
+    q = F.log_softmax(teacher_logits[mask], dim=-1, dtype=torch.float32)
+    if reverse:
+        return F.kl_div(q, p, log_target=True, reduction="batchmean")
+    return F.kl_div(p, q, log_target=True, reduction="batchmean")
+
+
+def kl_by_distributions(student_logits, teacher_logits, mask, reverse=True):
+    p, q = (torch.distributions.Categorical(logits=x) for x in (student_logits, teacher_logits))
+    kl = torch.distributions.kl_divergence(*((p, q) if reverse else (q, p)))
+    return (kl * mask).sum() / mask.sum()
+
+
+def kl_by_loop(student_logits, teacher_logits, mask, reverse=True):
+    """In fp64, a position at a time."""
+    total = 0.0
+    for i, j in mask.nonzero():
+        p, q = (x[i, j].double() - x[i, j].double().logsumexp(0) for x in two(locals()))
+        total = total + (p.exp() * (p - q) if reverse else q.exp() * (q - p)).sum()
+    return total / mask.sum()
+
+
+def two(given):
+    return given["student_logits"], given["teacher_logits"]
+
+
+def kl_with_floor(student_logits, teacher_logits, mask, reverse=True):
+    p, q = (x.softmax(-1).clamp(min=1e-8).log() for x in (student_logits, teacher_logits))
+    return token_kl(p, q, mask, reverse)
+
+
+def kl_of_student_alone(student_logits, teacher_logits, mask, reverse=True):
+    return token_kl(student_logits, teacher_logits, mask, reverse).detach().requires_grad_()
+
+
+def kl_in_place(student_logits, teacher_logits, mask, reverse=True):
+    teacher_logits -= teacher_logits.logsumexp(-1, keepdim=True)
+    return token_kl(student_logits, teacher_logits, mask, reverse)
+
+
+# --- 9.2 and 9.4 ---------------------------------------------------------------------------
+
+
+def logits_of(model, batch):
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+
+@torch.no_grad()
+def on_policy(model, prompts, sample):
+    mode = model.training
+    model.eval()
+    batch = dict(sample(model, prompts))
+    with model.disable_adapter():
+        batch["teacher_logits"] = logits_of(model, batch)
+    model.train(mode)
+    return batch
+
+
+def on_policy_by_layers(model, prompts, sample):
+    """The layers switched off by hand; the batch as it came, with one more entry."""
+    mode = model.training
+    with torch.no_grad():
+        batch = sample(model.eval(), prompts)
+        model.base_model.disable_adapter_layers()
+        teacher = model(**batch).logits
+        model.base_model.enable_adapter_layers()
+    model.train() if mode else model.eval()
+    batch.update(teacher_logits=teacher)
+    return batch
+
+
+def on_policy_normalized(model, prompts, sample):
+    batch = on_policy(model, prompts, sample)
+    return batch | {"teacher_logits": batch["teacher_logits"].log_softmax(-1)}
+
+
+def on_policy_twice(model, prompts, sample):
+    sample(model, prompts)
+    return on_policy(model, prompts, sample)
+
+
+def on_policy_left_off(model, prompts, sample):
+    batch = on_policy(model, prompts, sample)
+    model.base_model.disable_adapter_layers()
+    return batch
+
+
+def shifted(student, teacher, batch, kl=token_kl):
+    return kl(student[:, :-1], teacher[:, :-1], batch["labels"][:, 1:].ne(-100))
+
+
+def drift(model, batch):
+    mode = model.training
+    model.eval()
+    with torch.no_grad():
+        student = logits_of(model, batch)
+        with model.disable_adapter():
+            teacher = logits_of(model, batch)
+    model.train(mode)
+    return float(shifted(student, teacher, batch, kl_by_kl_div))
+
+
+def drift_by_on_policy(model, batch):
+    """9.2 gives the teacher's logits of a batch that is there."""
+    mode = model.training
+    teacher = on_policy(model, [], lambda *_: batch)["teacher_logits"]
+    with torch.inference_mode():
+        far = shifted(logits_of(model.eval(), batch), teacher, batch)
+    model.train(mode)
+    return far.item()
+
+
+def drift_of_given(model, batch):
+    with torch.no_grad():
+        teacher, student = logits_of(model.get_base_model(), batch), logits_of(model, batch)
+    return shifted(student, teacher, batch).item()
+
+
+def drift_with_noise(model, batch):
+    with torch.no_grad():
+        student = logits_of(model, batch)
+        with model.disable_adapter():
+            teacher = logits_of(model, batch)
+    return shifted(student, teacher, batch).item()
+
+
+# --- 9.3 -----------------------------------------------------------------------------------
+
+
+def distill_step(model, optimizer, task_loss, prompts, sample, weight=1.0, clip=1.0):
+    """Two backward passes: gradients add up."""
+    optimizer.zero_grad(set_to_none=False)
+    task = task_loss(model)
+    task.backward()
+    batch = on_policy(model, prompts, sample)
+    far = shifted(logits_of(model, batch), batch["teacher_logits"], batch)
+    (weight * far).backward()
+    torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)
+    optimizer.step()
+    return {"kl": float(far), "task": float(task)}
+
+
+def step_by_selection(model, optimizer, task_loss, prompts, sample, weight=1.0):
+    """Positions before answers are selected, and the divergence is torch's."""
+    batch = on_policy(model, prompts, sample)
+    answer = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    answer[:, :-1] = batch["labels"][:, 1:] != -100
+    p, q = (x[answer].log_softmax(-1) for x in (logits_of(model, batch), batch["teacher_logits"]))
+    far, task = F.kl_div(q, p, log_target=True, reduction="batchmean"), task_loss(model)
+    loss = task + weight * far
+    model.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return dict(task=task.item(), kl=far.item())
+
+
+def step_of_tensors(*given, **more):
+    return {k: torch.tensor(v) for k, v in distill_step(*given, **more).items()}
+
+
+def step_of_sum(*given, **more):
+    found = distill_step(*given, **more)
+    return found | {"task": found["task"] + found["kl"]}
+
+
+RIGHT = [
+    *((check.kl, f) for f in (token_kl, kl_by_kl_div, kl_by_loop)),
+    *((check.samples, f) for f in (on_policy, on_policy_by_layers)),
+    *((check.steps, f) for f in (distill_step, step_by_selection)),
+    *((check.drifts, f) for f in (drift, drift_by_on_policy)),
+    (check.quiz, lambda: {"q1": "c", "q2": " A. ", "q3": "(b)", "q4": "d"}),
+]
+SEEDS = {"RIGHT": range(3)}
+
+WRONG = [
+    (check.kl, kl_with_floor, "for logits in the hundreds"),
+    (check.kl, kl_by_distributions, "for logits in the hundreds"),
+    (check.kl, kl_of_student_alone, "the gradient for student_logits"),
+    (check.kl, kl_in_place, "changes its input teacher_logits in place"),
+    (check.kl, lambda p, q, m, reverse=True: token_kl(p, q, m), "reverse=False"),
+    (check.kl, lambda *given: token_kl(*given).item(), "a tensor, not a float"),
+    (check.samples, on_policy_twice, "the number of calls of sample should be 1, not 2"),
+    (check.samples, on_policy_left_off, "the adapter afterwards should be switched on"),
+    (check.samples, on_policy_normalized, "teacher_logits"),
+    (check.samples, lambda m, p, s: on_policy(m, p[:1], s), "the arguments of sample"),
+    (check.samples, lambda m, p, s: on_policy(m, p, s)["teacher_logits"], "a dict, not a tensor"),
+    (check.steps, partial(distill_step, clip=0.5), "the change of the weights"),
+    (check.steps, step_of_tensors, "a float, not a tensor: call"),
+    (check.steps, step_of_sum, '["task"] of the result should be'),
+    (check.drifts, drift_of_given, "for a model in eval(), the KL should be 2.2306, not 0"),
+    (check.drifts, drift_with_noise, "the number of a second call should be the same"),
+    (check.drifts, lambda m, b: torch.tensor(drift(m, b)), "a float"),
+    (check.quiz, lambda: {"q1": "a", "q2": "a", "q3": "b", "q4": "d"}, "q1 a, not quite"),
+]
+
+GIVEN = [(check.drifts, "which get_base_model() doesn't take out")]
+
+
+def _stub(*_, **__):
+    raise NotImplementedError
+
+
+STUBS = [(judged, _stub) for judged in contract.checks_of(check)]
