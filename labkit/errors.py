@@ -2,11 +2,8 @@
 
 
 class LabError(Exception):
-    """Something a person can mend; its message is one line, and notebooks show that line alone."""
+    """An error that the user can fix; notebooks show only its message, on one line."""
 
     def _render_traceback_(self):
-        """The traceback that IPython prints: the message, nothing else.
-
-        Without a colour of its own: notebooks put it on red, where red letters are hard to read.
-        """
+        """IPython's traceback: only the message, without color, since notebooks show it on red."""
         return [str(self)]

@@ -1,4 +1,4 @@
-"""A file that is there is whole: it is written beside its place first, and then moved there."""
+"""Write files atomically: under a temporary name, then moved into place."""
 
 import os
 import secrets
@@ -9,9 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write to, in the folder of `path`, which is made; at the end it becomes `path`.
+    """A temporary path next to `path`, moved to `path` when the block succeeds.
 
-    Where the block raises, `path` is as it was. Two that write at a time do not meet.
+    If the block raises, `path` is unchanged. Concurrent writers do not collide. The folder is
+    created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name[:60]}.{os.getpid()}-{secrets.token_hex(4)}.part")

@@ -1,4 +1,4 @@
-"""The key of a kept result, be it a grade, an adapter or a measurement: what it depends on."""
+"""Cache keys for grades, adapters and measurements: hashes of everything they depend on."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 PACKAGE = Path(__file__).parent
-# what makes an adapter
+# code that trains an adapter
 TRAINING = tuple(
     f"training/{name}.py" for name in ("finetuning", "lean", "packing", "loop", "fast")
 )
@@ -20,10 +20,10 @@ NO_MATTER = {"__pycache__", "templates"}  # folders that no result depends on
 
 
 def of(code: Iterable[str | Path], packages: Iterable[str], settings: dict) -> str:
-    """A hash of code, of the versions of packages and of settings, as hex digits.
+    """A hash of code, of package versions and of settings, as hex digits.
 
-    `code` are files and folders, those of labkit by their path below it; `settings` are plain data,
-    and may hold sets and whatever its text tells apart.
+    `code` are files and folders, labkit's by their path below it; `settings` are plain data, which
+    may contain sets and anything identified by its str().
     """
     known = {"settings": settings, "packages": {name: _version(name) for name in packages}}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=_plain).encode())
@@ -54,12 +54,11 @@ def _version(name: str) -> str | None:
 
 
 def _plain(value: object) -> object:
-    """JSON for a set (in order) and for anything else that JSON does not know."""
     return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The file, or those below the folder in order, hidden ones left out."""
+    """The file, or the files below the folder in order, without hidden ones."""
     if path.is_file():
         yield path
     for root, folders, files in os.walk(path):

@@ -1,4 +1,4 @@
-"""A learner's guess: written down before an experiment, drawn into its picture, told beside it."""
+"""A learner's guess: noted before an experiment, drawn into its figure, printed with its result."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class Guess:
-    """What was asked, what the learner guessed (None: nothing), and what came out, once it did."""
+    """A question, the learner's guess (None: no guess), and the result, once known."""
 
     question: str
     value: float | None = None
     result: float | None = None
 
     def beside(self, result: float) -> None:
-        """Note what came out; one line sets the guess beside it, if there is one."""
+        """Note the result; print it next to the guess, if there is one."""
         self.result = float(result)
         if self.value is not None:
             print(f"◆ You guessed {as_text(self.value)}; it is {as_text(self.result)}.")
 
     def draw(self, ax: Axes, axis: str = "y") -> Text | None:
-        """A dashed line at the guess in a picture whose `axis`, "x" or "y", has its unit.
+        """Draw the guess as a dashed line; `axis`, "x" or "y", is the one with its unit.
 
-        The picture grows to hold it, to twice its size; what is further off is named at the edge.
-        Returns the name beside the line, which a lab may move to where its picture has room.
+        The figure grows to include it, at most to twice its size; a guess further off is labeled at
+        the edge. Returns the label, which a lab may move.
         """
         if self.value is None:
             return None
@@ -50,7 +50,7 @@ class Guess:
             line(self.value, color=INK, lw=1.2, ls=(0, (4, 3)))
             below = value - room / 20
             if not log and value >= 0:
-                below = max(below, 0.0)  # bars stand on zero
+                below = max(below, 0.0)  # bars start at zero
             ends = (min(low, below), max(high, value + room / 8))
             put(*(10**end if log else end for end in ends))
         text = f"your guess: {as_text(self.value)}" + ("" if inside else ", off the picture")
@@ -59,12 +59,12 @@ class Guess:
             side = {"va": "top" if where == high else "bottom", "ha": "right"}
             return ax.text(0.99, place, text, transform=ax.get_yaxis_transform(), **side, **style)
         side = {"va": "top", "ha": "right", "rotation": 90}
-        beside = offset_copy(ax.get_xaxis_transform(), ax.figure, x=-3, units="points")
-        return ax.text(place, 0.99, text, transform=beside, **side, **style)
+        shifted = offset_copy(ax.get_xaxis_transform(), ax.figure, x=-3, units="points")
+        return ax.text(place, 0.99, text, transform=shifted, **side, **style)
 
 
 def noted(question: str, given: object) -> Guess:
-    """The guess that a learner gave: a number, or a text of one ("40", "40 %" is 40).
+    """The learner's guess: a number, or text with one ("40", "40 %" is 40).
 
     Anything else is no guess, and a line says so; nothing is raised, since no guess costs points.
     """
@@ -83,12 +83,12 @@ def noted(question: str, given: object) -> Guess:
 
 
 def as_text(value: float) -> str:
-    """A number as one says it: 23, 0.0512, 1,234."""
+    """A number for people: 23, 0.0512, 1,234."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def table(guesses: list[Guess]) -> list[str]:
-    """A line for each guess whose result is known: guess, result, question."""
+    """A line for each guess with a known result: guess, result, question."""
     known = [g for g in guesses if g.value is not None and g.result is not None]
     head = [f"{'guess':>9} {'measured':>9}"] if known else []
     return head + [f"{as_text(g.value):>9} {as_text(g.result):>9}  {g.question}" for g in known]

@@ -16,11 +16,11 @@ from labkit.errors import LabError
 from labkit.training import hardware, models
 
 MARKS = {"passed": "✓", "revealed": "◐", "lent": "◐", "failed": "✗", "missing": "○"}
-OPEN = {"status": "missing", "earned": 0, "message": ""}  # of what nobody has checked
+OPEN = {"status": "missing", "earned": 0, "message": ""}  # of an unchecked exercise
 
 
 class Lab:
-    """What one notebook shares: device, precision, seed, and which exercises stand."""
+    """One notebook's lab: device, precision, seed, and the state of its exercises."""
 
     def __init__(self, stem: str, check: ModuleType):
         self.stem, self.seed = stem, 0
@@ -39,35 +39,32 @@ class Lab:
         kind = str(self.dtype).removeprefix("torch.")
         if self.dtype == torch.float16:
             kind += ", weights float32"
-        seen = " · rehearsal: no figure counts" if hardware.rehearsal() else ""
+        note = " · rehearsal: no figure counts" if hardware.rehearsal() else ""
         return (
             f"Lab {int(self.stem[:2])} · {chip} · {kind} · seed {self.seed} · torch "
-            f"{torch.__version__.split('+')[0]}{seen}\nModel: {models.source()}"
+            f"{torch.__version__.split('+')[0]}{note}\nModel: {models.source()}"
         )
 
     def predict(self, question: str, given: float | None) -> guess.Guess:
-        """Note what the learner expects of an experiment: a number, or None, which is no guess.
+        """Note the learner's guess for an experiment: a number, or None for no guess.
 
-        `guess.draw(ax)` puts it into a picture, `guess.beside(result)` sets it beside the result,
-        and `score` lists all of them. It never raises and has nothing to do with points.
+        `guess.draw(ax)` draws it into a figure, `guess.beside(result)` prints it next to the
+        result, and `score` lists all guesses. It never raises and does not affect points.
         """
         self._guesses[question] = guess.noted(question, given)
         return self._guesses[question]
 
     def experiment(self, title: str, seconds: float, needs: Sequence[str] = ()) -> bool:
-        """Announce an experiment and its time; False, with the reason, when exercises are open.
-
-        `needs` lists the ids of the exercises whose functions the experiment runs.
-        """
+        """Announce an experiment; False, with the reason, if exercises in `needs` are open."""
         if self._waits(title, needs):
             return False
         live.announce(title, seconds)
         return True
 
     def gpu(self, title: str, known: str, needs: Sequence[str] = ()) -> bool:
-        """Whether an experiment for a GPU runs; else one line, which ends in what is `known` of it.
+        """Whether an experiment for a GPU runs.
 
-        `known` says what it would show, and what others measured, with the source.
+        Else it prints one line that ends in `known`: what others measured, with the source.
         """
         if self._waits(title, needs):
             return False
@@ -78,7 +75,6 @@ class Lab:
         return False
 
     def _waits(self, title, needs):
-        """Whether exercises are open that an experiment runs; it says so in a line."""
         open_ids = [id for id in needs if self._status(id) not in contract.STANDS]
         if open_ids:
             names = ", ".join(f"{id} ({self._find(id)['name']})" for id in open_ids)
@@ -90,9 +86,9 @@ class Lab:
     def reveal(self, id: str) -> None:
         """Show and run the solved cell of exercise `id`; it counts as revealed, with no points.
 
-        One that has passed is only shown: the learner's stays, with its points. In a copy of the
-        course without solutions it is lent: it runs and is not shown. LabError where there is
-        nothing to lend, and for a quiz there.
+        A passed exercise is only shown: the learner's answer stays, with its points. In a copy of
+        the course without solutions, the solution is lent: it runs unseen. LabError if there is
+        nothing to lend, and for a quiz.
         """
         exercise = self._find(id)
         cells = reference.solved_cells(self.stem) or []
@@ -115,10 +111,7 @@ class Lab:
             print(f"◐ {id} {contract.LENT}. Write your own any time: it then counts.")
 
     def resume(self) -> None:
-        """After a restart bring back what had passed: its cells run, and are checked again.
-
-        A training is brought back by its own cell: where it is kept in the cache, in seconds.
-        """
+        """After a restart, run and check the cells of passed exercises again."""
         found = session.saved(self.stem)
         for exercise in self.exercises if found else ():
             id, shell = exercise["id"], get_ipython()
@@ -137,7 +130,7 @@ class Lab:
             print("○ nothing is kept of this notebook: what passes from now on will be")
 
     def score(self) -> None:
-        """A table of the exercises: passed, revealed, open, and the points; guesses and results."""
+        """Show a table of the exercises with status and points, and of guesses and results."""
         rows = [self._row(exercise) for exercise in self.exercises]
         earned, possible = (sum(row[key] for row in rows) for key in ("earned", "points"))
         lines = [
@@ -150,7 +143,7 @@ class Lab:
         _publish(text, "score", {"lab": self.stem, "exercises": rows})
 
     def headline(self, text: str) -> None:
-        """Show the lab's one-line result; `labkit run` puts it into its summary."""
+        """Show the lab's one-line result; `labkit run` adds it to its summary."""
         _publish(f"▶ {text}", "headline", {"headline": text})
 
     def _status(self, id):
@@ -184,14 +177,14 @@ def start(stem: str) -> tuple[Lab, ModuleType]:
         name_errors.watch(shell)
         session.watch(stem)
     names = [name for exercise in lab.exercises for name in exercise["names"]]
-    for name in names if shell else ():  # a check before its cell is no traceback
+    for name in names if shell else ():  # a check before its cell gives no traceback
         state.namespace.setdefault(name, contract.NotRun(name))
     print(lab.header())
     return lab, check
 
 
 def closing(stem: str) -> None:
-    """Ask all checks of lab `stem` about the notebook's objects, without a word; show the score."""
+    """Run all checks of lab `stem` silently on the notebook's objects; show the score."""
     check = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
     names = get_ipython().user_ns
     for judge in contract.checks_of(check):
@@ -202,13 +195,13 @@ def closing(stem: str) -> None:
 
 
 def _publish(text, kind, data):
-    """Display `text`, with `data` beside it for programs that read the executed notebook."""
+    """Display `text`, with `data` attached for programs that read the executed notebook."""
     mime = f"application/vnd.labkit.{kind}+json"
     display({"text/plain": text, mime: data}, raw=True)
 
 
 def _lend(id, source, cells):
-    """Define the objects of a solved cell in the notebook; a list of them. No source is kept."""
+    """Define the objects of a solved cell in the notebook, without its source; a list of them."""
     names = get_ipython().user_ns
     for line in reference.imports(cells, source):
         fresh = {}

@@ -1,4 +1,4 @@
-"""What moves while you wait: a countdown, a progress line, and a loss curve that draws itself."""
+"""Live displays: a countdown, a progress line, and loss curves."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ from typing import SupportsFloat
 from IPython import get_ipython
 from IPython.display import HTML, display
 
-REDRAW_SECONDS = 4.0  # a picture a second would cost a tenth of the training beside it
+REDRAW_SECONDS = 4.0  # redrawing every second would slow training by a tenth
 COUNTDOWN = """<style>
 @property --labkit-left {{ syntax: "<integer>"; inherits: false; initial-value: 1; }}
 @keyframes labkit-{seconds} {{ from {{ --labkit-left: {seconds}; }} to {{ --labkit-left: 1; }} }}
@@ -17,15 +17,15 @@ COUNTDOWN = """<style>
   counter-reset: left var(--labkit-left);
   animation: labkit-{seconds} {seconds}s linear, labkit-late 1s {seconds}s forwards; }}
 </style>{text} · <span class="labkit-{seconds}"></span>"""
-_pace = 1.0  # how many times longer than announced the last long experiment took here
-_waiting = None  # the announcement that still counts down: its handle and its text
+_pace = 1.0  # time of the last long experiment here / its announced time
+_waiting = None  # the current countdown: its handle and its text
 
 
 def announce(title: str, seconds: float) -> None:
-    """Say that an experiment begins and how long it takes; in the end, what it took.
+    """Print that an experiment begins and how long it takes; at the end, how long it took.
 
-    A browser counts down meanwhile, by itself: the kernel is busy until the cell ends. Where work
-    in it tells its own progress, that counts down, and this no longer does: it was a guess.
+    The browser counts down by itself, since the kernel is busy. The countdown stops when the
+    experiment reports its own progress.
     """
     global _waiting
     wait = round(seconds * _pace)
@@ -44,15 +44,15 @@ def announce(title: str, seconds: float) -> None:
         shell.events.unregister("post_run_cell", ended)
         took = time.perf_counter() - begun
         if result.success and seconds >= 10:
-            _pace = max(1.0, took / seconds)  # what was kept from before says nothing of the pace
-        said = f"◆ {title} · {'took' if result.success else 'stopped after'} {took:.0f} s"
-        handle.update({"text/plain": said, "text/html": escape(said)}, raw=True)
+            _pace = max(1.0, took / seconds)  # cached results are no measure of the pace
+        line = f"◆ {title} · {'took' if result.success else 'stopped after'} {took:.0f} s"
+        handle.update({"text/plain": line, "text/html": escape(line)}, raw=True)
 
     shell.events.register("post_run_cell", ended)
 
 
 def _begins(line):
-    """Show the first line of a work whose progress is told; its handle."""
+    """Show the first line of a progress display in place of the countdown; its handle."""
     global _waiting
     if _waiting:
         (handle, text), _waiting = _waiting, None
@@ -61,7 +61,7 @@ def _begins(line):
 
 
 def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
-    """Iterate over `items` and keep one line up to date: how far, and the time left."""
+    """Iterate over `items` and update one line: how far, and the time left."""
     total = len(items) if total is None else total
     begun = shown = time.perf_counter()
     handle = _begins(_line(label, 0, total, 0))
@@ -74,11 +74,11 @@ def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
 
 
 class Curves:
-    """Quantities of one training, each in a panel of its own that grows in the notebook.
+    """Live curves of one training, one panel per quantity.
 
-    `curves.add(reward=…, kl=…)` once a step, always with the same names. `values[name]` and
-    `seconds` (since the start, after each step) stay for later plots. The picture stands below a
-    progress line, and is drawn anew as time goes by; `labels` has what an axis says for a name.
+    Call `curves.add(reward=…, kl=…)` once per step, always with the same names. `values[name]` and
+    `seconds` (since the start, after each step) stay for later plots. The figure is below a
+    progress line and redrawn from time to time; `labels` has the axis label of each name.
     """
 
     def __init__(self, title: str, steps: int, labels: dict[str, str] | None = None):
@@ -89,8 +89,8 @@ class Curves:
         self._picture = None
 
     def add(self, **values: SupportsFloat) -> None:
-        """Note one more step; redraw when the picture is older than four seconds."""
-        for name, value in values.items():  # waits for a GPU, and the clock is read after it
+        """Record one step; redraw if the figure is older than four seconds."""
+        for name, value in values.items():  # waits for the GPU, before the clock is read
             number = value.item() if hasattr(value, "item") else float(value)
             self.values.setdefault(name, []).append(number)
         now = time.perf_counter()
@@ -109,7 +109,7 @@ class Curves:
             self._picture.update(figure)
 
     def _note(self):
-        return "".join(f" · {name} {told[-1]:.3g}" for name, told in self.values.items())
+        return "".join(f" · {name} {numbers[-1]:.3g}" for name, numbers in self.values.items())
 
     def _figure(self):
         from labkit import plots
@@ -118,14 +118,14 @@ class Curves:
 
 
 class Curve(Curves):
-    """A loss curve that grows in the notebook: `curve.add(loss)` once a step; `losses` stay."""
+    """A live loss curve: `curve.add(loss)` once per step; `losses` stay."""
 
     def __init__(self, title: str, steps: int):
         super().__init__(title, steps)
         self.losses = self.values["loss"] = []
 
     def add(self, loss: SupportsFloat) -> None:
-        """Note the loss of one more step."""
+        """Record the loss of one step."""
         super().add(loss=loss)
 
     def _note(self):

@@ -1,4 +1,4 @@
-"""A line under a NameError in a lab: which experiment makes the name, and what to run."""
+"""A line below a NameError in a lab: which experiment defines the name, and what to run."""
 
 import ast
 import contextlib
@@ -10,7 +10,7 @@ from labkit.names import DEFINITIONS, statements
 
 
 def watch(shell: InteractiveShell) -> None:
-    """Have `shell` print that line from now on; asked twice it prints it once."""
+    """Make `shell` print that line from now on; a second call changes nothing."""
     with contextlib.suppress(ValueError):
         shell.events.unregister("post_run_cell", _after)
     shell.events.register("post_run_cell", _after)
@@ -23,10 +23,7 @@ def _after(result):
 
 
 def advice(name: str, cells: list[str]) -> str:
-    """What to run so that `name` is there; `cells` are the sources that ran so far.
-
-    An experiment among them that makes the name did not run: it waited, or it stopped.
-    """
+    """What to run to define `name`; an experiment among the run `cells` did not finish."""
     for cell in reversed(cells):
         for title, names in _experiments(cell):
             if name in names:
@@ -41,7 +38,7 @@ def advice(name: str, cells: list[str]) -> str:
 
 
 def _experiments(cell):
-    """`(title, names)` of each experiment of a cell: what it makes when it runs."""
+    """`(title, names it defines)` of each experiment of a cell."""
     for node in statements(cell):
         test = node.test if isinstance(node, ast.If) else None
         if isinstance(test, ast.Call) and ast.unparse(test.func) in ("lab.experiment", "lab.gpu"):

@@ -1,23 +1,23 @@
-"""Names in a cell's source: which ones it binds and looks up, and which cells make them."""
+"""Names in a cell's source: which ones it binds and uses, and which cells define them."""
 
 import ast
 import re
 import symtable
 from collections.abc import Callable, Iterable, Iterator
 
-# magics, lines for the system's shell and questions like `sum?`, with what they continue on
+# magics, shell lines and questions like `sum?`, with continuation lines
 MAGIC = re.compile(r"^([ \t]*)(?:[%!?](?:.*\\\n)*.*|[\w.]+\?{1,2}[ ]*)$", re.MULTILINE)
 ASSIGNED = re.compile(r"^([ \t]*\w[\w, ]*=[ ]*)[%!](?:.*\\\n)*.*$", re.MULTILINE)  # files = !ls
-UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)  # what Python says of a source
+UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)  # errors of Python's parser
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
 OWN_NAMES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 def parsed(source: str) -> tuple[str, ast.Module] | None:
-    """`(text, tree)` of a cell, magics and shell lines blanked; None when it is no Python.
+    """`(text, tree)` of a cell, with magics and shell lines blanked; None if not Python.
 
-    By expressions that take linear time: IPython's own transformer reads a cell once a magic.
+    The expressions take linear time: IPython's own transformer reads a cell once per magic.
     """
     if source.lstrip().startswith("%%"):
         source = source.lstrip().partition("\n")[2]
@@ -31,13 +31,13 @@ def parsed(source: str) -> tuple[str, ast.Module] | None:
 
 
 def statements(cell: str) -> list[ast.stmt]:
-    """The statements of a cell; none of what is no Python."""
+    """The statements of a cell; [] if it is not Python."""
     found = parsed(cell)
     return found[1].body if found else []
 
 
 def bound(body: Iterable[ast.stmt]) -> set[str]:
-    """Names that statements bind outside of their functions and classes."""
+    """Names that statements bind outside their functions and classes."""
     names, waiting = set(), list(body)
     while waiting:
         node = waiting.pop()
@@ -53,13 +53,13 @@ def bound(body: Iterable[ast.stmt]) -> set[str]:
 
 
 def symbols(text: str, most: float = float("inf")) -> Iterator[symtable.Symbol]:
-    """Yield what a source says of its global names, at its top and in its functions.
+    """Yield the global names of a source, at its top and in its functions.
 
-    ValueError where there are more than `most` pairs of a name and a function: symtable looks at
-    each of them.
+    ValueError if there are more than `most` pairs of a name and a function, which symtable would
+    all visit.
     """
     tables, pairs = [symtable.symtable(text, "cell", "exec")], 0
-    for table in tables:  # it grows meanwhile
+    for table in tables:  # grows during the loop
         tables += table.get_children()
         pairs += len(table.get_children()) * len(table.get_identifiers())
         if pairs > most:
@@ -68,10 +68,7 @@ def symbols(text: str, most: float = float("inf")) -> Iterator[symtable.Symbol]:
 
 
 def reached(names: Iterable[str], makers: dict[str, Iterable], used: Callable) -> set:
-    """What makes `names`, what makes the names that these have used, and so on.
-
-    `makers` is {name: what makes it}; `used(maker)` are the names that one uses.
-    """
+    """The makers of `names`, of the names that these use (`used(maker)`), and so on."""
     found, seen, waiting = set(), set(), list(names)
     while waiting:
         name = waiting.pop()

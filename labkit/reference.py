@@ -1,4 +1,4 @@
-"""The course's own solutions, as source: what stands in for an exercise that is open."""
+"""The course's own solutions as source, which replace open exercises."""
 
 import ast
 import base64
@@ -13,10 +13,10 @@ from labkit.names import DEFINITIONS, IMPORTS, parsed, reached, statements, symb
 
 
 def reference(stem: str, id: str) -> str | None:
-    """Source that defines the solved objects of exercise `id` of lab `stem`, and works alone.
+    """Self-contained source of the solved objects of exercise `id` of lab `stem`.
 
-    Before them stand the imports that they use, and the functions that they call. None for a quiz,
-    for an id that the lab has not, and where there are no solutions.
+    It includes the imports and functions that they use. None for a quiz, an unknown id, and without
+    solutions.
     """
     names = names_of(stem, id)
     cells = solved_cells(stem) or []
@@ -26,7 +26,7 @@ def reference(stem: str, id: str) -> str | None:
 
 
 def names_of(stem: str, id: str) -> list[str]:
-    """The names that the check of exercise `id` asks for; none of a quiz or an unknown id."""
+    """The names that the check of exercise `id` needs; [] for a quiz or an unknown id."""
     module = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
     exercises = (check.exercise for check in contract.checks_of(module))
     names = next((exercise["names"] for exercise in exercises if exercise["id"] == id), [])
@@ -34,17 +34,14 @@ def names_of(stem: str, id: str) -> list[str]:
 
 
 def solved_book(stem: str) -> Path | None:
-    """The solved notebook of a clone or a wheel; None in a copy of the course without solutions."""
+    """The solved notebook of a clone or a wheel; None in a copy without solutions."""
     here = Path(__file__).parent
     paths = (here.parent / "solutions" / f"{stem}.ipynb", here / "_solutions" / f"{stem}.ipynb")
     return next((path for path in paths if path.is_file()), None)
 
 
 def solved_cells(stem: str) -> list[str] | None:
-    """Code cells that hold the lab's solutions and imports; None where there are none.
-
-    They are those of the solved notebook but for experiments, or what `packed` kept of them.
-    """
+    """Code cells with the lab's solutions and imports, or `packed` ones; None if there are none."""
     if book := solved_book(stem):
         return code_cells(book)
     lent = Path(__file__).parent / "_lent" / f"{stem}.b64"
@@ -54,10 +51,7 @@ def solved_cells(stem: str) -> list[str] | None:
 
 
 def course_cells(stem: str) -> list[str]:
-    """All code cells of the notebook that a lab gives out, where it is here, and of its solution.
-
-    Experiments are among them, but where there is only what `packed` kept.
-    """
+    """All code cells of a lab's student notebook and of its solution, if they are here."""
     given, solved = Path(__file__).parents[1] / "notebooks" / f"{stem}.ipynb", solved_book(stem)
     books = [book for book in (given, solved) if book and book.is_file()]
     cells = [cell for book in books for cell in code_cells(book, experiments=True)]
@@ -65,10 +59,7 @@ def course_cells(stem: str) -> list[str]:
 
 
 def packed(solved: Path, student: Path) -> bytes:
-    """What a release has of a solved notebook: the exercises without their text, and no quiz.
-
-    An exercise is a cell that the student's notebook has otherwise.
-    """
+    """A release's copy of a solved notebook: exercises and what they use, without text and quiz."""
     cells = code_cells(solved)
     pairs = zip(cells, code_cells(student), strict=True)
     names = set().union(*(defined(mine) for mine, theirs in pairs if mine != theirs)) - {"quiz"}
@@ -77,7 +68,7 @@ def packed(solved: Path, student: Path) -> bytes:
 
 
 def code_cells(book: Path, experiments: bool = False) -> list[str]:
-    """The sources of a notebook's code cells, experiments left out or not."""
+    """The sources of a notebook's code cells, with or without experiments."""
     cells = json.loads(book.read_text(encoding="utf-8"))["cells"]
     cells = [cell for cell in cells if cell["cell_type"] == "code"]
     if not experiments:
@@ -86,7 +77,7 @@ def code_cells(book: Path, experiments: bool = False) -> list[str]:
 
 
 def needed(cells: list[str], names: list[str]) -> list[str]:
-    """The imports and the cells that define `names` and all that these use, in their order."""
+    """The imports and cells that define `names` and everything they use, in order."""
     homes = {name: [i] for i, cell in reversed(list(enumerate(cells))) for name in defined(cell)}
     chosen = sorted(reached(names, homes, lambda i: _used(cells[i])))
     wanted = set(names).union(*(_used(cells[i]) for i in chosen)) - homes.keys()
@@ -106,7 +97,7 @@ def defined(cell: str) -> set[str]:
 
 
 def _imported(cells: list[str]) -> dict[str, str]:
-    """{name: the statement that imports it alone} of the cells' top level, the last of several."""
+    """{name: a statement that imports it} at the cells' top level, the last of several."""
     found = {}
     for node in (node for cell in cells for node in statements(cell)):
         for alias in node.names if isinstance(node, IMPORTS) else ():
@@ -117,6 +108,6 @@ def _imported(cells: list[str]) -> dict[str, str]:
 
 
 def _used(cell: str) -> set[str]:
-    """Names that a cell takes from outside of its functions."""
+    """Names that a cell takes from outside its functions."""
     text = (parsed(cell) or ("",))[0]
     return {symbol.get_name() for symbol in symbols(text)} - set(dir(builtins))

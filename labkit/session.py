@@ -1,6 +1,6 @@
-"""What a notebook's session leaves on disk: the cells of what passed, for `lab.resume()`.
+"""A notebook's session on disk: the cells of passed exercises, for `lab.resume()`.
 
-One file a notebook, in the cache. Nothing in it is believed: cells run and are checked again.
+One file per notebook, in the cache. It is not trusted: cells run and are checked again.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from labkit.files import whole
 
 
 class Watch:
-    """After each cell that a learner runs, notes what its checks have said."""
+    """Records the checks' verdicts after each cell that a learner runs."""
 
     def __init__(self, stem: str):
         self.stem, self.seen = stem, {}
 
     def __call__(self, *_) -> None:
-        """Write the file anew where a check has said something since the last cell."""
+        """Rewrite the file if a check has run since the last cell."""
         records = contract.session.records
         new = {id: r for id, r in records.items() if self.seen.get(id) is not r}
         self.seen = dict(records)
@@ -36,12 +36,15 @@ class Watch:
             sources = _sources(cells, contract.NAMES[id])
             if record["status"] in contract.STANDS and (sources or record["status"] != "passed"):
                 found[id] = {"status": record["status"], "cells": sources}
-        with contextlib.suppress(OSError), whole(path) as part:  # a full disk costs no lesson
+        with (
+            contextlib.suppress(OSError),
+            whole(path) as part,
+        ):  # ignore a full disk
             part.write_text(json.dumps(found), "utf-8")
 
 
 def watch(stem: str) -> None:
-    """Have the notebook's shell keep its session; a lab that is started again is watched once."""
+    """Save the session after each cell; starting a lab again does not watch twice."""
     events = get_ipython().events
     for other in [f for f in events.callbacks["post_run_cell"] if isinstance(f, Watch)]:
         events.unregister("post_run_cell", other)
@@ -49,7 +52,7 @@ def watch(stem: str) -> None:
 
 
 def saved(stem: str) -> dict[str, dict]:
-    """`{exercise id: {"status", "cells"}}` of this notebook's last session; empty without one."""
+    """`{exercise id: {"status", "cells"}}` of this notebook's last session; {} without one."""
     path = place(stem)
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
         found = json.loads(path.read_text("utf-8"))
@@ -59,9 +62,9 @@ def saved(stem: str) -> dict[str, dict]:
 
 
 def place(stem: str) -> Path | None:
-    """Where the session of this notebook lies; None where no learner sits before it.
+    """The session file of this notebook; None if it is not run by a learner.
 
-    JupyterLab and VS Code tell the kernel which notebook it serves; `labkit run` and tests do not.
+    JupyterLab and VS Code tell the kernel its notebook; `labkit run` and tests do not.
     """
     names = get_ipython().user_ns
     where = os.environ.get("JPY_SESSION_NAME") or names.get("__vsc_ipynb_file__")
@@ -73,10 +76,10 @@ def place(stem: str) -> Path | None:
 
 
 def _sources(cells, names):
-    """The cells that make `names` and what these use, as they ran last, imports first."""
+    """The cells that define `names` and what these use, in their last version, imports first."""
     if set(names) - set().union(*map(reference.defined, cells)):
         return []
-    head, *rest = ["", *reference.needed(cells[::-1], names)]  # of two definitions the last counts
+    head, *rest = ["", *reference.needed(cells[::-1], names)]  # the last of two definitions counts
     if rest and rest[0] not in cells:
         head, *rest = rest
     return [*filter(None, [head]), *rest[::-1]]

@@ -1,11 +1,11 @@
-"""Fine-tune a model on a data file of one's own, or on a task, on one device or on many.
+"""Fine-tune a model on your own data file, or on a task, on one device or on many.
 
     labkit train mine.jsonl --out my-adapter
     python -m labkit.train --task home --rank 8 --steps 50
     accelerate launch --num_processes 4 -m labkit.train --task home --method qlora
 
-The engine is TRL's trainer on accelerate: under `accelerate launch` each process takes its share of
-every batch, and the loss is that of one process.
+TRL's trainer runs on accelerate: under `accelerate launch` each process takes its share of every
+batch, and the loss is that of one process.
 """
 
 import json
@@ -23,36 +23,36 @@ from labkit.errors import LabError
 def train(
     file: Annotated[Path | None, typer.Argument(help="JSONL, CSV, Parquet; or --task.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The adapter's folder; of a task, a JSON of its losses.")
+        Path | None, typer.Option(help="The adapter's folder; with --task, a JSON of losses.")
     ] = None,
     test: Annotated[Path | None, typer.Option(help="Held-out rows; else some of FILE.")] = None,
-    model: Annotated[str, typer.Option(help="A name, or a folder; default by the card.")] = "",
+    model: Annotated[str, typer.Option(help="A name or folder; default by GPU memory.")] = "",
     method: Annotated[Literal["lora", "qlora"], typer.Option()] = "lora",
     rank: Annotated[int, typer.Option(min=1)] = 8,
     epochs: Annotated[
-        int, typer.Option(min=0, help="Times through FILE; 0: 3, and 60 steps at least.")
+        int, typer.Option(min=0, help="Passes over FILE; 0: 3, but at least 60 steps.")
     ] = 0,
-    steps: Annotated[int, typer.Option(min=0, help="0: by epochs; of a task 50.")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="0: by --epochs; with --task 50.")] = 0,
     batch: Annotated[
-        int, typer.Option(min=0, help="Rows a step, over all processes; 0: 8, of a task 16.")
+        int, typer.Option(min=0, help="Rows per step, over all processes; 0: 8, with --task 16.")
     ] = 0,
-    learning_rate: Annotated[float, typer.Option(help="0: 1e-3, of a task 2e-3.")] = 0,
-    max_length: Annotated[int, typer.Option(min=1, help="Tokens a row of FILE.")] = 512,
+    learning_rate: Annotated[float, typer.Option(help="0: 1e-3, with --task 2e-3.")] = 0,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens per row of FILE.")] = 512,
     held_out: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of FILE.")] = 0.2,
     drop_bad: Annotated[
         bool, typer.Option("--drop-bad", help="Leave out rows that would train wrongly.")
     ] = False,
     base_id: Annotated[str, typer.Option(help="The hub's id of a --model folder.")] = "",
     task: Annotated[str, typer.Option(help="home, chat or tickets, without FILE.")] = "home",
-    rows: Annotated[int, typer.Option(min=0, help="Of a task the first so many; 0: all.")] = 0,
+    rows: Annotated[int, typer.Option(min=0, help="With --task: first rows only; 0: all.")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "machine"], typer.Option(help="Of what rests in memory.")
+        Literal["float32", "bfloat16", "machine"], typer.Option(help="Of the weights in memory.")
     ] = "machine",
 ) -> None:
-    """Train an adapter on FILE, score it on held-out rows, and put it into the folder --out.
+    """Train an adapter on FILE, score it on held-out rows, and write it to the folder --out.
 
-    The same line again goes on where it was stopped.
+    The same command resumes an interrupted training.
     """
     given = dict(locals())
     if file:
@@ -67,7 +67,6 @@ def train(
 
 
 def _file(given):
-    """Train on a file of one's own; its scores are printed, and the folder."""
     if given["out"] is None:
         raise LabError(f"say where the adapter goes: labkit train {given['file']} --out my-adapter")
     from dataclasses import fields
@@ -75,11 +74,11 @@ def _file(given):
     from labkit.own import run
     from labkit.own.settings import Asked
 
-    chosen = {f.name: given[f.name] for f in fields(Asked) if given[f.name]}  # 0: as it decides
+    chosen = {f.name: given[f.name] for f in fields(Asked) if given[f.name]}  # 0: Asked's default
     try:
         facts = run.train(Asked(**chosen))
     except KeyboardInterrupt:
-        print("\nstopped; the same line goes on where it was", file=sys.stderr)
+        print("\nstopped; the same command resumes it", file=sys.stderr)
         raise
     if facts:
         from labkit.own import folder
@@ -89,7 +88,7 @@ def _file(given):
 
 
 def _task(asked):
-    """Train on a task of the course; loss, time and the adapter's folder are printed."""
+    """Train on a task of the course; print loss, time and the adapter's folder."""
     import torch
 
     from labkit import tasks
@@ -97,8 +96,8 @@ def _task(asked):
 
     state = hardware.processes()
     models.hush_libraries()
-    with state.local_main_process_first():  # one process fetches, the others find it
-        data = tasks.load(asked.task)  # first: an unknown name should not wait for a model
+    with state.local_main_process_first():  # one process downloads for all
+        data = tasks.load(asked.task)  # before the model: an unknown name fails at once
         name = asked.model or models.default()
         models.path(name)
     if asked.rows:
@@ -107,7 +106,7 @@ def _task(asked):
     base, tokenizer = models.load(name, dtype=getattr(torch, asked.dtype, None), **how)
     args = arguments.arguments(name, asked, state.num_processes, asked.steps)
     lora = arguments.lora(asked.rank, 2 * asked.rank)
-    torch.manual_seed(args.seed)  # of the adapter's start; data follow `args.seed`
+    torch.manual_seed(args.seed)  # for the adapter's init; data follow `args.seed`
     title, begun = f"{asked.task} on {Path(name).name}", time.perf_counter()
     result = finetuning.finetune(base, tokenizer, data, lora, args, title, cache=False)
     if state.is_main_process:

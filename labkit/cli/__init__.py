@@ -1,4 +1,4 @@
-"""The `labkit` command. What is heavy is imported by the command that needs it."""
+"""The `labkit` command. Each command imports its heavy libraries itself."""
 
 import sys
 from typing import Annotated
@@ -15,13 +15,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# the extras, which Colab does without, and graders in part
+# the optional dependencies: package -> extra
 EXTRAS = (
     dict.fromkeys(("ipykernel", "jupyter_client", "jupytext", "nbclient", "nbformat"), "jupyter")
     | dict.fromkeys(("copydetect", "scipy"), "grading")
     | dict.fromkeys(("docutils", "latex2mathml", "myst_nb", "pydata_sphinx_theme", "sphinx"), "dev")
 )
-EXAMPLES = {  # of each command, in the order in which help lists them
+EXAMPLES = {  # one per command, in the order of --help
     course.doctor: "doctor --json",
     course.fetch: "fetch",
     course.build: "build --check",
@@ -43,8 +43,7 @@ for _command, _example in EXAMPLES.items():
 def main(argv: list[str] | None = None) -> None:
     """Run the command and exit: 0, 1 for a failed run, 2 for bad input, 130 for Ctrl-C."""
     args = sys.argv[1:] if argv is None else argv
-    # jsonschema, under nbformat, would compile a grammar for 1.2 s; without it, addresses with
-    # non-ASCII characters are not validated, and no notebook needs that
+    # nbformat's jsonschema would spend 1.2 s compiling a URL grammar that no notebook needs
     sys.modules.setdefault("rfc3987_syntax", None)
     try:
         sys.exit(app(args or ["--help"], prog_name="labkit", standalone_mode=False))

@@ -1,4 +1,4 @@
-"""Commands about the course: what this machine can do, notebooks, their run, claims, a release."""
+"""The course's commands: doctor, fetch, build, run, claims, release."""
 
 import time
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from labkit.errors import LabError
 
 
 def doctor(as_json: Json = False) -> int:
-    """Say what this machine can run, and the mend for what it cannot."""
+    """Check what this machine can run, and say how to fix the rest."""
     from labkit.course import doctor
 
     findings = doctor.examine()
@@ -25,7 +25,7 @@ def doctor(as_json: Json = False) -> int:
 
 @one_line(OSError)
 def fetch(as_json: Json = False) -> None:
-    """Bring the model and the data into the cache (done on first use anyway)."""
+    """Download the model and the data now instead of on first use."""
     from labkit import tasks
     from labkit.course.doctor import MODEL
     from labkit.training import models
@@ -47,7 +47,7 @@ def fetch(as_json: Json = False) -> None:
 def build(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 on drift.")] = False,
 ) -> int:
-    """Build notebooks/ and solutions/ from labs/, and look at their code with ruff."""
+    """Build notebooks/ and solutions/ from labs/, then lint them with ruff."""
     from labkit.course import masters, notebooks
 
     changed = notebooks.build(masters.root(), check)
@@ -71,18 +71,18 @@ def run(
     ),
     as_json: Json = False,
 ) -> int:
-    """Execute solved labs with live progress; leave a book with their pictures and a summary."""
+    """Execute solved labs with live progress; write a book with their figures and a summary."""
     from labkit.course import masters, notebooks
     from labkit.course import run as labs_run
 
     console, root = console_for(as_json), masters.root()
     stems = labs_run.find_labs(labs or [], root)
     if notebooks.build(root, check=True):
-        console.print("labs/ was edited and not built: what runs is older. See 'labkit build'")
+        console.print("labs/ was edited and not built: older notebooks run. See 'labkit build'")
     try:
         results = labs_run.run(stems, root, out, console)
     except KeyboardInterrupt:
-        console.print(f"stopped; what is done is in {out / 'index.html'}", soft_wrap=True)
+        console.print(f"stopped; finished labs are in {out / 'index.html'}", soft_wrap=True)
         raise
     if as_json:
         print_json([asdict(result) for result in results])
@@ -94,7 +94,7 @@ def claims(
     ids: Annotated[list[str] | None, typer.Argument(help="A1, A2, …; default all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List what is said about LoRA, what is right, and the lab and cell that measure it."""
+    """List common claims about LoRA, which are right, and the lab cell that measures each."""
     from labkit.course import claims
 
     found = claims.load(ids or [])
@@ -108,7 +108,7 @@ def claims(
 def release(
     out: Annotated[Path, typer.Option(file_okay=False, help="A new folder.")],
     gradescope: Annotated[
-        bool, typer.Option("--gradescope", help="Make autograders instead, one zip a lab.")
+        bool, typer.Option("--gradescope", help="Make autograders instead, one zip per lab.")
     ] = False,
     checks: Annotated[
         Path | None,
@@ -118,12 +118,12 @@ def release(
         str | None, typer.Option(help="Where you will publish it; Colab installs from there.")
     ] = None,
 ) -> None:
-    """Make what students get: the course without solutions, masters and tests."""
+    """Make the students' copy: the course without solutions, masters and tests."""
     from labkit.course import masters
     from labkit.course import release as made
 
     if checks and not gradescope:
-        raise LabError("--checks are private: they go into --gradescope's zips, not to students")
+        raise LabError("--checks are private: use them with --gradescope, not for students")
     if gradescope:
         files = made.autograders(masters.root(), out, checks)
     else:

@@ -1,4 +1,4 @@
-"""The command about a data file of one's own."""
+"""`labkit data`: what is in a data file, and what would go wrong in training."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,21 +7,21 @@ import typer
 
 from labkit.cli.shared import Json, console_for, one_line, print_json
 
-COLOURS = {"wrong": "red", "look": "yellow", "note": "dim"}
+COLORS = {"wrong": "red", "look": "yellow", "note": "dim"}
 
 
 @one_line(OSError)
 def data(
     file: Annotated[Path, typer.Argument(help="JSONL, CSV or Parquet.")],
-    test: Annotated[Path | None, typer.Option(help="A second file: is it held out?")] = None,
-    model: Annotated[str, typer.Option(help="Whose tokens: a name, or a folder.")] = "",
-    max_length: Annotated[int, typer.Option(min=1, help="Tokens a row is cut at.")] = 512,
+    test: Annotated[Path | None, typer.Option(help="A test file, compared with FILE.")] = None,
+    model: Annotated[str, typer.Option(help="The model to train: a name or folder.")] = "",
+    max_length: Annotated[int, typer.Option(min=1, help="Rows are cut at this many tokens.")] = 512,
     as_json: Json = False,
 ) -> int:
-    """Say what a data file holds, and what in it would train wrongly; exit 1 if something would."""
+    """Describe a data file and list what would go wrong in training; exit 1 if anything would."""
     from labkit.data import report
 
-    loaded = report.load(file)  # before anything heavy: a file that cannot be read is told at once
+    loaded = report.load(file)  # before slow imports: unreadable files fail at once
     if test:
         report.load(test)
 
@@ -43,9 +43,9 @@ def _show(found, console):
     for line in found.summary():
         say(line)
     for finding in found.findings:
-        say(f"{finding.level:>5}  {found.line(finding)}", COLOURS[finding.level])
+        say(f"{finding.level:>5}  {found.line(finding)}", COLORS[finding.level])
         say(f"       → {finding.as_dict()['do']}")
     if found.wrong:
-        say("Training on this would be wrong: mend what is marked so, then look again.")
+        say("Training on this would go wrong: fix the lines marked 'wrong', then check again.")
     else:
         say("Nothing here would train wrongly.")

@@ -1,4 +1,4 @@
-"""Commands about submissions: their grades, and the tables of other systems."""
+"""The commands `grade`, `check` and `export`."""
 
 import signal
 from pathlib import Path
@@ -10,14 +10,14 @@ from labkit.cli.shared import Json, console_for, one_line, print_json
 from labkit.errors import LabError
 
 Seed = Annotated[
-    int | None, typer.Option(min=0, max=2**63 - 1, help="Of the checks' inputs; default random.")
+    int | None, typer.Option(min=0, max=2**63 - 1, help="For the checks' inputs; default random.")
 ]
 Checks = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="Your own checks, a .py file.")
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Dask workers on this machine.")]
 Again = Annotated[
-    list[str] | None, typer.Option(help="Grade this one afresh: a name, a part of it, a *.")
+    list[str] | None, typer.Option(help="Grade again: a name, part of one, or a pattern with *.")
 ]
 
 
@@ -25,18 +25,18 @@ Again = Annotated[
 def grade(
     paths: Annotated[list[Path], typer.Argument(help="Notebooks, or folders of them.")],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for grades and pages.")],
-    jobs: Annotated[int | None, typer.Option(min=1, help="Side by side; default a core.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="At once; default one per core.")] = None,
     seed: Seed = None,
     checks: Checks = None,
-    unsafe: Annotated[bool, typer.Option("--unsafe", help="Go on without a sandbox.")] = False,
+    unsafe: Annotated[bool, typer.Option("--unsafe", help="Run without a sandbox.")] = False,
     workers: Workers = None,
     scheduler: Annotated[str | None, typer.Option(help="A Dask scheduler, tcp://…:8786.")] = None,
     again: Again = None,
     exercise: Annotated[
-        str | None, typer.Option(help="Judge this one anew of all, and leave the others.")
+        str | None, typer.Option(help="Regrade only this exercise, in all submissions.")
     ] = None,
     similar: Annotated[
-        bool, typer.Option("--similar", help="List pairs whose own code is alike.")
+        bool, typer.Option("--similar", help="List pairs of submissions with similar code.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -46,15 +46,15 @@ def grade(
     from labkit.grading.collect import left_out
     from labkit.grading.grade import grade as grade_all
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill`, as Ctrl-C, leaves pages
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` writes the pages, too
     console, now, notes = console_for(as_json), [], []
     if unsafe:
         console.print(sandbox.UNSAFE, style="bold white on red", highlight=False, soft_wrap=True)
     how = {"jobs": jobs, "workers": workers, "scheduler": scheduler, "unsafe": unsafe}
     how |= {"seed": seed, "checks": checks}
     chosen = {"again": again or (), "only": exercise, "alike": similar}
-    with show.progress(console, now) as told:
-        rows = grade_all(paths, out, **chosen, progress=told, notes=notes, **how)
+    with show.progress(console, now) as report:
+        rows = grade_all(paths, out, **chosen, progress=report, notes=notes, **how)
     if as_json:
         print_json([row.data() for row in rows])
     show.summary(rows, out, console, notes + left_out(paths, out), now)
@@ -62,10 +62,10 @@ def grade(
 
 def check(
     notebooks: Annotated[list[Path], typer.Argument(help="Saved notebooks of the course.")],
-    seconds: Annotated[float, typer.Option(min=1, help="That a cell may take.")] = 120,
+    seconds: Annotated[float, typer.Option(min=1, help="Time limit per cell.")] = 120,
     as_json: Json = False,
 ) -> int:
-    """Run notebooks here and say what lab.score() would; exit 1 unless every exercise stands."""
+    """Run notebooks here and print what lab.score() would; exit 1 unless every exercise passes."""
     from labkit.course import check as checks
 
     console = console_for(as_json)
@@ -84,11 +84,11 @@ def export(
     out: Annotated[Path, typer.Argument(help="What 'labkit grade --out' wrote.")],
     canvas: Annotated[Path | None, typer.Option(help="The gradebook that Canvas exported.")] = None,
     moodle: Annotated[Path | None, typer.Option(help="The grading worksheet of Moodle.")] = None,
-    gradescope: Annotated[bool, typer.Option(help="A file a submission.")] = False,
+    gradescope: Annotated[bool, typer.Option(help="One results file per submission.")] = False,
     lab: Annotated[str | None, typer.Option(help="2, 02 or 02_lora, if there are several.")] = None,
     column: Annotated[str | None, typer.Option(help="Title of the column to fill.")] = None,
 ) -> int:
-    """Fill the grades into the table of another system; exit 1 if somebody should look."""
+    """Copy the grades into another system's gradebook; exit 1 if a line needs a look."""
     from labkit.grading.after import comments, exports
     from labkit.grading.grade import mixed
 
@@ -99,13 +99,13 @@ def export(
         return int(bool(halves))
     name, fill = ("canvas", exports.canvas) if canvas else ("moodle", exports.moodle)
     done = fill(exports.results_in(out), canvas or moodle, lab, column)
-    if lab and done.filled:  # so that the labs of a folder do not write over each other
+    if lab and done.filled:  # one file per lab
         name = f"{name}-{done.filled[0].lab}"
-    table, told = out / f"{name}.csv", out / f"{name}-comments.zip"
+    table, notes = out / f"{name}.csv", out / f"{name}-comments.zip"
     table.write_bytes(done.data())
-    comments.canvas(told, done.filled) if canvas else comments.moodle(told, done.filled, out)
+    comments.canvas(notes, done.filled) if canvas else comments.moodle(notes, done.filled, out)
     print(f"written: {table}; students with points: {len(done.filled)}")
-    print(f"written: {told}, what each is told")
+    print(f"written: {notes}, feedback for each student")
     look = [*(f"LOOK: {problem}" for problem in done.problems), *mixed(out)]
     for line in [*done.remarks, *look]:
         print(line)

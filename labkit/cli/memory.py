@@ -1,4 +1,4 @@
-"""The command about memory, whose options are the fields of `Settings`."""
+"""`labkit memory`, with one option per field of `Settings`."""
 
 import functools
 import inspect
@@ -16,7 +16,7 @@ from labkit.memory.settings import Settings, parse_size
 
 
 def with_settings(command: Callable) -> Callable:
-    """The command with an option for each field of `Settings`, and given the `Settings` of them."""
+    """The command with one option per field of `Settings` in place of its `settings` argument."""
 
     @functools.wraps(command)
     def with_options(**given):
@@ -34,20 +34,20 @@ def with_settings(command: Callable) -> Callable:
 @with_settings
 def memory(
     model: Annotated[
-        str | None, typer.Argument(help="A name, a config.json or its folder, a hub id.")
+        str | None, typer.Argument(help="A name, a config.json or its folder, or a hub id.")
     ] = None,
     settings: Settings = Settings(),  # noqa: B008
-    fit: Annotated[str | None, typer.Option(help="What fits: 16GB, 24GB, 48GB, 80GB.")] = None,
+    fit: Annotated[str | None, typer.Option(help="What fits in 16GB, 24GB, 48GB, 80GB?")] = None,
     plot: Annotated[Path | None, typer.Option(help="Save a picture here.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a training step takes: simulated without weights, and in closed form."""
+    """Predict a training step's memory: simulated without weights, and in closed form."""
     from transformers import logging
 
     from labkit.memory import configs
 
-    logging.set_verbosity_error()  # nothing runs: which kernels are installed does not matter
-    getLogger("torch._subclasses.fake_tensor").disabled = True  # what fails there becomes one line
+    logging.set_verbosity_error()  # warnings about missing kernels: nothing runs
+    getLogger("torch._subclasses.fake_tensor").disabled = True  # its errors become one line
     if model is None:
         raise LabError(f"say a model: {', '.join(configs.built_in())}, or a config.json")
     limit, config = parse_size(fit) if fit else None, configs.find(model)
@@ -56,7 +56,7 @@ def memory(
     with console_for(True).status("simulating a step") as status:
         found = report.examine(model, config, settings, limit, say=status.update)
     if plot:
-        with one_line(OSError, ValueError):  # a folder, a format
+        with one_line(OSError, ValueError):  # no such folder, unknown format
             report.figure(found).savefig(plot)
     if as_json:
         print_json(report.as_data(found))

@@ -1,4 +1,4 @@
-"""What the commands share: what they print on, and errors that become one line."""
+"""Shared by the commands: consoles, JSON, one-line errors."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 @contextlib.contextmanager
 def one_line(*kinds: type[Exception]) -> Iterator[None]:
-    """A block in which errors of these kinds are about what was named, and become one line."""
+    """Turn errors of these kinds into a LabError, which the command prints on one line."""
     try:
         yield
     except kinds as error:
@@ -23,7 +23,7 @@ def one_line(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def console_for(json_wanted: bool) -> Console:
-    """The console for people: stderr when stdout carries data."""
+    """The console for people: stderr when stdout carries JSON."""
     return Console(stderr=json_wanted)
 
 

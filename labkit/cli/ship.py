@@ -1,4 +1,4 @@
-"""The command that turns an adapter into files for other engines."""
+"""`labkit ship`: an adapter as files for other engines."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,27 +10,25 @@ from labkit.cli.shared import Json, one_line, print_json
 
 @one_line(OSError)
 def ship(
-    folder: Annotated[Path, typer.Argument(help="An adapter's, of `labkit train` or of PEFT.")],
+    folder: Annotated[Path, typer.Argument(help="An adapter from `labkit train` or PEFT.")],
     out: Annotated[Path | None, typer.Option(help="Default: FOLDER-shipped.")] = None,
     gguf: Annotated[
         list[str] | None,
-        typer.Option(
-            help="bf16, q8_0, q4_0, f16 or f32; may be said twice. Default the first three."
-        ),
+        typer.Option(help="bf16, q8_0, q4_0, f16 or f32; repeatable. Default: first three."),
     ] = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="A plain model as a folder; alone, nothing else.")
+        bool, typer.Option("--merge", help="Write the merged model; without --gguf, only that.")
     ] = False,
     apart: Annotated[
-        bool, typer.Option("--apart", help="Also the base as GGUF, for many adapters.")
+        bool, typer.Option("--apart", help="Also write the base as GGUF, to serve many adapters.")
     ] = False,
     base: Annotated[str, typer.Option(help="The base: a name, or a folder.")] = "",
     data: Annotated[
-        Path | None, typer.Option(help="What was trained on: its held-out rows are measured.")
+        Path | None, typer.Option(help="The training data; its held-out rows measure each file.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write an adapter as GGUF, alone and merged, with what serves it and what each file costs."""
+    """Write an adapter as GGUF, separate and merged, with commands to serve it and its costs."""
     from labkit.ship import card, shipping
 
     kinds = tuple(gguf or ()) or (() if merge and not apart else shipping.KINDS)

@@ -1,12 +1,12 @@
 """The contract between a check and the code it judges.
 
-A check is written once. It reaches a learner's object by `observe` alone: in a notebook that calls
-the object here; a grader puts another `Session` in place, which asks the process that holds the
-learner's code. Both ways the check sees plain data only, and decides itself.
+A check reaches a learner's object only by `observe`. In a notebook that calls the object; in
+grading another `Session` asks the process with the learner's code. Either way the check sees plain
+data, and decides itself.
 
-What a check finds wrong within `part` is collected, so that a learner hears all of it at once. An
-answer that fails while earlier exercises are open is judged once more with the course's own objects
-in their place. Inputs and torch's settings have to be as before: `observe` looks, for every check.
+Faults within `part` are collected, so a learner sees all of them. An answer that fails while
+earlier exercises are open is judged again with the course's own objects in their place. `observe`
+also requires that inputs and torch's settings stay unchanged.
 """
 
 import contextlib
@@ -42,23 +42,23 @@ __all__ = [
 
 WITHHELD = "The solutions are not part of this copy of the course, so nothing is revealed"
 NO_LETTERS = "A quiz is not lent: write a letter for each question, and the check explains it"
-BROKEN = "the check itself is broken"  # begins what grading says then, to the instructor
-ODD = "the answer has a form that the check cannot read"  # or so it seems: the same goes for it
+BROKEN = "the check itself is broken"  # how grading's message to the instructor begins
+ODD = "the answer has a form that the check cannot read"  # probably; also shown to the instructor
 session = Session()
 
 
 def observe(f: Callable, *data: object) -> object:
-    """What `f(*data)` returns, as plain data: numbers, text, lists, dicts and CPU tensors.
+    """The result of `f(*data)` as plain data: numbers, text, lists, dicts and CPU tensors.
 
     `f` and any item of `data` may be the learner's own objects or functions of a lab's probes.
-    Inputs are copied, so code that changes them in place changes nothing here.
+    Inputs are copied, so in-place changes don't reach them.
     """
     session.observed = (f, *data)
     return session.call(f, data)
 
 
 def generator() -> "torch.Generator":
-    """A `torch.Generator` that depends on the session's seed and the exercise alone."""
+    """A `torch.Generator` that depends only on the session's seed and the exercise."""
     import torch
 
     digest = hashlib.sha256(f"{session.seed}:{session.exercise}".encode()).digest()
@@ -66,14 +66,14 @@ def generator() -> "torch.Generator":
 
 
 def expect(condition: object, message: str, earned: int = 0, hint: str = "") -> None:
-    """Raise CheckFailed with `message` unless `condition` holds; "; " and a `hint` follow it."""
+    """Raise CheckFailed with `message` unless `condition` is true; "; " and a `hint` follow it."""
     if not condition:
         raise CheckFailed(f"{message}; {hint}" if hint else message, earned)
 
 
 @contextlib.contextmanager
 def part() -> Iterator[None]:
-    """A part of a check: where it fails the check goes on, and tells it with all others."""
+    """A part of a check: if it fails the check continues, and reports it with all others."""
     try:
         yield
     except CheckFailed as failure:
@@ -81,7 +81,7 @@ def part() -> Iterator[None]:
 
 
 def sound() -> bool:
-    """Whether the check that runs has found nothing wrong so far."""
+    """Whether the running check has found no fault so far."""
     return not session.faults
 
 
@@ -89,7 +89,7 @@ def exercise(id: str, points: int, after: str | None = None) -> Callable:
     """Mark a function as the check of exercise `id`; its parameters name the learner's objects.
 
     `after` is the id of an exercise whose objects are among them. The check passes by returning:
-    text to show beside the verdict, else its docstring is shown.
+    its text, or else its docstring, is shown with the verdict.
     """
 
     def decorate(check):
@@ -111,12 +111,12 @@ def exercise(id: str, points: int, after: str | None = None) -> Callable:
 
 
 def natural(id: str) -> list:
-    """A key that sorts "2.10" behind "2.9"."""
+    """A key that sorts "2.10" after "2.9"."""
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.findall(r"\d+|\D+", id)]
 
 
 def checks_of(module: ModuleType) -> list[Callable]:
-    """The checks in a module of `labkit.checks`, in its order; LabError for an id that two have."""
+    """The checks in a module of `labkit.checks`, in order; LabError for a duplicate id."""
     checks = [f for f in vars(module).values() if getattr(f, "exercise", None)]
     ids = [check.exercise["id"] for check in checks]
     if twice := sorted({id for id in ids if ids.count(id) > 1}):

@@ -1,4 +1,4 @@
-"""A session: how a check reaches a learner's objects, here, and what is known of them."""
+"""A session: how a check reaches a learner's objects, and what is recorded about them."""
 
 import contextlib
 import inspect
@@ -12,18 +12,17 @@ from labkit.contract.plain import copied, plain
 from labkit.errors import LabError
 
 AND = "\n"  # between the faults of one answer
-OTHER = 1 << 40  # so that a learner's manual_seed(0) is seen
-STANDS = ("passed", "revealed", "lent")  # of an exercise whose objects are there
+OTHER = 1 << 40  # so that a learner's manual_seed(0) is noticed
+STANDS = ("passed", "revealed", "lent")  # statuses of exercises with usable objects
 NAMES = {}  # exercise id -> the learner's objects that it is about
-NOTED = []  # what `kept` found changed, for the call that is under way
+NOTED = []  # changes found by `kept` in the current call
 
 
 class CheckFailed(LabError):
-    """The answer is wrong; `earned` are the points that it gets all the same.
+    """The answer is wrong; `earned` are points that it gets nevertheless.
 
-    `message` is one fault, or a list of them: a line each. `bare` says that it only shows numbers:
-    one that names a mistake comes first. `about` are the objects that were observed last, one of
-    which "it" may refer to.
+    `message` is one fault, or a list with one per line. A `bare` one only shows numbers: those that
+    name a mistake come first. `about` are the objects observed last, which "it" may refer to.
     """
 
     def __init__(self, message, earned=0, bare=False):
@@ -41,48 +40,45 @@ class NotWritten(Exception):
 
 
 class NoAnswer(Exception):
-    """The learner's process has not answered: the object is not there, or its call ended it."""
+    """No answer from the learner's process: the object is missing, or its call ended it."""
 
 
 @dataclass
 class Session:
-    """Where the learner's code lives and which seed the inputs come from: here, and 0."""
+    """Where the learner's code is and which seed the inputs come from: here, and 0."""
 
     seed: int = 0
-    exercise: str = ""  # the id of the one that is being checked
+    exercise: str = ""  # the id being checked
     names: list = field(default_factory=list)  # the parameters of its check
     records: dict = field(default_factory=dict)  # exercise id -> dict as in results.json
-    loans: dict = field(default_factory=dict)  # exercise id -> the course's objects, as lent last
+    loans: dict = field(default_factory=dict)  # exercise id -> the course's objects lent last
     letters: dict = field(default_factory=dict)  # id of a quiz -> {question: its first letter}
-    faults: list = field(default_factory=list)  # CheckFailed, of the check that runs
-    observed: tuple = ()  # the objects of the observation that was made last
+    faults: list = field(default_factory=list)  # CheckFailed, of the running check
+    observed: tuple = ()  # the objects observed last
     reference: object = None  # exercise id -> source of the course's own object, or None
     namespace: dict = field(default_factory=dict)  # where the learner's code looks names up
 
     def clear(self) -> None:
-        """Forget what was judged and lent, and where solutions come from.
-
-        The first letters of a quiz stay: a lab that is started again does not make them new.
-        """
+        """Forget verdicts, loans and solutions, but not a quiz's first letters."""
         self.records.clear()
         self.loans.clear()
         self.reference, self.namespace = None, {}
 
     def note(self, exercise: dict, status: str, earned: int = 0, message: str = "") -> None:
-        """Record how an exercise went."""
+        """Record the result of an exercise."""
         record = {key: exercise[key] for key in ("id", "name", "points")}
         record |= {"earned": earned, "status": status, "message": message}
         self.records[exercise["id"]] = record
 
     def blame(self, failure: CheckFailed) -> None:
-        """Collect a fault of what was observed last."""
+        """Collect a fault of the objects observed last."""
         failure.about = self.observed
         self.faults.append(failure)
 
     def call(self, f: Callable, data: Sequence) -> object:
-        """`f(*data)` as plain data; raises NotWritten, or CheckFailed when `f` raises.
+        """`f(*data)` as plain data; raises NotWritten, or CheckFailed if `f` raises.
 
-        What `f` leaves changed, of its inputs or of torch's settings, goes into `faults`.
+        Changes by `f` to its inputs or to torch's settings are added to `faults`.
         """
         faults, given = [], copied(data)
         NOTED.clear()
@@ -107,9 +103,9 @@ class Session:
             raise CheckFailed(error) from None
 
     def stand_ins(self, id: str) -> dict[str, str]:
-        """`{id: source of the course's own objects}` of the exercises before `id` that are open.
+        """`{id: source of the course's own objects}` of open exercises before `id`.
 
-        What `id` itself is about is not lent: an instructor's check may ask for the same, too.
+        Objects that `id` itself is about are not lent: an instructor's check may share them.
         """
         lab, _, number = id.partition(".")
         found, mine = {}, set(NAMES.get(id, ()))
@@ -124,10 +120,7 @@ class Session:
 
     @contextlib.contextmanager
     def lent(self, sources: dict[str, str]) -> Iterator[dict]:
-        """Have the course's own objects in the place of the learner's; `sources` is `{id: source}`.
-
-        Yields `{name: object}`.
-        """
+        """Use the course's objects, `{id: source}`, for the learner's; yields `{name: object}`."""
         theirs = {}
         for id, source in sources.items():
             own = defined_by(source)
@@ -143,28 +136,27 @@ class Session:
 
 
 def kept(f: Callable, *args: object) -> object:
-    """`f(*args)`, for probes that make inputs themselves; it is a fault if one is left changed.
+    """`f(*args)`, for probes that make inputs themselves; changed inputs are faults.
 
-    Of a model count its training mode, what trains, the active adapter, hooks and weights.
-    It is told of `f` by its name, which may be in a `functools.partial`.
+    For a model: its training mode, what trains, the active adapter, hooks and weights. The fault
+    names `f`, also inside a `functools.partial`.
     """
     before = [picture(arg) for arg in args]
     result = f(*args)
     name = getattr(getattr(f, "func", f), "__name__", "<")
-    told = "it" if name.startswith("<") else name  # a lambda's is "<lambda>"
-    NOTED.extend(told + line.removeprefix("it") for line in _changed(f, before, args))
+    subject = "it" if name.startswith("<") else name  # a lambda's is "<lambda>"
+    NOTED.extend(subject + line.removeprefix("it") for line in _changed(f, before, args))
     return result
 
 
 def defined_by(source: str) -> dict:
-    """The names that the course's own `source` defines; a traceback shows no line of it."""
+    """The names that the course's own `source` defines; tracebacks show no line of it."""
     space = {"__name__": "lent"}
     exec(compile(source, "<the course's own>", "exec"), space)
     return space
 
 
 def _changed(f, before, after):
-    """What `f` did to its arguments, a line each, with the names of its parameters if it tells."""
     try:
         names = list(inspect.signature(f).parameters)
     except (TypeError, ValueError):
@@ -175,7 +167,7 @@ def _changed(f, before, after):
 
 
 def _explained(error):
-    """One line on an exception in the learner's code: which, where, and the line itself."""
+    """One line on an exception in the learner's code: type, message, and the line of the cell."""
     what = f"{type(error).__name__}: {error}".rstrip(".: \n")  # more follows
     what += hint(what)
     trace, place = error.__traceback__, None

@@ -12,7 +12,7 @@ SEVERAL = "this tensor has several numbers: sum them, pick one, or loop over the
 GRAD = "change it in place, under torch.no_grad()"
 PARAMETERS = "the call and your def line have different parameters; keep those of the cell"
 ENTRIES = "check the two shapes (* and + work entry by entry; @ is the matrix product)"
-HINTS = {  # a piece of an exception's text: what may be behind it
+HINTS = {  # part of an exception's text: a likely cause
     "shapes cannot be multiplied": TURN,
     "size mismatch, got input": TURN,
     "first two dimensions of batch": "with more than two axes, .T reverses all of them: multiply "
@@ -62,7 +62,7 @@ HINTS = {  # a piece of an exception's text: what may be behind it
 
 
 def hint(what: str) -> str:
-    """`; …` on the text of an exception, such as `NameError: name 'np' is not defined`; or ""."""
+    """`; …` for the text of an exception, such as `NameError: name 'np' is not defined`; or ""."""
     if unknown := re.search(r"name '(\w+)' is not defined", what):
         return f"; {_unknown(unknown[1])}"
     if shaped := re.search(r"shape '\[([-\d, ]+)\]' is invalid for input of size (\d+)", what):
@@ -72,7 +72,7 @@ def hint(what: str) -> str:
 
 
 def _unfit(sizes, n):
-    """What to say about a reshape to `sizes`, a text, of `n` numbers."""
+    """The hint for a reshape of `n` numbers to `sizes`, a text."""
     made = math.prod(abs(int(size)) for size in sizes.split(","))
     if "-1" in sizes:
         return f"{n} numbers can't be split into parts of {made}"
@@ -80,7 +80,6 @@ def _unfit(sizes, n):
 
 
 def _unknown(name):
-    """What to say about a name that nothing defines."""
     if hasattr(math, name):
         return f"it is math.{name}"
     if name in SHORT:

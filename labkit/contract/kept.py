@@ -1,6 +1,6 @@
-"""What a learner's code has to leave as it found it: its inputs, and the settings of torch.
+"""What a learner's code must leave unchanged: its inputs, and torch's settings.
 
-A check makes no list of inputs that it compares: every call goes through here.
+Every call is checked here, so checks don't list inputs themselves.
 """
 
 import contextlib
@@ -10,10 +10,7 @@ MODES = "its training mode"
 
 
 def changes(before: object, after: object, name: str) -> list[str]:
-    """What was done to the input `name`, as one line each: [] where it is as it was.
-
-    `before` is a `picture` of it, `after` the object itself.
-    """
+    """One line per change from `before`, a `picture` of the input `name`, to `after`."""
     import torch
 
     if not isinstance(after, torch.nn.Module):
@@ -22,7 +19,7 @@ def changes(before: object, after: object, name: str) -> list[str]:
     lines, after = [], picture(after)
     switched = before["its active adapter"] != after["its active adapter"]
     for what, was in before.items():
-        follows = switched and what == "the parameters that train"  # the active adapter does
+        follows = switched and what == "the parameters that train"  # the adapter explains them
         if not follows and not same(was, after[what]):
             at = next((k for k in was if not same(was[k], after[what].get(k))), "")
             where = f"{what} (at {at})" if at else what
@@ -34,9 +31,9 @@ def changes(before: object, after: object, name: str) -> list[str]:
 
 
 def picture(thing: object) -> object:
-    """A copy of `thing` to compare it with later; of a model its modes, flags, adapters, weights.
+    """A copy of `thing` for comparison; of a model its modes, flags, adapters and weights.
 
-    Tensors, arrays, tables, lists, tuples, dicts are copied; everything else is compared as it is.
+    Tensors, arrays, tables, lists, tuples and dicts are copied; everything else is stored as is.
     """
     import torch
 
@@ -64,13 +61,13 @@ def picture(thing: object) -> object:
 
 
 def same(before: object, after: object) -> bool:
-    """Whether two pieces of data are equal: kind, shape and numbers, NaN being equal to NaN."""
+    """Whether two pieces of data have equal kind, shape and numbers; NaN equals NaN."""
     import torch
 
     if isinstance(before, torch.Tensor):
         alike = isinstance(after, torch.Tensor) and before.dtype == after.dtype
         return alike and before.shape == after.shape and _equal(before, after.detach())
-    if isinstance(before, dict) and isinstance(after, dict):  # the picture of any is a plain one
+    if isinstance(before, dict) and isinstance(after, dict):  # pictures are plain dicts
         return list(before) == list(after) and all(same(before[k], after[k]) for k in before)
     if type(before) is not type(after):
         return False
@@ -84,7 +81,7 @@ def same(before: object, after: object) -> bool:
 
 
 def _equal(a, b):
-    """Equal to the bit, or both NaN; tensors without numbers have none that differ."""
+    """Bitwise equal, or both NaN; tensors on "meta" always are."""
     import torch
 
     if a.device.type == "meta" or b.device.type == "meta":
@@ -97,7 +94,6 @@ def _table(thing):
 
 
 def _adapters(model):
-    """The active adapter of each of PEFT's layers, and whether they are switched off."""
     layers = {n: m for n, m in model.named_modules() if hasattr(m, "active_adapters")}
     return {
         name: [str(m.active_adapters), getattr(m, "disable_adapters", False)]
@@ -108,9 +104,9 @@ def _adapters(model):
 
 @contextlib.contextmanager
 def settings(seed: int, faults: list[str]) -> Iterator[None]:
-    """torch's settings are put back at the end; a line on each that differs goes into `faults`.
+    """Restore torch's settings at the end; a line on each changed one goes into `faults`.
 
-    Random numbers begin at `seed` inside; drawing some is no change, seeding them anew is one.
+    Random numbers start from `seed`. Drawing some is no change, seeding them is one.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""Plain data: all that a check ever sees of a learner's objects."""
+"""Plain data: all that a check sees of a learner's objects."""
 
 
 def plain(value: object) -> object:
-    """`value` with every tensor detached, on the CPU and copied; TypeError for what isn't plain.
+    """`value` with every tensor detached, on the CPU and copied; TypeError for other data.
 
     Plain are None, bool, int, float, str, tensors, and lists, tuples (as lists) and dicts of them;
     NumPy scalars become Python numbers, a pandas DataFrame a dict of its columns as lists.
@@ -21,7 +21,7 @@ def plain(value: object) -> object:
     if kind.__module__ == "numpy" and hasattr(value, "ndim"):
         if not value.ndim:
             return value.item()
-        native = value.dtype.newbyteorder("=")  # torch takes neither others nor negative strides
+        native = value.dtype.newbyteorder("=")  # torch needs native byte order and positive strides
         return torch.from_numpy(value.astype(native, order="C", copy=True))
     if kind.__name__ == "DataFrame":
         return {str(name): column.tolist() for name, column in value.items()}
@@ -30,7 +30,7 @@ def plain(value: object) -> object:
 
 
 def copied(data: object) -> object:
-    """`data` with tensors cloned (grad flag kept) in nested lists, tuples and dicts."""
+    """`data` with tensors cloned (same grad flag) in nested lists, tuples and dicts."""
     import torch
 
     if isinstance(data, torch.Tensor):

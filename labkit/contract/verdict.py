@@ -1,4 +1,4 @@
-"""The verdict of a check: how it is reached, kept and said."""
+"""The verdict of a check: decided, recorded and shown."""
 
 import inspect
 import re
@@ -7,26 +7,23 @@ from typing import NamedTuple
 
 from labkit.contract.calls import AND, NAMES, CheckFailed, NoAnswer, NotWritten, Session
 
-MOST = 3  # faults that are shown at once
+MOST = 3  # faults shown at once
 LENT = "is lent: it runs, its source stays hidden, and it earns no points"
 
 
 class NotRun:
-    """Stands for an exercise's function or class in a notebook until its cell is run."""
+    """A placeholder for an exercise's function or class until its cell is run."""
 
     def __init__(self, name):
         self.name = name
 
     def __call__(self, *_, **__):
-        """NameError: what the name would have been without this."""
+        """NameError, as without the placeholder."""
         raise NameError(f"name {self.name!r} is not defined: run its cell first")
 
 
 class Verdict(NamedTuple):
-    """How one exercise went; `message` is kept, `note` is what the check says of a pass.
-
-    `head` says whose fault it is.
-    """
+    """The result of an exercise; `note` is shown for a pass, `head` is the object at fault."""
 
     status: str
     earned: int
@@ -36,7 +33,7 @@ class Verdict(NamedTuple):
 
 
 def conclude(session: Session, check: Callable, exercise: dict, objects: dict) -> None:
-    """Judge the learner's objects, keep the verdict and print it; a failure is raised."""
+    """Judge the learner's objects, record and print the verdict; a failure is raised."""
     id, names = exercise["id"], exercise["names"]
     if absent := _not_run(session, id, objects):
         print(f"○ {id} {absent}: its cell has not been run yet")
@@ -49,37 +46,33 @@ def conclude(session: Session, check: Callable, exercise: dict, objects: dict) -
 
 
 def _not_run(session, id, objects):
-    """The first name of an exercise whose cell was not run; others' only if nothing stands in."""
+    """The first of the objects whose cell was not run, unless the course's own can replace it."""
     lent = {name for other in session.stand_ins(id) for name in NAMES[other]}
     absent = [name for name, o in objects.items() if isinstance(o, NotRun) and name not in lent]
     return absent[0] if absent else None
 
 
 def _borrowed(session, id, objects):
-    """Which of the objects were lent for exercise `id`, as words; "" where none was."""
+    """The objects that were lent for exercise `id`, as words; "" if none."""
     loans = session.loans.get(id, ())
     theirs = [name for name, one in objects.items() if any(one is lent for lent in loans)]
     return f"{_listed(theirs)} {_is(theirs)} the course's, not yours" if theirs else ""
 
 
 def _stubs(id, objects):
-    """Names of an exercise's own objects that are not written yet; all, if none looks like it."""
+    """Names of an exercise's own objects that are still stubs; all, if none looks like one."""
     own = [name for name in objects if name in NAMES[id]]
     return [name for name in own if _is_stub(objects[name])] or own
 
 
 def _is_stub(thing):
-    """Whether a function, or a method of a class, is as the notebook had it."""
     parts = vars(thing).values() if isinstance(thing, type) else [thing]
     codes = [getattr(part, "__code__", None) for part in parts]
     return any("NotImplementedError" in getattr(code, "co_names", ()) for code in codes)
 
 
 def _judge(session, check, objects, exercise):
-    """The Verdict on the learner's objects, else with the course's own for what is open before.
-
-    Of the two the first stands where the second says nothing else.
-    """
+    """The Verdict on the learner's objects, or with the course's own for open exercises."""
     own, sources = None, {}
     try:
         own = _verdict(session, check, objects, exercise["points"])
@@ -120,7 +113,6 @@ def _is(several):
 
 
 def _verdict(session, check, objects, points):
-    """The Verdict of one run of a check."""
     session.faults = faults = []
     try:
         note = check(*objects.values())
@@ -132,10 +124,10 @@ def _verdict(session, check, objects, points):
     if faults:
         own = {name: o for name, o in objects.items() if name in NAMES[session.exercise]}
         message = _joined(faults, own)
-        told = _head(message, min(faults, key=lambda fault: fault.bare), own)
-        if message.startswith(f"{told} "):
-            message = f"it{message.removeprefix(told)}"
-        return Verdict("failed", max(fault.earned for fault in faults), message, head=told)
+        head = _head(message, min(faults, key=lambda fault: fault.bare), own)
+        if message.startswith(f"{head} "):
+            message = f"it{message.removeprefix(head)}"
+        return Verdict("failed", max(fault.earned for fault in faults), message, head=head)
     return Verdict("passed", points, "", note or inspect.getdoc(check))
 
 
@@ -143,44 +135,43 @@ def _joined(faults, own):
     """The faults, one per line: those that name a mistake first, each mistake once."""
     if len(faults) == 1:  # such as a quiz, which explains every answer
         return _named(faults[0], str(faults[0]), own)
-    said = {}
+    lines = {}
     for fault in sorted(faults, key=lambda fault: fault.bare):
         for text in str(fault).split(AND):
-            said.setdefault(text.rpartition(": ")[2], _named(fault, text, own))
-    return AND.join(list(said.values())[:MOST])
+            lines.setdefault(text.rpartition(": ")[2], _named(fault, text, own))
+    return AND.join(list(lines.values())[:MOST])
 
 
 def _named(fault, text, own):
-    """The text of a fault: where an exercise has several objects, "it" is called by its name."""
+    """The text of a fault; among several objects "it" is replaced by the name."""
     about = _about(fault, own)
     it = text.startswith("it ") and len(own) > 1 and len(about) == 1
     return f"{about[0]}{text[2:]}" if it else text
 
 
 def _about(fault, own):
-    """The names of an exercise's objects that were observed last before a fault."""
     return [name for name, one in own.items() if any(one is other for other in fault.about)]
 
 
 def _head(message, fault, own):
-    """The name that the first fault names first, else of what was observed, else of all."""
-    said = re.findall(r"\w+", message.partition(AND)[0])
-    named = [word for word in said if word in own][:1]
+    """The first name in the first fault, else the observed objects, else all."""
+    words = re.findall(r"\w+", message.partition(AND)[0])
+    named = [word for word in words if word in own][:1]
     return ", ".join(named or _about(fault, own) or own)
 
 
 def _say(session, exercise, names, verdict):
-    """Keep the verdict and print it; a failure is raised. What was revealed stays revealed."""
+    """Record the verdict and print it; a failure is raised. A revealed exercise stays revealed."""
     id, listed, (status, earned, message, note, head) = exercise["id"], ", ".join(names), verdict
     before = session.records.get(id, {}).get("status")
-    beside = f" ({message})" if message else ""
+    detail = f" ({message})" if message else ""
     if before in (None, "lent") or (status != "missing" and before != "revealed"):
         session.note(exercise, status, earned, message)
     if status == "missing":
-        print(f"○ {id} {listed}: not written yet{beside}")
+        print(f"○ {id} {listed}: not written yet{detail}")
         return
     if status == "failed":
         raise CheckFailed(f"✗ {id} {head}: {message}".split(AND))
     if before == "revealed":
-        beside += " (it was revealed, and earns no points)"
-    print(f"✓ {id} {listed}: {note}{beside}")
+        detail += " (it was revealed, and earns no points)"
+    print(f"✓ {id} {listed}: {note}{detail}")

@@ -1,1 +1,1 @@
-"""What the command does with the labs: build, run, book, release. No submission gets here."""
+"""What the commands do with the labs: build, run, book, release. Submissions never use it."""

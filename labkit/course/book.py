@@ -1,6 +1,6 @@
-"""The book: Sphinx makes pages of labs, evidence, guides and claims, which need no network.
+"""The book: Sphinx makes pages of labs, evidence, guides and claims, without a network.
 
-Labs that were run have their outputs, the others only their code. Evidence always runs.
+Labs that were run show their outputs, others only their code. Evidence always runs.
 """
 
 import io
@@ -58,8 +58,8 @@ ICON = {"name": "The course's repository", "icon": "fa-brands fa-github"}  # in 
 def write(out: Path, root: Path, books: dict[str, nbformat.NotebookNode], results: list) -> str:
     """Build the book of the course at `root` in `out`, with its pictures and summary.json.
 
-    books are the executed labs by their stem; results say how each went. An evidence page that
-    fails is added to results. Returns Sphinx's warnings, "" when there are none.
+    books are the executed labs by their stem; results describe each run. A failed evidence page is
+    added to results. Returns Sphinx's warnings, "" if there are none.
     """
     rows = [asdict(result) for result in results]
     (out / "pictures").mkdir(parents=True, exist_ok=True)
@@ -136,30 +136,29 @@ def _texts(
 
 
 def _place(path: Path) -> tuple[int, str]:
-    """Where a guide stands among the others: who learns comes first, who maintains last."""
+    """A guide's sort key: learners' guides first, maintainers' last."""
     return (GUIDES.index(path.stem) if path.stem in GUIDES else len(GUIDES), path.stem)
 
 
 def _listed(path: Path, file: str) -> dict:
-    """The title and the first sentence of a guide or an evidence page, and its file in the book."""
+    """The title, first sentence and file of a guide or an evidence page."""
     title, summary = path.read_text("utf-8").split("\n\n")[:2]
     summary = LINK.sub(r"\1", summary)  # a link starts at the page's own folder
     return {"file": file, "title": title.lstrip("# "), "summary": summary}
 
 
 def _lab(stem: str, page: nbformat.NotebookNode, row: dict | None) -> dict:
-    """A lab's name, title and cover, and how it went (None: not run)."""
+    """A lab's name, title and cover, and its result (None: not run)."""
     title = page.cells[0].source.partition("\n")[0].lstrip("# ")
     return {"name": stem, "title": title, "cover": page.metadata["cover"], "row": row}
 
 
 def _places(claim: claims.Claim, pages: dict) -> list[tuple]:
-    """Where a claim is measured: (page, place, anchor), without pages that this course lacks."""
+    """Where a claim is measured: (page, place, anchor), without pages missing from this course."""
     return [(s, p, executed.anchor_of(p, s, pages[s])) for s, p in claim.where if s in pages]
 
 
 def _sphinx(source: Path, out: Path, root: Path) -> str:
-    """Run Sphinx from source to out; its warnings."""
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
 

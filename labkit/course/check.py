@@ -1,4 +1,4 @@
-"""What `lab.score()` would say of a saved notebook: its cells run here, then each check."""
+"""`labkit check`: run a saved notebook's cells here, then each check, as `lab.score()` does."""
 
 import re
 from dataclasses import dataclass
@@ -16,25 +16,25 @@ CLOSING = "from labkit.lab import closing\n\nclosing({stem!r})"
 
 @dataclass
 class Checked:
-    """What became of a notebook; each exercise is a dict as `lab.score()` shows it."""
+    """The result for a notebook; each exercise is a dict as `lab.score()` shows it."""
 
     notebook: str
     lab: str
-    score: str  # as it shows it
+    score: str  # as text
     exercises: list[dict]
-    errors: list[str]  # of cells, what no check has said
+    errors: list[str]  # of cells, except failed checks
 
     @property
     def passed(self) -> bool:
-        """Whether no exercise failed and none is open: to reveal one is a choice."""
+        """Whether no exercise failed and none is open; a revealed one is allowed."""
         return bool(self.exercises) and all(e["status"] in STANDS for e in self.exercises)
 
 
 def check(path: Path, seconds: float) -> Checked:
-    """Run the cells of a notebook but for experiments, then all checks of its lab.
+    """Run a notebook's cells except experiments, then all checks of its lab.
 
-    A cell has `seconds`. It runs as the user who calls, without a sandbox. LabError for what is no
-    notebook of a lab, and for one that ends its process.
+    A cell has `seconds`. It runs as the calling user, without a sandbox. LabError for a file that
+    is not a lab's notebook, and if it kills its kernel.
     """
     book = _read(path)
     code = [cell for cell in book.cells if cell.cell_type == "code"]
@@ -49,31 +49,31 @@ def check(path: Path, seconds: float) -> Checked:
         raise LabError(f"{path}: {failure}")
     outputs = [(i, out) for i, cell in enumerate(book.cells, 1) for out in cell.outputs]
     score = [out["data"] for _, out in outputs if run.SCORE in out.get("data", ())]
-    told = [
+    errors = [
         f"code cell {i}: {out.ename}: {out.evalue}"
         for i, out in outputs
         if out.output_type == "error" and out.ename != "CheckFailed"
     ]
     if not score:
-        raise LabError(f"{path}: no score came of it; {'; '.join(told)}")
+        raise LabError(f"{path}: it gave no score; {'; '.join(errors)}")
     shown = score[-1]
-    return Checked(str(path), stems[0], shown["text/plain"], shown[run.SCORE]["exercises"], told)
+    return Checked(str(path), stems[0], shown["text/plain"], shown[run.SCORE]["exercises"], errors)
 
 
 def _read(path):
-    """The notebook in a file; LabError for what is none."""
+    """The notebook in a file; LabError if it is none."""
     try:
         book = nbformat.read(path, as_version=4)
     except OSError as error:
         raise LabError(f"{path}: {error.strerror}") from None
     except (ValueError, AttributeError, TypeError, KeyError) as error:
-        told = str(error).strip().partition("\n")[0]
-        raise LabError(f"{path} is no notebook: {told[:120]}") from None
+        why = str(error).strip().partition("\n")[0]
+        raise LabError(f"{path} is no notebook: {why[:120]}") from None
     return book
 
 
 def lines(checked: Checked) -> list[str]:
-    """The score as `lab.score()` shows it, what the checks say, and cells that failed."""
-    told = [f"{e['id']} {e['name']}: {e['message']}" for e in checked.exercises if e["message"]]
+    """The score as `lab.score()` shows it, the checks' messages, and failed cells."""
+    messages = [f"{e['id']} {e['name']}: {e['message']}" for e in checked.exercises if e["message"]]
     head = f"{checked.notebook} ({checked.lab})"
-    return [head, *checked.score.splitlines(), *told, *(f"! {line}" for line in checked.errors)]
+    return [head, *checked.score.splitlines(), *messages, *(f"! {line}" for line in checked.errors)]

@@ -15,10 +15,10 @@ VERDICTS = ("holds", "corrected", "depends", "not testable here")
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim as one meets it, a verdict of `VERDICTS`, what is right, and where it is measured.
+    """A common claim, a verdict of `VERDICTS`, what is right, and where it is measured.
 
     where: (lab or evidence page, heading or experiment) pairs, such as ("evidence/02_lora",
-    "Seeds"); empty when nothing in the course measures it.
+    "Seeds"); empty if the course does not measure it.
     """
 
     id: str
@@ -29,7 +29,7 @@ class Claim:
 
 
 def load(ids: Sequence[str] = ()) -> list[Claim]:
-    """The claims, all or those of `ids` ("A3", "a3"); LabError for one that isn't there."""
+    """All claims, or those of `ids` ("A3", "a3"); LabError for an unknown one."""
     text = (resources.files(__package__) / "claims.toml").read_text(encoding="utf-8")
     found = {
         name: Claim(id=name, **fields | {"where": tuple(map(tuple, fields.get("where", ())))})

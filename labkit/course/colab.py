@@ -1,8 +1,8 @@
-"""Colab: a notebook where the course was just fetched, and the libraries that it still needs.
+"""Colab: add the libraries that a freshly fetched course still needs.
 
-What is installed stays as it is. A library that is missing, or too old for the labs, comes into
-the folder that holds labkit, which stands first on the path. So Colab keeps its own torch, its
-kernel keeps what it runs on, and a read-only installation will do.
+Installed packages stay as they are. A library that is missing, or too old for the labs, goes into
+labkit's folder, which is first on the path. So Colab's torch and kernel stay unchanged, and a
+read-only installation works.
 """
 
 import importlib
@@ -21,7 +21,7 @@ PIP = [sys.executable, "-m", "pip", "install", "--quiet", "--no-color"]
 
 
 def bring_libraries() -> None:
-    """Bring what the labs need and is not here. LabError when pip cannot; then try again."""
+    """Install missing libraries; LabError if pip fails, after which it can run again."""
     # pip, and every process that a lab starts, must see the folder too
     paths = [FOLDER, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
@@ -31,10 +31,10 @@ def bring_libraries() -> None:
             _pip("--upgrade", "--no-deps", "--target", FOLDER, *wanted)
     except BaseException:
         sys.path[:] = [path for path in sys.path if path != FOLDER]
-        _unload({"labkit"})  # so that the first cell begins anew when it is run again
+        _unload({"labkit"})  # so that running the first cell again starts over
         raise
     importlib.invalidate_caches()
-    # what was loaded before and the folder has too: Colab begins with pyarrow
+    # modules already loaded that the folder has, too: Colab starts with pyarrow
     own = {path.name.partition(".")[0] for path in Path(FOLDER).iterdir()} & set(sys.modules)
     files = {name: getattr(sys.modules[name], "__file__", None) or "" for name in own}
     _unload({name for name, file in files.items() if not file.startswith(FOLDER)})
@@ -42,33 +42,32 @@ def bring_libraries() -> None:
 
 
 def missing() -> list[str]:
-    """What pip would add to what is installed: a list of `name==version`."""
+    """What pip would install: a list of `name==version`."""
     needs = [need for need in importlib.metadata.requires("lora-labs") if "extra ==" not in need]
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "report.json"  # in a notebook pip would colour what it prints
+        path = Path(scratch) / "report.json"  # in a notebook pip would color what it prints
         _pip("--dry-run", "--report", str(path), *needs)
         report = json.loads(path.read_text("utf-8"))
     return ["{name}=={version}".format(**item["metadata"]) for item in report["install"]]
 
 
 def _pip(*arguments):
-    """Run pip; LabError with the last thing that it says when it fails."""
+    """Run pip; LabError with its last error line if it fails."""
     done = subprocess.run([*PIP, *arguments], capture_output=True, text=True)
     if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in said if line.startswith("ERROR")]
-        reason = (errors or said or ["nothing"])[-1]
+        output = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in output if line.startswith("ERROR")]
+        reason = (errors or output or ["nothing"])[-1]
         raise LabError(f"✗ The libraries could not be brought. pip says: {reason}")
 
 
 def _unload(packages):
-    """Forget the modules of `packages`; the next import finds the folder's."""
     for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
         del sys.modules[name]
 
 
 def hide_old_torchao() -> None:
-    """Hide a torchao older than 0.16: Colab has one, peft stops beside it, and no lab uses it."""
+    """Hide a torchao older than 0.16: Colab has one, which stops peft, and no lab uses it."""
     from packaging.version import Version
 
     try:

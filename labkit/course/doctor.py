@@ -1,4 +1,4 @@
-"""What this machine can run, and the mend for what it cannot."""
+"""What this machine can run, and how to fix the rest."""
 
 import os
 import shutil
@@ -12,9 +12,9 @@ from rich.text import Text
 
 MODEL = "smollm2-135m"
 GIB = 2**30
-LAB_BYTES = 6 * GIB  # of memory for a lab; the largest peaks at 5 GB
+LAB_BYTES = 6 * GIB  # memory for a lab; the largest peaks at 5 GB
 INSTALL = "pip install -e '.[dev]'"
-COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
+COLORS = {"ok": "green", "warn": "yellow", "bad": "red"}
 
 
 @dataclass
@@ -28,12 +28,12 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """All findings; none of them needs a network or writes anything."""
+    """All findings; needs no network and writes nothing."""
     findings = []
     for check in CHECKS:
         try:
             findings.append(check())
-        except Exception as error:  # a broken installation is what a doctor is for
+        except Exception as error:  # report a broken installation, too
             what = check.__name__.removeprefix("check_")
             findings.append(Finding(what, _line(error), "bad", INSTALL))
     return findings
@@ -44,7 +44,7 @@ def _line(error: Exception) -> str:
 
 
 def _unless(good: bool, what: str, value: str, mend: str) -> Finding:
-    """A finding that is a warning, with its mend, unless all is good."""
+    """A finding that is a warning with `mend`, the fix, unless `good`."""
     return Finding(what, value) if good else Finding(what, value, "warn", mend)
 
 
@@ -52,7 +52,7 @@ def show(findings: list[Finding], console: Console) -> None:
     """Print the findings as a table."""
     table = Table("what", "", "value", "note", box=None)
     for f in findings:
-        table.add_row(f.what, Text(f.verdict, COLOURS[f.verdict]), Text(f.value), Text(f.mend))
+        table.add_row(f.what, Text(f.verdict, COLORS[f.verdict]), Text(f.value), Text(f.mend))
     console.print(table)
 
 
@@ -69,7 +69,7 @@ def check_torch() -> Finding:
 
 
 def check_gpu() -> Finding:
-    """The GPU that labs would use, what it is large enough for, and whether 4 bits work there."""
+    """The GPU that labs would use, the model that fits it, and whether 4 bits work there."""
     import torch
 
     from labkit.training import hardware
@@ -82,10 +82,10 @@ def check_gpu() -> Finding:
         import bitsandbytes
 
         bitsandbytes.functional.quantize_4bit(torch.zeros(64, 64, device="cuda"), quant_type="nf4")
-    except Exception as error:  # a missing library, an old driver, a card it doesn't know
+    except Exception as error:  # a missing library, an old driver, an unknown card
         broken = f"{value}; bitsandbytes: {_line(error)}"
-        mend = "QLoRA cells fail: pip install -U bitsandbytes, for the CUDA of your torch"
-        return Finding("gpu", broken, "warn", mend)
+        fix = "QLoRA cells fail: pip install -U bitsandbytes, for the CUDA of your torch"
+        return Finding("gpu", broken, "warn", fix)
     largest = hardware.largest_qlora(card.total_memory)
     return Finding("gpu", value, "ok", f"QLoRA, 1 x 512 tokens, checkpointed: {largest or 'none'}")
 
@@ -123,8 +123,8 @@ def check_memory() -> Finding:
     import psutil
 
     free = psutil.virtual_memory().available
-    mend = f"close other programs: a lab can need {LAB_BYTES // GIB} GiB"
-    return _unless(free >= LAB_BYTES, "memory", f"{free / GIB:.1f} GiB free", mend)
+    fix = f"close other programs: a lab can need {LAB_BYTES // GIB} GiB"
+    return _unless(free >= LAB_BYTES, "memory", f"{free / GIB:.1f} GiB free", fix)
 
 
 def check_disk() -> Finding:
@@ -135,16 +135,16 @@ def check_disk() -> Finding:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    mend = "set LABKIT_CACHE to a folder with 2 GiB free"
-    return _unless(free >= 2 * GIB, "disk", f"{free / GIB:.1f} GiB free", mend)
+    fix = "set LABKIT_CACHE to a folder with 2 GiB free"
+    return _unless(free >= 2 * GIB, "disk", f"{free / GIB:.1f} GiB free", fix)
 
 
 def check_model() -> Finding:
     """Where the model is, or that it is not here yet."""
     from labkit.training import models
 
-    here, mend = models.complete(MODEL), "'labkit fetch' brings it now"
-    return _unless(here, "model", models.source(MODEL), mend)
+    here, fix = models.complete(MODEL), "'labkit fetch' downloads it now"
+    return _unless(here, "model", models.source(MODEL), fix)
 
 
 def check_sandbox() -> Finding:
@@ -160,13 +160,14 @@ def check_sandbox() -> Finding:
     cgroup.remove(group)
     bound = ", all in a memory cgroup" if group else ""
     if found == "nested":
-        value = f"bubblewrap, and a process tree a submission inside it{bound}"
-        mend = "" if group else "no memory cgroup here: memory of the kernel is bounded in part"
+        value = f"bubblewrap, and one process tree per submission{bound}"
+        mend = "" if group else "no memory cgroup here: kernel memory is only partly limited"
         return Finding("sandbox", value, "ok", mend)
     if found == "alone":
-        mend = "only for grading: no nested user namespaces here, so each submission warms up anew"
-        return Finding("sandbox", f"bubblewrap, one warm process a submission{bound}", "warn", mend)
-    mend = f"only for grading: bubblewrap may not do its work here ({sandbox.mend(found)})"
+        mend = "only for grading: no nested user namespaces: each submission warms up"
+        value = f"bubblewrap, one warm process per submission{bound}"
+        return Finding("sandbox", value, "warn", mend)
+    mend = f"only for grading: bubblewrap does not work here ({sandbox.mend(found)})"
     return Finding("sandbox", "bubblewrap, which fails", "warn", mend)
 
 
@@ -175,7 +176,7 @@ def check_kernel() -> Finding:
     from jupyter_client.kernelspec import KernelSpecManager
 
     program = KernelSpecManager().get_kernel_spec("python3").argv[0]
-    if not os.path.isabs(program):  # Jupyter puts the running interpreter for a bare `python`
+    if not os.path.isabs(program):  # Jupyter replaces a bare `python` by the running interpreter
         program = sys.executable
     good = Path(program) == Path(sys.executable)
     value = f"python3 is {'this Python' if good else program}"

@@ -12,10 +12,7 @@ from labkit.course.progress import nearest_headings
 def pages(
     root: Path, pictures: Path
 ) -> tuple[dict[str, nbformat.NotebookNode], list[run.LabResult]]:
-    """The executed pages by name, such as `evidence/02_lora`, and a result for each that failed.
-
-    Their figures go into the folder `pictures`.
-    """
+    """The executed pages by name, and results for failed ones; figures go into `pictures`."""
     made, failed = {}, []
     for path in files(root):
         name, book, reached = f"evidence/{path.stem}", read(path), [0]
@@ -30,7 +27,7 @@ def pages(
 
 
 def files(root: Path) -> list[Path]:
-    """The evidence pages of the course in the folder `root`, in order."""
+    """The evidence pages of the course in `root`, in order."""
     return sorted((root / "docs" / "evidence").glob("*.md"))
 
 

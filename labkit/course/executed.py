@@ -1,4 +1,4 @@
-"""A lab's notebook as a page of the book: pictures as files, with words, and places to link to."""
+"""A lab's notebook as a page of the book: pictures as files with alt texts, and link targets."""
 
 import base64
 import copy
@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 from docutils.nodes import make_id
 
-SET_UP = "# @title Set-up"  # the cell for Colab, which tells a reader nothing
+SET_UP = "# @title Set-up"  # the cell for Colab, left out
 EVIDENCE = re.compile(r"\]\((?:\.\./docs/)?((?:evidence/)?\d\d_\w+)\.md")  # a link to a page
 BADGE = re.compile(r"^\[!\[Open in Colab\].*\n*", re.MULTILINE)
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -25,14 +25,14 @@ def page(
     pictures: Path | None,
     given: nbformat.NotebookNode | None = None,
 ) -> nbformat.NotebookNode:
-    """A copy of a lab's notebook as Sphinx gets it; figures go into `pictures` (None: not run).
+    """A copy of a lab's notebook for Sphinx; figures go into `pictures` (None: not run).
 
-    An answer is folded, below what a learner is `given` in its place, so that nobody reads it by
-    looking at the exercise. The page's metadata has a `cover`, the HTML of the picture that stands
-    for the lab: the last one of the cell with the tag `cover`, else the last of all, or "".
+    An answer is folded below the stub that a learner is `given`, so nobody sees it by accident. The
+    page's metadata has a `cover`, the HTML of the lab's picture: the last one of the cell tagged
+    `cover`, else the last of all, or "".
     """
     book = copy.deepcopy(book)
-    if given and len(given.cells) == len(book.cells):  # else they are of two builds
+    if given and len(given.cells) == len(book.cells):  # else they are from different builds
         book.cells = _folded(book.cells, given.cells)
     book.cells = [cell for cell in book.cells if not cell.source.startswith(SET_UP)]
     book.cells[0].source = BADGE.sub("", book.cells[0].source)
@@ -44,26 +44,26 @@ def page(
 
 
 def _folded(cells: list, given: list) -> list:
-    """The cells of a solved lab, each answer folded below its stub; `given` are the student's."""
+    """The cells of a solved lab, each answer folded below its stub in `given`."""
     made = []
     for cell, stub in zip(cells, given, strict=True):
         if cell.cell_type == "code" and cell.source != stub.source:
             made.append(nbformat.v4.new_code_cell(stub.source))
             fold(cell, "hide-input", "The course's answer")
-        elif cell.source.startswith("check.quiz("):  # it explains the letters that are right
+        elif cell.source.startswith("check.quiz("):  # it explains the right letters
             fold(cell, "hide-output", "What it says")
         made.append(cell)
     return made
 
 
 def fold(cell: dict, tag: str, words: str) -> None:
-    """Have myst-nb fold a cell's input or its output, under these words, open and closed."""
+    """Make myst-nb fold a cell's input or output under these words."""
     cell.metadata["tags"] = [*cell.metadata.get("tags", ()), tag]
     cell.metadata["mystnb"] = {"code_prompt_show": words, "code_prompt_hide": words}
 
 
 def _with_anchors(cells: list, stem: str) -> list:
-    """The cells of a lab, with a target for links before each heading and each experiment."""
+    """The cells of a lab, with a link target before each heading and each experiment."""
     made, known = [], set()
 
     def target(title):
@@ -85,24 +85,24 @@ def _with_anchors(cells: list, stem: str) -> list:
 
 
 def linked(text: str) -> str:
-    """Markdown whose links to labs and evidence pages lead to their pages in the book."""
+    """Markdown with links to labs and evidence pages changed to their pages in the book."""
     return EVIDENCE.sub(r"](\1.ipynb", text).replace("](../../notebooks/", "](../")
 
 
 def experiment(cell: dict) -> str:
-    """The title of the experiment that a code cell announces; "" for another cell."""
+    """The title of the experiment in a code cell; "" if it has none."""
     found = EXPERIMENT.search(cell["source"]) if cell["cell_type"] == "code" else None
     return found[1] if found else ""
 
 
 def anchor(stem: str, title: str) -> str:
-    """What a heading or an experiment of a lab or an evidence page is called in a link."""
+    """The link target of a heading or an experiment on a lab's or an evidence page."""
     folder, _, name = stem.rpartition("/")
     return make_id(f"{folder or 'lab'}{name[:2]}-{title}")
 
 
 def anchor_of(place: str, stem: str, book: nbformat.NotebookNode) -> str:
-    """The anchor of the heading or experiment of a page that is `place` or begins so, or ""."""
+    """The link target of the heading or experiment that equals or begins with `place`, or ""."""
     titles = [experiment(cell) for cell in book.cells]
     for cell in book.cells:
         titles += HEADING.findall(cell.source) if cell.cell_type == "markdown" else []
@@ -122,7 +122,7 @@ def _lay_out(book: nbformat.NotebookNode, stem: str, pictures: Path) -> str:
         for output in outputs:
             data = output.get("data", {})
             for kind in [kind for kind in data if kind.startswith("application/vnd.labkit")]:
-                del data[kind]  # what `labkit run` reads
+                del data[kind]  # read by `labkit run`
             if "image/png" in data:
                 name = f"{file}-{len(shown) + 1}.png"
                 (pictures / name).write_bytes(base64.b64decode(data["image/png"]))
@@ -139,9 +139,9 @@ def _is_noise(output: dict) -> bool:
     return output.get("name") == "stderr" or WIDGET in output.get("data", {})
 
 
-def _picture(source: str, told: dict, title: str) -> str:
-    """The `<img>` of a figure; its words are those of its metadata, else its experiment's title."""
-    sizes = "".join(f' {key}="{int(told[key])}"' for key in ("width", "height") if key in told)
-    sizes += f' style="--width: {int(told["width"])}px"' if "width" in told else ""
-    alt = escape(told.get("alt") or title)
+def _picture(source: str, about: dict, title: str) -> str:
+    """The `<img>` of a figure; its alt text is in its metadata, else the experiment's title."""
+    sizes = "".join(f' {key}="{int(about[key])}"' for key in ("width", "height") if key in about)
+    sizes += f' style="--width: {int(about["width"])}px"' if "width" in about else ""
+    alt = escape(about.get("alt") or title)
     return f'<img src="{source}" alt="{alt}"{sizes} loading="lazy">'

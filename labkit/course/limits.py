@@ -1,4 +1,4 @@
-"""How much a lab may ask of a learner, and the time that it states.
+"""Limits on a lab's size, and the time that it states.
 
 These are rules 1 and 5 of the curriculum. They apply to a master with `{{ time }}` in its first
 cell; the cells here are those of its notebook.
@@ -30,7 +30,7 @@ def minutes(cells: list) -> tuple[int, int, int]:
 
 
 def stated_time(cells: list) -> str:
-    """The sentence that replaces `{{ time }}`; a part of no minutes is left out."""
+    """The sentence that replaces `{{ time }}`; parts with 0 minutes are left out."""
     spent = minutes(cells)
     uses = ("to read", "for the exercises", "while experiments run on two CPU cores")
     parts = ", ".join(f"{n} {use}" for n, use in zip(spent, uses, strict=True) if n)

@@ -8,21 +8,18 @@ from labkit.errors import LabError
 
 
 def root() -> Path:
-    """The folder of the course: the one we are in, else the one labkit was installed from.
-
-    LabError where there is none.
-    """
+    """The course's folder: the current one, else where labkit was installed from; else LabError."""
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]):
         if (folder / "pyproject.toml").is_file():
             if (folder / "labs").is_dir():
                 return folder
             if (folder / "labkit/cli").is_dir():
                 raise LabError(f"{folder} has no labs/: it is a copy of the course for students")
-    raise LabError("no course here: go to the folder that you cloned (it holds labs/)")
+    raise LabError("no course here: go to the folder that you cloned (it contains labs/)")
 
 
 def project(root: Path) -> dict:
-    """What pyproject.toml in the folder `root` says of the project."""
+    """The project table of pyproject.toml in the folder `root`."""
     try:
         return tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     except (ValueError, KeyError) as error:
@@ -30,7 +27,7 @@ def project(root: Path) -> dict:
 
 
 def masters(root: Path) -> list[Path]:
-    """The masters of the course in the folder `root`, in order."""
+    """The masters of the course in `root`, in order."""
     return sorted((root / "labs").glob("[0-9][0-9]_*.py"))
 
 

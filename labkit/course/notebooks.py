@@ -21,10 +21,10 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-# Colab and JupyterLab show the first line of the set-up cell in its place
+# Colab and JupyterLab show only the first line of the set-up cell
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
-# With --target nothing that is installed changes. The folder is called site-packages: a module from
-# elsewhere dill, and so datasets, would pickle by value. What comes after is in colab.py.
+# With --target, installed packages don't change. The folder is called site-packages, else dill, and
+# so datasets, would pickle modules by value. colab.py does the rest.
 COLAB = "https://colab.research.google.com"
 KAGGLE = "https://www.kaggle.com"
 GITHUB = "https://github.com/"
@@ -32,13 +32,13 @@ SET_UP = Path(__file__).parents[1] / "templates" / "colab_setup.py.j2"
 
 
 class BuildError(LabError, ValueError):
-    """A master that cannot be built; the one line names the file and the line."""
+    """A master that cannot be built; the line names the file and the line number."""
 
 
 def build(root: Path, check: bool = False) -> list[str]:
     """Write both notebooks of each master under root; with check, write nothing.
 
-    The notebooks that changed (or would), relative to root. BuildError for a faulty master.
+    Returns the notebooks that changed (or would), relative to root. BuildError for a faulty master.
     """
     project, changed = masters.project(root), []
     for master in sorted((root / "labs").glob("*.py")):
@@ -64,12 +64,15 @@ def build(root: Path, check: bool = False) -> list[str]:
 
 
 def lint(root: Path) -> list[str]:
-    """What ruff finds in the masters, a line each; nothing where there is no ruff."""
+    """What ruff finds in the masters, one line each; [] without ruff."""
     ruff, found = shutil.which("ruff", path=f"{Path(sys.executable).parent}:{os.defpath}"), []
     if ruff is None:
         return []
-    for asked in ["check", "--quiet", "--output-format=concise"], ["format", "--check", "--quiet"]:
-        done = subprocess.run([ruff, *asked, "labs"], cwd=root, capture_output=True, text=True)
+    for options in (
+        ["check", "--quiet", "--output-format=concise"],
+        ["format", "--check", "--quiet"],
+    ):
+        done = subprocess.run([ruff, *options, "labs"], cwd=root, capture_output=True, text=True)
         found += (done.stdout + done.stderr).splitlines()
         if done.returncode and not found:
             found.append("labs/ is not formatted: ruff format labs")
@@ -77,9 +80,9 @@ def lint(root: Path) -> list[str]:
 
 
 def _look_over(stem: str, text: str) -> None:
-    """Raise BuildError for what would be noticed late: name, syntax, lab started, minutes."""
+    """BuildError for an early mistake: file name, syntax, lab started, stated minutes."""
     if not re.fullmatch(r"\d\d_\w+", stem):
-        raise BuildError("line 1: a master is called by two digits and a name, like 07_norms.py")
+        raise BuildError("line 1: name a master by two digits and a word: 07_norms.py")
     try:
         ast.parse(MAGIC.sub(r"\1pass", text))
     except SyntaxError as error:
@@ -91,28 +94,25 @@ def _look_over(stem: str, text: str) -> None:
             raise BuildError(f"line {number}: the exercises take {in_all} minutes, not {stated[1]}")
         started = re.search(r"labkit\.start\(\W*(\w+)", line)
         if started and started[1] != stem:
-            raise BuildError(f"line {number}: this is lab {stem!r}, and starts {started[1]!r}")
+            raise BuildError(f"line {number}: this is lab {stem!r}, but it starts {started[1]!r}")
 
 
 def cut(text: str, solved: bool = False) -> str:
-    """A master's text with each solution block replaced by a stub, or only unmarked.
-
-    Where a block of given code follows, commented out, it takes the stub's place.
-    """
+    """A master's text with solutions replaced by stubs or given code, or if `solved` unmarked."""
     lines, block, start, indent, word = [], None, 0, "", ""
-    ended, before = None, 0  # where a solution ended, and how much of `lines` stands before it
+    ended, before = None, 0  # the last solution's end; length of `lines` before
     for number, line in enumerate(text.splitlines(), 1):
         mark = MARK.fullmatch(line)
         if not mark and (nearly := NEARLY_A_MARK.search(line)):
-            told = f"a mark is '# BEGIN {nearly[2].upper()}' and nothing else"
-            raise BuildError(f"line {number}: {told}")
+            why = f"a mark is '# BEGIN {nearly[2].upper()}' and nothing else"
+            raise BuildError(f"line {number}: {why}")
         if mark and mark[2] == "BEGIN":
             if block is not None:
-                told = f"BEGIN {mark[3]} inside the block of line {start}"
-                raise BuildError(f"line {number}: {told}")
+                why = f"BEGIN {mark[3]} inside the block of line {start}"
+                raise BuildError(f"line {number}: {why}")
             if mark[3] == "GIVEN" and ended != (number - 1, mark[1]):
-                told = "BEGIN GIVEN stands right below END SOLUTION, as far to the right"
-                raise BuildError(f"line {number}: {told}")
+                why = "BEGIN GIVEN stands right below END SOLUTION, as far to the right"
+                raise BuildError(f"line {number}: {why}")
             block, start, indent, word = [], number, mark[1], mark[3]
         elif mark:
             if block is None or mark[3] != word:
@@ -128,8 +128,8 @@ def cut(text: str, solved: bool = False) -> str:
         elif block is None:
             lines.append(line)
         elif CELL.match(line):
-            told = f"the {word.lower()} block runs into the cell of line {number}"
-            raise BuildError(f"line {start}: {told}")
+            why = f"the {word.lower()} block runs into the cell of line {number}"
+            raise BuildError(f"line {start}: {why}")
         else:
             block.append(line)
     if block is not None:
@@ -138,29 +138,27 @@ def cut(text: str, solved: bool = False) -> str:
 
 
 def _given(block: list[str], indent: str, start: int) -> list[str]:
-    """The lines of a block of given code, no longer commented out."""
     code = []
     for number, line in enumerate(block, start + 1):
         text = line.removeprefix(f"{indent}#")
         if text == line or text[:1] not in ("", " "):
-            raise BuildError(f"line {number}: given code is commented out, each line by '# '")
+            raise BuildError(f"line {number}: given code is commented out, each line with '# '")
         code.append(f"{indent}{text[1:]}".rstrip())
     if not any(code):
-        raise BuildError(f"line {start}: the given block holds no code")
+        raise BuildError(f"line {start}: the given block has no code")
     return code
 
 
 def _stub(block: list[str], indent: str, start: int) -> list[str]:
-    """The two lines that stand for a removed block."""
     n_lines = sum(1 for line in block if line.strip() and not line.strip().startswith("#"))
     if not n_lines:
-        raise BuildError(f"line {start}: the solution block holds no code")
+        raise BuildError(f"line {start}: the solution block has no code")
     unit = "line" if n_lines == 1 else "lines"
     return [f"{indent}# TODO: about {n_lines} {unit}", f"{indent}raise NotImplementedError"]
 
 
 def to_notebook(text: str, name: str, project: dict) -> str:
-    """The bytes (as text) of the notebook called name: no outputs, no ids.
+    """The JSON text of the notebook called name, without outputs and ids.
 
     BuildError for a lab with `{{ time }}` that exceeds a limit.
     """
@@ -169,7 +167,7 @@ def to_notebook(text: str, name: str, project: dict) -> str:
 
     cells = jupytext.reads(text, fmt="py:percent").cells
     if not cells or cells[0].cell_type != "markdown" or not cells[0].source.startswith("# "):
-        raise BuildError("line 1: the first cell is markdown and begins with the title, '# …'")
+        raise BuildError("line 1: the first cell must be markdown and begin with the title, '# …'")
     title, _, rest = cells[0].source.partition("\n")
     cells[0].source = "\n\n".join(part for part in (title, badge(name, project), rest) if part)
     cells.insert(1, nbformat.v4.new_code_cell(bootstrap(project)))
@@ -184,7 +182,6 @@ def to_notebook(text: str, name: str, project: dict) -> str:
 
 
 def _plain(cell: dict) -> dict:
-    """The cell with its source and its tags and nothing else."""
     tags = cell.metadata.get("tags")
     bare = {
         "cell_type": cell.cell_type,
@@ -224,5 +221,5 @@ def bootstrap(project: dict) -> str:
 
 
 def repository(project: dict) -> str:
-    """The address of the repository, which stands once, in pyproject's urls."""
+    """The repository's address, from pyproject's urls."""
     return project["urls"]["Repository"].removesuffix("/").removesuffix(".git")

@@ -1,4 +1,4 @@
-"""Live progress of a run: a bar a lab on a terminal, a line a heading elsewhere."""
+"""Live progress of a run: one bar per lab on a terminal, one line per heading elsewhere."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ from rich.text import Text
 
 
 def bars(console: Console) -> Progress:
-    """The display that the Bars live in; off where the console is not a terminal."""
+    """The display of the bars; off if the console is not a terminal."""
     return Progress(
         TextColumn("{task.fields[lab]}"),
         BarColumn(bar_width=12),
@@ -32,10 +32,10 @@ def bars(console: Console) -> Progress:
 
 
 class Left(ProgressColumn):
-    """The time that the experiments still take, as the lab itself announces it."""
+    """The time that the experiments still take, as announced in the lab."""
 
     def render(self, task: Task) -> Text:
-        """The time in seconds, counting down while the task runs."""
+        """Seconds, counting down while the task runs."""
         seconds = task.fields["seconds"] - (time.monotonic() - task.fields["since"])
         return Text("" if task.finished or seconds < 1 else f"~{seconds:.0f} s left")
 
@@ -75,7 +75,7 @@ class Bar:
 
 
 def nearest_headings(cells: list, first: str) -> list[str]:
-    """For each cell the last markdown heading at or above it (`first` where none is)."""
+    """For each cell the last markdown heading at or above it, else `first`."""
     headings, latest = [], first
     for cell in cells:
         if cell.cell_type == "markdown":
@@ -85,7 +85,7 @@ def nearest_headings(cells: list, first: str) -> list[str]:
 
 
 def experiment_seconds(source: str) -> float:
-    """The time that `lab.experiment(title, seconds)` in a cell announces, else 0."""
+    """The seconds that `lab.experiment(title, seconds)` in a cell announces, else 0."""
     try:
         calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
         call = next(node for node in calls if ast.unparse(node.func) == "lab.experiment")

@@ -1,6 +1,6 @@
-"""What students get, and what Gradescope gets: the course without solutions, masters and tests.
+"""The students' copy and Gradescope's: the course without solutions, masters and tests.
 
-What `lab.reveal` lends there is packed: it runs, and nobody reads it by looking through the folder.
+The solutions that `lab.reveal` needs there are encoded, so nobody reads them by accident.
 """
 
 import base64
@@ -18,7 +18,7 @@ from labkit.errors import LabError
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 AS_IT_IS = (".gitignore", "LICENSE", "constraints.txt", "environment.yml")
-# in the order in which the book has them
+# in the order of the book
 GUIDES = ("learner", "troubleshooting", "words", "papers", "own-data", "memory", "gpu")
 NOT_SHIPPED = ("__pycache__", "_solutions", "_lent", ".*")
 SOLUTIONS = re.compile(r"\n\[tool\.hatch\.build\.targets\.wheel\.force-include\]\n[^\[]*\n(?=\[)")
@@ -27,8 +27,8 @@ SOLUTIONS = re.compile(r"\n\[tool\.hatch\.build\.targets\.wheel\.force-include\]
 def release(root: Path, out: Path, repository: str | None = None) -> list[str]:
     """Make the students' copy of the course at `root` in the new folder `out`; its files.
 
-    `repository` is where that copy will be published: Colab installs labkit from there.
-    LabError when `out` holds something, or the notebooks are not what labs/ say.
+    `repository` is where that copy will be published; Colab installs labkit from there. LabError
+    when `out` is not empty, or the notebooks differ from labs/.
     """
     _prepare(root, out)
     _package(root, out, repository)
@@ -41,7 +41,7 @@ def release(root: Path, out: Path, repository: str | None = None) -> list[str]:
     for name in AS_IT_IS:
         shutil.copy(root / name, out / name)
     address = project["urls"]["Repository"]
-    own = masters.project(root)["urls"]["Repository"]  # of the course, with its solutions
+    own = masters.project(root)["urls"]["Repository"]  # the course's, with solutions
     (out / "docs" / "evidence").mkdir(parents=True)
     for page in [*(root / "docs" / f"{n}.md" for n in GUIDES), *root.glob("docs/evidence/*.md")]:
         text = page.read_text("utf-8").replace(own, address)
@@ -51,9 +51,9 @@ def release(root: Path, out: Path, repository: str | None = None) -> list[str]:
 
 
 def autograders(root: Path, out: Path, checks: Path | None = None) -> list[str]:
-    """Make one zip a lab for Gradescope in the new folder `out`; their names.
+    """Make one zip per lab for Gradescope in the new folder `out`; their names.
 
-    `checks` is a file of private checks that goes into each. LabError as `release` does.
+    `checks` is a file of private checks that goes into each. LabError as in `release`.
     """
     _prepare(root, out)
     source = out / "source"
@@ -69,7 +69,7 @@ def autograders(root: Path, out: Path, checks: Path | None = None) -> list[str]:
 
 
 def _autograder(source: Path, path: Path) -> str:
-    """Zip the folder `source` with the program that grades the lab that the zip is named after."""
+    """Zip the folder `source` with the program that grades the lab in the zip's name."""
     run = (TEMPLATES / "gradescope_run.sh").read_text("utf-8").replace("LAB", path.stem)
     (source / "run_autograder").write_text(run, "utf-8", newline="\n")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -83,16 +83,16 @@ def _autograder(source: Path, path: Path) -> str:
 
 
 def _prepare(root: Path, out: Path) -> None:
-    """Make the folder `out`. LabError where it holds something, or notebooks are not current."""
+    """Make the folder `out`; LabError if it is not empty, or notebooks are not current."""
     if stale := notebooks.build(root, check=True):
         raise LabError(f"not what labs/ say: {', '.join(stale)}; run 'labkit build' first")
     if out.is_dir() and any(out.iterdir()):
-        raise LabError(f"{out} is not empty: say another folder, or remove it")
+        raise LabError(f"{out} is not empty: choose another folder, or remove it")
     out.mkdir(parents=True, exist_ok=True)
 
 
 def _package(root: Path, out: Path, repository: str | None = None) -> None:
-    """Put what pip installs labkit from into `out`: code, pyproject and README, no solutions."""
+    """Copy what pip installs labkit from into `out`: code, pyproject and README, no solutions."""
     ignore = shutil.ignore_patterns(*NOT_SHIPPED)
     shutil.copytree(root / "labkit", out / "labkit", ignore=ignore)
     checks = out / "labkit" / "checks"
@@ -115,8 +115,8 @@ def _package(root: Path, out: Path, repository: str | None = None) -> None:
 
 
 def makefile(text: str) -> str:
-    """The course's Makefile with the targets that students need: `setup` and `lab`."""
+    """The course's Makefile with only the targets that students need: `setup` and `lab`."""
     others = re.compile(r"(?!setup:|lab:)[\w-]+:")
-    kept = "\n\n".join(block for block in text.split("\n\n") if not others.match(block))
-    kept = re.sub(r"(?m)^\.PHONY: .*$", ".PHONY: setup lab", kept)
-    return re.sub(r"(?m)^(NBVAL|PYTEST) .*\n", "", kept)
+    blocks = "\n\n".join(block for block in text.split("\n\n") if not others.match(block))
+    blocks = re.sub(r"(?m)^\.PHONY: .*$", ".PHONY: setup lab", blocks)
+    return re.sub(r"(?m)^(NBVAL|PYTEST) .*\n", "", blocks)

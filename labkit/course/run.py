@@ -1,4 +1,4 @@
-"""Execute the solved labs with live progress; leave a book of them and a summary."""
+"""Execute the solved labs with live progress; write a book of them and a summary."""
 
 import difflib
 import os
@@ -33,7 +33,7 @@ HEADLINE = "application/vnd.labkit.headline+json"
 
 @dataclass
 class LabResult:
-    """What became of one lab: status is `ok`, `failed` (error says why) or `stopped` (Ctrl-C)."""
+    """The result of one lab: status is `ok`, `failed` (error says why) or `stopped` (Ctrl-C)."""
 
     lab: str
     title: str
@@ -42,12 +42,12 @@ class LabResult:
     passed: int = 0
     exercises: int = 0
     headline: str = ""
-    peak_bytes: int | None = None  # of the kernel; None where the system does not say
+    peak_bytes: int | None = None  # of the kernel; None if unknown
     error: str = ""
 
 
 def find_labs(names: list[str], root: Path) -> list[str]:
-    """The stems for names such as `2`, `02` or `02_lora` (all of them for none)."""
+    """The stems for names such as `2`, `02` or `02_lora`; all for no names."""
     stems = [master.stem for master in masters.masters(root)]
     if not stems:
         raise LabError(f"there is no lab in {root / 'labs'}")
@@ -63,10 +63,10 @@ def find_labs(names: list[str], root: Path) -> list[str]:
 
 
 def side_by_side(labs: int) -> tuple[int, int]:
-    """How many of so many labs to run at a time, and the threads of each.
+    """How many of these labs to run at a time, and the threads of each.
 
-    Two labs of half the cores each end sooner than one after the other with all of them: much of a
-    step on a small model is work for one core. On a card, or with little memory, one at a time.
+    Two labs with half the cores each finish sooner than one after the other: much of a step on a
+    small model runs on one core. One at a time on a GPU, or with little memory.
     """
     from labkit.training import hardware
 
@@ -77,12 +77,12 @@ def side_by_side(labs: int) -> tuple[int, int]:
 
 
 def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabResult]:
-    """Execute the solved labs, a failing one too, and write the book of them into out.
+    """Execute the solved labs, even if one fails, and write their book into out.
 
-    LabError for what is no lab or not built; KeyboardInterrupt passes through once what is done is
-    written.
+    LabError for an unknown or unbuilt lab; KeyboardInterrupt is raised again after finished labs
+    are written.
     """
-    from labkit.course import book as the_book  # Sphinx's: `labkit check` does without
+    from labkit.course import book as the_book  # imports Sphinx, which `labkit check` doesn't need
 
     books = {stem: _solved(root, stem) for stem in find_labs(names, root)}
     (out / "executed").mkdir(parents=True, exist_ok=True)
@@ -111,10 +111,7 @@ def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabRe
 def _run_all(
     results: dict[str, LabResult], seconds: dict[str, float], run_lab: Callable[..., None]
 ) -> None:
-    """Run the labs, several at a time, those first which announce the most `seconds`.
-
-    So no core waits for a long one in the end. Ctrl-C ends those that run, and no other begins.
-    """
+    """Run the labs, several at a time, longest first; on Ctrl-C kill them and start no other."""
     at_once, threads = side_by_side(len(seconds))
     stems = sorted(seconds, key=seconds.get, reverse=True) if at_once > 1 else list(seconds)
     env, kernels = {"OMP_NUM_THREADS": str(threads)} | os.environ, []
@@ -138,7 +135,7 @@ def _run_all(
 def _run_one(
     book: nbformat.NotebookNode, result: LabResult, bar: Bar, out: Path, **options
 ) -> None:
-    """Execute one lab in a folder of its own, which then goes; note in result how it went."""
+    """Execute one lab in a temporary folder; note the outcome in result."""
     start = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory(dir=out, ignore_cleanup_errors=True) as folder:
@@ -181,20 +178,20 @@ def execute(
 ) -> tuple[str, int | None]:
     """Run the cells of book in place, in a fresh kernel in folder, calling at_cell before each.
 
-    `started` is told the kernel's process, `env` is its environment (this process's by default),
-    `options` are more of nbclient's. Returns one line that says what failed ("" when nothing did),
-    and the kernel's peak bytes.
+    `started` gets the kernel's process id, `env` is its environment (default this process's),
+    `options` are passed to nbclient. Returns one line with the failure ("" for none), and the
+    kernel's peak bytes.
     """
     client = NotebookClient(
         book,
         kernel_manager_class=KernelOfThisPython,
         startup_timeout=180,
         coalesce_streams=True,
-        extra_arguments=["--log-level=CRITICAL"],  # what a cell writes is not affected
+        extra_arguments=["--log-level=CRITICAL"],  # cells' output is not affected
         resources={"metadata": {"path": str(folder)}},
         **{"timeout": CELL_SECONDS} | options,
     )
-    client.comm_open_handlers.clear()  # its answer to a slider can cost a reply: nbclient#312
+    client.comm_open_handlers.clear()  # answering a slider can lose a reply: nbclient#312
     failure, peak = "", None
     try:
         with client.setup_kernel(env=env or dict(os.environ)):
@@ -218,7 +215,7 @@ def execute(
 
 
 def peak_bytes(manager: AsyncKernelManager) -> int | None:
-    """The largest resident memory that the kernel has had (Linux; None elsewhere)."""
+    """The largest resident memory of the kernel so far (Linux; None elsewhere)."""
     try:
         status = Path(f"/proc/{manager.provisioner.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
@@ -227,7 +224,7 @@ def peak_bytes(manager: AsyncKernelManager) -> int | None:
 
 
 def _read_outputs(book: nbformat.NotebookNode, result: LabResult) -> None:
-    """Fill in what the lab published: its exercises, its headline, and what did not pass."""
+    """Fill in what the lab published, and what did not pass."""
     published = {}
     for cell in book.cells:
         for output in cell.get("outputs", []):
@@ -243,7 +240,7 @@ def _read_outputs(book: nbformat.NotebookNode, result: LabResult) -> None:
 
 
 def print_summary(results: list[LabResult], console: Console) -> None:
-    """Print the table that the page of the labs shows, and below it what went wrong."""
+    """Print the table of the book's first page, and the errors below it."""
     table = Table("lab", "seconds", "passed", "peak GB", "status", "headline", box=None)
     for r in results:
         peak = f"{r.peak_bytes / 1e9:.1f}" if r.peak_bytes else "-"

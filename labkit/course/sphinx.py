@@ -1,7 +1,4 @@
-"""What the book adds to Sphinx: formulas as MathML, which browsers of today show without script.
-
-And answers that are folded under words which a screen reader says, too.
-"""
+"""A Sphinx extension: formulas as MathML, which needs no script, and accessible folds."""
 
 from html import escape
 
@@ -25,18 +22,18 @@ def inline(translator, node) -> None:
 
 
 def block(translator, node) -> None:
-    """A formula on a line of its own, which scrolls where it is too long."""
+    """A displayed formula, which scrolls if it is too long."""
     made = convert(node.astext(), display="block")
     translator.body.append(f'<div class="formula" tabindex="0">{made}</div>')
     raise nodes.SkipNode
 
 
 def fold(translator, node) -> None:
-    """Begin what is folded; its words are the same open and closed, since the mark turns."""
+    """Begin folded content; its title is the same open and closed, since the marker turns."""
     words = escape(node["prompt_show"])
     translator.body.append(f'<details class="fold"><summary>{words}</summary>')
 
 
 def unfold(translator, node) -> None:
-    """End what is folded."""
+    """End folded content."""
     translator.body.append("</details>")

@@ -1,5 +1,5 @@
-"""A data file of one's own: read it, say what its rows are, find what would train wrongly.
+"""A user's data file: read it, recognize the shape of its rows, find what would train wrongly.
 
-`read.rows` -> `shapes.recognise` -> `audit.audit` -> `split.split`; small functions on plain data,
-each of use alone. A tokenizer is passed in: nothing here loads a model.
+`read.rows` -> `shapes.recognise` -> `audit.audit` -> `split.split`: small functions on plain data.
+A tokenizer is passed in; no model is loaded.
 """

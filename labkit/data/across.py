@@ -1,4 +1,4 @@
-"""What is wrong with rows taken together: repeated, contradictory, leaking, unbalanced."""
+"""Faults of rows taken together: duplicates, contradictions, leaks, imbalance."""
 
 import json
 from collections import Counter, defaultdict
@@ -8,28 +8,28 @@ from statistics import median
 from labkit.data.shapes import Example, folded
 
 Found = tuple[str, list[int], str]  # an id of `meaning.MEANING`, lines, a detail
-LONGEST, FEW = 30, 3  # words of a label; rows below which it is rare
+LONGEST, FEW = 30, 3  # words in a label; a label with fewer rows is rare
 ENDINGS = tuple(".!?:;…\"'”’)]}`*>")
 
 
 def of(examples: list[Example], part: bool = False) -> Iterator[Found]:
-    """What is wrong among the rows of one file; a `part` is held out and may be small."""
+    """Faults among the rows of one file; a `part` is held out and may be small."""
     whole = [e for e in examples if e.answer.strip() and e.prompt.strip()]
     yield from _twice(whole)
     yield from _labels(whole, part)
-    asked = [e for e in whole if e.messages]
-    yield from _unlike(asked)
-    yield from _systems(asked)
+    chats = [e for e in whole if e.messages]
+    yield from _unlike(chats)
+    yield from _systems(chats)
     if len(examples) < 20 and not part:
         yield "few_rows", [e.line for e in examples], f"{len(examples)} rows"
 
 
 def between(train: list[Example], test: list[Example]) -> Iterator[Found]:
-    """What is wrong between two parts; lines are the test's."""
+    """Faults between training and test rows; lines are the test's."""
     trained = {e.key: e.line for e in reversed(train) if e.key}
     both = [e for e in test if e.key in trained]
     if both:
-        pair = f"line {both[0].line} asks what line {trained[both[0].key]} of the training asks"
+        pair = f"line {both[0].line} repeats line {trained[both[0].key]} of the training"
         yield "leak", [e.line for e in both], pair
     known = labels(train)
     unseen = [e for e in test if known and e.answer.strip() and folded(e.answer) not in known]
@@ -38,30 +38,29 @@ def between(train: list[Example], test: list[Example]) -> Iterator[Found]:
 
 
 def labels(examples: list[Example]) -> dict[str, int]:
-    """Rows of each answer, folded, the most frequent first; none where answers are free text.
+    """Rows of each answer, case folded, most frequent first; {} if answers are free text.
 
-    Labels are words or a sentence, and come back: at least four rows for each on average, ten rows
-    in all.
+    Labels are at most 30 words long and repeat: at least four rows each on average, ten in all.
     """
-    told = [folded(e.answer) for e in examples if e.messages and e.answer.strip()]
-    counts = Counter(told)
+    answers = [folded(e.answer) for e in examples if e.messages and e.answer.strip()]
+    counts = Counter(answers)
     short = all(len(label.split()) <= LONGEST for label in counts)
-    if len(told) < 10 or not short or len(told) < 4 * len(counts):
+    if len(answers) < 10 or not short or len(answers) < 4 * len(counts):
         return {}
     return dict(counts.most_common())
 
 
 def _twice(examples):
-    """Rows that repeat one above, and prompts with several answers."""
-    seen, again, groups = {}, [], defaultdict(list)
+    """Rows that repeat an earlier one, and prompts with several answers."""
+    seen, repeated, groups = {}, [], defaultdict(list)
     for e in examples:
-        told = (e.key, folded(e.answer))
-        if told in seen:
-            again.append((e.line, seen[told]))
-        seen.setdefault(told, e.line)
+        pair = (e.key, folded(e.answer))
+        if pair in seen:
+            repeated.append((e.line, seen[pair]))
+        seen.setdefault(pair, e.line)
         groups[e.key].append(e)
-    if again:
-        yield "duplicate", [line for line, _ in again], "line {} is line {}".format(*again[0])
+    if repeated:
+        yield "duplicate", [line for line, _ in repeated], "line {} is line {}".format(*repeated[0])
     different = [g for g in groups.values() if g[0].messages and len(_answers(g)) > 1]
     if different:
         first = " and ".join(repr(answer[:30]) for answer in _answers(different[0])[:2])
@@ -85,13 +84,13 @@ def _labels(examples, part):
     if not counts or part:
         return
     ranked = [pair for pair in counts.items() if pair[1] >= FEW] or list(counts.items())
-    (most, n), (least, m) = ranked[0], ranked[-1]  # the few of a rare one are told below
-    told = f"{n} of {len(examples)} rows say {most!r}"
+    (most, n), (least, m) = ranked[0], ranked[-1]  # rare ones follow below
+    line = f"{n} of {len(examples)} rows say {most!r}"
     if len(counts) == 1:
-        yield "one_answer", [e.line for e in examples], told
+        yield "one_answer", [e.line for e in examples], line
     elif n > 0.8 * len(examples) or n >= 10 * m:
         lines = [e.line for e in examples if folded(e.answer) == most]
-        yield "imbalance", lines, f"{told}, {m} say {least!r}"
+        yield "imbalance", lines, f"{line}, {m} say {least!r}"
     rare = [e for e in examples if counts[folded(e.answer)] < FEW]
     if rare:
         names = sorted({e.answer.strip() for e in rare})
@@ -99,7 +98,7 @@ def _labels(examples, part):
 
 
 def _unlike(examples):
-    """Answers that are not what nearly all others are: JSON, whole sentences, short."""
+    """Answers unlike nearly all others: not JSON, unfinished, very long."""
     if len(examples) < 10:
         return
     for name, is_usual, asked in (
@@ -127,13 +126,13 @@ def _is_finished(text):
 
 
 def _systems(examples):
-    """Rows whose system message (or lack of one) is another than nine in ten rows have."""
-    told = [_system(e) for e in examples]
-    if len(set(told)) < 2:
+    """Rows whose system message (or lack of one) differs from that of most rows."""
+    systems = [_system(e) for e in examples]
+    if len(set(systems)) < 2:
         return
-    usual, n = Counter(told).most_common(1)[0]
+    usual, n = Counter(systems).most_common(1)[0]
     if len(examples) >= 10 and n >= 0.5 * len(examples):
-        odd = [e.line for e, system in zip(examples, told, strict=True) if system != usual]
+        odd = [e.line for e, system in zip(examples, systems, strict=True) if system != usual]
         yield "system_differs", odd, f"most have {usual[:40]!r}" if usual else "most have none"
 
 

@@ -1,4 +1,4 @@
-"""`audit`: what in a file would train wrongly, which rows, and what to do about it."""
+"""`audit`: what in a file would train wrongly, in which rows, and what to do about it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ MAX_LENGTH = 512
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found: an id of `MEANING`, in which lines, and what to do.
+    """One finding: an id of `MEANING`, its lines, and a detail.
 
-    `level` is "wrong" (training would be), "look" (it may be meant) or "note".
+    `level` is "wrong" (it would train wrongly), "look" (it may be intended) or "note".
     """
 
     id: str
@@ -32,7 +32,7 @@ class Finding:
         return MEANING[self.id].level
 
     def as_dict(self) -> dict:
-        """Plain data, with its count, its meaning and what to do."""
+        """Plain data, including the count, the meaning and what to do."""
         known = MEANING[self.id]
         return {
             "id": self.id,
@@ -48,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """Findings, the worst first; tokens a row; rows of each answer where answers are labels."""
+    """Findings, the worst first; tokens per row; rows of each answer if answers are labels."""
 
     rows: int
     findings: list[Finding]
@@ -58,7 +58,7 @@ class Audit:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Tokens a row, uncut: `min`, `median`, `max`; empty where no row could be read."""
+        """Tokens per row, uncut: `min`, `median`, `max`; {} if no row was encoded."""
         if not self.lengths:
             return {}
         low, high = min(self.lengths), max(self.lengths)
@@ -73,26 +73,26 @@ def audit(
     file: str = "",
     part: bool = False,
 ) -> Audit:
-    """What is wrong with the rows of one file.
+    """The `Audit` of one file's rows.
 
-    Without a tokenizer, nothing is said of tokens. `ends` are the tokens that end an answer.
-    A `part` is held out: it may be small, and have one answer alone.
+    Without a tokenizer, tokens are not checked. `ends` are the tokens that end an answer. A `part`
+    is held out: it may be small and have a single answer.
     """
     found: dict[str, list] = {}
     lengths, learned = [], 0
     words = tokens.control_words(tokenizer) if tokenizer else []
     for example in examples:
-        told = [(name, "") for name in faults.of(example, words)]
-        if tokenizer and not any(MEANING[name].level == "wrong" for name, _ in told):
+        faulty = [(name, "") for name in faults.of(example, words)]
+        if tokenizer and not any(MEANING[name].level == "wrong" for name, _ in faulty):
             more, encoded = _of_tokens(example, tokenizer, max_length, set(ends))
-            told += more
+            faulty += more
             if encoded:
                 lengths.append(len(encoded.input_ids))
                 learned += len(encoded.cut(max_length).learned)
-        for name, detail in told:
+        for name, detail in faulty:
             found.setdefault(name, []).append((example.line, detail))
     if "cut" in found:
-        found["cut"][0] = (found["cut"][0][0], f"--max-length {max(lengths)} would hold all")
+        found["cut"][0] = (found["cut"][0][0], f"--max-length {max(lengths)} would fit all")
     findings = [
         Finding(name, [line for line, _ in rows], rows[0][1], file) for name, rows in found.items()
     ]
@@ -102,22 +102,22 @@ def audit(
 
 
 def leaks(train: list[Example], test: list[Example], file: str = "") -> list[Finding]:
-    """Prompts of the test that are trained on, and answers that are not; lines of the test."""
+    """Test prompts that are trained on, and test answers that are not; lines of the test."""
     return _ordered([Finding(*found, file) for found in across.between(train, test)])
 
 
 def _of_tokens(example, tokenizer, max_length, ends):
-    """([(id of a finding, a detail)], the example as tokens or None)."""
+    """([(id of a finding, detail)], the example as tokens or None)."""
     try:
         whole = tokens.encode(example, tokenizer)
     except tokens.TemplateFault as error:
         return [("template", str(error))], None
-    kept = whole.cut(max_length)
-    if not kept.learned:
+    cut = whole.cut(max_length)
+    if not cut.learned:
         return [("trains_on_nothing", "")], whole
     if len(whole.input_ids) > max_length:
         return [("cut", "")], whole
-    return ([] if kept.ended(ends) else [("no_end", "")]), whole
+    return ([] if cut.ended(ends) else [("no_end", "")]), whole
 
 
 def _ordered(findings):

@@ -1,4 +1,4 @@
-"""What a model has to beat: the most frequent answer, and that of the nearest training prompt."""
+"""Baselines to beat: the most frequent answer, and that of the nearest training prompt."""
 
 import math
 from collections import Counter, defaultdict
@@ -7,16 +7,13 @@ from labkit.data.shapes import Example, folded
 
 
 def most_frequent(train: list[Example], asked: list[Example]) -> list[str]:
-    """The training's most frequent answer (the first of them) to everything."""
+    """The training's most frequent answer (the first of them) for everything."""
     usual = Counter(e.answer.strip() for e in train).most_common(1)[0][0]
     return [usual] * len(asked)
 
 
 def nearest(train: list[Example], asked: list[Example]) -> list[str]:
-    """The answer of the training prompt that shares most letters with what is asked.
-
-    Cosine of prompts as counts of three letters in a row, rare ones weighing more (TF-IDF).
-    """
+    """For each prompt the answer of the most similar training prompt: cosine of TF-IDF trigrams."""
     counts = [_threes(e.key) for e in train]
     spread = Counter(gram for count in counts for gram in count)
     weight = {gram: math.log(len(train) / n) + 0.1 for gram, n in spread.items()}
@@ -25,15 +22,15 @@ def nearest(train: list[Example], asked: list[Example]) -> list[str]:
         norm = math.sqrt(sum((n * weight[g]) ** 2 for g, n in count.items())) or 1.0
         for gram, n in count.items():
             index[gram].append((row, n * weight[gram] / norm))
-    told = []
+    answers = []
     for example in asked:
         scores = Counter()
         for gram, n in _threes(example.key).items():
             for row, value in index.get(gram, ()):
                 scores[row] += n * weight[gram] * value
         best = max(range(len(train)), key=lambda row: (scores[row], -row))
-        told.append(train[best].answer.strip())
-    return told
+        answers.append(train[best].answer.strip())
+    return answers
 
 
 def _threes(text):
@@ -41,13 +38,13 @@ def _threes(text):
     return Counter(padded[i : i + 3] for i in range(len(padded) - 2))
 
 
-def right(told: str, wanted: str) -> bool:
-    """Whether an answer is the wanted one, to the letter; spaces around it do not count."""
-    return told.strip() == wanted.strip()
+def right(given: str, wanted: str) -> bool:
+    """Whether an answer is exactly the wanted one, ignoring spaces around it."""
+    return given.strip() == wanted.strip()
 
 
-def overlap(told: str, wanted: str) -> float:
+def overlap(given: str, wanted: str) -> float:
     """F1 of the words that two answers share, case folded: 1.0 for the same words, 0.0 for none."""
-    one, other = Counter(folded(told).split()), Counter(folded(wanted).split())
+    one, other = Counter(folded(given).split()), Counter(folded(wanted).split())
     shared = (one & other).total()
     return 2 * shared / (one.total() + other.total()) if shared else 0.0

@@ -1,21 +1,21 @@
-"""What is wrong with one row by itself, without tokens."""
+"""Faults of a single row that need no tokenizer."""
 
 import re
 
 from labkit.data.shapes import Example
 
-# é, ’ and “ as UTF-8 read by another encoding gives them, an unreadable byte, invisible letters
+# UTF-8's é, ’ and “ misread in another encoding, an unreadable byte, invisible letters
 DAMAGED = re.compile(
     "Ã[\u0080-\u00bf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€|Â[\u00a0-\u00bf]|[\ufffd\u200b\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]"
 )
 ENTITY = re.compile(r"&(?:amp|lt|gt|quot|nbsp|apos|#\d+|#x[0-9a-fA-F]+);")
 BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 NOTHING = {"nan", "none", "null", "n/a", "na", "tbd", "todo", "-", "--", "?", "...", "…", "xxx"}
-NOTHING |= {"#n/a", "#ref!", "#value!", "#name?", "#div/0!", "#num!", "#null!"}  # a spreadsheet's
+NOTHING |= {"#n/a", "#ref!", "#value!", "#name?", "#div/0!", "#num!", "#null!"}  # spreadsheets
 
 
 def of(example: Example, control_words: list[str] = ()) -> list[str]:
-    """The ids (of `meaning.MEANING`) of what is wrong with it; none for a good one."""
+    """The ids (of `meaning.MEANING`) of an example's faults."""
     found = list(example.bad)
     whole = example.text + "\n".join(turn["content"] for turn in example.messages)
     unread = {"missing", "not_text", "no_messages"} & set(found)
@@ -33,7 +33,7 @@ def of(example: Example, control_words: list[str] = ()) -> list[str]:
 
 
 def _marked_up(text):
-    """Whether plain text has HTML's entities or line breaks in it; text with other tags is code."""
+    """Whether plain text contains HTML entities or <br>; text with other tags is code."""
     whole = BREAK.sub("", text)
     return bool(ENTITY.search(text) or whole != text) and not re.search(r"<\w+|</", whole)
 

@@ -1,4 +1,4 @@
-"""Rows of a JSONL, CSV or Parquet file, each with its line; bad input is one line that says so."""
+"""Read rows of JSONL, CSV or Parquet files with their lines; bad input is a one-line LabError."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ SEPARATORS = ",;\t|"
 
 @dataclass(frozen=True)
 class Record:
-    """A row as the file has it: the line where it begins (in Parquet its number), its cells."""
+    """A row of the file: the line where it begins (in Parquet its number), and its cells."""
 
     line: int
     cells: dict
@@ -44,7 +44,7 @@ def rows(file: str | Path) -> list[Record]:
     except OSError as error:
         raise LabError(f"{path} cannot be read: {error.strerror or error}") from None
     if not found:
-        raise LabError(f"{path} has no rows: was it written to its end?")
+        raise LabError(f"{path} has no rows: was it written completely?")
     return found
 
 
@@ -68,8 +68,8 @@ def _decoded(path):
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line, byte = data[: error.start].count(b"\n") + 1, data[error.start]
-        told = f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8"
-        raise LabError(f"{told}, save it as UTF-8: {_recode(path, 'WINDOWS-1252')}") from None
+        where = f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8"
+        raise LabError(f"{where}, save it as UTF-8: {_recode(path, 'WINDOWS-1252')}") from None
 
 
 def _recode(path, name):
@@ -77,14 +77,14 @@ def _recode(path, name):
 
 
 def _json_lines(path, text) -> Iterator[Record]:
-    # not splitlines: JSON may hold other line ends, such as U+2028, as they are
+    # not splitlines: JSON strings may contain other line ends, such as U+2028
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield _record(path, number, _parsed(path, number, line))
 
 
 def _json(path, text) -> Iterator[Record]:
-    """A list of rows; else lines, whatever the file's name says."""
+    """A list of rows, else one JSON object per line, whatever the file's suffix."""
     if not text.lstrip().startswith("["):
         yield from _json_lines(path, text)
         return
@@ -98,10 +98,10 @@ def _parsed(path, number, text):
     except ValueError as error:
         line = number + getattr(error, "lineno", 1) - 1
         why = f"{getattr(error, 'msg', error)}, column {getattr(error, 'colno', 1)}"
-        told = f"{path}, line {line}: not JSON ({why})"
-        raise LabError(f"{told}; mend this line or take it out, a row is one line") from None
+        where = f"{path}, line {line}: not JSON ({why})"
+        raise LabError(f"{where}; fix or remove this line (each row is one line)") from None
     except RecursionError:
-        raise LabError(f"{path}, line {number}: nested too deeply; take it out") from None
+        raise LabError(f"{path}, line {number}: nested too deeply; remove it") from None
 
 
 def _record(path, number, row):
@@ -135,11 +135,11 @@ def _csv(path, text) -> Iterator[Record]:
 
 
 def _uneven(n, names, separator):
-    """What is wrong with a row of `n` cells under a header of another number."""
-    told = f"{n} cell{'s' * (n != 1)}, and the header has {len(names)}"
+    """The fault of a row of `n` cells under a header of another length."""
+    cells = f"{n} cell{'s' * (n != 1)}, and the header has {len(names)}"
     if n > len(names):
-        return f'{told}; put a text that holds "{separator}" in quotes'
-    return f'{told}; a cell without text stands there, too: its "{separator}" is missing'
+        return f'{cells}; put a text with "{separator}" in quotes'
+    return f'{cells}; a cell without text needs its "{separator}", too'
 
 
 def _names(path, cells):

@@ -1,4 +1,4 @@
-"""A file (and one that is held out) read, recognised and audited, and what is told of it."""
+"""A file (and a held-out one) read, recognized and audited, and the report on it."""
 
 import hashlib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from labkit.data.audit import MAX_LENGTH, Audit, Finding, audit, leaks
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHOWN = 5  # lines of a finding that are named
+SHOWN = 5  # line numbers shown per finding
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Report:
 
     @property
     def wrong(self) -> list[Finding]:
-        """Those for which training would be wrong."""
+        """The findings that would make training wrong."""
         return [finding for finding in self.findings if finding.level == "wrong"]
 
     def sound(self, more: Iterable[Finding] = ()) -> list[shapes.Example]:
-        """The rows but those that its findings, or `more`, call wrong."""
+        """The rows except those that its findings, or `more`, call wrong."""
         found = [*self.audit.findings, *more]
         lines = {line for f in found if f.level == "wrong" for line in f.lines}
         return [example for example in self.examples if example.line not in lines]
@@ -48,19 +48,19 @@ class Report:
         return hashlib.sha256(self.file.read_bytes()).hexdigest()
 
     def summary(self) -> list[str]:
-        """Lines that say what the file is."""
-        told = [f"{self.file.name}: {self.audit.rows} rows, {self.shape}"]
+        """Lines that describe the file."""
+        lines = [f"{self.file.name}: {self.audit.rows} rows, {self.shape}"]
         if size := self.audit.tokens:
             span = f"min {size['min']}, median {size['median']}, max {size['max']}"
-            told.append(f"tokens a row: {span}; cut at {self.max_length}")
-            told.append(f"tokens that are learned: {self.audit.learned}")
+            lines.append(f"tokens a row: {span}; cut at {self.max_length}")
+            lines.append(f"tokens that are learned: {self.audit.learned}")
         if counts := self.audit.labels:
             named = [f"{_short(label)} {n}" for label, n in list(counts.items())[:6]]
             more = f", and {len(counts) - 6} more" if len(counts) > 6 else ""
-            told.append(f"answers repeat, {len(counts)} different ones: {', '.join(named)}{more}")
+            lines.append(f"answers repeat, {len(counts)} different ones: {', '.join(named)}{more}")
         if read.KINDS[self.file.suffix.lower()] != "Parquet" and read.begins_with_mark(self.file):
-            told.append("it begins with a byte order mark, which was left out: nothing to do")
-        return told + (self.test.summary() if self.test else [])
+            lines.append("it begins with a byte order mark, which was left out: nothing to do")
+        return lines + (self.test.summary() if self.test else [])
 
     def line(self, finding: Finding) -> str:
         """A finding as one line: how many rows, what, where."""
@@ -95,7 +95,7 @@ def _short(text, most=24):
 
 
 def load(file: Path) -> tuple[shapes.Shape, list[shapes.Example]]:
-    """The shape of a file, and its rows; LabError where it cannot be read."""
+    """The shape of a file, and its rows; LabError if it cannot be read."""
     records = read.rows(file)
     shape = shapes.recognise(records, str(file))
     return shape, shapes.examples(records, shape)
@@ -114,8 +114,8 @@ def of(
     own = audit(examples, tokenizer, max_length, ends, file.name)
     if not test:
         return Report(file, shape, examples, own, max_length)
-    kind, held = load(test)
-    other = audit(held, tokenizer, max_length, ends, test.name, part=True)
-    companion = Report(test, kind, held, other, max_length)
-    between = tuple(leaks(examples, held, test.name))
+    kind, rows = load(test)
+    other = audit(rows, tokenizer, max_length, ends, test.name, part=True)
+    companion = Report(test, kind, rows, other, max_length)
+    between = tuple(leaks(examples, rows, test.name))
     return Report(file, shape, examples, own, max_length, companion, between)

@@ -1,4 +1,4 @@
-"""What the rows of a file are (chat, pairs, text), and the conversations that are in them."""
+"""Recognize the shape of a file's rows (chat, pairs, text), and convert them to conversations."""
 
 import ast
 import json
@@ -17,31 +17,28 @@ ANSWERS = ("answer", "output", "response", "completion", "assistant", "target", 
 ANSWERS += ("category", "class", "intent")
 TEXTS = ("text", "content", "document")
 SYSTEMS = ("system", "system_prompt")
-MORE = ("context", "input")  # what a question may come with
+MORE = ("context", "input")  # added to the question
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 KNOWN_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """`kind` and the columns that it is read from, role -> name as the file spells it."""
+    """`kind`, and the columns it is read from: role -> name in the file."""
 
     kind: str  # "chat", "prompt-completion", "question-answer" or "text"
     columns: dict[str, str]
     ignored: tuple[str, ...] = ()
 
     def __str__(self):
-        said = ", ".join(dict.fromkeys(self.columns.values()))
+        names = ", ".join(dict.fromkeys(self.columns.values()))
         left = f"; not used: {', '.join(self.ignored)}" if self.ignored else ""
-        return f"{self.kind} (from {said}{left})"
+        return f"{self.kind} (from {names}{left})"
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row to train on: a conversation, or a text where `messages` is empty.
-
-    `bad` has the ids of what is wrong with its cells (`meaning.MEANING` says what they mean).
-    """
+    """A row to train on: a conversation or a text; `bad` are ids of faults (`meaning.MEANING`)."""
 
     line: int
     messages: list[dict] = field(default_factory=list)
@@ -50,37 +47,37 @@ class Example:
 
     @property
     def answer(self) -> str:
-        """What is learned: the last message, or the text."""
+        """The last message, or the text: it is trained on."""
         return self.messages[-1]["content"] if self.messages else self.text
 
     @property
     def prompt(self) -> str:
-        """What comes before the answer, without the system's message; of a text, itself."""
+        """The messages before the answer, without the system message; a text is its own prompt."""
         turns = [m["content"] for m in self.messages[:-1] if m["role"] != "system"]
         return "\n".join(turns) if self.messages else self.text
 
     @property
     def key(self) -> str:
-        """The prompt with case and spaces folded: examples of one key ask the same."""
+        """The prompt with case and spaces folded."""
         return folded(self.prompt)
 
 
 def folded(text: str) -> str:
-    """The text in lower case, each run of spaces as one."""
+    """The text in lower case, with runs of whitespace as one space."""
     return " ".join(text.casefold().split())
 
 
 def recognise(records: list[Record], file: str = "the file") -> Shape:
-    """The shape that most rows have; LabError, with what is wanted, where there is none."""
+    """The shape that most rows have; LabError if it is none of the known ones."""
     names = Counter(name for record in records for name in record.cells)
     common = {str(n).strip().lower(): n for n, count in names.items() if 2 * count >= len(records)}
     shape = _chat(common) or _pair(common) or _text(common)
     if shape is None:
-        told = ", ".join(map(str, names)) or "none"
+        found = ", ".join(map(str, names)) or "none"
         wanted = "messages; prompt and completion; question and answer; or text"
         line = records[0].line
         raise LabError(
-            f"{file}, line {line}: no columns to train on in: {told[:200].rstrip('.')}. "
+            f"{file}, line {line}: no columns to train on in: {found[:200].rstrip('.')}. "
             f"Rename them (a table's first line names its columns): {wanted}"
         )
     used = set(shape.columns.values())
@@ -117,7 +114,7 @@ def _text(common):
 
 
 def examples(records: list[Record], shape: Shape) -> list[Example]:
-    """An `Example` for each row, whatever is wrong with it."""
+    """An `Example` for each row, faults included."""
     read = {"chat": _conversation, "text": _plain}.get(shape.kind, _turns)
     return [read(record, shape.columns) for record in records]
 
@@ -151,7 +148,7 @@ def _turns(record, columns):
 
 
 def _repeats_names(record, columns):
-    """Whether a row has each column's own name in it, as where files were joined."""
+    """Whether a row repeats each column's name, as in joined files."""
     return all(folded(str(record.cells.get(name))) == folded(name) for name in columns.values())
 
 
@@ -164,7 +161,7 @@ def _conversation(record, columns):
 
 
 def _messages(value):
-    """Messages with `role` and `content` (or `from` and `value`), and what is wrong in them."""
+    """Messages with `role` and `content` (or `from` and `value`), and their faults."""
     turns, bad = [], [] if value else ["no_messages"]
     for turn in value:
         if not isinstance(turn, dict):
@@ -204,7 +201,6 @@ def _cell(record, name):
 
 
 def _text_of(value):
-    """The text of a cell or a content, and what is wrong with it."""
     if isinstance(value, str):
         return value, []
     if isinstance(value, list) and value and all(_is_text_part(part) for part in value):
@@ -219,7 +215,7 @@ def _is_text_part(part):
 
 
 def _unpacked(value):
-    """The messages that a cell of a CSV holds as JSON, or as pandas writes a list."""
+    """The messages in a cell with JSON, or with a list as pandas writes it; else the cell."""
     if not (isinstance(value, str) and value.lstrip().startswith(("[{", "[]"))):
         return value
     for read in (json.loads, ast.literal_eval):

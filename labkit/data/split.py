@@ -1,4 +1,4 @@
-"""`split`: rows held out of the training, so that no prompt stands on both sides."""
+"""`split`: hold out rows, with no prompt on both sides."""
 
 import hashlib
 
@@ -8,23 +8,20 @@ from labkit.data.shapes import Example
 def split(
     examples: list[Example], share: float = 0.2, seed: int = 0, most: int = 200
 ) -> tuple[list[Example], list[Example]]:
-    """(train, held out): of the rows a `share`, `most` at most, and all rows of a prompt together.
-
-    The same rows give the same two parts, in whatever order they stand.
-    """
+    """(train, held out): a `share` of the rows, `most` at most; rows of a prompt stay together."""
     groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(example.key, []).append(example)
     wanted = min(most, round(share * len(examples)))
-    held: set[str] = set()
+    test: set[str] = set()
     taken = 0
     for key in sorted(groups, key=lambda key: _draw(key, seed)):
-        if taken >= wanted or len(held) == len(groups) - 1:  # a group stays to be trained on
+        if taken >= wanted or len(test) == len(groups) - 1:  # leave one group for training
             break
-        held.add(key)
+        test.add(key)
         taken += len(groups[key])
-    train = [e for e in examples if e.key not in held]
-    return train, [e for e in examples if e.key in held]
+    train = [e for e in examples if e.key not in test]
+    return train, [e for e in examples if e.key in test]
 
 
 def _draw(key, seed):

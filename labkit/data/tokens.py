@@ -1,4 +1,4 @@
-"""An example as tokens: what is trained, what is cut, whether its end is among them."""
+"""An example as tokens: which are trained, which are cut, whether an end token is trained."""
 
 import json
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # the label of a token that is not learned
-# for a model that brings no chat template; it is kept with the adapter
+# for a model without a chat template; saved with the adapter
 PLAIN = (
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] | trim }}"
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
@@ -21,12 +21,12 @@ PLAIN = (
 
 
 class TemplateFault(ValueError):
-    """The chat template refuses an example, or writes its prompt in another way than the whole."""
+    """The chat template refuses an example, or renders its prompt differently with an answer."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """`input_ids` and `labels`, equally long lists; a label of -100 is not learned."""
+    """`input_ids` and `labels`, lists of equal length; a label of -100 is not learned."""
 
     input_ids: list[int]
     labels: list[int]
@@ -41,7 +41,7 @@ class Encoded:
         return learned(self.labels)
 
     def ended(self, ends: Iterable[int]) -> bool:
-        """Whether an end is learned: it may stand before the last token, which is a line's end."""
+        """Whether an end token is learned, last or before a final newline."""
         return not set(ends).isdisjoint(self.learned[-2:])
 
 
@@ -59,9 +59,9 @@ def ends_of(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> set[int]:
 
 
 def encode(example: Example, tokenizer: "PreTrainedTokenizerBase") -> Encoded:
-    """The example whole, of any length: of a conversation its last message is learned.
+    """The example as tokens, uncut; of a conversation the last message is learned.
 
-    TemplateFault when the tokenizer's chat template cannot be used for it.
+    TemplateFault if the tokenizer's chat template cannot be used for it.
     """
     if not example.messages:
         ids = tokenizer(example.text)["input_ids"]
@@ -71,19 +71,19 @@ def encode(example: Example, tokenizer: "PreTrainedTokenizerBase") -> Encoded:
     ids = _templated(tokenizer, example.messages)
     prompt = prompt_ids(example, tokenizer)
     if ids[: len(prompt)] != prompt:
-        raise TemplateFault("it writes a prompt that is answered in another way than one that asks")
+        raise TemplateFault("it renders the prompt differently once an answer follows")
     return Encoded(ids, [IGNORED] * len(prompt) + ids[len(prompt) :])
 
 
 def prompt_ids(example: Example, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The tokens after which the model is to answer."""
+    """The tokens of the prompt, after which the model answers."""
     return _templated(tokenizer, example.messages[:-1], add_generation_prompt=True)
 
 
 def _templated(tokenizer, messages, **how):
     try:
         return list(tokenizer.apply_chat_template(messages, return_dict=True, **how)["input_ids"])
-    except Exception as error:  # a template is a program, and raises what it likes
+    except Exception as error:  # a template can raise anything
         raise TemplateFault(str(error).strip().splitlines()[0] if str(error) else "") from error
 
 

@@ -1,1 +1,1 @@
-"""Figures of the labs: `forms` has the shapes they share, `labNN` those of one lab."""
+"""Figures of the labs: `forms` has shared shapes, `labNN` those of one lab."""

@@ -1,7 +1,7 @@
-"""The forms that all labs share: bars, stacks, curves, dots, heatmap; and how to head a figure.
+"""Shapes shared by all labs' figures: bars, stacks, curves, dots, heatmap.
 
-A form draws into axes that `titled` made. A color means a role (`labkit.plots.ROLES`). A value is
-a number, or `(number, low, high)` with the ends of its 95% interval.
+Each draws into axes from `titled`. A color means a role (`labkit.plots.ROLES`). A value is a
+number, or `(number, low, high)` with the ends of its 95% interval.
 """
 
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ Value = float | tuple[float, float, float]
 
 
 def titled(title: str, n_columns: int = 1, height: float = 3.4, **options) -> tuple[Figure, Any]:
-    """A figure and its axes, at a notebook's width. title: one sentence, at most one number."""
+    """A figure of a notebook's width and its axes. title: one sentence, at most one number."""
     fig, axes = figure(n_columns, height=height, **options)
     return headed(fig, title), axes
 
 
 def look(role: str) -> dict[str, str | None]:
-    """How matplotlib fills a bar or a box of a role; a mistake is red and hatched."""
+    """matplotlib's fill for a bar of a role; a mistake is red and hatched."""
     hatch = "///" if role == "mistake" else None
     return {"facecolor": ROLES[role], "edgecolor": "white", "hatch": hatch}
 
@@ -51,7 +51,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def t_interval(mean: float, error: float, n: int) -> tuple[float, float, float]:
-    """A mean of n values with its standard error: the mean, and the ends of its 95% interval."""
+    """A mean of n values with its standard error -> (mean, low, high), 95%."""
     from scipy.special import stdtrit  # here: installed with "jupyter" and on Colab, not by labkit
 
     half = stdtrit(n - 1, 0.975) * error
@@ -65,7 +65,7 @@ def wilson(count: float, n: int) -> tuple[float, float, float]:
 
 
 def pm(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and half of the 95% t-interval, as text: "0.168 ± 0.039"."""
+    """Mean and half-width of the 95% t-interval, as text: "0.168 ± 0.039"."""
     mean, _, high = mean_interval(values)
     return f"{mean:.{digits}f} ± {high - mean:.{digits}f}"
 
@@ -116,7 +116,7 @@ def stacks(
 ) -> None:
     """A stacked bar per row {category: value}, its total above it; a legend of the categories.
 
-    Colors follow the order of the first row's categories; what is too small to see is left out.
+    Colors follow the order of the first row's categories; invisibly small ones are left out.
     """
     x, floor = np.arange(len(rows)), np.zeros(len(rows))
     largest = max(sum(row.values()) for row in rows.values())
@@ -133,7 +133,7 @@ def stacks(
 
 
 def _ends(value):
-    """(number, low, high) of a `Value`; a number alone is its own low and high."""
+    """(number, low, high) of a `Value`; a single number is its own low and high."""
     return np.broadcast_to(np.asarray(value, dtype=float), 3)
 
 
@@ -143,7 +143,7 @@ def _above(ax, x, y, text, points=4):
 
 
 def _upright(ax, labels, ylabel, top, guess):
-    """The axes of bars: from 0, with a guess's name at the right of the last bar."""
+    """Set up the axes of bars: from 0, with room for a guess's label on the right."""
     guessed = guess is not None and guess.value is not None
     ax.set_xticks(range(len(labels)), labels)
     ax.set(ylabel=ylabel, ylim=(0, top), xlim=(-0.5, len(labels) - (-0.1 if guessed else 0.5)))
@@ -155,10 +155,10 @@ def _upright(ax, labels, ylabel, top, guess):
 def curves(
     ax: Axes, runs: dict[str, Sequence[float]], ylabel: str, top: float | None = None
 ) -> None:
-    """Losses against the step, named at their ends; the last run is strong, earlier ones thin.
+    """Losses against the step, labeled at their ends; the last run is bold, earlier ones thin.
 
-    The axis reaches from 0 to the largest value, at most to `top` (default: 3 times the smallest
-    first loss), so that a run that diverges does not flatten the others.
+    The axis ends at the largest value or at `top` (default: 3 times the smallest first loss), so a
+    diverging run does not flatten the others.
     """
     top = top or 3 * np.nanmin([losses[0] for losses in runs.values()])
     top = min(top, 1.05 * max(map(np.nanmax, runs.values())))
@@ -179,18 +179,17 @@ def curves(
 
 
 def final(losses: Sequence[float]) -> float:
-    """The running mean at the last step; infinite where the last loss is infinite or NaN."""
+    """The running mean at the last step; infinite if the last loss is infinite or NaN."""
     ended = np.isfinite(losses[-1])
     return float(smooth(losses, _weight(losses))[-1]) if ended else float("inf")
 
 
 def _weight(losses):
-    """The weight of the running mean; a run of a few steps is drawn as it is."""
     return weight_for(len(losses)) if len(losses) > FEW else 0.0
 
 
 def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
-    """The heights, in their order, moved to be `gap` apart and between 0 and `top`."""
+    """The heights in order, moved to be `gap` apart and between 0 and `top`."""
     places = np.array(heights, dtype=float)
     order, floor, ceiling = np.argsort(places, kind="stable"), 0.0, top
     for i in order:

@@ -53,7 +53,7 @@ def error_and_cost(
 ) -> Figure:
     """Relative error against the numbers stored, both as shares: {"photograph", "noise": errors}.
 
-    guess: of the noise's error at a fifth of the numbers, in percent.
+    guess: the noise's error at a fifth of the numbers, in percent.
     """
     fig, ax = titled("A fifth of the numbers is enough for a photograph, not for noise")
     fifth = fifth_of(costs)
@@ -74,7 +74,7 @@ _OFFSET = {"textcoords": "offset points", "color": INK, "bbox": PAPER}
 
 
 def fifth_of(costs: Sequence[float]) -> int:
-    """The index of the cost, in ascending order, that is nearest to a fifth."""
+    """The index of the cost nearest to a fifth, in ascending costs."""
     return int(np.abs(np.array(costs) - 0.2).argmin())
 
 
@@ -86,7 +86,7 @@ def median(kinds: dict[str, list[float]]) -> float:
 def energy_ranks(spread: dict[str, dict[str, list[float]]], guess: Guess) -> Figure:
     """Directions that have 90% of the energy, in %: {"weights", "random", …: {kind: percents}}.
 
-    A dot per block; a random matrix is a dash. The guess is of the last series' median.
+    One dot per block; a random matrix is a dash. The guess is for the last series' median.
     """
     last = "update" if "update" in spread else "weights"
     what = {"weights": "weight matrix", "update": "update"}[last]
@@ -111,9 +111,9 @@ def energy_ranks(spread: dict[str, dict[str, list[float]]], guess: Guess) -> Fig
 def cuts(
     energy: dict[int, float], right: dict[int, int], full: int, n: int, guess: Guess
 ) -> Figure:
-    """What a cut to each rank keeps: of the energy (share), and of the answers, of `n`.
+    """Energy (share) and right answers of `n` that remain after a cut to each rank.
 
-    full: right answers of the uncut update. guess: of the answers at rank 8.
+    full: right answers of the uncut update. guess: the answers at rank 8.
     """
     ranks = sorted(energy)
     best = right.get(8, right[ranks[-1]])
@@ -157,10 +157,10 @@ def overlap(
     chance: Sequence[float],
     guess: Guess,
 ) -> Figure:
-    """Energy of an update in the top 8 output directions of the full one: median of matrices, in %.
+    """Median % of an update's energy in the top 8 output directions of the full one.
 
-    shares: LoRA's, per matrix. own: the full update's own. runs: measured/svd.csv, for runs on
-    other batches.
+    shares: LoRA's, per matrix. own: the full update's. runs: measured/svd.csv, for runs on other
+    batches.
     """
     lora, full = 100 * np.median(shares), 100 * np.median(own)
     measured = 100 * runs[runs.study == "overlap"].groupby("measure").value.mean()
@@ -181,7 +181,7 @@ def overlap(
 
 
 def intrinsic(accuracies: dict[int, float], full: float) -> Figure:
-    """Accuracy against the dimension of the subspace; full: that of training every parameter."""
+    """Accuracy against the dimension of the subspace; full: with every parameter trained."""
     enough = [d for d, accuracy in accuracies.items() if accuracy >= 0.9 * full]
     best = f"{enough[0]} numbers reach" if enough else "No subspace here reaches"
     fig, ax = titled(f"{best} nine tenths of full training's accuracy")

@@ -42,7 +42,7 @@ def _box(ax: Axes, x, y, width, height, role):
 
 
 def first_losses(runs: dict[str, Sequence[float]]) -> Figure:
-    """Loss curves of the starts that the learner chose: {start: losses in nats}, newest last."""
+    """Loss curves of the learner's initializations: {start: losses in nats}, newest last."""
     ends = {label: final(losses) for label, losses in runs.items()}
     best = [label for label, end in ends.items() if end <= 1.1 * min(ends.values())]
     title = f"{' and '.join(best)} {'ends' if len(best) == 1 else 'end'} with the lowest loss"
@@ -82,7 +82,7 @@ def _alpha(label):
 def right_answers(counts: dict[str, tuple[int, int]], n: int, guess: Guess) -> Figure:
     """Answers of `n` that are exactly right, and those with the right intent, with intervals.
 
-    counts: {model: (exact, intent)}, base model first. guess: of the last one's exact answers.
+    counts: {model: (exact, intent)}, base model first. guess: the last one's exact answers.
     """
     *_, (exact, _) = counts.values()
     title = f"After training, {exact / n:.0%} of the answers match word for word"

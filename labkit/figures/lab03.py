@@ -39,7 +39,7 @@ def right_answers(right: dict[str, int], n: int) -> Figure:
 
 
 def loss_tokens(tokens: Sequence[str], has_loss: Sequence[bool]) -> HTML:
-    """The tokens of a row; those that the loss counts are marked."""
+    """The tokens of a row, with those that the loss counts marked."""
     spans = []
     for token, loss in zip(tokens, has_loss, strict=True):
         look = "background:#E69F00;color:#000;font-weight:bold" if loss else "opacity:0.65"
@@ -50,7 +50,7 @@ def loss_tokens(tokens: Sequence[str], has_loss: Sequence[bool]) -> HTML:
 
 
 def endless(counts: dict[str, int], n: int, guess: Guess) -> Figure:
-    """Answers of `n` that don't stop by themselves, by labels, the wrong ones first."""
+    """Answers of `n` that don't stop by themselves, by labels, wrong ones first."""
     first, *_ = counts
     fig, ax = titled(f"With the {first}, {counts[first] / n:.0%} of the answers don't stop")
     label = f"answers that don't stop, of {n}"
@@ -59,7 +59,7 @@ def endless(counts: dict[str, int], n: int, guess: Guess) -> Figure:
 
 
 def reloaded(counts: dict[str, int], n: int, guess: Guess) -> Figure:
-    """Right answers of `n` as trained, and as loaded by a mistake."""
+    """Right answers of `n` as trained, and as loaded with a mistake."""
     *_, (wrong, count) = counts.items()
     fig, ax = titled(f"Loaded like this, the model gets {count / n:.0%} of the answers right")
     counted(ax, counts, n, roles={wrong: "mistake"}, guess=guess)

@@ -44,7 +44,7 @@ def codebooks(books: dict[str, torch.Tensor]) -> Figure:
 
 
 def added_loss(extra: dict[str, tuple[float, float, float]], guess: Guess) -> Figure:
-    """What each format adds to the loss: {format: (nats per token, low, high)}."""
+    """The loss that each format adds: {format: (nats per token, low, high)}."""
     most = max(extra, key=lambda name: extra[name][0]).replace("\n", ", ")
     fig, ax = titled(f"{most} adds the most loss")
     roles = {name: "QLoRA" if name.startswith("NF4") else "base" for name in extra}

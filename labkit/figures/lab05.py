@@ -16,7 +16,7 @@ HELD_OUT = "held-out loss (nats per token)"
 
 
 def two_rules(ranks: Sequence[int], losses: dict[str, Sequence[float]]) -> Figure:
-    """Held-out loss against rank, a line per rule for alpha: {rule: losses}."""
+    """Held-out loss against rank, one line per rule for alpha: {rule: losses}."""
     first, second = losses
     fig, ax = titled(f"With {first} the rank seems to matter, with {second} it doesn't")
     for (rule, values), color in zip(losses.items(), VARIANTS, strict=False):
@@ -28,7 +28,7 @@ def two_rules(ranks: Sequence[int], losses: dict[str, Sequence[float]]) -> Figur
 
 
 def _ranks(ax: Axes, ranks: Sequence[int], room: float = 1.3) -> None:
-    """A logarithmic axis of ranks, with room for a text on its right."""
+    """Set up a logarithmic axis of ranks, with room for labels on the right."""
     ax.set(xscale="log", xlabel="rank r", xlim=(ranks[0] / 1.3, ranks[-1] * room))
     ax.set_xticks(ranks, [str(r) for r in ranks])
     ax.set_xticks([], minor=True)
@@ -58,7 +58,7 @@ def grid(losses: pd.DataFrame) -> Figure:
 
 
 def rate_against_alpha(reached: pd.DataFrame) -> Figure:
-    """The rate that reaches a loss, against alpha; `reached` is of `tables.rates_reaching`."""
+    """The rate that reaches a loss, against alpha; `reached` is from `tables.rates_reaching`."""
     slope = tables.exponent(reached)
     fig, ax = titled(f"The rate you need falls roughly as alpha to the power {slope:.1f}")
     ax.plot(reached["alpha"], reached["rate"], "o", color=ROLES["LoRA"], alpha=0.6)
@@ -91,7 +91,7 @@ def memory(stored: dict[str, float], guess: Guess) -> Figure:
 
 
 def bits(stored: dict[str, Sequence[float]], available: float) -> Figure:
-    """Bits stored by rank: {rank: bits by seed}; `available`: bits that there are."""
+    """Bits stored by rank: {rank: bits by seed}; `available`: bits in the data."""
     values = {rank: tuple(np.array(mean_interval(b)) / 1000) for rank, b in stored.items()}
     first, (mean, *_) = next(iter(values.items()))
     fig, ax = titled(f"{first} stores {1000 * mean / available:.0%} of what there is")

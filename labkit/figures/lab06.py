@@ -14,9 +14,9 @@ GRIDS = dict(zip(("bf16", "Q8_0", "NF4"), VARIANTS, strict=False))
 
 
 def number_line(rows: dict[str, tuple[Sequence[float], float, float]], update: float) -> Figure:
-    """One weight on several grids: {grid: (values near it, the weight, where the sum lands)}.
+    """One weight on several grids: {grid: (values near it, the weight, the rounded sum)}.
 
-    The band is the dead zone, the arrow the update, a ring the weight, a dot where the sum lands.
+    The band is the dead zone, the arrow the update, a ring the weight, a dot the rounded sum.
     """
     stay = [name for name, (_, start, landed) in rows.items() if landed == start]
     title = f"The same update snaps back in {' and '.join(stay)}" if stay else "The update arrives"
@@ -41,7 +41,7 @@ def number_line(rows: dict[str, tuple[Sequence[float], float, float]], update: f
 
 
 def _dead_zone(near, reach):
-    """Halfway to the neighbors of 0 among the distances `near`, or the edge of the picture."""
+    """Halfway to the neighbors of 0 among the distances `near`, or the edge of the figure."""
     below, above = near[near < 0], near[near > 0]
     low = below.max() / 2 if len(below) else -reach
     return max(low, -reach), min(above.min() / 2 if len(above) else reach, reach)
@@ -52,7 +52,7 @@ def arrivals(
 ) -> Figure:
     """The share of an update that arrives, in %, by its size |dW| / |W|: {grid: shares}.
 
-    trained: the size of the adapter's own update. guess: of bf16 at a size of 0.1%.
+    trained: the size of the adapter's own update. guess: for bf16 at a size of 0.1%.
     """
     fig, ax = titled("Each grid loses updates below its own threshold")
     for name, values in shares.items():
@@ -69,7 +69,7 @@ def arrivals(
 
 
 def _named(ax: Axes, sizes, shares):
-    """Each curve's name where it first exceeds half, so that names don't overlap at the end."""
+    """Label each curve where it first exceeds half, so that labels don't overlap at the end."""
     for name, values in shares.items():
         at = next((i for i, value in enumerate(values) if value > 50), len(values) - 1)
         place = (sizes[at], values[at])
@@ -80,7 +80,7 @@ def _named(ax: Axes, sizes, shares):
 def merges(kls: dict[str, float], right: dict[str, int], n: int, guess: Guess) -> Figure:
     """Each merge: KL from the trained model (nats per token), and right answers of `n`.
 
-    kls: {merge: KL}; right: the same and first the model as trained. guess: of the second merge.
+    kls: {merge: KL}; right: the same, with the trained model first. guess: for the second merge.
     """
     nearest = min(kls, key=kls.get)
     fig, (left, other) = titled(f"Closest to the trained model: {nearest}", 2, sharey=False)

@@ -22,7 +22,7 @@ def scores(right: dict[str, dict[str, int]], n: int) -> Figure:
 
 
 def asked(right: dict[str, int], n: int, guess: Guess) -> Figure:
-    """Right answers of n by way of asking; the first way is the one of training."""
+    """Right answers of n by way of asking, training's first."""
     fig, ax = titled("One adapter, asked in other ways", height=0.5 * len(right) + 1.2)
     trained, *_ = right.values()
     roles = {way: "LoRA" if count >= 0.9 * trained else "mistake" for way, count in right.items()}
@@ -39,7 +39,7 @@ def files(made: dict[str, tuple[float, float]], n: int, guess: Guess) -> Figure:
     title = "With the rows not moved, no answer is right" if useless else "One model, several files"
     fig, (left, other) = titled(title, 2, sharey=False)
     roles = {name: "mistake" if name == "rows not moved" else "LoRA" for name in made}
-    kls = {name: max(kl, 1e-7) for name, (kl, _) in made.items()}  # fp32 from itself: 0
+    kls = {name: max(kl, 1e-7) for name, (kl, _) in made.items()}  # fp32 has 0
     dots(left, kls, "KL from the merged model,\nnats per token", roles, "{:.1g}")
     for text in left.texts:
         text.set_text(text.get_text().replace("1e-07", "0: the same"))
@@ -55,7 +55,7 @@ def files(made: dict[str, tuple[float, float]], n: int, guess: Guess) -> Figure:
 
 
 def batches(sizes: Sequence[int], times: dict[str, Sequence[float]]) -> Figure:
-    """Seconds of a layer's batch by its rows: {way: seconds}; the title is about 64 rows."""
+    """Seconds of a layer's batch by its rows: {way: seconds}; the title compares 64 rows."""
     slow, fast = (times[way][sizes.index(64)] for way in ("one by one", "grouped"))
     quicker = f"Grouped, 64 rows are {slow / fast:.0f} times as fast as one by one"
     fig, ax = titled(quicker if fast < slow else "Grouped is slower than one by one here")

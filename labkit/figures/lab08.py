@@ -13,7 +13,7 @@ WAYS = ("sampled", "greedy")
 
 
 def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None, cap: int = 64) -> Figure:
-    """Tokens per answer of each model: {model: lengths}, the base model first; `cap` cuts them."""
+    """Tokens per answer of each model: {model: lengths}, base model first; `cap` cuts them."""
     values = {name: mean_interval(found) for name, found in tokens.items()}
     base, *tuned = values
     change = values[tuned[-1]][0] / values[base][0] - 1
@@ -46,9 +46,9 @@ def clip_shape(epsilon: float) -> Figure:
 
 
 def rewarded(found: dict[str, dict], guess: Guess) -> Figure:
-    """Mean rewards, sampled and greedy, and right answers of 100: {model: what `marks` gives}.
+    """Mean rewards, sampled and greedy, and right answers of 100: {model: result of `marks`}.
 
-    Two models; the title compares them command by command. guess: of the sampled reward.
+    Two models; the title compares them command by command. guess: the sampled reward.
     """
     (first, before), (_, after) = found.items()
     changes = {way: _by_command(after, way) - _by_command(before, way) for way in WAYS}
@@ -80,7 +80,7 @@ def _by_command(marks, way):
 
 
 def hacked(found: dict[str, dict], paid: Sequence[float], guess: Guess) -> Figure:
-    """What the last model was paid in each step; keys and right answers of all, on 100 commands."""
+    """The last model's mean pay per step; keys and right answers of all, on 100 commands."""
     last = list(found.values())[-1]
     best = max(marks["right"] for marks in found.values())
     worse = wilson(last["right"], 100)[2] < best

@@ -1,7 +1,7 @@
-"""A memory cgroup around a warm process, where this user may make one (Linux, cgroup v2).
+"""A memory cgroup around a warm process, if this user may make one (Linux, cgroup v2).
 
-It counts what the looks at each process miss: memory of the kernel, files in memory, and what is
-taken between two looks. Where the bound is met, the kernel ends a process of the submission.
+It counts what polling each process misses: kernel memory, files in memory, and short peaks. At the
+limit, the kernel kills a process of the submission.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from labkit.grading.limits import Limits
 
 ROOT = Path("/sys/fs/cgroup")
 WARM = 2 << 30  # bytes of a warm process, with the files that it reads
-ENTER = 'echo 0 > "$0/cgroup.procs"'  # 0 is whoever writes it
-TRIES = 20  # a twentieth of a second each, until the last process is gone
+ENTER = 'echo 0 > "$0/cgroup.procs"'  # 0 is the writing process
+TRIES = 20  # every 0.05 s, until the last process is gone
 
 
 def make(limits: Limits) -> Path | None:
-    """The folder of a new group for one warm process; None where there can be none."""
+    """The folder of a new group for one warm process; None if none can be made."""
     most = WARM + limits.memory_bytes + 3 * limits.disk_bytes
     for parent in _parents():
         group = parent / f"labkit-{os.getpid()}-{secrets.token_hex(4)}"
@@ -36,7 +36,7 @@ def make(limits: Limits) -> Path | None:
 
 
 def _parents():
-    """The group of this process, and the one around it: there memory is counted more often."""
+    """The group of this process, and its parent group, where memory is more often counted."""
     if not (ROOT / "cgroup.controllers").exists():  # another layout, or none
         return []
     lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -45,12 +45,12 @@ def _parents():
 
 
 def entering(group: Path | None, command: list[str]) -> list[str]:
-    """`command`, begun inside a group; as it is where `group` is None."""
+    """`command`, started inside a group, or unchanged if `group` is None."""
     return ["sh", "-c", f'{ENTER}; exec "$@"', str(group), *command] if group else command
 
 
 def remove(group: Path | None) -> None:
-    """End what is left in a group, and take it away."""
+    """Kill the processes left in a group, and remove it."""
     if group is None or not group.exists():
         return
     with contextlib.suppress(OSError):

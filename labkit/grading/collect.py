@@ -1,4 +1,4 @@
-"""Which submissions there are, and their bytes: read with care, as anybody may have made them."""
+"""Find submissions and read their bytes, which anybody may have made."""
 
 import hashlib
 import os
@@ -12,23 +12,23 @@ from pathlib import Path
 from labkit.errors import LabError
 from labkit.grading.judge.submission import Unreadable
 
-# left by macOS and Jupyter, no student's work
+# files of macOS and Jupyter, no student's work
 LITTER = ("._", ".DS_Store", ".ipynb_checkpoints", "__MACOSX")
-CANVAS = re.compile(r"(?=_(\d+)_\d+_)")  # at every place where it could be the student's number
-MOODLE = re.compile(r"_(\d+)_assignsubmission_")  # in the name of a student's folder: the number
-FEW = 12  # names that a line lists
+CANVAS = re.compile(r"(?=_(\d+)_\d+_)")  # every number that could be the student's
+MOODLE = re.compile(r"_(\d+)_assignsubmission_")  # the number in the name of a student's folder
+FEW = 12  # names listed per line
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """A submission to grade, as it was when it was found."""
+    """A submission to grade, as it was when found."""
 
     name: str
     path: Path  # absolute: links to folders are resolved, the file itself is not
     digest: str  # of its bytes; "" when they cannot be read
-    reason: str  # why not
+    reason: str  # why they cannot be read
     key: str  # what its grade depends on
-    most: int  # bytes that are read
+    most: int  # bytes to read at most
 
     @classmethod
     def at(cls, name: str, path: Path, most: int, version: str) -> "Notebook":
@@ -37,12 +37,12 @@ class Notebook:
             digest, reason = hashlib.sha256(read_bytes(path, most)).hexdigest(), ""
         except Unreadable as error:
             digest, reason = "", str(error)
-        told = f"{version} {digest} {name}".encode("utf-8", "surrogatepass")
-        key = hashlib.sha256(told).hexdigest()
+        parts = f"{version} {digest} {name}".encode("utf-8", "surrogatepass")
+        key = hashlib.sha256(parts).hexdigest()
         return cls(name, absolute(path), digest, reason, key, most)
 
     def read(self) -> bytes | None:
-        """Its bytes; None if the file is another one by now."""
+        """Its bytes; None if the file has changed."""
         try:
             data = read_bytes(self.path, self.most)
         except Unreadable:
@@ -51,15 +51,15 @@ class Notebook:
 
 
 def absolute(path: Path) -> Path:
-    """The path from the root on; links to folders are resolved, the file itself is not."""
+    """The absolute path; links to folders are resolved, the file itself is not."""
     return Path(os.path.realpath(path.parent)) / path.name
 
 
 def collect(paths: Iterable[str | Path], out: Path) -> dict[str, Path]:
-    """`{name: path}` of the notebooks in files and folders, each name once, in order.
+    """`{name: path}` of the notebooks in files and folders, with unique names, in order.
 
-    A path that is a link to a folder is followed; links below it are not. LabError for a path that
-    isn't there, and when there is no notebook at all.
+    A path that is a link to a folder is followed; links below it are not. LabError for a missing
+    path, and if there is no notebook at all.
     """
     found = []
     for path in map(Path, paths):
@@ -77,15 +77,12 @@ def collect(paths: Iterable[str | Path], out: Path) -> dict[str, Path]:
 
 
 def _root(folder):
-    """Where names begin: at the folder, or above it where Moodle has put the student into its name.
-
-    One student's folder, or a file in it, is then called as in a folder that holds them all.
-    """
+    """The folder that names are relative to; its parent if Moodle named it after a student."""
     return folder.parent if MOODLE.search(folder.name) else folder
 
 
 def left_out(paths: Iterable[str | Path], out: Path) -> list[str]:
-    """Lines on what in the folders of `paths` is not looked at, a kind a line."""
+    """One line per kind of file in the folders of `paths` that is skipped."""
     odd = defaultdict(list)
     folders = [p for p in map(Path, paths) if p.is_dir() and not _is_book(p.name)]
     files = [file.name for folder in folders for file in _files(folder, Path(out), odd)]
@@ -99,7 +96,7 @@ def left_out(paths: Iterable[str | Path], out: Path) -> list[str]:
 
 
 def listed(names: Iterable) -> str:
-    """The first of some names, in order and each once, and how many more there are."""
+    """The first few distinct names, in order, and how many more there are."""
     names = sorted({_shown(str(name)) for name in names})
     return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
 
@@ -109,10 +106,9 @@ def _is_book(name):
 
 
 def _files(folder, out, odd=None):
-    """The files below `folder`, but for what is hidden and what links to folders lead to.
+    """The files below `folder`, except hidden ones; links to folders are not followed.
 
-    `odd`, when given, gets the paths of links to folders, of what is hidden, and of folders that
-    cannot be read.
+    `odd` collects the paths of links to folders, hidden files, and unreadable folders.
     """
     odd = defaultdict(list) if odd is None else odd
     closed = odd["closed"]
@@ -124,7 +120,7 @@ def _files(folder, out, odd=None):
             if name.startswith("."):
                 odd["hidden"].append(path.relative_to(folder))
             elif _is_book(name):
-                books.append(name)  # it becomes a row that says what it is
+                books.append(name)  # a folder of that name becomes a row with a reason
             elif path.is_symlink():
                 odd["link"].append(path.relative_to(folder))
             elif path.resolve() != out.resolve():
@@ -137,7 +133,7 @@ def _files(folder, out, odd=None):
 
 
 def _named(found):
-    """Names relative to the given folder; as many parents more as tell two apart."""
+    """Names relative to the given folder, with more parents if two are equal."""
     depth = {path: len(path.relative_to(root).parts) for root, path in found}
     parts = {path: path.absolute().parts for path in depth}
     while True:
@@ -157,7 +153,7 @@ def _named(found):
 
 
 def _shown(name):
-    """A file's name as text that can be printed, whatever bytes it is made of."""
+    """A file's name as printable text, whatever its bytes."""
     text = os.fsencode(name).decode("utf-8", "replace")
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
@@ -175,7 +171,7 @@ def read_bytes(path: Path, most: int) -> bytes:
             raise Unreadable("not a plain file")
         if kind.st_size > most:
             size = f"{kind.st_size / 2**20:,.1f} MiB, at most {most >> 20:,} are read"
-            raise Unreadable(f"{size}: clear the outputs and save it once more")
+            raise Unreadable(f"{size}: clear the outputs and save it again")
         with open(fd, "rb", closefd=False) as file:
             return file.read(most)
     finally:

@@ -1,4 +1,4 @@
-"""Grade submissions: find them, have each judged in its sandbox, keep what is done, report."""
+"""Grade submissions: find them, have each judged in its sandbox, store results, report."""
 
 import os
 import re
@@ -16,19 +16,19 @@ from labkit.grading.collect import Notebook, absolute, collect, listed
 from labkit.grading.limits import Limits
 from labkit.grading.row import Row
 
-LATE = re.compile(r"(_LATE)?_[^_]+_\d+_")  # in a name that Canvas made: who, and the attachment
-UNFINISHED = ("crashed", "timeout")  # a row of these is told, and graded again by the next call
+LATE = re.compile(r"(_LATE)?_[^_]+_\d+_")  # in a name from Canvas: student and attachment
+UNFINISHED = ("crashed", "timeout")  # graded again by the next call
 
 
 @dataclass(frozen=True)
 class How:
-    """How submissions are graded, and by whom."""
+    """How submissions are graded, and on which machines."""
 
-    seed: int | None = None  # of the checks' inputs; without one a folder keeps a random one
-    checks: str | Path | None = None  # the file of an instructor's own
+    seed: int | None = None  # of the checks' inputs; default a random one per folder
+    checks: str | Path | None = None  # an instructor's own file
     limits: Limits = field(default_factory=Limits)
     unsafe: bool = False  # without a sandbox
-    jobs: int | None = None  # side by side; a core each if nothing is said
+    jobs: int | None = None  # at once; default one per core
     workers: int | None = None  # of Dask, on this machine
     scheduler: str | None = None  # of Dask, its address
 
@@ -46,13 +46,13 @@ def grade(
 ) -> list[Row]:
     """Grade the notebooks in `paths`, files or folders, as `How` says; all rows, by name.
 
-    Writes results.json, grades.csv and the pages into `out`; what was graded into it before stays
-    there. It is not graded again if notebook, seed, checks, limits, course and libraries are the
-    same, unless `again` has its name, a part of it, or a pattern. With `only`, the id of an
-    exercise, that one is judged anew of all, and the others stand as they are, whatever they depend
-    on. With `alike` a page lists submissions whose own code is. `progress(done, total, row)` is
-    called after each; `notes`, a list, gets lines to show. LabError for bad input; when it is
-    interrupted, what is done is written all the same.
+    Writes results.json, grades.csv and the pages into `out`; earlier grades stay there. A notebook
+    is not graded again if it, seed, checks, limits, course and libraries are the same, unless
+    `again` has its name, a part of it, or a pattern. `only` is the id of an exercise: it is judged
+    again in all submissions, and the others keep their verdicts. With `alike` a page lists
+    submissions with similar code. `progress(done, total, row)` is called after each; lines to show
+    are appended to `notes`. LabError for bad input. Finished grades are also written after an
+    interrupt.
     """
     how, out = How(**how), Path(out)
     _possible(how)
@@ -74,14 +74,13 @@ def grade(
             _stand(out, set(books) - set(todo), before)
     finally:
         rows, lines = _report(out, renamed)
-    told = _notes(todo, found, before, renamed) + lines + ([_alike(out, rows)] if alike else [])
+    shown = _notes(todo, found, before, renamed) + lines + ([_alike(out, rows)] if alike else [])
     if notes is not None:
-        notes += told
+        notes += shown
     return rows
 
 
 def _possible(how):
-    """LabError where nothing can be graded as asked."""
     if sys.platform != "linux":
         raise LabError("grading needs Linux: on Windows use WSL, on a Mac a Linux container")
     if not how.unsafe and not how.scheduler and not sandbox.available():
@@ -89,10 +88,7 @@ def _possible(how):
 
 
 def _as_before(found, before):
-    """`(found, renamed)`: a file that was graded under a longer name keeps that one.
-
-    `renamed` has the names under which files of `found` were graded before and are no longer.
-    """
+    """`(found, renamed)`: files with longer names of earlier grading, and names they gave up."""
     names, renamed = {}, set()
     graded = {entry.path: name for name, entry in before.items() if entry.path}
     for name, path in found.items():
@@ -106,27 +102,27 @@ def _as_before(found, before):
 
 
 def _chosen(again, names):
-    """The names that one of `again` is, is a part of, or fits; LabError for one that fits none."""
+    """The names that an item of `again` equals, occurs in, or matches; LabError if it fits none."""
     chosen = set()
-    for asked in again:
-        same = {name for name in names if name == asked}
-        part = {name for name in names if asked.lower() in name.lower()}
-        fits = {name for name in names if fnmatchcase(name.lower(), asked.lower())}
-        if not (asked and (same or part or fits)):
-            raise LabError(f"--again {asked}: no submission here has that in its name")
+    for pattern in again:
+        same = {name for name in names if name == pattern}
+        part = {name for name in names if pattern.lower() in name.lower()}
+        fits = {name for name in names if fnmatchcase(name.lower(), pattern.lower())}
+        if not (pattern and (same or part or fits)):
+            raise LabError(f"--again {pattern}: no submission has that in its name")
         chosen |= same or part | fits
     return chosen
 
 
 def _todo(books, before, again, only):
-    """Which notebooks are to be graded; LabError where none has the exercise `only`."""
+    """The notebooks to grade; LabError if none has the exercise `only`."""
     if only:
         todo = [book for book in books if (e := before.get(book.name)) and e.row.exercise(only)]
         if not todo:
-            raise LabError(f"--exercise {only}: nothing here has been graded on that one before")
+            raise LabError(f"--exercise {only}: no submission here has that exercise")
         return todo
-    kept = {entry.key for entry in before.values()}  # a name is a part of what a key is made of
-    return [book for book in books if book.name in again or not book.digest or book.key not in kept]
+    done = {entry.key for entry in before.values()}  # keys depend on names
+    return [book for book in books if book.name in again or not book.digest or book.key not in done]
 
 
 def _rows(todo, seed, how):
@@ -144,10 +140,7 @@ def _rows(todo, seed, how):
 
 
 def _with(old, book, new, only):
-    """The row that was kept with one exercise as it is in `new`; `new` for another notebook.
-
-    Where that is not graded all stays as it was.
-    """
+    """The old row with one exercise from `new`; `new` itself if the notebook has changed."""
     fresh = new.exercise(only)
     if old.digest != book.digest:
         return new
@@ -158,7 +151,7 @@ def _with(old, book, new, only):
 
 
 def _stand(out, books, before):
-    """Have rows without the exercise that was judged anew stand as the others do: up to date."""
+    """Mark rows without the exercise that was judged again as up to date, too."""
     for book in books:
         old = before.get(book.name)
         if old and old.key and old.digest == book.digest:
@@ -166,7 +159,7 @@ def _stand(out, books, before):
 
 
 def _kept(book, row, sources):
-    """What is kept of a submission; a row that is not the last word has no key."""
+    """The stored entry of a submission; without a key if it has to be graded again."""
     made = filter(None, map(LATE.search, row.submission.split("/")))
     late = next(made, None)  # the file's name, or that of the folder of an unpacked zip
     row.late = bool(late and late[1])
@@ -175,10 +168,7 @@ def _kept(book, row, sources):
 
 
 def _report(out, renamed):
-    """Write the reports of all that was ever graded into the folder.
-
-    `(rows, lines)`, the lines on points that were given by hand, and on what is half done.
-    """
+    """Write the reports on all submissions ever graded; their rows, and lines that need a look."""
     with store.locked(out):
         for name in renamed:
             store.forget(out, name)
@@ -192,13 +182,12 @@ def _report(out, renamed):
 
 
 def mixed(out: Path) -> list[str]:
-    """A line on each exercise of which some verdicts are new and some old."""
-    told = "was stopped: some of its verdicts are new, the others old; give it once more"
-    return [f"LOOK: --exercise {id} {told}" for id in store.half_done(out)]
+    """A line on each exercise with some new and some old verdicts."""
+    why = "was stopped: some of its verdicts are new, others old; run it again"
+    return [f"LOOK: --exercise {id} {why}" for id in store.half_done(out)]
 
 
 def _alike(out, rows):
-    """Write the pages on submissions that are alike; a line on them."""
     from labkit.grading.after import similar
 
     sources = {name: entry.sources for name, entry in store.entries(out).items()}
@@ -207,7 +196,6 @@ def _alike(out, rows):
 
 
 def _notes(todo, found, before, renamed):
-    """Lines on what became of the rows that stood in the folder before."""
     others = {name: e.path for name, e in before.items() if name not in found.keys() | renamed}
     gone = [name for name, path in others.items() if path and not os.path.lexists(path)]
     lines = [f"rows of earlier calls: {len(others)}"] if others else []
@@ -217,6 +205,6 @@ def _notes(todo, found, before, renamed):
     others = [(book, old) for book, old in pairs if old.path not in ("", str(book.path))]
     replaced = [b.name for b, old in others if old.digest != b.digest and os.path.lexists(old.path)]
     if replaced:
-        told = "in place of another file of this name, which is still there"
-        lines.append(f"LOOK: graded {told}: {listed(replaced)}")
+        why = "in place of another file of this name, which is still there"
+        lines.append(f"LOOK: graded {why}: {listed(replaced)}")
     return lines

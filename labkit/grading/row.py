@@ -1,14 +1,14 @@
-"""A graded submission: what its judge says of it, what is kept of it, and a row of results.json."""
+"""A graded submission, and its row of results.json."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-ABSENT = {"lab", "reason", "exercises", "message", "late"}  # null in a file is none at all
+ABSENT = {"lab", "reason", "exercises", "message", "late"}  # null in a file counts as absent
 
 
 @dataclass
 class Exercise:
-    """What came of one exercise."""
+    """The result of one exercise."""
 
     id: str
     name: str
@@ -20,12 +20,12 @@ class Exercise:
 
 @dataclass
 class Row:
-    """What came of a submission."""
+    """The result of a submission."""
 
     submission: str
     status: str  # graded, or why it is not: unreadable, crashed, timeout
     reason: str = ""
-    lab: str = ""  # its stem; empty where none is recognised
+    lab: str = ""  # its stem; empty if unknown
     earned: int | float = 0
     possible: int | float = 0
     seconds: int | float = 0.0
@@ -34,27 +34,27 @@ class Row:
 
     @property
     def percent(self) -> float | None:
-        """The share of the points, where there are any."""
+        """The share of the points; None without any."""
         return round(100 * self.earned / self.possible, 1) if self.possible else None
 
     def exercise(self, id: str) -> Exercise | None:
-        """What came of the exercise of that id, where there was one."""
+        """The exercise with that id, or None."""
         return next((e for e in self.exercises if e.id == id), None)
 
     @property
     def told(self) -> str:
-        """The status, and the reason where there is one."""
+        """The status, with the reason if there is one."""
         return f"{self.status}: {self.reason}" if self.reason else self.status
 
     @classmethod
     def of(cls, data: dict) -> "Row":
-        """The row in plain data; ValueError for what is none."""
+        """The row in plain data; ValueError if malformed."""
         row = made(cls, data)
         row.exercises = [made(Exercise, found) for found in row.exercises]
         return row
 
     def data(self) -> dict:
-        """The row as plain data, as it stands in results.json."""
+        """The row as plain data, as in results.json."""
         names = ("submission", "lab", "earned", "possible", "seconds", "status")
         data = {name: getattr(self, name) for name in names} | {"lab": self.lab or None}
         data |= {"reason": self.reason} if self.reason else {}
@@ -63,10 +63,7 @@ class Row:
 
 
 def made(kind: type, data: dict) -> Any:
-    """A dataclass of a kind from plain data, what it has no field for left out.
-
-    ValueError where something is missing, or is of another type.
-    """
+    """A dataclass from plain data; unknown fields are ignored, wrong ones are a ValueError."""
     try:
         known = {f.name: data[f.name] for f in fields(kind) if f.name in data}
         found = kind(**{k: v for k, v in known.items() if v is not None or k not in ABSENT})

@@ -1,33 +1,34 @@
 """The outer wall: bubblewrap around the warm process from which each submission is forked.
 
-What holds, with both walls: a submission sees Python, its packages, /usr and this package without
-checks and solutions, all read-only; no home, no environment, no process but its own. Its network is
-its own, too, and down; the only sockets are those between its own processes. It writes to scratch
-space in memory, which is gone with it. It has no capability, gains none, and a filter refuses
-system calls that labs don't need. Memory, processes, sockets, disk and time are bounded, by limits
-of each process and by a supervisor that looks twenty times a second. When it ends, the kernel ends
-its whole process tree. Points are given in another process, outside of the wall.
+With both walls, a submission sees Python, its packages, /usr and this package without checks and
+solutions, all read-only; no home, no environment, and only its own processes. Its own network is
+down; sockets connect only its own processes. It writes to scratch space in memory, which is deleted
+with it. It has no capability, gains none, and a filter refuses system calls that labs don't need.
+Memory, processes, sockets, disk and time are limited, by each process's limits and by a supervisor
+that checks twenty times a second. When it ends, the kernel kills its whole process tree. Points are
+computed in another process outside the wall.
 
-One leaves nothing for the next: its files, sockets, locks, queues, keys and standard streams are
-its own, and of the machine's files and devices it changes neither content nor times nor hints.
+A submission leaves nothing for the next: its files, sockets, locks, queues, keys and standard
+streams are its own, and it can change neither content nor times nor hints of the machine's files
+and devices.
 
-What does not hold stands in docs/instructor.md: a flaw of the kernel, and what it counts for the
-whole machine. Between two looks memory may pass its bound, and that of the kernel (pipes, mappings,
-tables of pages) is bounded by the number of processes and descriptors; a memory cgroup (`cgroup`)
-counts it. No filter tells a futex by which two that run at a time pass text, in a file that both
-map, from those of semaphores that processes of one submission share.
+docs/instructor.md lists what this does not stop: kernel bugs, and counters of the whole machine.
+Between two checks memory may exceed its limit, and kernel memory (pipes, mappings, page tables) is
+limited only by the number of processes and descriptors, unless a memory cgroup (`cgroup`) counts
+it. Two submissions that run at the same time can signal each other by futexes in a file that both
+map: no filter can distinguish these from a submission's own semaphores.
 
-Its code and the probes share a process, so a check that looks at the form of an answer, not at
-results that need work, can be lied to; checks are written with that in mind. The same holds for a
-learner who knows an instructor's check and answers it alone.
+A submission's code and the probes share a process, so a check that looks only at the form of an
+answer, not at results that need work, can be deceived; checks are written with that in mind. A
+learner who knows an instructor's check can also hard-code its answers.
 
-Where the kernel allows no user namespace inside bubblewrap's ("alone"), a submission has no process
-tree inside the outer wall. Then each has a warm process of its own, which takes seconds to start.
-It can set the times of devices such as /dev/null to now, which the next one sees, and files that it
-writes to scratch space are memory that nobody counts but a cgroup.
+If the kernel allows no user namespace inside bubblewrap's ("alone"), a submission has no process
+tree inside the outer wall. Each then has its own warm process, which takes seconds to start. It can
+set the times of devices such as /dev/null to now, which the next one sees, and only a cgroup counts
+its files in scratch space.
 
-Without bubblewrap ("bare") the limits of each process and the filter are left: a submission can do
-what the grader's user can, but for the network.
+Without bubblewrap ("bare") only each process's limits and the filter are left: a submission can do
+what the grader's user can, except use the network.
 """
 
 import os
@@ -41,7 +42,7 @@ from pathlib import Path
 import labkit
 
 MISSING = (
-    "no sandbox here: install bubblewrap (Linux: the package 'bubblewrap'), or say --unsafe to "
+    "no sandbox here: install bubblewrap (Linux: the package 'bubblewrap'), or use --unsafe to "
     "run submissions with limits only"
 )
 UNSAFE = (
@@ -50,8 +51,8 @@ UNSAFE = (
 )
 PACKAGE = Path(labkit.__file__).resolve().parent
 HIDDEN = ("checks", "_solutions", "_lent")
-MASTERS = ("labs", "solutions")  # beside labkit, where the whole course is
-DEPTH = 8  # of folders that are searched for other copies
+MASTERS = ("labs", "solutions")  # next to labkit in the whole course
+DEPTH = 8  # depth of the search for other copies
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
 ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types")
 ETC += ("ssl", "fonts", "alternatives")
@@ -83,14 +84,14 @@ def available() -> str | None:
 
 
 def command(fd: int, kind: str) -> list[str]:
-    """The command that starts a warm process of a kind, its control socket being `fd`."""
+    """The command that starts a warm process of a kind with the control socket `fd`."""
     start = [sys.executable, "-m", "labkit.grading.inside.zygote", str(fd), kind]
     return start if kind == "bare" else [*_outer_wall(kind), "--", *start]
 
 
 @cache
 def trial() -> str:
-    """How submissions can be isolated here: "nested" or "alone", else what bubblewrap says."""
+    """How submissions can be isolated here: "nested" or "alone", else bubblewrap's error."""
     start = [sys.executable, "-m", "labkit.grading.inside.zygote", "-", "trial"]
     done = subprocess.run(
         [*_outer_wall("nested"), "--", *start],
@@ -99,12 +100,12 @@ def trial() -> str:
         text=True,
         timeout=60,
     )
-    told = (done.stdout if done.returncode == 0 else done.stderr).strip()
-    return told.splitlines()[-1] if told else f"it ended with {done.returncode}"
+    output = (done.stdout if done.returncode == 0 else done.stderr).strip()
+    return output.splitlines()[-1] if output else f"it ended with {done.returncode}"
 
 
 def mend(reason: str) -> str:
-    """`reason`, with what to do where Ubuntu's AppArmor keeps bubblewrap from its work."""
+    """`reason`, with the fix if Ubuntu's AppArmor blocks bubblewrap."""
     limit = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
     if limit.exists() and limit.read_text().strip() == "1":
         return f"{reason}; Ubuntu forbids it: sudo sysctl kernel.{limit.name}=0"
@@ -112,7 +113,7 @@ def mend(reason: str) -> str:
 
 
 def environment(folder: str | None = None) -> dict[str, str]:
-    """The environment of the warm process: nothing is inherited. `folder` is its scratch space."""
+    """The environment of the warm process; nothing is inherited. `folder` is its scratch space."""
     where = folder or scratch()
     found = {name: value.replace("/tmp", where) for name, value in ENVIRONMENT.items()}
     found["PYTHONPATH"] = str(PACKAGE.parent)
@@ -120,13 +121,13 @@ def environment(folder: str | None = None) -> dict[str, str]:
 
 
 def scratch() -> str:
-    """Where scratch space is mounted: /tmp, unless Python or the course lie below it."""
+    """Where scratch space is mounted: /tmp, unless Python or the course are below it."""
     below = any(Path("/tmp") in Path(path).parents for path in [*prefixes(), str(PACKAGE)])
     return "/scratch" if below else "/tmp"
 
 
 def _outer_wall(kind):
-    """Bubblewrap and its options: what is not named here does not exist inside."""
+    """Bubblewrap and its options: only what is named here exists inside."""
     wall = [available(), "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     wall += ["--unshare-cgroup-try", "--as-pid-1", "--die-with-parent", "--new-session"]
     if os.getuid():
@@ -141,11 +142,11 @@ def _outer_wall(kind):
     wall += ["--proc", "/proc", "--dev", "/dev", "--dir", "/run"]
     for path in dict.fromkeys(("/tmp", scratch(), "/cache", "/dev/shm")):
         wall += ["--perms", "1777", "--tmpfs", path]
-    if kind == "nested":  # the kernel lets us mount another /proc only where a whole one is seen
+    if kind == "nested":  # the kernel mounts a new /proc only if a full one is visible
         wall += ["--ro-bind", "/proc", "/run/proc"]
     bound = [*prefixes(), str(PACKAGE)]
     for folder in sorted({str(p) for path in bound for p in Path(path).parents} - {"/", "/tmp"}):
-        wall += ["--perms", "0755", "--dir", folder]  # bubblewrap's own would be closed to others
+        wall += ["--perms", "0755", "--dir", folder]  # bubblewrap's own would be private
     for path in bound:
         wall += ["--ro-bind", path, path]
     for path in _hidden():
@@ -157,7 +158,7 @@ def _outer_wall(kind):
 
 @cache
 def _hidden():
-    """Folders of checks and solutions that a submission would see else, of all copies there are."""
+    """Folders of checks and solutions, in all copies that a submission could see."""
     roots = [*prefixes(), *(path for path in SYSTEM if not os.path.islink(path))]
     copies = {copy for root in roots for copy in _copies(root)}
     found = [copy / name for copy in {PACKAGE, *copies} for name in HIDDEN]
@@ -167,7 +168,7 @@ def _hidden():
 
 
 def _copies(root):
-    """The labkits below a folder, whether installed or in a copy of the whole course."""
+    """The labkits below a folder, installed or in a copy of the whole course."""
     for where, folders, _ in os.walk(root):
         if "labkit" in folders:
             yield Path(where, "labkit")
@@ -176,12 +177,12 @@ def _copies(root):
 
 
 def prefixes() -> list[str]:
-    """The folders that hold Python and its packages, those inside others left out."""
+    """The folders with Python and its packages, without nested ones."""
     found = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
     found |= {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     found |= {str(Path(p).resolve()) for p in found}
-    kept = list(SYSTEM)
+    outer = list(SYSTEM)
     for path in sorted(filter(os.path.isdir, found)):
-        if not any(path == other or path.startswith(f"{other}/") for other in kept):
-            kept.append(path)
-    return kept[len(SYSTEM) :]
+        if not any(path == other or path.startswith(f"{other}/") for other in outer):
+            outer.append(path)
+    return outer[len(SYSTEM) :]

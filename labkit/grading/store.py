@@ -1,7 +1,7 @@
-"""What a folder of grades keeps: one small file a submission, which all its reports are made of.
+"""The stored grades of a folder, one small file per submission, from which reports are made.
 
-Several graders may work on one folder at a time. Each file is written whole under a name of its own
-and moved into place; what is read, merged and written again is so under a lock.
+Several graders may work on one folder at a time. Each file is written under a temporary name and
+moved into place; reports are read and written under a lock.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from labkit.files import whole
 from labkit.grading.limits import Limits
 from labkit.grading.row import Row, made
 
-FOLDER = "graded"  # below the folder of the grades
-SEEDS = 2**63  # what torch takes
+FOLDER = "graded"  # in the folder of the grades
+SEEDS = 2**63  # torch's range
 LIBRARIES = {"bitsandbytes", "numpy", "pandas", "peft", "torch", "transformers"}
 
 
 @dataclass
 class Kept:
-    """What is kept of a submission."""
+    """The stored entry of a submission."""
 
     key: str  # what its grade depends on; "" if the next call has to grade it again
     path: str  # of the notebook
@@ -37,11 +37,11 @@ class Kept:
 
 
 def depends_on(checks: Path | None, limits: Limits, seed: int) -> str:
-    """A hash of what grades depend on besides the notebook: code, libraries, limits, seed."""
+    """A hash of everything besides the notebook that grades depend on."""
     libraries = set(LIBRARIES)
     with contextlib.suppress(PackageNotFoundError):
-        asked = (line for line in requires("lora-labs") or () if "extra ==" not in line)
-        libraries |= {re.match(r"[\w.-]+", line)[0] for line in asked}
+        required = (line for line in requires("lora-labs") or () if "extra ==" not in line)
+        libraries |= {re.match(r"[\w.-]+", line)[0] for line in required}
     own = [Path(checks).resolve()] if checks else []
     settings = {"limits": asdict(limits), "seed": seed, "python": sys.version}
     return fingerprint.of([".", "../solutions", *own], libraries, settings)
@@ -49,17 +49,17 @@ def depends_on(checks: Path | None, limits: Limits, seed: int) -> str:
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Nobody else reads and writes the reports of the folder meanwhile."""
+    """A lock on the reports of the folder."""
     import fcntl  # not on Windows, where nothing is graded
 
     with open(out / FOLDER / "lock", "w") as file:
-        with contextlib.suppress(OSError):  # a disk that knows no locks serves one grader
+        with contextlib.suppress(OSError):  # a disk without locks has one grader
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def seed_of(out: Path, seed: int | None) -> int:
-    """The seed given, else the one that this folder has, else a new random one; it is kept."""
+    """The given seed, else the folder's, else a new random one; it is stored."""
     file = out / FOLDER / "seed"
     with locked(out):
         if seed is None:
@@ -74,7 +74,7 @@ def seed_of(out: Path, seed: int | None) -> int:
 
 @contextlib.contextmanager
 def judging_anew(out: Path, exercise: str | None) -> Iterator[None]:
-    """If the block does not come to its end, `half_done` has the exercise from then on."""
+    """Mark the exercise in `half_done` until the block succeeds."""
     anew = {exercise} if exercise else set()
     _mark(out, lambda ids: ids | anew)
     yield
@@ -82,7 +82,7 @@ def judging_anew(out: Path, exercise: str | None) -> Iterator[None]:
 
 
 def half_done(out: Path) -> list[str]:
-    """Exercises whose judging anew was stopped: some of their verdicts are new, some old."""
+    """Exercises whose regrading was interrupted: some verdicts are new, some old."""
     with contextlib.suppress(OSError):
         return (out / FOLDER / "anew").read_text("utf-8").splitlines()
     return []
@@ -96,17 +96,14 @@ def _mark(out, change):
 
 
 def entries(out: Path) -> dict[str, Kept]:
-    """What is kept of all that was graded into the folder, by submission, oldest first.
-
-    What is malformed is left out.
-    """
+    """The stored entries of the folder, by submission, oldest first; malformed ones are skipped."""
     found = [pair for file in (out / FOLDER).glob("*.json") if (pair := _entry(file))]
     found.sort(key=lambda pair: pair[0])
     return {entry.row.submission: entry for _, entry in found}
 
 
 def _entry(file):
-    """`(when it was written, what it keeps)`; None for what is malformed, or gone by now."""
+    """`(time written, entry)`; None if malformed, or deleted meanwhile."""
     try:
         written, data = file.stat().st_mtime_ns, json.loads(file.read_text("utf-8"))
         if isinstance(data, list):  # as an earlier version left it
@@ -120,13 +117,13 @@ def _entry(file):
 
 
 def save(out: Path, entry: Kept) -> None:
-    """Keep the entry of a submission, in place of the one before."""
+    """Store the entry of a submission, replacing the one before."""
     data = vars(entry) | {"row": entry.row.data()}
     put(_file(out, entry.row.submission), json.dumps(data).encode())
 
 
 def forget(out: Path, submission: str) -> None:
-    """Remove what is kept of a submission."""
+    """Remove the entry of a submission."""
     _file(out, submission).unlink(missing_ok=True)
 
 
@@ -136,7 +133,7 @@ def _file(out, submission):
 
 
 def put(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, also where two do at a time; an OSError names it."""
+    """Write a file atomically, also with several writers; an OSError names it."""
     try:
         with whole(path) as part:
             part.write_bytes(data)

@@ -1,4 +1,4 @@
-"""The judge's hold on its warm process, which lives in the sandbox."""
+"""The judge's handle on its warm process in the sandbox."""
 
 import contextlib
 import json
@@ -16,24 +16,24 @@ from labkit.grading import cgroup, sandbox, wire
 from labkit.grading.inside.wall import SCRATCH
 from labkit.grading.limits import Limits
 
-GONE = 60  # seconds in which the processes of a submission end when they are told or killed
+GONE = 60  # seconds for a submission's processes to end
 
 
 class WarmProcess:
-    """Starts a submission's processes on demand, and knows when they are gone.
+    """Starts a submission's processes on demand, and detects when they are gone.
 
-    Of the kinds, "nested" has both walls, where the kernel allows the inner one; "alone" has the
-    outer one and serves a single submission; "bare" has none.
+    Kinds: "nested" has both walls, if the kernel allows the inner one; "alone" has the outer one
+    and serves a single submission; "bare" has none.
     """
 
     def __init__(self, limits: Limits, kind: str = "nested"):
         self.limits, self.kind = limits, kind
         self.process = self.control = self.scratch = self.group = None
-        self.nested = None  # whether it can serve more than one submission; None: not known yet
-        self.number = 0  # of the submission, in what is said of it to and fro
+        self.nested = None  # whether it can serve several submissions; None: unknown yet
+        self.number = 0  # of the submission, in messages about it
 
     def begin(self) -> None:
-        """Start the process; it takes seconds until it is warm."""
+        """Start the process; warming up takes seconds."""
         if self.kind == "nested" and sandbox.trial() != "nested":
             self.kind = "alone"
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -54,9 +54,9 @@ class WarmProcess:
             self.control.sendall(json.dumps(asdict(self.limits)).encode())
 
     def wait(self) -> None:
-        """Until it is warm. LabError, with the reason, when it does not get there."""
+        """Wait until it is warm; LabError with the reason if that fails."""
         if self.nested is not None and self.process and self.process.poll() is not None:
-            self.end()  # the kernel, for want of memory
+            self.end()  # killed by the kernel, out of memory
         if self.process is None:
             self.begin()
         if self.nested is None:
@@ -70,7 +70,7 @@ class WarmProcess:
                 raise LabError(f"the sandbox does not start: {sandbox.mend(reason)}")
             self.nested = json.loads(answer)["nested"]
             if self.kind == "nested" and not self.nested:
-                self.end()  # its wall, which is made for nesting, shows the host's processes
+                self.end()  # a wall for nesting shows the host's processes
                 self.kind = "alone"
                 self.wait()
 
@@ -79,11 +79,11 @@ class WarmProcess:
             self.process.wait(GONE)
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it ended without a word"
+        return lines[-1] if lines else "it ended without a message"
 
     @contextlib.contextmanager
     def submission(self) -> Iterator[socket.socket]:
-        """A socket to a new submission's supervisor. Afterwards all its processes are gone."""
+        """A socket to a new submission's supervisor; afterwards all its processes are gone."""
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
@@ -95,7 +95,7 @@ class WarmProcess:
                 self._see_it_end()
 
     def _hand_over(self, theirs):
-        """Send the socket of a new submission. A process that has died meanwhile is replaced."""
+        """Send the socket of a new submission; a process that has died is replaced."""
         for last in (False, True):
             self.wait()
             self.number += 1
@@ -109,12 +109,9 @@ class WarmProcess:
                     raise LabError(f"the sandbox ends again and again: {reason}") from None
 
     def _see_it_end(self):
-        """Wait until the submission's processes are gone, and kill what is left of them.
-
-        The kernel ends a whole process tree. Where there is none, the supervisor does it.
-        """
+        """Wait until the submission's processes are gone; kill those that the kernel leaves."""
         if not self.nested and self.kind != "bare":
-            self.end()  # it was this process that became the supervisor
+            self.end()  # this process had become the supervisor
             return
         with contextlib.suppress(OSError):
             if self.kind == "bare" and self._is_gone():
@@ -125,16 +122,16 @@ class WarmProcess:
         self.end()
 
     def _is_gone(self):
-        """Whether the warm process says in time that this submission's processes are gone."""
+        """Whether the warm process reports in time that this submission's processes are gone."""
         end = time.monotonic() + GONE
         while select.select([self.control], [], [], max(0, end - time.monotonic()))[0]:
-            said = self.control.recv(64)
-            if not said or said == b"%d" % self.number:
-                return bool(said)
+            message = self.control.recv(64)
+            if not message or message == b"%d" % self.number:
+                return bool(message)
         return False
 
     def end(self) -> None:
-        """End the process, and with it all that it has started."""
+        """Kill the process and everything that it started."""
         if self.process:
             self.control.close()
             self.errors.close()

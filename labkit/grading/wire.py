@@ -1,8 +1,8 @@
-"""Plain data as bytes, for the way between the judge and the process that holds a submission.
+"""Plain data as bytes, between the judge and a submission's process.
 
 A message is a frame on a stream socket: one byte for its kind, four for its length, the body. A
-body of data is JSON for the structure and safetensors for the tensors. Nothing in it can run code,
-and what arrives from a submission is checked: size, depth, number of parts, kinds and shapes.
+body of data is JSON for the structure and safetensors for the tensors. It cannot run code, and what
+arrives from a submission is checked: size, depth, number of parts, kinds and shapes.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 HEAD = struct.Struct(">cI")
 SIZES = struct.Struct(">I")
 DEPTH, PARTS, DIMENSIONS = 32, 100_000, 16
-FULL = 300.0  # seconds in which others' descriptors that are under way arrive, or those end
-LENGTH = 1 << 18  # of a tensor in a reply, in any dimension: a loop over it makes as many tensors
-TEXT_BYTES = 4 << 20  # of the structure, tensors apart: more would take the judge long to read
+FULL = 300.0  # seconds to wait for others' descriptors in flight
+LENGTH = 1 << 18  # of a reply's tensor in any dimension: a loop makes one tensor each
+TEXT_BYTES = 4 << 20  # of the structure without tensors, so the judge reads it quickly
 
 
 class WireError(Exception):
-    """What arrived is no message of ours: cut off, too large, or forged."""
+    """The message is cut off, too large, or forged."""
 
 
 def send(sock: socket.socket, kind: bytes, body: bytes = b"") -> None:
@@ -33,11 +33,10 @@ def send(sock: socket.socket, kind: bytes, body: bytes = b"") -> None:
 def send_fds(
     sock: socket.socket, message: bytes, fds: Sequence[int], hopeless: Callable | None = None
 ) -> None:
-    """As `socket.send_fds`, where a neighbour has thousands of descriptors under way.
+    """As `socket.send_fds`, but retry if the user has too many descriptors in flight.
 
-    The kernel counts those of a user, and refuses one more (ETOOMANYREFS) above the number of files
-    that the sender may open. That is raised as far as it goes; then there is waiting, until
-    `hopeless()` is true, or for some minutes.
+    The kernel refuses one more (ETOOMANYREFS) above the number of files that the sender may open.
+    That limit is raised; then it waits until `hopeless()` is true, or for some minutes.
     """
     end = time.monotonic() + FULL
     hopeless = hopeless or (lambda: time.monotonic() > end)
@@ -53,7 +52,7 @@ def send_fds(
 
 
 def _raise_open_files():
-    """Let this process open as many files as it may allow itself."""
+    """Raise this process's limit of open files to its maximum."""
     import resource  # not on Windows, where nothing is graded
 
     with contextlib.suppress(OSError, ValueError):
@@ -64,8 +63,8 @@ def _raise_open_files():
 def receive(sock: socket.socket, most: int, end: float | None = None) -> tuple[bytes, bytes] | None:
     """`(kind, body)` of the next frame, None when the other side hangs up.
 
-    WireError for more than `most` bytes. TimeoutError when it is not whole at the time `end`, on
-    the monotonic clock.
+    WireError for more than `most` bytes. TimeoutError if it is incomplete at the time `end`, on the
+    monotonic clock.
     """
     head = _exactly(sock, HEAD.size, end)
     if head is None:
@@ -80,10 +79,10 @@ def receive(sock: socket.socket, most: int, end: float | None = None) -> tuple[b
 
 
 def _exactly(sock, size, end):
-    """`size` bytes, or None when the other side closes before the first one."""
+    """`size` bytes, or None if the other side closes before the first one."""
     parts, missing = [], size
     while missing:
-        if end is not None:  # each part has the time that is left: bytes that drip buy none
+        if end is not None:  # the remaining time, however slowly bytes arrive
             left = end - time.monotonic()
             if left <= 0:
                 raise TimeoutError
@@ -99,10 +98,7 @@ def _exactly(sock, size, end):
 
 
 def pack(value: object, reference: Callable | None = None) -> bytes:
-    """`value` as bytes; TypeError for what is no data.
-
-    `reference(x)` may name an object that stays where it is: text, or None.
-    """
+    """`value` as bytes, objects by their name from `reference`; TypeError for anything else."""
     from safetensors.torch import save
 
     tensors = []
@@ -112,10 +108,10 @@ def pack(value: object, reference: Callable | None = None) -> bytes:
 
 
 def unpack(body: bytes, resolve: Callable | None = None) -> object:
-    """What `pack` was given; WireError for anything else.
+    """The value given to `pack`; WireError for anything else.
 
-    `resolve(name)` finds the objects that were sent by name; without it names are refused, and so
-    are tuples, dtypes and tensors that require grad: a reply holds plain data only.
+    `resolve(name)` finds objects that were sent by name. Without it, names, tuples, dtypes and
+    tensors that require grad are refused: a reply is plain data.
     """
     from safetensors.torch import load
 
@@ -129,7 +125,7 @@ def unpack(body: bytes, resolve: Callable | None = None) -> object:
         return _Decoder(tensors, resolve).decoded(tree, 0)
     except WireError:
         raise
-    except Exception as error:  # whatever a forged message makes json or safetensors raise
+    except Exception as error:  # json or safetensors on a forged message
         raise WireError(f"not a message: {type(error).__name__}") from None
 
 
@@ -157,7 +153,7 @@ def _encoded(value, tensors, reference):
 
 
 class _Decoder:
-    """Turns the tree of a message back; counts its parts, so that a small one can't grow large."""
+    """Decodes the tree of a message; counts its parts, so that a small one can't grow large."""
 
     def __init__(self, tensors, resolve):
         self.tensors, self.resolve, self.parts = tensors, resolve, 0
@@ -178,7 +174,7 @@ class _Decoder:
         if "t" in tree:
             return self._tensor(self.tensors[str(tree["t"])], tree["grad"])
         if self.resolve is None:
-            raise WireError("a reply that holds more than plain data")
+            raise WireError("a reply with more than plain data")
         return self._special(tree, depth)
 
     def _tensor(self, tensor, grad):

@@ -1,9 +1,8 @@
-"""Judges at work: processes that import torch once and grade one submission after another.
+"""Judge processes, which import torch once and grade one submission after another.
 
-They work side by side on this machine, or on many as workers of `dask.distributed`: each worker
-process then holds one judge. A task that a worker loses is given to another one, so each submission
-is graded, and one that was graded is not graded again. Workers need this course installed, and
-bubblewrap, as the machine that grades alone does.
+They run in parallel on this machine, or on many as workers of `dask.distributed`, one judge per
+worker process. A task that a worker loses is given to another one; graded submissions are not
+graded again. Workers need this course and bubblewrap installed.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ from labkit.grading.row import Row
 
 JUDGE = ("-m", "labkit.grading.judge.judge")
 GONE = "the file was changed or removed while grading went on"
-TRIES = 3  # how many of Dask's workers may end while they grade the same submission
+TRIES = 3  # Dask workers that may end while grading the same submission
 Done = Iterator[tuple[Notebook, Row, dict[str, str]]]  # with the learner's cell of each exercise
 
 
@@ -46,10 +45,10 @@ class JudgeProcess:
     ):
         self.setup = {"limits": asdict(limits), "unsafe": unsafe, "checks": checks, "cores": cores}
         self.most, self.process = 256 << 20, None
-        self.started = self.over = False  # whether it has once got ready; whether it is to end
+        self.started = self.over = False  # it has been ready once; it has to end
 
     def start(self) -> None:
-        """Start the process; LabError when no sandbox can be had."""
+        """Start the process; LabError without a sandbox."""
         self.link, theirs = socket.socketpair()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
@@ -73,10 +72,10 @@ class JudgeProcess:
         self.started = True
 
     def grade(self, name: str, data: bytes, seed: int) -> tuple[Row, dict[str, str]]:
-        """`(row, sources)`. Where the grader's processes die, all is tried once more in fresh ones.
+        """`(row, sources)`. If the grader's processes die, it tries once more in fresh ones.
 
-        It may have been the machine's fault. The second time it is a row that says so. Both tries
-        share the submission's time. LabError when none can start at all.
+        The first time may be the machine's fault; the second time gives a "crashed" row. Both tries
+        share the submission's time. LabError if no process can start at all.
         """
         begun, seconds = time.monotonic(), self.setup["limits"]["submission_seconds"]
         row, sources = self._grade(name, data, seed, seconds)
@@ -87,7 +86,6 @@ class JudgeProcess:
         return row, sources
 
     def _grade(self, name, data, seed, seconds):
-        """One try."""
         try:
             if self.process is None and self.over:
                 raise ConnectionError
@@ -118,7 +116,7 @@ class JudgeProcess:
         return lines[-1][:300] if lines else "it was killed"
 
     def kill(self) -> None:
-        """End the process at once and for good, and all that it started; `grade` then returns."""
+        """End the process for good, with everything it started; `grade` then returns."""
         self.over = True
         self._end()
 
@@ -128,7 +126,7 @@ class JudgeProcess:
             self.process.wait()
 
     def stop(self) -> None:
-        """End the process, and all that it started."""
+        """End the process and everything it started."""
         if self.process:
             self.link.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -139,9 +137,9 @@ class JudgeProcess:
 
 
 def here(books: list[Notebook], setup: tuple, seed: int, jobs: int | None) -> Done:
-    """Yield `(notebook, row, sources)` as each is done, by judges side by side on this machine.
+    """Yield `(notebook, row, sources)` as each is done, by parallel judges on this machine.
 
-    `setup` is what `JudgeProcess` takes. Each has cores of its own: none takes another one's time.
+    `setup` is the arguments of `JudgeProcess`. Each judge has its own cores.
     """
     judges = [JudgeProcess(*setup, cores) for cores in _shares(min(jobs or _jobs(), len(books)))]
     idle, broken = queue.SimpleQueue(), []
@@ -173,29 +171,25 @@ def here(books: list[Notebook], setup: tuple, seed: int, jobs: int | None) -> Do
 
 
 def _jobs():
-    """One a core, where each has a GiB of memory."""
+    """One per core, if each has a GiB of memory."""
     return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available >> 30))
 
 
 def _gone(name):
-    """`(row, sources)` of a file that is not there any more, or not the same, at its turn."""
     return Row(name, "unreadable", GONE), {}
 
 
 def _shares(jobs):
-    """The cores of each job; None where there are not enough for one each."""
+    """The cores of each job; None if there are too few for one each."""
     cores = sorted(os.sched_getaffinity(0))
     return [cores[i::jobs] if len(cores) >= jobs else None for i in range(jobs)]
 
 
 @contextlib.contextmanager
 def client(workers: int | None = None, scheduler: str | None = None) -> Iterator:
-    """A Dask client of a scheduler at an address, or of `workers` processes here.
-
-    LabError where Dask is missing or the address does not answer.
-    """
+    """A Dask client of a scheduler's address or of `workers` here; LabError if there is none."""
     if workers and scheduler:
-        raise LabError("say --workers or --scheduler, not both")
+        raise LabError("use --workers or --scheduler, not both")
     try:
         from distributed import Client, LocalCluster
     except ImportError:
@@ -218,13 +212,13 @@ def on_cluster(books: list[Notebook], setup: tuple, seed: int, client) -> Done:
     from distributed import as_completed
 
     waiting, futures = list(reversed(books)), {}
-    wide = 2 * max(1, sum(client.nthreads().values()))  # notebooks on the way at a time
+    wide = 2 * max(1, sum(client.nthreads().values()))  # notebooks in flight
 
     def submit():
         book = waiting.pop()
-        asked = (book.name, book.read(), seed, setup)
+        arguments = (book.name, book.read(), seed, setup)
         how = {"key": f"grade-{book.key}", "pure": False, "retries": TRIES}
-        future = client.submit(_on_worker, *asked, **how)
+        future = client.submit(_on_worker, *arguments, **how)
         futures[future.key] = book
         return future
 

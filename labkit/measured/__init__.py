@@ -1,7 +1,6 @@
-"""Runs that were made in advance, as plain tables.
+"""Tables of studies that take longer than a lab may.
 
-Studies with many seeds take longer than a lab may. Their rows are CSV files next to this module,
-each made by a script of benchmarks/ that can be run again.
+Each is a CSV file next to this module, made by a script of benchmarks/.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load(name: str) -> DataFrame:
-    """The measured table `name` as a DataFrame: an empty cell is empty text, `nan` no number."""
+    """The measured table `name`: empty cells are empty text, `nan` is a missing number."""
     import pandas as pd
 
     with (resources.files(__package__) / f"{name}.csv").open(encoding="utf-8") as file:
@@ -22,6 +21,6 @@ def load(name: str) -> DataFrame:
 
 
 def by_run(name: str) -> DataFrame:
-    """A lab's own studies: a row per (study, setting, seed), a column per measure."""
+    """A lab's own studies: one row per (study, setting, seed), one column per measure."""
     rows = load(name).set_index(["study", "setting", "seed", "measure"])["value"]
     return rows.unstack(sort=False).sort_index()

@@ -1,11 +1,11 @@
-"""What evidence and lab 5 make of the rows of many runs: each method's best rate, rates needed."""
+"""Summaries of studies for evidence and lab 5: each method's best rate, and rates needed."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
-NAMES = {  # methods as a reader knows them, by their names in the files
+NAMES = {  # names in the files -> names for readers
     "full": "full fine-tuning",
     "lora": "LoRA",
     "qlora": "QLoRA",
@@ -24,10 +24,10 @@ NAMES = {  # methods as a reader knows them, by their names in the files
 def at_best_rate(
     runs: pd.DataFrame, by: str = "method", score: str = "loss", lowest: bool = True
 ) -> pd.DataFrame:
-    """The runs of each `by` at the learning rate whose mean score is best, methods by their names.
+    """The runs of each `by` at its learning rate with the best mean score, with readable names.
 
-    Failed runs are left out. A rate with fewer seeds than another one is never chosen: a lucky seed
-    alone would win.
+    Failed runs are left out. A rate with fewer seeds than others is never chosen, since one lucky
+    seed could win.
     """
     runs = runs.dropna(subset=[score]).fillna({"learning_rate": 0}).replace({"method": NAMES})
     tried = runs.groupby([by, "learning_rate"])[score].agg(["mean", "size"]).reset_index()
@@ -37,7 +37,7 @@ def at_best_rate(
 
 
 def with_alpha(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rank study, with alpha as the factor alpha / r has it: rsLoRA has alpha sqrt(r)."""
+    """The rank study with the effective alpha of alpha / r: rsLoRA has alpha sqrt(r)."""
     rows = runs[runs["study"] == "rank"].dropna(subset=["loss"]).copy()
     stable = rows["variant"] == "rslora"
     rows["alpha"] = rows["alpha"].where(~stable, rows["alpha"] * rows["rank"] ** 0.5).round()
@@ -47,8 +47,8 @@ def with_alpha(runs: pd.DataFrame) -> pd.DataFrame:
 def rates_reaching(runs: pd.DataFrame, loss: float) -> pd.DataFrame:
     """The lowest rate at which a run's loss would be `loss`: columns alpha, rank, seed, rate.
 
-    Between two rates of the rank study the logarithm of the rate is interpolated; settings whose
-    lowest rate is already below `loss` are left out.
+    Interpolated in the logarithm of the rate; settings whose lowest rate is already below `loss`
+    are left out.
     """
     found = []
     for (alpha, rank, seed), part in with_alpha(runs).groupby(["alpha", "rank", "seed"]):
@@ -64,5 +64,5 @@ def rates_reaching(runs: pd.DataFrame, loss: float) -> pd.DataFrame:
 
 
 def exponent(reached: pd.DataFrame) -> float:
-    """The power of alpha with which the rate falls: a line through the logarithms."""
+    """The power of alpha with which the rate falls, from a line through the logarithms."""
     return float(np.polyfit(np.log(reached["alpha"]), np.log(reached["rate"]), 1)[0])

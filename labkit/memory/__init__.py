@@ -1,6 +1,6 @@
-"""Memory of training: measured (`measure`), simulated (`simulate`), in closed form (`budget`)."""
+"""Training memory: measured (`measure`), simulated (`simulate`), in closed form (`budget`)."""
 
 import logging
 
-# on import it misses an optional kernel for inference on CPUs, and says so
+# on import it warns that an optional CPU inference kernel is missing
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Build the model that is trained, on the meta device, and turn it into fake tensors."""
+"""Build the adapted model on the meta device, and turn it into fake tensors."""
 
 import contextlib
 import difflib
@@ -23,22 +23,22 @@ from labkit.memory.settings import Settings
 
 # PEFT refuses adapters on their out_proj (tuners_utils._check_lora_target_modules_mamba)
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
-# linear layers whose weights transformers clips in each step, which packed ones refuse (Gemma 3n)
+# linear layers whose weights transformers clips in each step; packed weights can't be (Gemma 3n)
 CLIPPED = ("correction_coefs", "prediction_coefs")
 BLOCK, BLOCK_OF_SCALES = 64, 256  # bitsandbytes' block sizes for NF4 and for its scales
 
 
 def build(config: PretrainedConfig, settings: Settings) -> tuple[nn.Module, int]:
-    """The model on the meta device, adapted as `settings` say, and its number of parameters.
+    """The model on the meta device, adapted per `settings`, and its number of parameters.
 
-    The number is of the model without adapter, tied weights once, nothing packed.
+    The number excludes adapters, counts tied weights once and packed ones as unpacked.
     """
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = _bare(config, settings)
         n_params = sum(parameter.numel() for parameter in model.parameters())
         if settings.method == "qlora":
-            _quantise(model, settings)
+            _quantize(model, settings)
         if settings.method != "full":
             model = _with_adapter(model, settings)
         if settings.checkpointing:
@@ -60,18 +60,18 @@ def _bare(config, settings):
             dtype=getattr(torch, settings.dtype),
             attn_implementation=attention_of(config, settings),
         )
-    except ValueError as error:  # dimensions, or an attention
+    except ValueError as error:  # impossible dimensions or attention
         raise LabError(str(error)) from None
 
 
 def attention_of(config: PretrainedConfig, settings: Settings) -> str:
-    """The attention that is asked for, or "eager" where transformers has no other for the model."""
+    """The attention of `settings`, or "eager" if transformers has no other for the model."""
     kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return settings.attention if getattr(kind, "_supports_sdpa", True) else "eager"
 
 
 def fused_experts(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Matrices of all experts of a layer in one, `(experts, d, d)`: no linear layers."""
+    """Parameters with the matrices of all experts of a layer, `(experts, d, d)`."""
     return {name: p for name, p in model.named_parameters() if p.ndim == 3 and "expert" in name}
 
 
@@ -81,15 +81,15 @@ def on_experts(model: nn.Module) -> bool:
     return any("gate_up" in m.parameter_name for m in wrapped)
 
 
-def _quantise(model, settings):
-    """Replace linear layers by bitsandbytes' as transformers does when it loads in 4-bit."""
+def _quantize(model, settings):
+    """Replace linear layers by bitsandbytes', as transformers does when it loads in 4-bit."""
     left = [*get_keys_to_not_convert(model), *CLIPPED]
     replace_with_bnb_linear(model, left, in_4_bits(settings))
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # some CPUs pack the weights anew for inference, and backward cannot use that
+            # some CPUs repack the weights for inference, which backward cannot use
             module.support_avx512bf16_for_cpu = False
-            if module.bias is not None:  # loaded in its own dtype
+            if module.bias is not None:  # keeps its loaded dtype
                 module.bias.data = module.bias.data.to(getattr(torch, settings.dtype))
     model.is_loaded_in_4bit = True
 
@@ -122,7 +122,7 @@ def _with_adapter(model, settings):
     try:
         with unpacking():
             adapted = peft.get_peft_model(model, lora, low_cpu_mem_usage=True)
-    except (ValueError, NotImplementedError) as error:  # what PEFT cannot combine
+    except (ValueError, NotImplementedError) as error:  # PEFT can't combine the options
         raise LabError(" ".join(str(error).split())) from None
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -131,7 +131,7 @@ def _with_adapter(model, settings):
 
 
 def unpacking() -> contextlib.AbstractContextManager:
-    """DoRA measures weights: with this, one in 4 bits is an empty matrix there."""
+    """A patch that gives DoRA, which takes norms of weights, an empty matrix for a 4-bit one."""
 
     def unpacked(layer):
         if not isinstance(layer, Linear4bit):
@@ -142,10 +142,10 @@ def unpacking() -> contextlib.AbstractContextManager:
 
 
 def _left_out(model):
-    """Linear layers that PEFT's all-linear means and cannot adapt.
+    """Linear layers that PEFT's all-linear includes but cannot adapt.
 
-    What returns more than a product, such as Llama 4's router, and what Mamba's kernel multiplies
-    by itself.
+    They return more than a product, as Llama 4's router does, or Mamba's kernel multiplies by them
+    itself.
     """
     linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     own = [n for n, m in linear if type(m).forward not in (nn.Linear.forward, Linear4bit.forward)]
@@ -190,11 +190,11 @@ def _check_targets(model, settings):
         raise LabError(f"rank {settings.rank} is impossible: {layer} has rank {limit} at most")
 
 
-def materialise(model: nn.Module, packed: Callable, device: str | None = None) -> None:
-    """Put empty tensors in place of the model's own; tied ones stay tied.
+def materialize(model: nn.Module, packed: Callable, device: str | None = None) -> None:
+    """Replace the model's tensors by empty ones; tied ones stay tied.
 
-    They are on `device`; inside a FakeTensorMode they are fake. `packed(layer)` makes the weight of
-    a layer in 4 bits.
+    They are on `device`, and fake inside a FakeTensorMode. `packed(layer)` makes a 4-bit layer's
+    weight.
     """
 
     def empty(tensor):
@@ -218,7 +218,7 @@ def materialise(model: nn.Module, packed: Callable, device: str | None = None) -
 
 
 def packed_weight(layer: nn.Module) -> nn.Parameter:
-    """The NF4 weight of a layer as bitsandbytes keeps it: two codes a byte, and its scales."""
+    """A layer's NF4 weight as bitsandbytes stores it: two codes per byte, and its scales."""
     n = layer.in_features * layer.out_features
     blocks = math.ceil(n / BLOCK)
     nested = layer.weight.compress_statistics

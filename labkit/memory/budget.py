@@ -1,10 +1,9 @@
 """The closed form: every term of a training step's memory, with its formula and its source.
 
-What stays from step to step (weights, gradients, optimizer states) is exact: the simulation agrees
-to the byte. What forward keeps for backward was read off what autograd saves in transformers'
-Llama, and agrees to a per mille; what a layer's backward allocates besides is an estimate, and
-matters only where neither the loss nor the optimizer's step is the peak.
-Letters are those of `dimensions`.
+Weights, gradients and optimizer states are exact: the simulation agrees to the byte. Activations
+were read off what autograd saves in transformers' Llama, and agree within 0.1%. A layer's temporary
+memory in backward is an estimate, which matters only if neither the loss nor the optimizer's step
+is the peak. `dimensions` explains the letters.
 """
 
 import math
@@ -29,12 +28,12 @@ RECOMPUTED = "after Korthikanti et al. 2022, 2205.05198, section 4.1"
 GRADIENTS_OF_LORA = "Hu et al. 2021, 2106.09685: the gradient of A needs x, that of B needs A x"
 DPO = "Rafailov et al. 2023, 2305.18290, equation 7"
 STATIC = ("weights", "gradients", "optimizer")
-ROLLOUT = "rollout"  # what is held before the step alone, beside weights and optimizer
+ROLLOUT = "rollout"  # memory of a rollout, besides weights and optimizer
 
 
 @dataclass(frozen=True)
 class Term:
-    """One term: its category (of `ledger`, or `ROLLOUT`), name, bytes, formula and source."""
+    """One term: its category (from `ledger`, or `ROLLOUT`), name, bytes, formula and source."""
 
     category: str
     name: str
@@ -45,7 +44,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Budget:
-    """All terms of a step, and bytes held at each moment that can be the peak."""
+    """All terms of a step, and the bytes in use at each moment that can be the peak."""
 
     terms: tuple[Term, ...]
     moments: dict[str, int]
@@ -57,11 +56,11 @@ class Budget:
 
     @property
     def before(self) -> int:
-        """Bytes at the highest moment of a rollout or a reference; 0 where there is none."""
+        """Bytes at the highest moment of a rollout or a reference; 0 without one."""
         return max(self.moments.get(name, 0) for name in ("in the reference", "in a rollout"))
 
     def static(self) -> dict[str, int]:
-        """Bytes that stay from step to step: weights, gradients and optimizer, a dict."""
+        """Bytes of weights, gradients and optimizer, which stay from step to step."""
         return {kind: self.total(kind) for kind in STATIC}
 
     def total(self, category: str) -> int:
@@ -78,7 +77,7 @@ def closed_form(config: PretrainedConfig, settings: Settings) -> Budget:
     n_trained = sum(m.trained_tensors)
     rows = {  # (name, bytes, formula, source) each
         "weights": _all_weights(m),
-        "gradients": [("gradients", n_trained * m.trained, "n_trained x bytes", "one each")],
+        "gradients": [("gradients", n_trained * m.trained, "n_trained x bytes", "one per weight")],
         "optimizer": _optimizer(m),
         "activations": _activations(m),
         "temporary": [("gradients of the loss", 8 * m.n_logits * m.V, GRADIENTS_OF_LOSS, LOSS)],
@@ -97,9 +96,9 @@ def _all_weights(m):
 
 def _weights(m):
     row = "V h x bytes"
-    yield "embeddings", m.V * m.h * m.rest, row, "a row a token"
+    yield "embeddings", m.V * m.h * m.rest, row, "one row per token"
     if not m.tied:
-        yield "output head", m.V * m.h * m.rest, row, "a row a token"
+        yield "output head", m.V * m.h * m.rest, row, "one row per token"
     norms = (m.L * sum(m.norms) + m.h) * m.rest
     formula = "(2 L (h + d) + h) x bytes" if m.qk else "(2 L + 1) h x bytes"
     yield "norms", norms, formula, "RMSNorm: 1910.07467"
@@ -111,7 +110,7 @@ def _weights(m):
         yield from _nf4(m)
     else:
         formula = "L (2 h q + 2 h k + 3 h f) x bytes"
-        yield "matrices", m.n_linear * m.base, formula, "seven a layer"
+        yield "matrices", m.n_linear * m.base, formula, "seven per layer"
     if m.targets:
         yield "adapters", m.n_adapter * m.adapter, "L sum r (d_in + d_out) x bytes", LORA
 
@@ -134,7 +133,7 @@ def _optimizer(m):
     name, sizes = m.settings.optim, m.trained_tensors
     if name.startswith("adamw_torch"):
         yield "Adam's moments", 2 * sum(sizes) * m.trained, "2 n_trained x bytes", ADAM
-        yield "step counters", 4 * len(sizes), "4 a tensor", "torch.optim.AdamW"
+        yield "step counters", 4 * len(sizes), "4 per tensor", "torch.optim.AdamW"
         return
     bits, paged = 8 if "8bit" in name else 32, name.startswith("paged")
     held = [n for n in sizes if not paged or n < optimizers.PAGED_FROM]
@@ -149,7 +148,7 @@ def _optimizer(m):
 
 
 def _activations(m):
-    """What is held when the loss's gradient is computed."""
+    """Terms in memory when the gradient of the loss is computed."""
     if m.settings.checkpointing:
         inputs = m.L * m.n_tokens * m.h * m.stream
         yield "inputs of layers", inputs, "L T h x bytes", CHECKPOINTS
@@ -163,14 +162,14 @@ def _activations(m):
 
 
 def _rollout(m):
-    """What a rollout holds besides what stays, at the highest of its moments; [] without one."""
+    """Terms of a rollout at its highest moment; [] without one."""
     if m.settings.objective != "grpo":
         return []
     return max(rollout.moments(m).values(), key=lambda rows: sum(row[1] for row in rows))
 
 
 def _layer(m):
-    """What one decoder layer saves: (name, bytes a token, formula, source) each."""
+    """What one decoder layer saves: (name, bytes per token, formula, source) each."""
     yield "inputs of norms, in fp32", 8 * m.h + 8, "2 (4 h + 4)", RECOMPUTED
     if m.qk:
         qk = 4 * m.qk * (m.d + 1) // m.d
@@ -194,20 +193,20 @@ def _attention(m):
         yield "attention scores", scores, "(4 + bytes) H seq", RECOMPUTED
         yield "q, k, v", m.attention * (m.q + 2 * keys), f"(q + 2 {each}) x bytes", RECOMPUTED
     else:
-        kept = m.attention * (2 * m.q + 2 * keys) + 4 * m.H
-        yield "q, k, v, output, row sums", kept, f"2 (q + {each}) x bytes + 4 H", FLASH
+        stored = m.attention * (2 * m.q + 2 * keys) + 4 * m.H
+        yield "q, k, v, output, row sums", stored, f"2 (q + {each}) x bytes + 4 H", FLASH
 
 
 def _of_trained_weights(m):
-    """A trained matrix needs its input, a trained norm what it scales."""
-    yield "normalised inputs", 2 * m.stream * m.h, "2 h x bytes", RECOMPUTED
+    """A trained matrix saves its input, a trained norm the normalized one."""
+    yield "normalized inputs", 2 * m.stream * m.h, "2 h x bytes", RECOMPUTED
     if m.qk:
         width = 2 if m.settings.autocast else m.stream
-        yield "normalised queries and keys", width * m.qk, "(q + k) x bytes", RECOMPUTED
+        yield "normalized queries and keys", width * m.qk, "(q + k) x bytes", RECOMPUTED
     if m.stream == 4 and m.settings.autocast:
         yield "inputs of matrices, cast one by one", 10 * m.h + 2 * m.f, "5 x 2 h + 2 f", RECOMPUTED
     else:
-        output = m.q if m.settings.attention == "eager" else 0  # the fused kernel keeps it anyway
+        output = m.q if m.settings.attention == "eager" else 0  # the fused kernel saves it anyway
         inputs = m.mlp * (2 * m.h + output + m.f)
         yield "inputs of matrices", inputs, "(2 h + f) x bytes", RECOMPUTED
 
@@ -239,7 +238,7 @@ def _of_adapters(m):
 def _casts(m):
     """(name, bytes, formula, source) of 16-bit copies that autocast makes of fp32 matrices.
 
-    Without recomputation all live until backward has used them; with it, those of the head alone.
+    All live until backward has used them; with checkpointing only the head's.
     """
     s = m.settings
     if not s.autocast:
@@ -256,7 +255,7 @@ def _casts(m):
 
 
 def _moments(m, terms):
-    """Bytes held at the moments that can be the peak."""
+    """Bytes in use at the moments that can be the peak."""
     s = m.settings
     held = {kind: sum(t.bytes for t in terms if t.category == kind) for kind in STATIC}
     lasting = held["weights"] + held["optimizer"]
@@ -268,11 +267,11 @@ def _moments(m, terms):
         in_layer += (4 + m.attention) * m.n_tokens * m.H * s.seq
     if s.checkpointing:
         in_layer += sum(m.n_tokens * per_token for _, per_token, _, _ in _layer(m))
-    if s.method == "qlora":  # the largest matrix, dequantised, and its scales
+    if s.method == "qlora":  # the largest matrix, dequantized, and its scales
         largest = max(math.prod(shape) for shape in m.matrices.values())
         in_layer += 2 * largest + 4 * largest // BLOCK
-    # A tied matrix has two gradients. Autograd adds the second in place to the first, unless that
-    # is the view which a product without a cast leaves: then the sum is a third.
+    # A tied matrix has two gradients. Autograd adds the second to the first in place, unless the
+    # first is a view, from a product without a cast: then the sum is a third tensor.
     table = 0
     if m.full and m.tied:
         table = (1 if s.autocast and m.rest == 4 else 2) * m.V * m.h * m.trained

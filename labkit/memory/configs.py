@@ -1,4 +1,4 @@
-"""Find the configuration of a model: built in, a local config.json, or on the hub."""
+"""Find a model's configuration: built in, a local config.json, or on the hub."""
 
 import difflib
 import json
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from labkit.errors import LabError
 
-# text parts that transformers has within the whole alone, and the models whose layers they have
+# text parts without a causal LM of their own in transformers -> the model with the same layers
 SAME_LAYERS = {
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
@@ -33,7 +33,7 @@ def built_in() -> dict[str, dict]:
 def find(model: str | Path) -> "PretrainedConfig":
     """The transformers configuration of `model`: a built-in name, a path, or a hub id.
 
-    A path is a config.json or the folder that holds one. LabError where there is none.
+    A path is a config.json or its folder. LabError if there is none.
     """
     name = str(model)
     if name.lower() in built_in():
@@ -44,7 +44,7 @@ def find(model: str | Path) -> "PretrainedConfig":
             path = path / "config.json"
         if path.is_file():
             return _configure(_read(path), name)
-    except OSError as error:  # a name too long, a file that is not ours to read
+    except OSError as error:  # a name too long, no permission
         raise LabError(str(error)) from None
     if path.name == "config.json" or path.suffix == ".json":
         raise LabError(f"no file {path}")
@@ -81,10 +81,10 @@ def _from_hub(name):
 
 
 def _configure(fields, name):
-    """The configuration object; LabError where transformers has no causal LM for it.
+    """The configuration object; LabError if transformers has no causal LM for it.
 
-    A model that also sees or hears is taken by its text part, and `part_of` is what it is part of.
-    `taken_for` is the type whose layers stand in for those of one that transformers has not.
+    Of a multimodal model it is the text part's, with the whole's type in `part_of`. `taken_for` is
+    the type whose layers are counted if transformers lacks the model's own.
     """
     import transformers
 
@@ -109,7 +109,7 @@ def _configure(fields, name):
 def _is_causal(kind):
     """Whether transformers has a causal LM for a type of configuration.
 
-    transformers 5.24 has one for Mistral 4, and lists it among others: then it is named here.
+    transformers 5.24 has one for Mistral 4 but does not map it, so it is registered here.
     """
     import transformers
 
@@ -120,11 +120,11 @@ def _is_causal(kind):
 
 
 def _made(kind, fields, name):
-    """transformers' configuration of a type; LabError, in one line, for what it refuses."""
+    """transformers' configuration of a type; a one-line LabError if it refuses."""
     import transformers
 
     try:
-        with warnings.catch_warnings():  # of names that a published file still has
+        with warnings.catch_warnings():  # about deprecated names in published files
             warnings.simplefilter("ignore")
             return transformers.AutoConfig.for_model(kind, **fields)
     except Exception as error:  # dimensions that don't divide, fields of another kind
@@ -132,10 +132,10 @@ def _made(kind, fields, name):
 
 
 def _known(kind, architectures, name):
-    """The type, or that of the architecture where this is another model's.
+    """The type, or that of the architecture if the two disagree.
 
-    Kimi-K2 has a type and code of its own, and the architecture of DeepSeek-V3; MiniMax-M2 was
-    published with the type of MiniMax-01, whose layers are others.
+    Kimi-K2 has its own type and code with DeepSeek-V3's architecture. MiniMax-M2 was published with
+    the type of MiniMax-01, whose layers differ.
     """
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as causal
@@ -148,13 +148,13 @@ def _known(kind, architectures, name):
     version = transformers.__version__
     raise LabError(
         f"{name}: transformers {version} has no model type {kind!r}, a newer one may. "
-        "Code that a model brings (auto_map) is not run here: give the config.json of one whose "
+        "A model's own code (auto_map) is not run here: give the config.json of one whose "
         "layers are the same, with its dimensions"
     )
 
 
 def _text_part(config, name):
-    """The text part of a model that also sees or hears, as a causal LM of its own."""
+    """The text part of a multimodal model, as a causal LM."""
     text = config.get_text_config()
     if text.model_type not in SAME_LAYERS:
         text.taken_for = ""

@@ -1,8 +1,8 @@
-"""The numbers that the closed form is made of: dimensions of a Llama-style decoder, and widths.
+"""Dimensions of a Llama-style decoder and widths of its dtypes, for the closed form.
 
-Letters, here and in every formula: V vocabulary, h hidden size, f intermediate size, L layers,
-H query heads, d head size, q = H d, k = d x key-value heads, r rank, T tokens (`n_tokens`),
-A positions with logits (`n_logits`); "bytes" is the width of a number in the dtype that applies.
+Letters, here and in every formula: V vocabulary, h hidden size, f intermediate size, L layers, H
+query heads, d head size, q = H d, k = d x key-value heads, r rank, T tokens (`n_tokens`), A
+positions with logits (`n_logits`); "bytes" is the width of a number in the dtype that applies.
 """
 
 import math
@@ -21,7 +21,7 @@ class NoClosedForm(LabError, ValueError):
 
 
 def _not_covered(config, settings):
-    """Why there is no closed form, in words that follow "no closed form for"; "" where there is."""
+    """Why there is no closed form, as words after "no closed form for"; "" if there is one."""
     kind, window = config.model_type, getattr(config, "sliding_window", None)
     if getattr(config, "num_local_experts", None) or getattr(config, "n_routed_experts", None):
         return f"{kind!r}: what its experts hold depends on the kernels that multiply them"
@@ -90,12 +90,12 @@ class Dimensions:
 
     @property
     def qk(self) -> int:
-        """Numbers a token in queries and keys that are normalised head by head, as in Qwen3."""
+        """Numbers per token in queries and keys that are normalized head by head, as in Qwen3."""
         return self.q + self.k if len(self.norms) > 2 else 0
 
     @property
     def biases(self) -> list[int]:
-        """Numbers in each bias of one layer, a list."""
+        """The size of each bias of one layer."""
         if self.config.model_type == "qwen2":
             return [self.q, self.k, self.k]
         attention = getattr(self.config, "attention_bias", False)
@@ -112,7 +112,7 @@ class Dimensions:
 
     @property
     def trained_tensors(self) -> list[int]:
-        """Numbers in each tensor that is trained, a list."""
+        """The size of each trained tensor."""
         if not self.full:
             pairs, r = self.targets.values(), self.settings.rank
             return self.L * [n for d_out, d_in in pairs for n in (r * d_in, d_out * r)]

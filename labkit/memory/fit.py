@@ -1,7 +1,7 @@
-"""What fits: the largest batch for each length within so many bytes.
+"""What fits: the largest batch for each sequence length within a memory limit.
 
-Simulating a large model takes seconds, its closed form none. So the closed form is searched, and
-the simulation says how far it is off there, until the two agree on a batch.
+The closed form is searched, because a simulation of a large model takes seconds. The simulation
+corrects it until the two agree on a batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,15 +16,15 @@ from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-NEAR = 0.01  # of the limit: one more that comes so near by the closed form is simulated, too
+NEAR = 0.01  # of the limit: within it, one larger batch is simulated, too
 
 
 def largest_batches(
     config: PretrainedConfig, settings: Settings, n_bytes: int, lengths: Sequence[int] = LENGTHS
 ) -> dict[int, int]:
-    """`{length: largest batch}` whose simulated peak is at most `n_bytes`; 0 where none is.
+    """`{length: largest batch}` whose simulated peak is at most `n_bytes`; 0 if none is.
 
-    With a fused attention and no padding the peak depends on batch x length alone, so one search
+    With a fused attention and no padding the peak depends only on batch x length, so one search
     answers for every length.
     """
 
@@ -50,10 +50,10 @@ def largest_batches(
 
 
 def largest_by(about: Callable[[int], int], peak: Callable[[int], int], limit: int) -> int:
-    """`largest(peak, limit)`, where `about` is cheap, and off by nearly the same for neighbours.
+    """`largest(peak, limit)`, if `about` is cheap and its error nearly equal for neighbors.
 
-    What is returned has been asked of `peak`, and one more where that comes near the limit. Where
-    the two do not agree soon, `peak` alone is searched.
+    The result is verified with `peak`, and so is the next larger one if it comes near the limit. If
+    the two do not agree within three rounds, only `peak` is searched.
     """
     off = 0
     for _ in range(3):
@@ -70,11 +70,7 @@ def largest_by(about: Callable[[int], int], peak: Callable[[int], int], limit: i
 
 
 def largest(peak: Callable[[int], int], limit: int) -> int:
-    """The largest n from 0 with `peak(n) <= limit`, for a peak that grows ever more steeply.
-
-    It goes along the line through two points, which ends too far rather than too near; where the
-    peak is curved so much that this gets slow, in the middle.
-    """
+    """The largest n >= 0 with `peak(n) <= limit`, by secant and bisection; `peak` is convex."""
     if peak(1) > limit:
         return 0
     low, high = 1, 2

@@ -1,7 +1,7 @@
-"""Follow every storage that torch makes and frees: how many bytes are held, and what they are for.
+"""Follow every storage that torch allocates and frees: its bytes and its purpose.
 
-The ledger sees each operation through a dispatch mode and enters the storages of its results into
-a book. What an operation allocates and frees inside itself stays unseen, except for `HIDDEN`.
+The ledger sees each operation through a dispatch mode and enters the storages of its results into a
+book. It does not see what an operation allocates and frees internally, except `HIDDEN`.
 """
 
 import contextlib
@@ -16,31 +16,31 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from labkit.memory.storages import Book, Storage
 
 CATEGORIES = ("weights", "gradients", "optimizer", "activations", "temporary", "other")
-# made in forward and not labelled yet: backward shows whether it was held for it
+# made in forward; becomes "activations" if still in use when backward starts
 FORWARD = "forward"
 
 
-def _dequantised(A, B, shape, *args, **kwargs):
-    """Bytes that a 4-bit product makes and frees: the weight in A's dtype and fp32 scales."""
+def _dequantized(A, B, shape, *args, **kwargs):
+    """Bytes that a 4-bit product allocates internally: the weight in A's dtype and fp32 scales."""
     n = math.prod(shape)
     return n * A.element_size() + math.ceil(n / args[1]) * 4
 
 
 # Allocations inside an operation that no dispatch shows: {name: bytes from its arguments}
-HIDDEN = {"bitsandbytes::gemm_4bit": _dequantised}
+HIDDEN = {"bitsandbytes::gemm_4bit": _dequantized}
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes held on one kind of device (`"cpu"`, `"cuda"`, `"meta"`) while the mode is on.
+    """Bytes in use on one kind of device (`"cpu"`, `"cuda"`, `"meta"`) while the mode is on.
 
-    `book` has them. `by_category()` says what the peak consisted of:
+    They are in `book`; `by_category()` splits the peak:
 
-    - weights: parameters, buffers, and what quantised parameters carry along
+    - weights: parameters, buffers, and the scales of quantized parameters
     - gradients: what backward left in `.grad`
     - optimizer: tensors in an optimizer's state
-    - activations: made before backward (or in a recomputation) and still held when it needs them
+    - activations: made before backward (or in a recomputation) and still in use when it needs them
     - temporary: everything else that was made inside
-    - other: what was held before and is none of these
+    - other: anything else from before
     """
 
     def __init__(self, device: str, keep_events: bool = False):
@@ -78,17 +78,16 @@ class Ledger(TorchDispatchMode):
         return out
 
     def _settle(self):
-        """Backward begins (or a recomputation ended): what forward made was held for it."""
+        """Backward begins (or a recomputation ended): what forward made was stored for it."""
         for storage in self.book.held:
             if storage.category == FORWARD:
                 storage.category = "activations"
 
     def _in_place_elsewhere(self, func, args):
-        """Whether autograd, without us, would write the result of `func` over its first argument.
+        """Whether autograd, without this mode, would write the result over its first argument.
 
-        Two gradients of one tensor are summed in place unless the first is a view, which keeps
-        its base alive, and never under a dispatch mode: can_accumulate_inplace in torch's
-        csrc/autograd/input_buffer.cpp.
+        It sums two gradients of one tensor in place unless the first is a view, which keeps its
+        base alive: can_accumulate_inplace in torch's csrc/autograd/input_buffer.cpp.
         """
         first = self.book.find(args[0]) if args else None
         if func.is_view and first:
@@ -96,12 +95,12 @@ class Ledger(TorchDispatchMode):
         return func is torch.ops.aten.add.Tensor and not (first and first.viewed)
 
     def add(self, tensor: torch.Tensor, category: str) -> None:
-        """Count the storage of `tensor`, once, and say what it is for."""
+        """Count the storage of `tensor`, once, in this category."""
         if storage := self.book.enter(tensor, category):
             storage.category = category
 
     def hold(self, thing: nn.Module | torch.optim.Optimizer | torch.Tensor) -> None:
-        """Count what a module, an optimizer or a tensor holds already."""
+        """Count the existing tensors of a module, an optimizer or a tensor."""
         if isinstance(thing, nn.Module):
             for parameter in thing.parameters():
                 self._parameter(parameter)
@@ -139,7 +138,7 @@ class Ledger(TorchDispatchMode):
     def _parameter(self, parameter):
         self.add(parameter, "weights")
         state = getattr(parameter, "quant_state", None)
-        while state is not None:  # scales, code tables, offsets that bitsandbytes' carry
+        while state is not None:  # bitsandbytes' scales, code tables and offsets
             for tensor in vars(state).values():
                 if isinstance(tensor, torch.Tensor):
                     self.add(tensor, "weights")
@@ -163,7 +162,7 @@ class Ledger(TorchDispatchMode):
 
 
 def category(storage: Storage) -> str:
-    """What a storage was for, of `CATEGORIES`, as far as is known by now."""
+    """The category of a storage, as far as it is known by now."""
     return "temporary" if storage.category == FORWARD else storage.category
 
 

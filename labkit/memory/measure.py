@@ -1,9 +1,8 @@
 """Measure a block of code: `with track() as peak: ...`, then `peak.bytes` and `peak.by_category`.
 
-On a GPU the allocator's own figures stand beside the tensors'. On a CPU torch keeps no such
-figures, so the tensors are all there is; the resident memory of the process stands beside them.
-Following the tensors costs some tens of microseconds an operation (`benchmarks/memory_accuracy.py`
-measures it): next to nothing in training, more where tensors are tiny.
+The process's resident memory is reported, too, and on a GPU the allocator's figures. Tracking costs
+some tens of microseconds per operation (`benchmarks/memory_accuracy.py`): next to nothing in
+training, more with tiny tensors.
 """
 
 import contextlib
@@ -18,17 +17,17 @@ from torch import nn
 
 from labkit.memory.ledger import CATEGORIES, Ledger
 
-RSS_SECONDS = 0.01  # how often the process's memory is looked at
+RSS_SECONDS = 0.01  # how often the process's memory is read
 
 
 @dataclass
 class Peak:
-    """What a block held at most; complete once the block is left, all in bytes.
+    """The peak memory of a block in bytes; complete once the block is left.
 
     bytes: peak of all tensors' storages, a view or a shared storage counted once.
-    by_category: what that peak consisted of (`ledger.CATEGORIES`); sums to `bytes`.
-    start_bytes, end_bytes: held by tensors when the block began and when it was left.
-    rss_start_bytes, rss_peak_bytes: resident memory of the process, looked at every 10 ms.
+    by_category: the parts of that peak (`ledger.CATEGORIES`); sums to `bytes`.
+    start_bytes, end_bytes: in tensors when the block began and when it was left.
+    rss_start_bytes, rss_peak_bytes: resident memory of the process, read every 10 ms.
     allocated_bytes, reserved_bytes: CUDA's peaks of `max_memory_allocated` and
         `max_memory_reserved`; None on a CPU.
     """
@@ -52,9 +51,9 @@ def track(
 ) -> Iterator[Peak]:
     """Measure the block; yields a `Peak`, which is complete when the block is left.
 
-    held: modules, optimizers and tensors that count from the start. With none given, all that
-        the process holds on the device counts, as in `torch.cuda.max_memory_allocated`.
-    device: "cpu" or "cuda"; default the GPU where there is one.
+    held: modules, optimizers and tensors that count from the start. With none given, everything
+        that the process has on the device counts, as in `torch.cuda.max_memory_allocated`.
+    device: "cpu" or "cuda"; default the GPU if there is one.
 
     Blocks may be nested; a block that raises is measured up to there. Code compiled by
     `torch.compile` runs without the dispatcher and is followed on a GPU only.
@@ -74,7 +73,7 @@ def track(
 
 
 def _all_held():
-    """Every module, optimizer and tensor that Python knows; parameters come with their modules."""
+    """Every module, optimizer and tensor in this process, modules before their parameters."""
     kinds = (torch.optim.Optimizer, nn.Module, torch.Tensor)
     found = [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
     return sorted(found, key=lambda thing: isinstance(thing, torch.Tensor))
@@ -104,7 +103,7 @@ def _resident_memory(peak):
 
 @contextlib.contextmanager
 def _cuda_peaks(peak, device):
-    """Read the allocator's peaks. Resetting them would lose an outer block's: it is told first."""
+    """Read the allocator's peaks; an outer block's are read before they are reset."""
     if device != "cuda":
         yield
         return

@@ -1,7 +1,7 @@
-"""What a step computes: the loss of supervised tuning, of DPO, or of GRPO with its rollouts.
+"""The loss of a step: supervised tuning, DPO, or GRPO with its rollouts.
 
-The plain ways, as one writes them oneself: log-probabilities come from whole logits. (TRL's
-trainers have a fused head, which never holds all logits.)
+Written plainly, with log-probabilities from full logits. (TRL's trainers have a fused head, which
+never has all logits in memory.)
 """
 
 import contextlib
@@ -22,17 +22,17 @@ def loss_of(
 ) -> torch.Tensor:
     """The loss of one micro-batch of token ids `(rows, seq)`, a scalar tensor.
 
-    reference: DPO's second model; None where switching the adapter off makes one.
-    mark: is told when a phase begins: "reference" or "rollout" if there is one, and "forward".
+    reference: DPO's second model; None if the model without its adapter is the reference.
+    mark: called when a phase begins: "reference" or "rollout" if there is one, and "forward".
     """
-    kept = settings.answer_tokens
+    n_answer = settings.answer_tokens
     if settings.objective == "dpo":
         mark("reference")
         alone = contextlib.nullcontext() if reference else model.disable_adapter()
         with _unchanged(reference or model), alone:
-            before = _logprobs(reference or model, ids, settings, kept)
+            before = _logprobs(reference or model, ids, settings, n_answer)
         mark("forward")
-        gain = (_logprobs(model, ids, settings, kept) - before).sum(dim=1)
+        gain = (_logprobs(model, ids, settings, n_answer) - before).sum(dim=1)
         chosen, rejected = gain.chunk(2)
         return -nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean()
     if settings.objective == "grpo":
@@ -40,15 +40,15 @@ def loss_of(
         with _unchanged(model):
             _rollout(model, ids, settings)
         mark("forward")
-        now = _logprobs(model, ids, settings, kept)
+        now = _logprobs(model, ids, settings, n_answer)
         advantages = torch.zeros_like(now[:, :1])
         ratio = (now - now.detach()).exp()
         clipped = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
         return -clipped.mean()
     mark("forward")
-    batch = _batch(ids, settings) | {"labels": ids[:, -(kept or 0) :]}
+    batch = _batch(ids, settings) | {"labels": ids[:, -(n_answer or 0) :]}
     with _cast(ids, settings):
-        return model(**batch, use_cache=False, logits_to_keep=kept or 0).loss
+        return model(**batch, use_cache=False, logits_to_keep=n_answer or 0).loss
 
 
 def _cast(ids, settings):
@@ -73,35 +73,35 @@ def _unchanged(model) -> Iterator[None]:
     model.train()
 
 
-def _logprobs(model, ids, settings, kept):
-    """Log-probabilities `(rows, tokens)` in fp32 of the last `kept` tokens; of all if None."""
-    n = kept or ids.shape[1] - 1
+def _logprobs(model, ids, settings, n_answer):
+    """Log-probabilities `(rows, tokens)` in fp32 of the last `n_answer` tokens; of all if None."""
+    n = n_answer or ids.shape[1] - 1
     with _cast(ids, settings):
         out = model(
-            **_batch(ids, settings), use_cache=False, logits_to_keep=kept + 1 if kept else 0
+            **_batch(ids, settings), use_cache=False, logits_to_keep=n_answer + 1 if n_answer else 0
         )
         logits = out.logits[:, -n - 1 : -1]
         return logits.float().log_softmax(-1).gather(-1, ids[:, -n:, None])[..., 0]
 
 
 def _rollout(model, ids, settings):
-    """The prompts, and the last token that is drawn: between them only the cache grows."""
+    """Run the prompts, then the last generated token; between them only the cache grows."""
     batch = _batch(ids[:, : -settings.answer_tokens], settings)
     for last in (False, True):
         with _cast(ids, settings):
             out = model(**batch, use_cache=True, logits_to_keep=1)
-        logits = out.logits[:, -1].float()  # as `generate` has them for sampling
+        logits = out.logits[:, -1].float()  # as in `generate`
         drawn = torch.multinomial(logits.softmax(-1), 1)
         if not last:
             _grow(out.past_key_values, ids.shape[1] - 1)
             mask = {"attention_mask": torch.ones_like(ids)} if settings.padded else {}
-            name = "cache" if "cache" in out else "past_key_values"  # as transformers renamed it
+            name = "cache" if "cache" in out else "past_key_values"  # transformers renamed it
             batch = {"input_ids": drawn, name: out.past_key_values} | mask
         del out, logits
 
 
 def _grow(cache, length):
-    """Room for `length` tokens in each layer's keys and values, or for those of its window."""
+    """Give each layer's keys and values room for `length` tokens, or for those of its window."""
     for layer in cache.layers:
         window = getattr(layer, "sliding_window", None)
         n = min(length, window - 1) if window else length

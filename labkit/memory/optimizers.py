@@ -1,4 +1,4 @@
-"""The optimizers of a step, called as in transformers' `optim`: torch's own, and bitsandbytes'."""
+"""The optimizers by their names in transformers' `optim`: torch's, and bitsandbytes'."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,11 @@ from bitsandbytes.optim import AdamW
 
 SMALL = 4096  # bitsandbytes keeps states of smaller tensors in fp32
 BLOCK = 256  # elements that share a scale in 8-bit states
-PAGED_FROM = 100_000  # elements from which bitsandbytes puts a state into paged memory
+PAGED_FROM = 100_000  # bitsandbytes pages states of at least this many elements
 
 
 class Imagined(AdamW):
-    """bitsandbytes' AdamW that makes its states on any device, fakes too, and updates nothing.
-
-    Paged states are counted in `paged_bytes` alone: they lie in memory that can leave the GPU.
-    """
+    """bitsandbytes' AdamW that makes its states on any device, and only counts paged ones."""
 
     paged_bytes = 0
 
@@ -27,13 +24,13 @@ class Imagined(AdamW):
                 self.init_state(group, parameter, 0, i)
 
     def fill_qmap(self) -> None:
-        """Make the two tables of 8-bit values that all states share, without the values."""
+        """Make the two tables of 8-bit values that all states share, filled with zeros."""
         self.name2qmap = {name: torch.zeros(256) for name in ("dynamic", "udynamic")}
 
     def get_state_buffer(
         self, p: torch.Tensor, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor | None:
-        """Zeros for a moment of `p`; None where it is paged."""
+        """Zeros for a moment of `p`; None if it is paged."""
         if not self.is_paged or p.numel() < PAGED_FROM:
             return torch.zeros_like(p, dtype=dtype)
         self.paged_bytes += p.numel() * dtype.itemsize
@@ -42,8 +39,8 @@ class Imagined(AdamW):
 def make(
     parameters: Sequence[torch.nn.Parameter], name: str, kind: type[AdamW] = AdamW
 ) -> torch.optim.Optimizer:
-    """The optimizer called `name`; one of bitsandbytes' is of this kind."""
-    if name.startswith("adamw_torch"):  # foreach is what torch takes on a GPU
+    """The optimizer called `name`; `kind` is the class for bitsandbytes' ones."""
+    if name.startswith("adamw_torch"):  # foreach is torch's default on a GPU
         how = {"fused": True} if name.endswith("fused") else {"foreach": True}
         return torch.optim.AdamW(parameters, **how)
     bits = 8 if "8bit" in name else 32

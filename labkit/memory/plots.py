@@ -1,4 +1,4 @@
-"""Figures of memory: stacked bars, and a training step from forward to the optimizer."""
+"""Figures of memory: stacked bars by category, and the timeline of a training step."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,17 +8,14 @@ from labkit.memory.ledger import CATEGORIES
 from labkit.memory.simulate import Simulation
 from labkit.plots import INK, PALETTE, PAPER, figure, headed
 
-COLOURS = dict(zip(CATEGORIES, [*PALETTE[:5], "#999999"], strict=True))
+COLORS = dict(zip(CATEGORIES, [*PALETTE[:5], "#999999"], strict=True))
 HATCHES = dict(zip(CATEGORIES, ["", "//", "..", "\\\\", "xx", ""], strict=True))
 GB = 10**9
 Rows = dict[str, dict[str, int]]  # {label: {category: bytes}}, of `ledger.CATEGORIES`
 
 
 def bars(rows: Rows, title: str, limit: float | None = None) -> Figure:
-    """Stacked bars of memory by category, one a row; in MB when all of them are below 2 GB.
-
-    limit: bytes of a card, drawn as a line.
-    """
+    """Stacked bars by category, one per row; `limit`, bytes of a card, is drawn as a line."""
     fig, ax = figure(height=1.2 + 0.5 * len(rows))
     draw_bars(ax, rows, limit)
     ax.set_title(title)
@@ -28,10 +25,7 @@ def bars(rows: Rows, title: str, limit: float | None = None) -> Figure:
 def bars_and_timeline(
     rows: Rows, simulation: Simulation, title: str, limit: float | None = None
 ) -> Figure:
-    """`bars`, and bytes held through one step of a `Simulation` that has a timeline.
-
-    What `labkit memory --plot` saves.
-    """
+    """`bars` next to the timeline of a `Simulation`; what `labkit memory --plot` saves."""
     fig, axes = figure(2, width=12, height=3.8, width_ratios=(1, 1.3))
     draw_bars(axes[0], rows, limit)
     draw_timeline(axes[1], simulation)
@@ -39,18 +33,18 @@ def bars_and_timeline(
 
 
 def draw_bars(ax: Axes, rows: Rows, limit: float | None = None) -> None:
-    """Draw the bars of `bars` into `ax`, with totals at their ends and a legend of what occurs."""
+    """Draw the bars of `bars` into `ax`, with totals and a legend."""
     largest = max(limit or 0, *(sum(row.values()) for row in rows.values()))
     unit, size = ("GB", 10**9) if largest >= 2 * GB else ("MB", 10**6)
     left = np.zeros(len(rows))
     for category in CATEGORIES:
         widths = np.array([row.get(category, 0) / size for row in rows.values()])
-        if widths.max() > 0.003 * largest / size:  # what one can see
+        if widths.max() > 0.003 * largest / size:  # visible at this scale
             ax.barh(
                 range(len(rows)),
                 widths,
                 left=left,
-                color=COLOURS[category],
+                color=COLORS[category],
                 hatch=HATCHES[category],
                 edgecolor="white",
                 label=category,
@@ -76,7 +70,7 @@ def draw_timeline(ax: Axes, simulation: Simulation) -> None:
     x, top, below = np.arange(len(held)), held.sum(axis=1).max() / GB, np.zeros(len(held))
     for name, mine in zip(CATEGORIES, held.T / GB, strict=True):
         if mine.max() > 0.003 * top:
-            look = {"color": COLOURS[name], "hatch": HATCHES[name], "ec": "white", "lw": 0}
+            look = {"color": COLORS[name], "hatch": HATCHES[name], "ec": "white", "lw": 0}
             ax.fill_between(x, below, below + mine, **look)
             _name_area(ax, name, below, mine, top)
         below = below + mine
@@ -84,12 +78,12 @@ def draw_timeline(ax: Axes, simulation: Simulation) -> None:
         ax.axvline(at, color=INK, lw=0.8)
         side = "left" if at < 0.9 * len(held) else "right"
         ax.annotate(f" {name} ", (at, 1.08 * top), ha=side, va="center", fontsize=9.5, color=INK)
-    ax.set(xlim=(0, len(held) - 1), ylim=(0, 1.16 * top), ylabel="GB held")
-    ax.set(xlabel="allocations and releases, in order", xticks=[])
+    ax.set(xlim=(0, len(held) - 1), ylim=(0, 1.16 * top), ylabel="GB in use")
+    ax.set(xlabel="allocations and frees, in order", xticks=[])
 
 
 def _name_area(ax, name, below, mine, top):
-    """Write the name of an area into its thickest part, where it is thick enough to hold it."""
+    """Label an area at its thickest part, if the label fits."""
     thick = np.flatnonzero(mine >= 0.95 * mine.max())
     at = int(thick[len(thick) // 2])
     if mine[at] > 0.07 * top:
@@ -99,7 +93,7 @@ def _name_area(ax, name, below, mine, top):
 
 
 def _thinned(timeline, n=1500):
-    """At most about n samples, each the highest of its stretch, and where the phases begin."""
+    """At most about n samples, each the highest of its interval, and where the phases begin."""
     held = timeline.held
     every = max(1, len(held) // n)
     totals = held.sum(axis=1)

@@ -1,7 +1,7 @@
-"""The model that `simulate` imagines, for real: random weights, made where they will live.
+"""The model that `simulate` imagines, with random weights made on the device.
 
-Layer by layer on the device, and in 4 bits at once, so that a 7-billion QLoRA needs neither a
-download nor 14 GB of the host. What a step of it takes is what a step of the trained model takes.
+Made layer by layer, and in 4 bits at once, so a 7-billion QLoRA needs no download and no 14 GB on
+the host. A step takes as much memory as one of the trained model.
 """
 
 from functools import partial
@@ -20,18 +20,18 @@ from labkit.memory.settings import Settings
 def real_model(config: PretrainedConfig, settings: Settings, device: str) -> nn.Module:
     """The adapted model of `config` with random weights on `device`, in training mode."""
     model, _ = adapted.build(config, settings)  # on the meta device
-    adapted.materialise(model, partial(_quantised, device=device), device)
+    adapted.materialize(model, partial(_quantized, device=device), device)
     base = getattr(model, "get_base_model", lambda: model)()
     for module in model.modules():
         if not isinstance(module, Linear4bit):
-            base._init_weights(module)  # transformers' own start, of rotary tables too
+            base._init_weights(module)  # transformers' init, also for rotary tables
         elif module.bias is not None:
             nn.init.zeros_(module.bias)
     return model
 
 
-def _quantised(layer, device):
-    """A random matrix of the layer's shape in NF4, quantised by bitsandbytes."""
+def _quantized(layer, device):
+    """A random NF4 matrix of the layer's shape, quantized by bitsandbytes."""
     shape = layer.out_features, layer.in_features
     values = torch.randn(shape, device=device, dtype=layer.compute_dtype) * 0.02
     how = {"compress_statistics": layer.weight.compress_statistics, "quant_type": "nf4"}
@@ -39,7 +39,7 @@ def _quantised(layer, device):
 
 
 def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """The optimizer that `settings.optim` names, on what trains."""
+    """The optimizer `settings.optim` for the trained parameters."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return optimizers.make(trained, settings.optim)
 
@@ -64,7 +64,7 @@ def step(
 
 
 def peak_of_steps(config: PretrainedConfig, settings: Settings, device: str, n: int = 2) -> Peak:
-    """What n real steps hold at most: a `measure.Peak`. The first makes the optimizer's states."""
+    """The `measure.Peak` of n real steps. The first makes the optimizer's states."""
     model = real_model(config, settings, device)
     optimizer = optimizer_of(model, settings)
     reference = None

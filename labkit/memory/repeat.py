@@ -1,8 +1,8 @@
-"""Layers repeat, so a step of a deep model is simulated with few of them and drawn out.
+"""Simulate a deep model from two short ones, since its layers repeat.
 
-Two short models are simulated, which differ by one period of layers. What the longer one allocates
-and frees besides the shorter one is what every further period does, in the same places. Nothing is
-fitted: a step that was drawn out this way is, event by event, that of the whole model.
+The two differ by one period of layers. What the longer one allocates and frees besides the shorter
+one is what every further period does, in the same places. Nothing is fitted: event by event, the
+extended step equals that of the whole model.
 """
 
 import copy
@@ -12,22 +12,19 @@ import numpy as np
 from transformers import PretrainedConfig
 
 LONGEST = 12  # layers in a period, at most
-INDICES = ("moe_layers", "mlp_only_layers")  # fields that list the layers which are of a kind
-# fields that say how many layers come before the first with experts
+INDICES = ("moe_layers", "mlp_only_layers")  # fields that list the layers of one kind
+# fields with the number of layers before the first with experts
 DENSE = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
-ALIKE = 64  # events that must agree before two places of a step count as the same
+ALIKE = 64  # events that must agree for two places of a step to match
 
 
 def shorter(config: PretrainedConfig) -> tuple[PretrainedConfig, PretrainedConfig, int] | None:
-    """Two short versions of `config`, and how many periods of layers the first lacks.
-
-    None where the layers do not repeat, or too little for it to pay.
-    """
+    """Two short versions of `config`, and how many periods the first lacks; None if no gain."""
     n_layers = getattr(config, "num_hidden_layers", 0)
     kinds, best = _kinds(config, n_layers), None
     for period in range(1, min(LONGEST, n_layers // 4) + 1):
         first = next(i for i in count() if kinds[i:-period] == kinds[i + period :])
-        few = first + max(2, period)  # each kind, and a first layer: its input has no gradient
+        few = first + max(2, period)  # every kind, and a first layer without input gradient
         few += (n_layers - few) % period
         if 2 * few + period < n_layers and (best is None or few + period < sum(best)):
             best = few, period
@@ -38,7 +35,7 @@ def shorter(config: PretrainedConfig) -> tuple[PretrainedConfig, PretrainedConfi
 
 
 def _kinds(config, n_layers):
-    """Something for each layer that is equal where the layers are."""
+    """A key for each layer, equal for equal layers."""
     lists = _lists(config, n_layers)
     chosen = [getattr(config, name, None) or () for name in INDICES]
     dense = max(getattr(config, name, 0) or 0 for name in DENSE)
@@ -55,7 +52,7 @@ def _kinds(config, n_layers):
 
 
 def _cut(config, n_layers):
-    """The configuration with its first `n_layers` layers alone."""
+    """The configuration with only its first `n_layers` layers."""
     short, whole = copy.deepcopy(config), config.num_hidden_layers
     short.num_hidden_layers = n_layers
     for name, x in _lists(config, whole).items():
@@ -67,16 +64,16 @@ def _cut(config, n_layers):
 
 
 def _lists(config, n_layers):
-    """The fields of `config` that say something of each layer."""
     fields = {name: x for name, x in config.to_dict().items() if name not in INDICES}
     return {name: x for name, x in fields.items() if isinstance(x, list) and len(x) == n_layers}
 
 
 def drawn_out(short: np.ndarray, longer: np.ndarray, times: int) -> np.ndarray | None:
-    """The events of a step with `times` more periods than `short`, where `longer` has one more.
+    """The events of a step with `times` more periods than `short`, if `longer` has one more.
 
-    short, longer: (events, categories), bytes by which each event changes what is held.
-    None where `longer` is not `short` with something put in, or with more released at once.
+    short, longer: (events, categories), the change in bytes at each event.
+
+    None unless `longer` is `short` with insertions, or with larger releases.
     """
     _, names = np.unique(np.concatenate([short, longer]), axis=0, return_inverse=True)
     a, b = names[: len(short)], names[len(short) :]
@@ -91,7 +88,7 @@ def drawn_out(short: np.ndarray, longer: np.ndarray, times: int) -> np.ndarray |
         if n:
             parts.append(np.tile(longer[j : j + n], (times, 1)))
             j += n
-        elif n == 0 and i < len(a):  # what all layers left is released at once
+        elif n == 0 and i < len(a):  # one release for all layers
             parts.append((short[i] + times * (longer[j] - short[i]))[None])
             i, j = i + 1, j + 1
         else:
@@ -100,21 +97,21 @@ def drawn_out(short: np.ndarray, longer: np.ndarray, times: int) -> np.ndarray |
 
 
 def _alike(a, b):
-    """How many events at the beginning of both are the same."""
+    """The length of the common prefix of two event lists."""
     n = min(len(a), len(b))
     differ = np.flatnonzero(a[:n] != b[:n])
     return int(differ[0]) if len(differ) else n
 
 
 def _loose(events, names):
-    """The names of events, of which all releases are alike."""
+    """The names of events, with one name for all releases."""
     return np.where(events.sum(axis=1) < 0, -1, names)
 
 
 def _inserted(a, b):
-    """How many events at the beginning of `b` come before what `a` begins with; None: no telling.
+    """How many events of `b` come before the start of `a`; None if unclear.
 
-    All that `b` has more, if the rest is the same; else the fewest before something alike.
+    All that `b` has more, if the rest is equal; else the fewest before a match.
     """
     rest = len(b) - len(a)
     if rest >= 0 and np.array_equal(a, b[rest:]):

@@ -1,4 +1,4 @@
-"""What `labkit memory` says: simulation and closed form side by side, and what fits."""
+"""What `labkit memory` prints: simulation, closed form, and what fits."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,8 +18,8 @@ from labkit.memory.simulate import Simulation, simulate
 from labkit.plots import use_style
 
 GB = 10**9
-COLOURS = dict(zip(CATEGORIES, ("blue", "red", "green", "magenta", "yellow", "white"), strict=True))
-ROOM = {  # what makes room, in the order in which one tries it
+COLORS = dict(zip(CATEGORIES, ("blue", "red", "green", "magenta", "yellow", "white"), strict=True))
+ROOM = {  # ways to save memory, in the order to try them
     "gradient checkpointing": {"checkpointing": True},
     "states in 8 bits, paged": {"optim": "paged_adamw_8bit"},
     "logits for 64 answer tokens": {"answer_tokens": 64},
@@ -29,7 +29,7 @@ ROOM = {  # what makes room, in the order in which one tries it
 
 @dataclass
 class Report:
-    """Everything that was asked of one model and one set of settings."""
+    """The results for one model and one set of settings."""
 
     model: str
     settings: Settings
@@ -55,10 +55,7 @@ def examine(
     limit: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """The `Report` on one step of `config`; with `limit` bytes, also what fits into them.
-
-    say: is told in a few words what is being simulated, since a large model takes a while.
-    """
+    """The `Report` on one step, with `limit` bytes also on what fits; `say` gets progress."""
     fitting = settings.but(attention=adapted.attention_of(config, settings))
     simulated = simulate(config, fitting, timeline=True)
     notes = tuple(_notes(config, settings, fitting, simulated))
@@ -73,37 +70,37 @@ def examine(
 
 
 def _notes(config, asked, settings, simulated):
-    """What one should know of this answer, in sentences without their full stop."""
+    """Caveats of this answer, as sentences without their period."""
     kind, n = config.model_type, simulated.n_experts
     if whole := getattr(config, "part_of", None):
-        yield f"this is the text part of {whole}; what sees or hears is not counted"
+        yield f"this is {whole}'s text part; images and audio are not counted"
     if same := getattr(config, "taken_for", ""):
-        yield f"its layers are counted as those of {same}, which transformers has"
+        yield f"its layers are counted as those of {same}, which are the same"
     if asked.attention != settings.attention:
-        yield f"transformers has no fused attention for {kind}, so it is eager: all scores are held"
+        yield f"transformers has no fused attention for {kind}, so it is eager and stores scores"
     if n and settings.method == "qlora":
         yield (
             f"{n / GB:.3g} B of the parameters are fused experts, which stay in {settings.dtype}:"
-            " bitsandbytes packs linear layers, and these are none"
+            " bitsandbytes packs only linear layers"
         )
     if settings.method == "qlora" and kind.startswith("gemma3n"):
         yield (
             f"{' and '.join(adapted.CLIPPED)} stay in {settings.dtype}: transformers clips them in"
-            " each step, which 4 bits refuse; name them in llm_int8_skip_modules when you load it"
+            " each step, which 4 bits can't do; name them in llm_int8_skip_modules when loading"
         )
     if n and settings.method != "full" and not simulated.adapted_experts:
         yield "the experts get no adapters; --experts puts some on them (PEFT's target_parameters)"
     if kind in adapted.MAMBA and settings.method != "full":
-        yield "out_proj gets no adapter: Mamba's kernel multiplies by it itself, and PEFT refuses"
+        yield "out_proj gets no adapter: Mamba's kernel multiplies by it, and PEFT refuses"
     kinds = {*(getattr(config, "layer_types", None) or ())}
     if kind in adapted.MAMBA or kinds & {"mamba", "linear_attention"}:
-        yield "recurrent layers are those of transformers' own code; kernels for them hold less"
+        yield "recurrent layers run transformers' code; special kernels need less"
     if simulated.adapted_experts:
-        yield "experts get adapters, whose update PEFT adds to a copy of a layer's experts"
+        yield "experts get adapters; PEFT adds the update to a copy of a layer's experts"
 
 
 def _find_room(config, report, say):
-    """Fill in what makes room, one on the other, and the largest batches in what fits first."""
+    """Fill in the cumulative memory savers, and the largest batches of the first that fits."""
     settings = report.settings
     steps = [("the settings as given", settings, report.simulated.peak)]
     for name, change in ROOM.items():
@@ -116,14 +113,14 @@ def _find_room(config, report, say):
     report.room = [(name, peak) for name, _, peak in steps[1:]]
     for name, settings, peak in steps:
         if peak <= report.limit:
-            say(f"searching the largest batch with {name}")
+            say(f"searching for the largest batch with {name}")
             report.batches_with = name
             report.batches = fit.largest_batches(config, settings, report.limit)
             return
 
 
 def as_data(report: Report) -> dict:
-    """The report as plain data, bytes throughout."""
+    """The report as plain data, in bytes."""
     simulated = asdict(report.simulated)
     del simulated["timeline"]
     out = {"model": report.model, "settings": asdict(report.settings), "simulated": simulated}
@@ -177,13 +174,13 @@ def _settings_line(s):
 
 
 def _bar(simulated, width):
-    """The peak as one stacked bar; a letter in each part, so that colour isn't needed."""
+    """The peak as one stacked bar, labeled, so it can be read without color."""
     bar = Text()
     for name in CATEGORIES:
         n = round(width * simulated.by_category[name] / simulated.peak)
         if n:
             label = name[: n - 2].center(n) if n > 4 else " " * n
-            bar.append(label, f"black on {COLOURS[name]}")
+            bar.append(label, f"black on {COLORS[name]}")
     bar.append(f" {_gb(simulated.peak)} GB")
     return bar
 
@@ -198,7 +195,7 @@ def _table(report):
     for category in (*CATEGORIES[:-1], *drawn):
         ours = static.get(category, report.simulated.by_category.get(category, 0))
         closed = _gb(report.closed.total(category)) if report.closed else "-"
-        style = f"bold {COLOURS.get(category, 'cyan')}"
+        style = f"bold {COLORS.get(category, 'cyan')}"
         table.add_row(category, "" if category in drawn else _gb(ours), closed, style=style)
         for term in report.closed.terms if report.closed else ():
             if term.category == category:
@@ -217,7 +214,7 @@ def _table(report):
 def _verdict(report):
     phases = report.simulated.phases
     phase = max(phases, key=phases.get)
-    rest = "not all of the above is held at once: gradients come as activations go"
+    rest = "the parts above don't peak together: gradients grow as activations are freed"
     line = f"The peak is in {phase}; {rest}."
     if not report.closed:
         return f"{line} ({report.why_not})"
@@ -237,7 +234,7 @@ def _show_fit(report, console):
         verdict = "fits" if peak <= report.limit else "does not fit"
         console.print(f"  then with {name}: {_gb(peak)} GB, {verdict}", highlight=False)
     if not report.batches:
-        console.print("Nothing of this makes it fit.")
+        console.print("None of these makes it fit.")
         return
     table = Table("length", "largest batch", "tokens", box=None, pad_edge=False)
     for length, batch in report.batches.items():

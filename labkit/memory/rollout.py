@@ -1,8 +1,9 @@
-"""The closed form of GRPO's rollout: what it holds besides what stays, at its highest moment.
+"""The closed form of GRPO's rollout: its memory besides weights and optimizer, at its peak.
 
-Nothing is kept for backward, so beside the cache only one layer counts: the last, since by then the
-cache has all layers, and autocast 16-bit copies of all that is trained in fp32. Those end with the
-forward pass, before a token is drawn.
+Nothing is stored for backward, so besides the cache only one layer counts. That is the last one,
+when the cache has all layers, plus autocast's 16-bit copies of everything trained in fp32. The
+copies are freed after the forward pass, before a token is drawn.
+
 Letters are those of `dimensions`; p is the tokens of a prompt, P those of all rows' prompts.
 """
 
@@ -44,7 +45,7 @@ def _cache(m, tokens, formula):
 
 
 def _prompts(m):
-    """What is held all through the last layer, when it has the prompts."""
+    """Terms in use throughout the last layer when it processes the prompts."""
     s = m.settings
     seq = s.seq - s.answer_tokens
     tokens = s.rows * seq
@@ -53,12 +54,12 @@ def _prompts(m):
     stream = "3 P h x bytes: embeddings, layer's input, its norm"
     yield "prompts' stream", 3 * tokens * m.h * m.stream, stream, LAYER
     if s.padded or s.attention == "eager":
-        width = m.attention if s.attention == "eager" else 1  # a mask for the fused one is of bool
+        width = m.attention if s.attention == "eager" else 1  # the fused kernel's mask is bool
         yield "prompts' mask", tokens * seq * width, "P p x bytes", LAYER
 
 
 def _attention(m):
-    """Scores and their softmax in fp32, where they are not fused: else the MLP holds more."""
+    """Scores and their softmax in fp32, if not fused: with a fused kernel the MLP needs more."""
     s = m.settings
     if s.attention == "eager":
         seq = s.seq - s.answer_tokens
@@ -69,10 +70,10 @@ def _attention(m):
 
 
 def _mlp(m):
-    """PEFT adds B A x, once scaled, to a product, and may have a copy of its input in fp32."""
+    """PEFT adds the scaled B A x to a product, and may copy its input to fp32."""
     s = m.settings
     prompts = s.rows * (s.seq - s.answer_tokens)
-    if s.attention == "eager":  # transformers lets go of them at the layer's end
+    if s.attention == "eager":  # transformers frees them at the end of the layer
         n_bytes = prompts * (s.seq - s.answer_tokens) * m.H * m.attention
         yield "prompts' scores", n_bytes, "P p H x bytes", LAYER
     width = 2 if s.autocast else m.adapter
@@ -91,7 +92,7 @@ def _mlp(m):
 
 
 def _casts(m):
-    """Autocast keeps copies of what is trained; those of frozen matrices go at once."""
+    """Autocast keeps copies of trained matrices; those of frozen ones are freed at once."""
     s = m.settings
     if s.autocast and m.trained == 4:
         n, formula = m.n_adapter, "2 L sum r (d_in + d_out)"
@@ -101,13 +102,13 @@ def _casts(m):
 
 
 def _in_layer(m):
-    """The last token's keys join the others in a copy; a matrix is cast or dequantised."""
+    """The last token's keys are concatenated in a copy; a matrix is cast or dequantized."""
     s = m.settings
     keys = s.rows * (s.seq - 1) * m.k * m.stream
     yield "keys, copied to grow", keys, "rows (seq - 1) k x bytes", "transformers' DynamicLayer"
     largest = max(math.prod(shape) for shape in m.matrices.values())
     if s.method == "qlora":
         n_bytes = 2 * largest + 4 * largest // BLOCK
-        yield "matrix, dequantised", n_bytes, "2 n + 4 n / 64, of the largest", LAYER
+        yield "matrix, dequantized", n_bytes, "2 n + 4 n / 64, of the largest", LAYER
     elif s.autocast and m.base == 4 and not m.full:
         yield "matrix, cast to 16 bits", 2 * largest, "2 n, of the largest", "torch.autocast"

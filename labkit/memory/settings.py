@@ -1,4 +1,4 @@
-"""What a training step is: the settings that decide its memory, checked once."""
+"""The settings of a training step that decide its memory, validated."""
 
 import dataclasses
 import re
@@ -26,57 +26,56 @@ AT_LEAST = {"rank": 1, "batch": 1, "seq": 2, "samples": 2, "answer_tokens": 2, "
 
 @dataclass(frozen=True)
 class Settings:
-    """One training step, and the options of `labkit memory`, which are its fields.
+    """One training step; its fields are the options of `labkit memory`.
 
-    Names are those of transformers, PEFT and TRL where they have one.
+    Names are those of transformers, PEFT and TRL if they have one.
 
     method: full, lora or qlora (NF4 linear layers; embeddings, norms and head stay in `dtype`).
-        What trains and what is learned are two things, but "dpo" and "grpo" are understood here,
-        too: that objective with lora.
-    objective: sft, or dpo: a batch counts pairs, so twice as many sequences, and a reference runs
-        first, which is the model without its adapter, and under full a second model. Or grpo: a
-        batch counts prompts, of each `samples` answers of `answer_tokens` (half of `seq` if not
-        given) are drawn with a cache, then the step is on all of them; no penalty on the KL.
+        "dpo" and "grpo" are accepted as that objective with lora.
+    objective: sft, dpo or grpo. In dpo a batch counts pairs, so twice as many sequences, and a
+        reference runs first: the model without its adapter, or a second model under full. In grpo
+        a batch counts prompts. For each, `samples` answers of `answer_tokens` (default half of
+        `seq`) are drawn with a cache, then the step is on all of them, without a KL penalty.
     rank, targets, dropout, adapter_dtype: the adapter. Targets are "all-linear" or names such as
-        "q_proj,v_proj". PEFT keeps adapters in float32 by default, whatever the base is.
-    dora: train the lengths of the columns apart (PEFT's `use_dora`).
+        "q_proj,v_proj". PEFT's adapters are in float32 by default, whatever the base is.
+    dora: train the norms of the columns separately (PEFT's `use_dora`).
     experts: adapters on fused experts, too (PEFT's `target_parameters`).
     optim: as in transformers' `optim`.
-    batch, seq: sequences a step and tokens a sequence, padding included.
-    padded: rows differ in length. Then attention needs a mask, and grouped keys and values are
-        repeated for every query head, since the fused kernel takes no groups beside a mask.
-    accumulation: with 2 or more, gradients of earlier micro-batches are held during forward.
+    batch, seq: sequences per step and tokens per sequence, padding included.
+    padded: rows differ in length, so attention needs a mask. Grouped keys and values are then
+        repeated for every query head, since the fused kernel can't combine groups with a mask.
+    accumulation: with 2 or more, gradients of earlier micro-batches exist during forward.
     checkpointing: recompute each decoder layer in backward (non-reentrant).
-    attention: sdpa (fused, holds no scores) or eager (holds them). A model that transformers has no
-        fused attention for, such as gpt-oss, is eager anyway.
-    answer_tokens: logits for the last so many positions of each sequence only; None for all.
+    attention: sdpa (fused, stores no scores) or eager (stores them). Models without a fused
+        attention in transformers, such as gpt-oss, are always eager.
+    answer_tokens: logits for only this many last positions per sequence; None for all.
     dtype: of the base weights as loaded; default bfloat16, and float32 for full.
     autocast: multiply in bfloat16 (Trainer's `bf16=True`); in float16 for a float16 base.
-    double_quant: quantise the scales of NF4 blocks once more.
+    double_quant: also quantize the scales of NF4 blocks.
     prepare_kbit: `prepare_model_for_kbit_training` casts what is not 4-bit to float32.
     """
 
     method: Annotated[str, Option(help="full, lora or qlora; or dpo, grpo with lora.")] = "lora"
     objective: Annotated[str, Option(help="sft, dpo or grpo.")] = "sft"
-    samples: Annotated[int, Option(help="Answers to a prompt under grpo.")] = 8
+    samples: Annotated[int, Option(help="Answers per prompt in grpo.")] = 8
     rank: Annotated[int, Option(help="Rank of the adapters.")] = 16
     targets: Annotated[str, Option(help="all-linear, or q_proj,v_proj,…")] = "all-linear"
-    batch: Annotated[int, Option(help="Sequences a step.")] = 1
-    seq: Annotated[int, Option(help="Tokens a sequence.")] = 512
-    optim: Annotated[str, Option(help="As transformers names it.")] = "adamw_torch_fused"
+    batch: Annotated[int, Option(help="Sequences per step.")] = 1
+    seq: Annotated[int, Option(help="Tokens per sequence.")] = 512
+    optim: Annotated[str, Option(help="transformers' name for it.")] = "adamw_torch_fused"
     checkpointing: Annotated[bool, Option(help="Recompute layers in backward.")] = False
     attention: Annotated[str, Option(help="sdpa (fused) or eager.")] = "sdpa"
-    answer_tokens: Annotated[int | None, Option(help="Logits for the last so many.")] = None
-    dtype: Annotated[str | None, Option(help="Of the base; bfloat16, full: float32.")] = None
-    adapter_dtype: Annotated[str, Option(help="Of the adapters.")] = "float32"
+    answer_tokens: Annotated[int | None, Option(help="Logits for this many last tokens.")] = None
+    dtype: Annotated[str | None, Option(help="Base dtype; bfloat16, full: float32.")] = None
+    adapter_dtype: Annotated[str, Option(help="Adapters' dtype.")] = "float32"
     autocast: Annotated[bool, Option(help="Multiply in 16 bits.")] = True
-    dropout: Annotated[float, Option(help="Of the adapters' inputs.")] = 0.0
-    dora: Annotated[bool, Option(help="DoRA.")] = False
+    dropout: Annotated[float, Option(help="On the adapters' inputs.")] = 0.0
+    dora: Annotated[bool, Option(help="Use DoRA.")] = False
     experts: Annotated[bool, Option(help="Adapters on fused experts, too.")] = False
-    double_quant: Annotated[bool, Option(help="Quantise the scales too.")] = True
+    double_quant: Annotated[bool, Option(help="Quantize the scales too.")] = True
     prepare_kbit: Annotated[bool, Option(help="Cast the rest of QLoRA to fp32.")] = False
     padded: Annotated[bool, Option(help="Rows of different lengths.")] = False
-    accumulation: Annotated[int, Option(help="Micro-batches a step.")] = 1
+    accumulation: Annotated[int, Option(help="Micro-batches per step.")] = 1
 
     def __post_init__(self) -> None:
         if self.method in ("dpo", "grpo"):
@@ -111,7 +110,7 @@ class Settings:
 
     @property
     def second_model(self) -> bool:
-        """Whether a frozen copy is held as DPO's reference."""
+        """Whether DPO's reference is a second, frozen model."""
         return self.objective == "dpo" and self.method == "full"
 
     @property

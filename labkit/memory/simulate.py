@@ -1,12 +1,11 @@
 """Simulate a training step of any causal LM without allocating it: peak, categories, timeline.
 
-The model is built on the meta device by transformers, PEFT and bitsandbytes themselves, then a
-step runs on fake tensors: shapes and dtypes without data. A `Ledger` follows their storages. So
-the simulation holds and frees what the libraries of this environment hold and free, and no weights
-are ever allocated.
+transformers, PEFT and bitsandbytes build the model on the meta device, then a step runs on fake
+tensors (shapes and dtypes without data) and a `Ledger` follows their storages. So the simulation
+allocates and frees what the installed libraries do.
 
-What it does not see: the CUDA context and library workspaces, the allocator's rounding and
-fragmentation (`max_memory_reserved`), and what kernels allocate inside themselves.
+It does not see the CUDA context and library workspaces, the allocator's rounding and fragmentation
+(`max_memory_reserved`), and what kernels allocate internally.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ from labkit.memory.settings import Settings
 
 @dataclass(frozen=True)
 class Timeline:
-    """Bytes held after each allocation of the step, and after what is released in a row.
+    """Bytes in use after each allocation of the step, and after each run of releases.
 
     held: (events, categories) int64, in the order of `ledger.CATEGORIES`.
     starts: {phase: index of its first event}.
@@ -37,7 +36,7 @@ class Timeline:
     starts: dict[str, int]
 
     def changes(self, phase: str) -> np.ndarray:
-        """By how much each event of a phase changed what is held, (events, categories)."""
+        """The change in bytes at each event of a phase, (events, categories)."""
         names = [*self.starts, None]
         end = self.starts.get(names[names.index(phase) + 1])
         return np.diff(self.held[self.starts[phase] : end and end + 1], axis=0)
@@ -47,13 +46,13 @@ class Timeline:
 class Simulation:
     """One training step after the first; all in bytes.
 
-    peak: at most held on the device. by_category: what the peak consisted of; sums to `peak`.
-    static: weights, gradients and optimizer states, as they are when all three exist.
+    peak: the most in use on the device. by_category: its parts, which sum to `peak`.
+    static: weights, gradients and optimizer states when all three exist.
     phases: the peak of each of forward, backward and step; before them reference or rollout.
     paged: optimizer states in paged memory, which can leave the GPU and are not in `peak`.
-    n_params, n_trainable: numbers, packed weights counted as what they stand for.
-    n_experts: of these, in fused experts, which are no linear layers: 4 bits leave them alone.
-    adapted_experts: whether adapters are on them. PEFT's all-linear means them in some models.
+    n_params, n_trainable: numbers of parameters, packed weights counted as unpacked.
+    n_experts: those in fused experts, which are not linear layers and stay unquantized.
+    adapted_experts: whether they have adapters. PEFT's all-linear includes them in some models.
     timeline: None, or a `Timeline`.
     """
 
@@ -74,33 +73,33 @@ def simulate(
 ) -> Simulation:
     """Simulate one step of the causal LM that `config` describes; a `Simulation`.
 
-    device: "cuda" or "cpu", which keep dropout's mask in one byte and in four.
-    LabError for targets or a rank that the model cannot have.
+    device: "cuda" or "cpu", which store dropout's mask in 1 and 4 bytes. LabError for targets or a
+    rank that the model cannot have.
     """
     found = None
     if few := repeat.shorter(config):
         *parts, times = few
         found = _drawn_out(*(whole(part, settings, device) for part in parts), times)
         if found and found.n_params != adapted.n_params(config, settings):
-            found = None  # a field that `repeat` does not know makes layers differ
+            found = None  # layers differ by a field unknown to `repeat`
     found = found or whole(config, settings, device)
     return found if timeline else replace(found, timeline=None)
 
 
 def whole(config: PretrainedConfig, settings: Settings, device: str = "cuda") -> Simulation:
-    """As `simulate`, with a timeline, and every layer run: slower where there are many."""
+    """As `simulate`, with a timeline and without shortcut: slower for many layers."""
     model, n_params = adapted.build(config, settings)
     reference = None
     if settings.second_model:
         reference = adapted.build(config, settings)[0].requires_grad_(False)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     n_experts = sum(p.numel() for p in adapted.fused_experts(model).values())
-    # transformers sees by data, which fakes don't have, whether a row is one sequence
+    # fakes have no data by which transformers could find packed sequences
     plain = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None)
     with plain, _experts(), adapted.unpacking(), _dropout_of(device), FakeTensorMode():
-        adapted.materialise(model, adapted.packed_weight)
+        adapted.materialize(model, adapted.packed_weight)
         if reference:
-            adapted.materialise(reference, adapted.packed_weight)
+            adapted.materialize(reference, adapted.packed_weight)
         try:
             static, paged, history = _step(model, reference, settings)
         except RuntimeError as error:
@@ -129,7 +128,7 @@ def _summed_up(history, static, numbers):
 
 
 def _drawn_out(short, longer, times):
-    """The simulation with `times` more periods than `short`; None where there is no telling."""
+    """The simulation with `times` more periods than `short`; None if it can't be extended."""
 
     def more(a, b):
         return a + times * (b - a)
@@ -150,7 +149,7 @@ def _drawn_out(short, longer, times):
 
 
 def _experts():
-    """torch's grouped product has fakes for bfloat16 alone; transformers brings another."""
+    """A patch: fakes lack torch's grouped product except in bfloat16; use another else."""
 
     def can(x, weight, offsets):
         return weight.dtype == torch.bfloat16
@@ -159,7 +158,7 @@ def _experts():
 
 
 def _dropout_of(device):
-    """On a GPU torch fuses dropout, and what is kept for backward is a mask of one byte."""
+    """A patch: on a GPU torch fuses dropout and stores a mask of one byte."""
     if device == "cpu":
         return contextlib.nullcontext()
 
@@ -177,7 +176,7 @@ def _step(model, reference, settings):
     if reference:
         ledger.hold(reference)
     with ledger:
-        for parameter in trained:  # what an earlier step leaves
+        for parameter in trained:  # left by an earlier step
             parameter.grad = torch.zeros_like(parameter)
             ledger.add(parameter.grad, "gradients")
         optimizer = optimizers.make(trained, settings.optim, optimizers.Imagined)
@@ -195,12 +194,12 @@ def _step(model, reference, settings):
 
 
 def _history(ledger):
-    """The `Timeline` from the first mark on, with what each storage turned out to be for."""
+    """The `Timeline` from the first mark on, with each storage's final category."""
     events = ledger.book.events
     changes = np.zeros((len(events), len(CATEGORIES)), dtype=np.int64)
     columns = [CATEGORIES.index(category(storage)) for storage, _ in events]
     changes[np.arange(len(events)), columns] = [n_bytes for _, n_bytes in events]
-    alone = np.ones(len(changes) + 1, dtype=bool)  # else it joins the release before it
+    alone = np.ones(len(changes) + 1, dtype=bool)  # else it is merged with the release before it
     alone[1:-1] = (changes[1:].sum(axis=1) > 0) | (changes[:-1].sum(axis=1) > 0)
     alone[[at for at, _ in ledger.marks]] = True
     places = np.cumsum(alone) - 1

@@ -1,7 +1,6 @@
-"""A book of storages: which exist on a device, how many bytes they hold, and the highest sum.
+"""A book of storages: which exist on a device, their bytes, and the peak.
 
-A storage is the memory under a tensor; views share one. The book learns of a storage's end by a
-weak reference.
+A storage is the memory under a tensor; views share one. A weak reference reports when it is freed.
 """
 
 import weakref
@@ -13,17 +12,14 @@ import torch
 
 @dataclass(eq=False, slots=True)
 class Storage:
-    """What the book knows of one storage besides its bytes."""
+    """What the book records about one storage besides its bytes."""
 
     category: str = "temporary"
     viewed: bool = False
 
 
 class Book:
-    """Bytes of the storages on one kind of device: `total` now, `peak` at most.
-
-    `held` is {storage: bytes}; `events` are (storage, change in bytes), if they are kept.
-    """
+    """Bytes of the storages on one kind of device: `total` now, `held` as {storage: bytes}."""
 
     def __init__(self, device: str, keep_events: bool = False):
         self.device, self.total = device, 0
@@ -31,8 +27,8 @@ class Book:
         self.events: list[tuple[Storage, int]] | None = [] if keep_events else None
         self._known = {}  # address: (storage, weak reference)
         self._peak, self._at_peak = 0, {}
-        self._late = None  # (storage, bytes) of a sum that autograd makes in place
-        self._inside = Storage()  # what operations allocate and free inside themselves
+        self._late = None  # (storage, bytes) of a sum that autograd computes in place
+        self._inside = Storage()  # internal allocations of operations
 
     def find(self, tensor: object) -> Storage | None:
         """The storage of `tensor`, if the book has it."""
@@ -41,9 +37,10 @@ class Book:
         return self._known.get(tensor.untyped_storage()._cdata, (None,))[0]
 
     def enter(self, tensor: torch.Tensor, category: str, late: bool = False) -> Storage | None:
-        """Count the storage of `tensor`, once, as of `category` if it is new; None elsewhere.
+        """Count the storage of `tensor`, once; None on another device.
 
-        late: count it after the release that follows, if one does before the next operation.
+        A new one gets `category`. With `late`, it is counted after a release before the next
+        operation.
         """
         self.catch_up()
         try:
@@ -67,23 +64,23 @@ class Book:
         return storage
 
     def burst(self, n_bytes: int) -> None:
-        """Count bytes that an operation allocates and frees inside itself."""
+        """Count bytes that an operation allocates and frees internally."""
         self._change(self._inside, n_bytes)
         self._change(self._inside, -n_bytes)
 
     def catch_up(self) -> None:
-        """Count the sum that was left for later."""
+        """Count the late sum."""
         if self._late:
             late, self._late = self._late, None
             self._change(*late)
 
     @property
     def peak(self) -> int:
-        """The most bytes that were held at once."""
+        """The most bytes in use at once."""
         return sum(self.at_peak().values())
 
     def at_peak(self) -> dict[Storage, int]:
-        """What was held when it was the most, {storage: bytes}."""
+        """{storage: bytes} at the peak."""
         self.catch_up()
         self._note_peak()
         return self._at_peak
@@ -102,7 +99,7 @@ class Book:
 
     def _freed(self, address, reference):
         storage, current = self._known.get(address, (None, None))
-        if current is reference:  # else the address was taken by a new storage meanwhile
+        if current is reference:  # else a new storage has this address
             if self._late and self._late[0] is storage:
                 self.catch_up()
             del self._known[address]

@@ -1,1 +1,1 @@
-"""`labkit train FILE`: a data file becomes a portable adapter, whatever interrupts it meanwhile."""
+"""`labkit train FILE`: a data file becomes a portable adapter, even if interrupted meanwhile."""

@@ -1,4 +1,4 @@
-"""The adapter's folder, of use on any machine: its base is named by the hub's id, not a path."""
+"""The adapter's folder, portable since its base is named by the hub's id and not by a path."""
 
 import json
 from pathlib import Path
@@ -27,17 +27,17 @@ model = AutoPeftModelForCausalLM.from_pretrained("{title}")
 tokenizer = AutoTokenizer.from_pretrained("{title}")
 ```
 
-Where the base lies in a folder, load it there; then `PeftModel.from_pretrained(base, "{title}")`.
+If the base is in a folder, load it there; then `PeftModel.from_pretrained(base, "{title}")`.
 Ask it through the tokenizer's chat template; {template}
 
 ## Scores
 
-{n_held} rows were held out{from_file}, by prompt; {asked} of them were answered.
+{n_held} rows were held out{from_file}, by prompt; the models answered {asked} of them.
 
 {scores}
 
-exact: share of answers right to the letter. overlap: F1 of the words shared with the wanted answer.
-loss: nats a token. A share p of n rows is uncertain by about sqrt(p (1 - p) / n).
+exact: share of exactly right answers. overlap: F1 of words shared with the wanted answer.
+loss: nats per token. A share p of n rows has a standard error of about sqrt(p (1 - p) / n).
 
 {samples}## Data
 
@@ -53,11 +53,11 @@ loss: nats a token. A share p of n rows is uncertain by about sqrt(p (1 - p) / n
 def write(
     folder: Path, model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", facts: dict
 ) -> None:
-    """Adapter, tokenizer with its template, card, and the facts as JSON, into `folder`."""
+    """Write adapter, tokenizer with its template, card, and the facts as JSON, into `folder`."""
     model.save_pretrained(folder, save_embedding_layers=False)
     config = folder / "adapter_config.json"
     known = json.loads(config.read_text("utf-8")) | {"base_model_name_or_path": facts["base"]}
-    known["target_modules"] = sorted(known["target_modules"])  # a set: in any order, else
+    known["target_modules"] = sorted(known["target_modules"])  # a set, in no fixed order
     config.write_text(json.dumps(known, indent=2), "utf-8")
     tokenizer.save_pretrained(folder)
     (folder / RESULT).write_text(json.dumps(facts, indent=1, ensure_ascii=False), "utf-8")
@@ -90,7 +90,7 @@ def card(facts: dict) -> str:
 
 
 def table(scores: dict[str, dict[str, float]]) -> str:
-    """Scores as a Markdown table, a row for each contestant."""
+    """Scores as a Markdown table, one row for each contestant."""
     names = [n for n in ("exact", "overlap", "loss") if any(n in row for row in scores.values())]
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for who, row in scores.items():
@@ -100,11 +100,11 @@ def table(scores: dict[str, dict[str, float]]) -> str:
 
 
 def _samples(samples):
-    """Held-out rows with what base and adapter answer, as Markdown."""
+    """Held-out rows with the answers of base and adapter, as Markdown."""
     parts = []
     for row in samples:
-        told = "\n".join(
+        lines = "\n".join(
             f"- {name}: {json.dumps(row[name], ensure_ascii=False)[:300]}" for name in row
         )
-        parts.append(f"{told}\n\n")
-    return "Held out, and answered:\n\n" + "".join(parts) if parts else ""
+        parts.append(f"{lines}\n\n")
+    return "Held-out rows and their answers:\n\n" + "".join(parts) if parts else ""

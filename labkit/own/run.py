@@ -1,4 +1,4 @@
-"""`train`: audit, split, train, score, and the folder; started again it goes on where it was."""
+"""`train`: audit, split, train, score, write the folder; a restart resumes where it stopped."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class Parts:
 
 
 def train(asked: Asked) -> dict:
-    """Train on `asked.file`, fill the folder `asked.out`, and return what it says of itself.
+    """Train on `asked.file`, write the folder `asked.out`, and return its facts.
 
-    LabError where the data would train wrongly, or where something else lies in the folder.
+    LabError if the data would train wrongly, or if the folder contains something else.
     """
     loaded = report.load(asked.file)
 
@@ -38,9 +38,9 @@ def train(asked: Asked) -> dict:
         name = asked.model or models.default()
         tokenizer, ends = models.tokenizer(name)
     base = settings.base_name(asked, name)
-    seen = report.of(asked.file, loaded, tokenizer, ends, asked.max_length, asked.test)
-    parts = _parts(asked, seen, tokenizer)
-    hashes = {"file": seen.sha256(), "test": seen.test.sha256() if seen.test else ""}
+    found = report.of(asked.file, loaded, tokenizer, ends, asked.max_length, asked.test)
+    parts = _parts(asked, found, tokenizer)
+    hashes = {"file": found.sha256(), "test": found.test.sha256() if found.test else ""}
     key = settings.key(asked, hashes, models.path(name))
     with state.main_process_first():
         done = stages.finished(asked.out, key)
@@ -50,26 +50,26 @@ def train(asked: Asked) -> dict:
         say(f"{asked.out} is done already: trained on this data with these settings")
         return done if state.is_main_process else {}
     with stages.alone(work) if state.is_main_process else nullcontext():
-        for line in seen.summary():
+        for line in found.summary():
             say(line)
         if not base[1]:
-            say(f"the hub's id of {name} is not known: say it by --base-id ORG/NAME")
-        told = f"{len(parts.train)} rows to train on, {len(parts.held)} held out"
-        say(told + (f", {parts.dropped} left out" if parts.dropped else ""))
+            say(f"the hub's id of {name} is unknown: give it with --base-id ORG/NAME")
+        counts = f"{len(parts.train)} rows to train on, {len(parts.held)} held out"
+        say(counts + (f", {parts.dropped} left out" if parts.dropped else ""))
         tuned, losses = _tuned(asked, name, tokenizer, parts, work, state, say)
         if not state.is_main_process:
             return {}
         facts = {"key": key, "title": asked.out.name, "base": base[0], "base_known": base[1]}
-        facts |= _facts(asked, seen, parts) | {"losses": losses}
+        facts |= _facts(asked, found, parts) | {"losses": losses}
         return _finish(asked, (tuned, tokenizer, ends), parts, facts, work)
 
 
 def _parts(asked, seen, tokenizer) -> Parts:
-    """The rows that are trained on and held out; LabError where they would train wrongly."""
+    """The rows to train on and to hold out; LabError if they would train wrongly."""
     if seen.wrong and not asked.drop_bad:
-        told = "; ".join(seen.line(finding) for finding in seen.wrong)
-        mend = f"`labkit data {asked.file}` says what to do, --drop-bad leaves these rows out"
-        raise LabError(f"{asked.file} would train wrongly: {told}. {mend}")
+        findings = "; ".join(seen.line(finding) for finding in seen.wrong)
+        fix = f"`labkit data {asked.file}` says what to do; --drop-bad leaves these rows out"
+        raise LabError(f"{asked.file} would train wrongly: {findings}. {fix}")
     train = seen.sound()
     if seen.test:
         held = seen.test.sound(seen.between)
@@ -86,7 +86,7 @@ def _parts(asked, seen, tokenizer) -> Parts:
 
 
 def _tuned(asked, name, tokenizer, parts, work, state, say):
-    """The trained model, and its losses: from where the last whole checkpoint stands."""
+    """The trained model and its losses, resumed from the last complete checkpoint."""
     import torch
     from peft import PeftModel
 
@@ -107,7 +107,7 @@ def _tuned(asked, name, tokenizer, parts, work, state, say):
 
 
 def _facts(asked, seen, parts):
-    """What the card says of data, settings and versions."""
+    """The card's facts on data, settings and versions."""
     return {
         "data": {
             "file": asked.file.name,
@@ -126,7 +126,7 @@ def _facts(asked, seen, parts):
 
 
 def _system(examples):
-    """The system's message that all rows have; "" where they have none, or several."""
+    """The system message that all rows share; "" if they have none, or several."""
     first = [e.messages[0] if e.messages else {"role": ""} for e in examples]
     systems = {turn["content"] if turn["role"] == "system" else "" for turn in first}
     return systems.pop() if len(systems) == 1 else ""

@@ -16,7 +16,7 @@ from labkit.own.stages import say
 from labkit.own.trainer import packs, padded_logits
 from labkit.training import generation, hardware, loop, packing
 
-ASKED = 100  # rows that are answered; the loss is of all
+ASKED = 100  # rows to answer; the loss is over all rows
 LONGEST = 256  # tokens of an answer
 
 
@@ -30,7 +30,7 @@ def compare(
 ) -> dict:
     """`{"table": {who: {"exact", "overlap", "loss"}}, "samples": […], "asked": n}`.
 
-    `rows` are `(train, held out)` as tokens. Texts without a prompt have a loss alone.
+    `rows` are `(train, held out)` as tokens. Texts without a prompt have only a loss.
     """
     model.eval()
     trained, scored = rows
@@ -38,10 +38,10 @@ def compare(
         packed = packs(model, scored)
     every = math.ceil(len(held) / ASKED)
     asked = held[::every] if held[0].messages else []
-    # as the template writes it: Qwen3's, for one, puts empty thoughts before an answer
+    # as rendered by the template: Qwen3's puts empty thoughts before an answer
     wanted = [_until_end(tokens.learned(row["labels"]), ends, tokenizer) for row in scored[::every]]
     longest = max(len(tokens.learned(row["labels"])) for row in trained + scored)
-    told, table = {}, {}
+    answers, table = {}, {}
     for who in ("adapter", "base"):
         say(f"scoring {len(held)} held-out rows: {who} …")
         with nullcontext() if who == "adapter" else model.disable_adapter():
@@ -49,15 +49,15 @@ def compare(
             if asked:
                 prompts = [tokens.prompt_ids(e, tokenizer) for e in asked]
                 n = min(longest + 1, LONGEST)
-                told[who] = _answers(model, tokenizer, prompts, n, ends, packed)
-                table[who] |= _marks(told[who], wanted)
+                answers[who] = _answers(model, tokenizer, prompts, n, ends, packed)
+                table[who] |= _marks(answers[who], wanted)
     if asked:
         right = [e.answer for e in asked]
         table["most frequent answer"] = _marks(baselines.most_frequent(train, asked), right)
         table["nearest training prompt"] = _marks(baselines.nearest(train, asked), right)
     else:
         table["token frequencies"] = {"loss": _unigram(trained, scored, len(tokenizer))}
-    return {"table": table, "samples": _samples(asked, told), "asked": len(asked)}
+    return {"table": table, "samples": _samples(asked, answers), "asked": len(asked)}
 
 
 def _marks(answers, wanted):
@@ -68,17 +68,17 @@ def _marks(answers, wanted):
     }
 
 
-def _samples(asked, told, n=3):
+def _samples(asked, answers, n=3):
     return [
         {"prompt": e.prompt, "wanted": e.answer.strip()}
-        | {who: told[who][i] for who in ("adapter", "base")}
+        | {who: answers[who][i] for who in ("adapter", "base")}
         for i, e in enumerate(asked[:n])
     ]
 
 
 @torch.no_grad()
 def _loss(model, rows, packed, size=8):
-    """Mean loss, nats a learned token, over all rows."""
+    """Mean loss over all rows, in nats per learned token."""
     total = count = 0
     rows = sorted(rows, key=lambda row: len(row["input_ids"]))
     for start in range(0, len(rows), size):
@@ -93,16 +93,16 @@ def _loss(model, rows, packed, size=8):
 
 
 def _answers(model, tokenizer, prompts, n, ends, packed, size=16):
-    """Greedy answers as texts; without packed rows by `model.generate`."""
+    """Greedy answers as texts; by `model.generate` if rows can't be packed."""
 
     def continued(part):
-        with suppress(LabError):  # answers go past a window of attention that the rows fit into
+        with suppress(LabError):  # rows fit the attention window, answers may not
             if packed:
                 return generation.continuations(model, part, n)
         return _generated(model, part, hardware.rehearsed("tokens", n), ends)
 
-    said = generation.in_batches(prompts, size, continued)
-    return [_until_end(ids, ends, tokenizer) for ids in said]
+    found = generation.in_batches(prompts, size, continued)
+    return [_until_end(ids, ends, tokenizer) for ids in found]
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def _until_end(ids, ends, tokenizer):
 
 
 def _unigram(trained, scored, n_tokens):
-    """Loss of guessing each token by how often the training has it, every token once more."""
+    """Loss of guessing each token by its training frequency plus one."""
     counts = Counter(token for row in trained for token in tokens.learned(row["labels"]))
     total = counts.total() + n_tokens
     asked = [token for row in scored for token in tokens.learned(row["labels"])]

@@ -1,4 +1,4 @@
-"""What a training on a file of one's own is asked for, and the key that tells one from another."""
+"""The settings of a training on a user's file, and the key that identifies it."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from labkit.errors import LabError
 
 @dataclass(frozen=True)
 class Asked:
-    """The command's options; `n_steps` says what 0 steps or epochs are."""
+    """The command's options; `n_steps` resolves 0 steps or epochs."""
 
     file: Path
     out: Path
@@ -30,9 +30,9 @@ class Asked:
     drop_bad: bool = False
 
     def n_steps(self, n_rows: int) -> int:
-        """Steps on so many rows: those asked for, or of the epochs; else 3 epochs, at least 60."""
-        an_epoch = -(-n_rows // self.batch)
-        return self.steps or an_epoch * self.epochs or max(60, 3 * an_epoch)
+        """Steps on `n_rows` rows: as given, or from epochs; else 3 epochs, at least 60."""
+        per_epoch = -(-n_rows // self.batch)
+        return self.steps or per_epoch * self.epochs or max(60, 3 * per_epoch)
 
     def plain(self) -> dict:
         """The settings that a result depends on, as plain data; no path."""
@@ -40,7 +40,7 @@ class Asked:
 
 
 def key(asked: Asked, data: dict, model: Path) -> str:
-    """A hash of data, settings and model: a training goes on where one of the same key stopped."""
+    """A hash of data, settings and model: a training resumes from one with the same key."""
     files = sorted((f.name, f.stat().st_size) for f in model.iterdir() if f.is_file())
     config = (model / "config.json").read_text("utf-8")
     parts = {"settings": asked.plain(), "data": data, "files": files, "config": config}
@@ -48,7 +48,7 @@ def key(asked: Asked, data: dict, model: Path) -> str:
 
 
 def base_name(asked: Asked, name: str) -> tuple[str, bool]:
-    """How the adapter names its base, and whether the hub knows it by that name."""
+    """The adapter's name for its base, and whether it is the hub's."""
     from labkit.training import models
 
     known = asked.base_id or models.hub_id(name)

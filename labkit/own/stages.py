@@ -1,7 +1,6 @@
-"""The folder beside FOLDER where a training stands until it is done: nothing half-made is taken.
+"""`FOLDER.partial`, where a training works until FOLDER can appear complete.
 
-`FOLDER.partial` has `key.txt`, the trainer's checkpoints, and in the end `made`, which becomes
-FOLDER by one rename.
+It has `key.txt`, the trainer's checkpoints, and in the end `made`, which is renamed to FOLDER.
 """
 
 import json
@@ -18,15 +17,12 @@ from labkit.errors import LabError
 from labkit.files import whole
 
 RESULT = "labkit.json"  # in FOLDER: key, settings, scores
-SHIPPED = "ship.json"  # the same of what `labkit ship` has made
+SHIPPED = "ship.json"  # the same for `labkit ship`
 WHAT = {RESULT: "an adapter", SHIPPED: "files"}
 
 
 def finished(out: Path, key: str, note: str = RESULT) -> dict | None:
-    """What an earlier run of the same key left in FOLDER; LabError for anything else there.
-
-    `note` is the file in FOLDER that says the key.
-    """
+    """The result of an earlier run with this key in FOLDER, or None; LabError for anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
@@ -41,13 +37,13 @@ def finished(out: Path, key: str, note: str = RESULT) -> dict | None:
 
 
 def partial(out: Path) -> Path:
-    """Where the training for FOLDER stands until it is done."""
+    """The working folder for FOLDER."""
     out = out.resolve()
     return out.with_name(f"{out.name}.partial")
 
 
 def begin(out: Path, key: str) -> Path:
-    """The folder of this training, made or found; LabError where another one stands in it."""
+    """The working folder of this training, created or found; LabError if another one uses it."""
     work = partial(out)
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -56,8 +52,8 @@ def begin(out: Path, key: str) -> Path:
     note = work / "key.txt"
     known = note.read_text("utf-8") if note.is_file() else ""
     if known and known != key:
-        told = f"{work} holds unfinished work of other data or settings"
-        raise LabError(f"{told}: name another --out, or take that folder away")
+        what = f"{work} holds unfinished work of other data or settings"
+        raise LabError(f"{what}: name another --out, or take that folder away")
     if not known:
         with whole(note) as part:
             part.write_text(key, "utf-8")
@@ -65,24 +61,21 @@ def begin(out: Path, key: str) -> Path:
 
 
 def alone(work: Path) -> AbstractContextManager:
-    """Nobody else works in that folder meanwhile; LabError where somebody does.
-
-    The lock is the system's: it goes with its process, however that ends.
-    """
+    """A lock of the operating system on the folder; LabError if another process has it."""
     try:
         return FileLock(work / "lock").acquire(timeout=0)
     except Timeout:
-        told = f"{work}: another call is at work there"
-        raise LabError(f"{told}; wait for it, or end it and call again") from None
+        what = f"{work}: another call is at work there"
+        raise LabError(f"{what}; wait for it, or stop it and run this again") from None
 
 
 def say(line: str) -> None:
-    """Tell how far it is, on stderr."""
+    """Print a line of progress on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def publish(work: Path, out: Path, write: Callable[[Path], None]) -> None:
-    """`write(folder)` into a folder aside, which then becomes FOLDER whole; `work` is removed."""
+    """`write(folder)` to a temporary folder, rename that to FOLDER, and remove `work`."""
     made = work / "made"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()

@@ -1,4 +1,4 @@
-"""The trainer of a file: the course's lean one where packed rows are exact, else TRL's own."""
+"""The trainer of a file: the course's lean one if packed rows are exact, else TRL's own."""
 
 import copy
 import sys
@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from labkit.memory.adapted import MAMBA
 from labkit.training import arguments, lean, loop, packing
 
-SECONDS = 10  # between two lines of progress in a file
+SECONDS = 10  # between lines of progress when stderr is a file
 
 
 def trainer_for(
@@ -25,8 +25,8 @@ def trainer_for(
     args: SFTConfig,
 ) -> SFTTrainer:
     """A trainer of a LoRA on rows of `input_ids` and `labels`, not yet started."""
-    torch.manual_seed(args.seed)  # of the adapter's start; the rows' order follows `args.seed`
-    # PEFT refuses these two of a Mamba, whose kernels read their weights past any adapter
+    torch.manual_seed(args.seed)  # for the adapter's init; `args.seed` orders the rows
+    # PEFT refuses these two of a Mamba: its kernels read their weights and bypass adapters
     spared = ["out_proj", "conv1d"] if model.config.model_type in MAMBA else None
     lora = arguments.lora(rank, 2 * rank, exclude_modules=spared)
     dataset = Dataset.from_list(rows)
@@ -46,9 +46,9 @@ def trainer_for(
 
 
 class PaddedTrainer(SFTTrainer):
-    """SFTTrainer on padded rows of any causal model; the loss is taken where something is learned.
+    """SFTTrainer on padded rows of any causal model, with logits only where something is learned.
 
-    SFTTrainer's own also takes softmax and entropy of all prompts, which costs more than it tells.
+    SFTTrainer's own loss also takes softmax and entropy of all prompts, which is slow.
     """
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -60,14 +60,14 @@ class PaddedTrainer(SFTTrainer):
 
 @torch.no_grad()
 def packs(model: PreTrainedModel, rows: list[dict]) -> bool:
-    """Whether packed rows give this model's own numbers: asked of its shortest and longest row."""
+    """Whether packed rows give this model's own logits, tested on its shortest and longest row."""
     by_length = sorted(rows, key=lambda row: len(row["input_ids"]))
-    asked = [by_length[0], by_length[-1]]
+    tested = [by_length[0], by_length[-1]]
     try:
-        packed, _ = loop.answer_logits(model, packing.pack(asked))
-    except Exception:  # a model without plain attention fails in a way of its own
+        packed, _ = loop.answer_logits(model, packing.pack(tested))
+    except Exception:  # each model without plain attention fails in its own way
         return False
-    wanted, _ = padded_logits(model, asked)
+    wanted, _ = padded_logits(model, tested)
     near = 1e-3 if model.dtype == torch.float32 else 3e-2
     return packed.shape == wanted.shape and bool((packed - wanted).norm() < near * wanted.norm())
 
@@ -81,16 +81,16 @@ def padded_logits(model: PreTrainedModel, rows: list[dict]) -> tuple[torch.Tenso
 def _at_learned(model, batch):
     """Logits and targets at the learned tokens of a padded batch."""
     labels = batch["labels"][:, 1:]
-    asked = labels != packing.IGNORED
+    at = labels != packing.IGNORED
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    return model(**inputs, use_cache=False).logits[:, :-1][asked], labels[asked]
+    return model(**inputs, use_cache=False).logits[:, :-1][at], labels[at]
 
 
 class Steps(TrainerCallback):
-    """Says how far the training is, and the time left."""
+    """Prints progress and the time left."""
 
     def __init__(self, speaks: bool):
-        self.speaks, self.first, self.begun, self.said = speaks, 0, 0.0, 0.0
+        self.speaks, self.first, self.begun, self.last_line = speaks, 0, 0.0, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.first, self.begun = state.global_step, time.monotonic()
@@ -98,10 +98,10 @@ class Steps(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         now, step, last = time.monotonic(), state.global_step, state.max_steps
         live = sys.stderr.isatty()
-        due = live or step in (self.first + 1, last) or now - self.said > SECONDS
+        due = live or step in (self.first + 1, last) or now - self.last_line > SECONDS
         if "loss" not in logs or not self.speaks or not due:
             return
-        self.said = now
+        self.last_line = now
         left = (now - self.begun) / max(1, step - self.first) * (last - step)
         line = f"step {step}/{last} · loss {logs['loss']:.3f} · about {_span(left)} left"
         print(f"\r{line:<60}" if live else line, end="" if live and step < last else "\n",

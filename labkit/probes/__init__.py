@@ -1,1 +1,1 @@
-"""What runs next to a learner's code, one file per lab, and returns facts to its checks."""
+"""Code that runs next to a learner's, one file per lab, and returns facts to its checks."""

@@ -1,6 +1,6 @@
-"""Tiny models with LoRA: what steps of training and loading do to them, as facts.
+"""Facts on what training steps and loading do to tiny models with LoRA.
 
-Long, for the probes of checkpointing and of loading share these models.
+Long, for two topics: the probes of checkpointing and of loading share these models.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ from labkit.contract.kept import same
 from labkit.probes import tiny
 
 FILES = ["adapter_config.json", "adapter_model.safetensors"]
-LOADERS = (  # whose from_pretrained loads a whole model
+LOADERS = (  # their from_pretrained loads a whole model
     "peft.auto._BaseAutoPeftModel",
     "transformers.PreTrainedModel",
     "transformers.AutoModelForCausalLM",
     "transformers.models.auto.auto_factory._BaseAutoModelClass",
 )
-REFUSALS = (ValueError, KeyError, RuntimeError, AssertionError)  # what a learner raises
+REFUSALS = (ValueError, KeyError, RuntimeError, AssertionError)  # errors that a learner may raise
 RECURSION = "it raised RecursionError: a function made in a loop sees the last block and calls "
 RECURSION += "itself: bind the old forward, as partial does"
-MISFITS = {  # what is wrong with the names in an adapter's file, and how a name is changed
+MISFITS = {  # a fault in an adapter file's names: the function that makes it
     "whose names all begin differently": lambda key: key.replace("layers.", "_orig_mod.layers."),
     "in which the names of one block begin differently": lambda key: key.replace(
         "layers.1.", "_orig_mod.layers.1."
@@ -42,7 +42,7 @@ WORDS = {"Tensor": "a tensor", "Parameter": "a tensor", "ndarray": "a NumPy arra
 
 
 def kind(value: object) -> str | None:
-    """A value's type, as a noun: "an SFTTrainer"; None of None."""
+    """A value's type as a noun, such as "an SFTTrainer"; None for None."""
     name = type(value).__name__
     if value is None or name in WORDS:
         return WORDS.get(name)
@@ -56,7 +56,7 @@ def lora(model):
 
 
 def trains(model):
-    """The names of the parameters that train; "lora_A" and "lora_B" stand for all of these."""
+    """The names of the trained parameters, with all A and B as "lora_A" and "lora_B"."""
     names = [
         n.removeprefix("base_model.model.") for n, p in model.named_parameters() if p.requires_grad
     ]
@@ -65,7 +65,7 @@ def trains(model):
 
 
 def settings(model):
-    """The LoRA of a model, and what trains."""
+    """The LoRA settings of a model, and its trained parameters."""
     layers, (name, config) = lora(model), next(iter(model.peft_config.items()))
     every = layers.values()
     return {
@@ -80,18 +80,17 @@ def settings(model):
 
 
 def _one(values):
-    """The only one of some values; several are a list."""
     return sorted(values) if len(values) > 1 else next(iter(values), None)
 
 
 def tuned(seed, r, targets):
-    """The tiny Llama with LoRA that is not zero, and dropout; in eval mode."""
+    """The tiny Llama with nonzero LoRA, and dropout; in eval mode."""
     return copy.deepcopy(_tuned(seed, r, tuple(targets)))
 
 
 @functools.lru_cache(maxsize=8)
 def _tuned(seed, r, targets):
-    """The same, which nobody changes."""
+    """The same, cached; not to be changed."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=r, lora_dropout=0.5, target_modules=[*targets], task_type="CAUSAL_LM")
@@ -105,7 +104,7 @@ def _tuned(seed, r, targets):
 
 
 def raised_by(f, error):
-    """Whether an exception is raised in the learner's own lines, not in a library's."""
+    """Whether an exception was raised in the learner's own lines, not in a library."""
     trace = error.__traceback__
     while trace.tb_next:
         trace = trace.tb_next
@@ -138,7 +137,7 @@ def _note(runs, i, part, *_):
 
 
 def checkpointed(with_checkpointing, seed, targets, ids):
-    """What a step does with the model that `with_checkpointing` returns."""
+    """Facts on a step of the model that `with_checkpointing` returns."""
     model = tuned(seed, 2, targets)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     blocks, runs, again = list(model.get_base_model().model.layers), [], []
@@ -186,12 +185,12 @@ def checkpointed(with_checkpointing, seed, targets, ids):
 
 @functools.lru_cache(4)
 def _base(seed):
-    """The tiny model of a seed, made once."""
+    """The tiny model of a seed, cached."""
     return tiny.llama(torch.Generator().manual_seed(seed))
 
 
 def loaded(load_tuned, seed, r, targets, ids):
-    """What `load_tuned(base, folder)` returns, in words and logits."""
+    """Facts on the result of `load_tuned(base, folder)`."""
     from peft import PeftModel
 
     base = copy.deepcopy(_base(seed))
@@ -235,11 +234,11 @@ def loaded(load_tuned, seed, r, targets, ids):
 
 
 def misfit(load_tuned, seed, r, targets, wrong):
-    """What `load_tuned` does with a file whose names are not those that the model expects."""
+    """How `load_tuned` handles a file whose names are not those the model expects."""
     base = copy.deepcopy(_base(seed))
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # by PEFT: it is known
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # PEFT's, expected here
             _load(load_tuned, base, seed, r, targets, wrong)
     except (NotImplementedError, CheckFailed):
         raise
@@ -249,7 +248,7 @@ def misfit(load_tuned, seed, r, targets, wrong):
 
 
 def _load(load_tuned, base, seed, r, targets, wrong=""):
-    """`load_tuned(base, folder)` of a folder with the adapter of `tuned`; see MISFITS."""
+    """`load_tuned(base, folder)` for a folder with the adapter of `tuned`; see MISFITS."""
     with tempfile.TemporaryDirectory() as folder, _no_other_base():
         for name, data in _files(seed, r, tuple(targets), wrong).items():
             (Path(folder) / name).write_bytes(data)
@@ -258,7 +257,7 @@ def _load(load_tuned, base, seed, r, targets, wrong=""):
 
 @functools.lru_cache(maxsize=16)
 def _files(seed, r, targets, wrong):
-    """`{name: bytes}` of an adapter on disk; to make them takes longer than to load them."""
+    """`{name: bytes}` of an adapter on disk, cached since saving takes longer than loading."""
     from safetensors.torch import load_file, save_file
 
     with tempfile.TemporaryDirectory() as folder:
@@ -273,7 +272,6 @@ def _files(seed, r, targets, wrong):
 
 
 def _active(model, source):
-    """Whether the adapter that is active is the one that was saved."""
     if any(getattr(m, "disable_adapters", False) is True for m in lora(model).values()):
         return "none"
     wanted = [p.detach() for n, p in source.named_parameters() if "lora_" in n]
@@ -286,7 +284,7 @@ def _active(model, source):
 
 
 def _how(model, before):
-    """Where the adapter is in a model that is no PeftModel."""
+    """Where the adapter is in a model that is not a PeftModel."""
     after = dict(model.named_parameters())
     if any("lora_" in name for name in after):
         by_transformers = getattr(model, "_hf_peft_config_loaded", False)
@@ -297,10 +295,7 @@ def _how(model, before):
 
 @contextlib.contextmanager
 def _no_other_base():
-    """Refuse what would load a model from disk or a hub: `base` is there, and it is tiny.
-
-    The hub is not asked at all, not for an adapter either: without a network that takes minutes.
-    """
+    """Refuse to load any model but `base`, and turn the hub off, which would take minutes."""
 
     def refused(*_, **__):
         raise CheckFailed("load_tuned loads another base: put the adapter on `base`")

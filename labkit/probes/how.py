@@ -1,4 +1,4 @@
-"""How a function gets its result: from a table or not, in a Python loop or not, by 0 / 0 or not."""
+"""How a function gets its result: from a table, in a Python loop, or by 0 / 0."""
 
 import contextlib
 import inspect
@@ -31,7 +31,7 @@ def nan_watched() -> Iterator[dict]:
 
 
 class _Nan(watch.Watch):
-    """Sees a NaN that decides on an integer, or on True and False unless that is the question."""
+    """Detects a NaN that becomes an integer or a boolean, except in tests for NaN."""
 
     lost = False
 
@@ -47,7 +47,7 @@ def pace(first: Callable, second: Callable, names: tuple, of: str, data: tuple) 
     facts = {}
     for name, f, sizes in zip(names, (first, second), data, strict=True):
         few, many = ([_shape(x) for x in one] for one in sizes)
-        # twice: the first run may do more, once, and Python may collect its garbage in any
+        # twice: a first run may do more, and Python may collect garbage in either
         least = [min(_steps(f, data) for _ in range(2)) for data in (few, many)]
         loop = least[1] - least[0] >= 64
         facts[name] = f"a Python loop over the {of}" if loop else "vectorized"
@@ -55,12 +55,12 @@ def pace(first: Callable, second: Callable, names: tuple, of: str, data: tuple) 
 
 
 def _shape(x):
-    """A shape is a torch.Size, which was a list or a tuple on its way here."""
+    """A torch.Size, which became a list or a tuple on its way here."""
     return torch.Size(x) if isinstance(x, list | tuple) else x
 
 
 def _steps(f, data):
-    """The lines of Python that `f(*data)` runs, and some for each of torch's operations."""
+    """Count the lines of Python that `f(*data)` runs, including some per torch operation."""
     steps, before = 0, sys.gettrace()
 
     def trace(frame, event, _):
@@ -78,10 +78,7 @@ def _steps(f, data):
 
 
 def origin(f: Callable, values: torch.Tensor) -> str:
-    """In words: the `values` of `f` change if numbers like them, wherever it reads some, change.
-
-    Values that are only compared with a table are computed.
-    """
+    """How `f` gets its `values`: "taken from …" if they change with the numbers that it reads."""
     f, names = inspect.unwrap(f), set()
     if not isinstance(f, types.FunctionType):
         return "computed"
@@ -103,7 +100,7 @@ def origin(f: Callable, values: torch.Tensor) -> str:
 
 
 class _Moved:
-    """Makes copies of things in which the numbers of a table are a little off."""
+    """Copies things with the numbers of a table slightly changed."""
 
     def __init__(self, table, module, names):
         self.table, self.module, self.names, self.made = table, module, names, {}
@@ -129,7 +126,7 @@ class _Moved:
         return self.function(inspect.unwrap(thing)) if callable(thing) else thing
 
     def function(self, f):
-        """A function of bitsandbytes, or of the learner's, with all that it reads."""
+        """A function of bitsandbytes or the learner's, with everything that it reads copied."""
         if not isinstance(f, types.FunctionType):
             return f
         if str(f.__module__).startswith("bitsandbytes"):
@@ -146,7 +143,7 @@ class _Moved:
         return made
 
     def code(self, code):
-        """Code with other constants; the names in it are noted."""
+        """Code with changed constants; records the names in it."""
         consts = [self.code(c) if isinstance(c, types.CodeType) else c for c in code.co_consts]
         self.names |= {*code.co_names, *(c for c in consts if isinstance(c, str))}
         return code.replace(co_consts=tuple(map(self, consts)))

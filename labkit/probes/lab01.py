@@ -1,7 +1,7 @@
 """Probes of lab 1: they call the learner's code and return facts, `{noun: value}`.
 
-A check compares the facts as a whole, and a learner reads the noun of the first that is wrong. The
-probes of an exercise with two functions get both.
+A check compares all facts, and the learner sees the first wrong one. Probes of an exercise with two
+functions get both.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from labkit.probes import watch
 
 
 def _tensor(got):
-    """The result, and whether it is a tensor: an array becomes one on its way to a check."""
+    """The result and its type: arrays become tensors on their way to a check."""
     kind = "a NumPy array" if isinstance(got, np.ndarray) else "a tensor"
     return {"the result": got, "the type of the result": kind}
 
@@ -25,7 +25,7 @@ def matrix(best_rank_r, W, r):
 
 
 def rank_and_distance(best_rank_r, W, r):
-    """The rank of what `best_rank_r` returns, and its distance from W."""
+    """The rank of `best_rank_r`'s result, and its distance from W."""
     got = best_rank_r(W.clone(), r).double()
     rank, distance = torch.linalg.matrix_rank(got, rtol=1e-4), (W - got).norm()
     return {"the rank of the result": int(rank), "the distance from W": round(distance.item(), 2)}
@@ -35,7 +35,7 @@ def rank_and_distance(best_rank_r, W, r):
 
 
 def error(relative_error, pairs):
-    """The first error, over pairs `(W, r)`, that is more than rounding; 0.0 if none is."""
+    """The first error, over pairs `(W, r)`, that exceeds rounding; 0.0 if none does."""
     for W, r in pairs:
         got = relative_error(W, r)
         if not isinstance(got, int | float | np.floating) or not abs(got) <= 2e-3:
@@ -67,7 +67,7 @@ BORN = []  # arrays that come from a watched one
 
 
 class _Array(np.ndarray):
-    """An array that is in BORN, and so are arrays that are computed from it."""
+    """An array that registers itself, and arrays computed from it, in BORN."""
 
     def __array_finalize__(self, parent):
         BORN.append(self)
@@ -75,7 +75,7 @@ class _Array(np.ndarray):
 
 @contextlib.contextmanager
 def _watched_arrays():
-    """Tensors become arrays of the watched kind."""
+    """Make conversions from tensors return watched arrays."""
     BORN.clear()
 
     def watched(make):
@@ -93,7 +93,7 @@ def _watched_arrays():
 
 
 def matrices_made(relative_error, W, r):
-    """The matrices of the shape of W, which is not square, that are made in torch or NumPy."""
+    """The matrices of the (non-square) shape of W that are made in torch or NumPy."""
     with _Makes(W.shape) as makes, _watched_arrays():
         relative_error(W, r)
     for array in BORN:
@@ -116,7 +116,7 @@ def largest(lora_params, break_even_rank, d_out, d_in):
 
 
 def largest_of_all(lora_params, break_even_rank, most):
-    """What `break_even_rank` returns for all sides up to `most`."""
+    """The results of `break_even_rank` for all sides up to `most`."""
     sides = range(1, most + 1)
     return {f"break_even_rank({a}, {b})": break_even_rank(a, b) for a in sides for b in sides}
 
@@ -127,7 +127,7 @@ def truncated(truncate_update, energy_within, W0, W1, r):
 
 
 def share(truncate_update, energy_within, dW, reference, k):
-    """What `energy_within` returns; 0 and 1 may be ints."""
+    """The result of `energy_within`; 0 and 1 may be ints."""
     got = energy_within(dW, reference, k)
     return {"the result": float(got) if type(got) is int else got}
 

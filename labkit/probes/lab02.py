@@ -1,6 +1,6 @@
 """Probes of lab 2: they call the learner's code and return facts, `{noun: value}`.
 
-A check compares the facts as a whole, and a learner reads the noun of the first that is wrong.
+A check compares all facts, and the learner sees the first wrong one.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ SCALE = (0.005, 0.7)  # standard deviations of A that pass for "small" at d_in =
 
 
 def forward_work(lora_forward, x, W, A, B, alpha):
-    """The type of the result, and the largest tensor made on the way; NumPy's count, too."""
+    """The type of the result, and the largest tensor (or NumPy array) made for it."""
     kind = type(lora_forward(x, W, A, B, alpha)).__name__
     with watch.Work(W.numel(), x, W, A, B) as work:
         lora_forward(x, W, A, B, alpha)
@@ -26,7 +26,7 @@ def forward_work(lora_forward, x, W, A, B, alpha):
 
 
 def by_hand(lora_gradients, x, W, A, B, alpha, dY):
-    """dA and dB, how they were found, and the work that took."""
+    """dA and dB, how they were computed, and how much work that took."""
     try:
         with watch.no_autograd(), watch.Work(1 << 30) as work:
             got = lora_gradients(x, W, A, B, alpha, dY)
@@ -50,7 +50,6 @@ def _base(W, bias=None, dtype=torch.float32):
 
 
 def _layer(LoRALinear, W, bias, A, B, alpha):
-    """The learner's layer with these numbers in it."""
     layer = LoRALinear(_base(W, bias), len(A), alpha)
     with torch.no_grad():
         layer.A.copy_(A)
@@ -88,7 +87,6 @@ def new_layer(LoRALinear, W, bias, A, B, alpha, x):
 
 
 def _start(A, other):
-    """What A is at the start, in words, from the A of two layers."""
     std, mean = A.std().item(), A.mean().item()
     if not A.any():
         return "all zeros"
@@ -100,7 +98,7 @@ def _start(A, other):
 
 
 def layer_forward(LoRALinear, W, bias, A, B, alpha, x):
-    """What a layer computes in every mode, and what a step of training changes."""
+    """The layer's output in every mode, and what a training step changes."""
     layer = _layer(LoRALinear, W, bias, A, B, alpha)
     plain = _layer(LoRALinear, W, None, A, B, alpha)
     facts = {"the output": layer(x), "the output without a bias": plain(x)}
@@ -134,7 +132,7 @@ def layer_in_bf16(LoRALinear, W, A, alpha):
     with watch.Work(W.numel(), *inputs) as work:
         y = layer(torch.ones(1, W.shape[1], dtype=torch.bfloat16))
     apart, places = layer, ["meta"]
-    with contextlib.suppress(RuntimeError):  # a layer that moves .data can't leave the meta device
+    with contextlib.suppress(RuntimeError):  # moving .data can't leave the meta device
         apart = LoRALinear(nn.Linear(4, 4, device="meta"), 2, 4)
         places = sorted({p.device.type for p in (apart.A, apart.B)})
     owned = [n for n in "AB" if all(_owns(one, n) for one in (layer, apart))]
@@ -153,7 +151,7 @@ def _owns(layer, name):
 
 
 def merging(merge_, unmerge_, LoRALinear, W, bias, A, B, alpha, x):
-    """base.weight, the output and the flag after each call, and what has to stay as it was."""
+    """base.weight, the output and the flag after each call, and what must not change."""
     layer = _layer(LoRALinear, W, bias, A, B, alpha).eval()
     weight, AB = layer.base.weight, (layer.A, layer.B)
     other = _layer(LoRALinear, W, bias, A, B, alpha)
@@ -232,7 +230,7 @@ def injected(inject, targets, r, alpha, weights, factors):
 
 
 def injected_elsewhere(inject, targets, r, alpha, weights):
-    """What `inject` returns for a second model, and the dtypes of a model in bf16 afterwards."""
+    """The result of `inject` for a second model, and the dtypes of a bf16 model afterwards."""
     counts = [inject(small_model(weights), targets, r, alpha) for _ in range(2)]
     model = small_model(weights, torch.bfloat16)
     own = list(model.parameters())
@@ -252,7 +250,7 @@ def state(adapter_state, load_adapter_, LoRALinear, A, B, x):
 
 
 def loaded(adapter_state, load_adapter_, LoRALinear, A, B, x):
-    """What a model is like after it loads another one's state, which then changes."""
+    """Facts on a model that has loaded another one's state, which then changes."""
     model = adapted(LoRALinear, A * 0, B * 0, x).eval()
     before = parts(model)
     others = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -275,7 +273,7 @@ def loaded(adapter_state, load_adapter_, LoRALinear, A, B, x):
     return facts | {"the mode": mode}
 
 
-MISFITS = {  # states that do not fit, and how they are made from one that does
+MISFITS = {  # wrong states, made from a right one
     "without the key": lambda state, name: {n: t for n, t in state.items() if n != name},
     "with an extra key next to": lambda state, name: state | {"no.such.layer.A": state[name]},
     "with a transposed matrix at": lambda state, name: state | {name: state[name].T.clone()},
@@ -285,7 +283,7 @@ MISFITS = {  # states that do not fit, and how they are made from one that does
 
 
 def refused(adapter_state, load_adapter_, LoRALinear, A, B, x, misfit, name):
-    """What `load_adapter_` does with a state that does not fit, and whether A and B changed."""
+    """What `load_adapter_` does with a wrong state, and whether A and B changed."""
     model, other = (adapted(LoRALinear, M, B, x) for M in (A, A + 1))
     before = {name: part.detach().clone() for name, part in parts(model).items()}
     given, outcome = MISFITS[misfit](dict(adapter_state(other)), name), "return without an error"

@@ -1,6 +1,6 @@
 """Probes of lab 3: they call the learner's code and return facts, `{noun: value}`.
 
-A check compares the facts as a whole, and a learner reads the noun of the first that is wrong.
+A check compares all facts, and the learner sees the first wrong one.
 """
 
 import contextlib
@@ -21,17 +21,16 @@ from labkit.probes.tiny import chat_tokenizer
 
 
 def _settings(tokenizer):
-    """What a tokenizer does to a text, as data."""
     sides = tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_max_length
-    told = (tokenizer.special_tokens_map, tokenizer.chat_template, *sides)
-    return (*map(str, told), tokenizer("turn the lamp")["input_ids"])
+    facts = (tokenizer.special_tokens_map, tokenizer.chat_template, *sides)
+    return (*map(str, facts), tokenizer("turn the lamp")["input_ids"])
 
 
 # --- training ------------------------------------------------------------------------------
 
 
 def trained(train_adapter, talks, learning_rate):
-    """What `train_adapter` trains and saves, from the conversations `talks`."""
+    """Facts on what `train_adapter` trains and saves, from the conversations `talks`."""
     from datasets import Dataset
     from peft import PeftModel
     from trl import SFTTrainer
@@ -57,10 +56,7 @@ def trained(train_adapter, talks, learning_rate):
 
 @contextlib.contextmanager
 def _workshop():
-    """`(a folder, batches, names of columns)`: on the CPU, offline, nothing is printed.
-
-    Each batch that is trained on is `(step, inputs)`; the columns are those of the training data.
-    """
+    """`(folder, batches, columns of the training data)`, on the CPU, offline, without output."""
     from transformers import Trainer, TrainingArguments, logging
     from trl import SFTTrainer
 
@@ -87,13 +83,13 @@ def _workshop():
         logging.set_verbosity_error()
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         for context in (
-            contextlib.chdir(folder),  # where a name of the learner's own would be written
+            contextlib.chdir(folder),  # for files with names of the learner's
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
             torch.random.fork_rng(devices=[]),  # a trainer seeds torch
             mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
-            mock.patch("accelerate.utils.memory.clear_device_cache"),  # slow, and nothing to clear
-            mock.patch("peft.PeftModel.create_or_update_model_card"),  # slow, and nobody reads it
+            mock.patch("accelerate.utils.memory.clear_device_cache"),  # slow, nothing to clear
+            mock.patch("peft.PeftModel.create_or_update_model_card"),  # slow, not needed
             mock.patch.object(SFTTrainer, "__init__", made),
             mock.patch.object(Trainer, "training_step", noted),
             mock.patch.object(TrainingArguments, "__post_init__", on_the_cpu),
@@ -103,7 +99,6 @@ def _workshop():
 
 
 def _run(trainer, batches):
-    """How a trainer went through its rows."""
     args, steps = trainer.args, itertools.groupby(batches, key=lambda batch: batch[0])
     sizes = [sum(len(inputs["input_ids"]) for _, inputs in batches) for _, batches in steps]
     (group, *_) = trainer.optimizer.param_groups if trainer.optimizer else [{}]
@@ -120,7 +115,7 @@ def _run(trainer, batches):
 
 
 def _labels(tokenizer, batches, talks, columns):
-    """The tokens that have a label, of the first conversations; how many of the others differ."""
+    """The labeled tokens of the first conversations; how many others are wrong."""
 
     def text(ids):
         return " ".join(token.strip() for token in tokenizer.convert_ids_to_tokens(ids.tolist()))
@@ -141,7 +136,7 @@ def _labels(tokenizer, batches, talks, columns):
 
 
 def _found(text, seen, columns):
-    """The tokens of a conversation that have a label; what may be wrong, in parentheses."""
+    """The labeled tokens of a conversation, with a likely mistake in parentheses."""
     if seen.get(text) == text:
         alone = "messages" in columns and "prompt" not in columns
         return f"every token ({ALONE if alone else 'completion_only_loss must be on'})"
@@ -157,21 +152,20 @@ def _found(text, seen, columns):
 CUT = "a row is cut"
 NO_ROW = "none: no row is this conversation: the prompt is all messages but the last, messages[:-1]"
 ALONE = "with `messages` alone TRL does so: make columns prompt and completion"
-SHOWN = 3  # conversations whose labels a learner may read
+SHOWN = 3  # conversations whose labels a learner sees
 
 
 def as_text(talk):
-    """A conversation as the model reads it, one blank between tokens."""
+    """A conversation as the model sees it, with a space between tokens."""
     return " ".join(f"<{m['role']}> {m['content']} <end>" for m in talk)
 
 
 def labeled(talk):
-    """The noun of the tokens that have a label."""
+    """The noun for the labeled tokens."""
     return f"the labels of “{as_text(talk)}”"
 
 
 def _saved(model, folder):
-    """What moved, and what is on disk."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -209,7 +203,7 @@ def by_row(labels):
 
 
 def rendered(render_prompt, messages, bos):
-    """The prompt as text, a token a word, from a fresh copy of `chat_tokenizer(bos)`."""
+    """The prompt as text, one word per token, from a fresh copy of `chat_tokenizer(bos)`."""
     tokenizer = copy.deepcopy(chat_tokenizer(bos))
     before, given = _settings(tokenizer), copy.deepcopy(messages)
     ids = kept(render_prompt, given, tokenizer)
@@ -220,7 +214,6 @@ def rendered(render_prompt, messages, bos):
 
 
 def _listed(ids):
-    """What kind of list it is, in words."""
     if isinstance(ids, list) and ids:
         kinds = {type(i).__name__ for i in ids}
         return f"a list of {kinds.pop()}s" if len(kinds) == 1 else "a list of several kinds"
@@ -228,7 +221,7 @@ def _listed(ids):
 
 
 def shown(ids):
-    """The facts about a prompt: its length if it is long, then its tokens."""
+    """The facts on a prompt: its length if it is long, then its tokens."""
     known = chat_tokenizer().convert_ids_to_tokens(ids)
     text = " ".join(t or str(i) for t, i in zip(known, ids, strict=True)).replace("\n", "\\n")
     return ({"the number of tokens": len(ids)} if len(ids) > 100 else {}) | {"the prompt": text}
@@ -247,9 +240,9 @@ def fitted(fit, prompt_ids, answer_ids, max_length):
 
 
 def perplexity_of(perplexity, seed, texts, start=False):
-    """`perplexity(...)` of the tiny model, and how the model is used; `start`: see `add_start`."""
+    """`perplexity(...)` of the tiny model, and how it uses the model; `start`: see `add_start`."""
     model, tokenizer = copy.deepcopy(_language_model(seed))
-    tokenizer.model_max_length = 1024  # where truncation=True cuts, and warns otherwise
+    tokenizer.model_max_length = 1024  # truncation=True cuts here; else a warning comes
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     training, first, shapes = [], {tokenizer(text)["input_ids"][0] for text in texts}, []
     if start:
@@ -265,7 +258,7 @@ def perplexity_of(perplexity, seed, texts, start=False):
     @functools.wraps(perplexity)
     def measured(model, *rest):
         value = perplexity(model, *rest)
-        return value, any(training) and model.eval()  # what a fact says, `kept` need not say
+        return value, any(training) and model.eval()  # a fact reports it, so `kept` need not
 
     model.register_forward_pre_hook(look, with_kwargs=True)
     before = _settings(tokenizer)

@@ -1,7 +1,7 @@
 """Probes of lab 4: they call the learner's code and return facts, `{noun: value}`.
 
-A check compares the facts as a whole, and a learner reads the noun of the first that is wrong. The
-probes of an exercise with two functions get both.
+A check compares all facts, and the learner sees the first wrong one. Probes of an exercise with two
+functions get both.
 """
 
 import gc
@@ -14,7 +14,7 @@ from labkit.probes import how, watch
 
 
 def form(got):
-    """What kind of thing this is, of how many numbers, in words."""
+    """The kind of a result and how many numbers it has, in words."""
     if got is None:
         return "None (is `return` missing?)"
     if not isinstance(got, torch.Tensor | np.ndarray):
@@ -30,14 +30,13 @@ def form(got):
 
 
 def numbers(name, got, flat=True):
-    """The form of a result, and its numbers as floats; mostly their shape is up to the learner."""
+    """The form of a result, and its numbers as floats, flattened if any shape will do."""
     plain = isinstance(got, np.ndarray) or getattr(got, "is_quantized", True) is False
     values = {name: 1.0 * (got.reshape(-1) if flat else got)} if plain else {}
     return {f"the form of {name}": form(got)} | values
 
 
 def _results(got, *names, flat=True):
-    """The same, of several results."""
     if not isinstance(got, tuple | list) or len(got) != len(names):
         size = f" of {len(got)}" if isinstance(got, tuple | list) else ""
         return {"the return value": f"{form(got)}{size}"}
@@ -51,7 +50,7 @@ def _results(got, *names, flat=True):
 
 
 def round_trip(absmax_quantize, absmax_dequantize, x, bits):
-    """q, the scale's form, and what comes back."""
+    """q, the scale's form, and the restored numbers."""
     with how.nan_watched() as watched:
         result = absmax_quantize(x, bits)
     facts = _results(result, "q", "scale", flat=False)
@@ -64,7 +63,7 @@ def round_trip(absmax_quantize, absmax_dequantize, x, bits):
 
 
 def codebook(nf4_codebook):
-    """The values, and whether they were computed; only how many there are if that is wrong."""
+    """The values, and whether they were computed; only counts if those are wrong."""
     values = nf4_codebook()
     kind = form(values)
     if not isinstance(values, torch.Tensor) or "floats" not in kind:
@@ -79,7 +78,7 @@ def codebook(nf4_codebook):
 
 
 def quantized(quantize_blockwise, dequantize_blockwise, w, codebook, *block):
-    """Codes and absmax; of a first block of zeros the codes may be any, and are left out."""
+    """Codes and absmax; a first block of zeros may have any codes, which are left out."""
     with how.nan_watched() as watched:
         result = quantize_blockwise(w, codebook, *block)
     facts = _results(result, "codes", "absmax") | watched
@@ -99,13 +98,13 @@ def dequantized(quantize_blockwise, dequantize_blockwise, codes, absmax, codeboo
 
 
 def there_and_back(quantize_blockwise, dequantize_blockwise, w, codebook, *block):
-    """What comes back of `w`."""
+    """`w`, quantized and dequantized."""
     codes, absmax = quantize_blockwise(w, codebook, *block)
     return {"the result": dequantize_blockwise(codes, absmax, codebook, w.shape, *block)}
 
 
 def packed(pack_nibbles, unpack_nibbles, codes):
-    """The bytes; what fills the last one is taken out."""
+    """The bytes, without the padding in the last one."""
     got = pack_nibbles(codes)
     facts = numbers("the result", got)
     facts["the dtype"] = str(getattr(got, "dtype", "")).removeprefix("torch.")
@@ -134,7 +133,7 @@ def doubled(double_quantize, bits_per_param, absmax, *group):
 
 
 def largest(double_quantize, bits_per_param, absmax):
-    """Roughly the largest integer of tiny scales, which a guard makes smaller."""
+    """Roughly the largest integer for tiny scales, which a guard against 0 reduces."""
     q = doubled(double_quantize, bits_per_param, absmax)["q"]
     return {"the largest q": "about 127" if q.abs().max() > 90 else "far below"}
 
@@ -148,7 +147,7 @@ def bits(double_quantize, bits_per_param, *data):
 
 
 def trained(QLoRALinear, data, x, dY):
-    """The tensors of a layer, the output of all layers in a row, and the gradients."""
+    """The tensors of a layer, the output of all layers in sequence, and the gradients."""
     layers = [_layer(QLoRALinear, *one) for one in data]
     names = {id(getattr(layers[0], name, None)): name for name in "AB"}
     every = {names.get(id(p), n): p.requires_grad for n, p in layers[0].named_parameters()}
@@ -171,12 +170,12 @@ def trained(QLoRALinear, data, x, dY):
 
 
 def _layer(QLoRALinear, codes, absmax, codebook, shape, *rest):
-    """A layer; its shape is a torch.Size, as `W.shape` is, which was a list on its way here."""
+    """A layer; its shape becomes a torch.Size again, as `W.shape` is."""
     return QLoRALinear(codes, absmax, codebook, torch.Size(shape), *rest)
 
 
 def _pair(layers, data):
-    """Whether the layers' A and B are those that they were made with."""
+    """Whether the layers' A and B are the given ones."""
     for layer, (*_, A, B, _) in zip(layers, data, strict=True):
         for own, given in ((getattr(layer, "A", None), A), (getattr(layer, "B", None), B)):
             if not isinstance(own, torch.Tensor) or not torch.equal(own.detach(), given):
@@ -185,7 +184,7 @@ def _pair(layers, data):
 
 
 def _loose(name, value):
-    """Whether an attribute is a tensor, or several, that the module does not know of."""
+    """Whether an attribute has tensors that are not registered with the module."""
     values = list(value.values()) if isinstance(value, dict) else value
     values = values if isinstance(values, list | tuple) else [values]
     own = name in ("_parameters", "_buffers", "_modules")
@@ -193,7 +192,7 @@ def _loose(name, value):
 
 
 class _Storages(watch.Watch):
-    """Weak references to the memory of all tensors that operations meet, but for those known."""
+    """Weak references to the memory of all tensors in operations, except known ones."""
 
     def __init__(self, *known):
         super().__init__()
@@ -202,7 +201,7 @@ class _Storages(watch.Watch):
     def seen(self, function, args, kwargs, out):
         given = [_address(tensor) for tensor in watch.tensors((args, kwargs))]
         product = function.overloadpacket.__name__ in ("mm", "bmm", "addmm")
-        if product or self.products & {*given}:  # B @ A, and what is made of it
+        if product or self.products & {*given}:  # B @ A, and tensors computed from it
             self.products |= {_address(t) for t in watch.tensors(out)} - {*given}
         for tensor in watch.tensors((args, kwargs, out)):
             storage = tensor.untyped_storage()
@@ -210,7 +209,7 @@ class _Storages(watch.Watch):
                 self.found[_address(tensor)] = StorageWeakRef(storage), storage.nbytes()
 
     def left(self):
-        """The bytes that are still in memory, of products of matrices and of other tensors."""
+        """The bytes still in memory, of matrix products (True) and of other tensors."""
         sizes = {True: 0, False: 0}
         for key, (reference, size) in self.found.items():
             sizes[key in self.products] += 0 if reference.expired() else size
@@ -222,8 +221,8 @@ def _address(tensor):
 
 
 def memory(QLoRALinear, codes, absmax, codebook, shape, A, B, alpha, x):
-    """Whether something as large as W is in memory after forward, and for what."""
-    limit = 2 * codes.numel()  # W has 4 bytes a number, in 16 bits 2, a copy of the codes 1
+    """Whether anything as large as W is in memory after forward, and why."""
+    limit = 2 * codes.numel()  # bytes per number: W 4, in 16 bits 2, a copy of the codes 1
     with _Storages(codes, absmax, codebook, A, B, x) as seen:
         layer = _layer(QLoRALinear, codes, absmax, codebook, shape, A, B, alpha)
         y = layer(x.requires_grad_())
@@ -239,7 +238,7 @@ def memory(QLoRALinear, codes, absmax, codebook, shape, A, B, alpha, x):
 
 
 def bytes_of(training_bytes, *data):
-    """The sizes in GB as floats, whatever kind of number they are."""
+    """The sizes in GB as floats, from any kind of number."""
     got = training_bytes(*data)
     facts = {"the return value": form(got)}
     if isinstance(got, dict):

@@ -1,6 +1,6 @@
 """Probes of lab 5: they call the learner's code and return facts, `{noun: value}`.
 
-A check compares the facts as a whole, and a learner reads the noun of the first that is wrong.
+A check compares all facts, and the learner sees the first wrong one.
 """
 
 import functools
@@ -11,16 +11,16 @@ import pandas as pd
 from labkit.contract import kept
 from labkit.probes.adapters import kind
 
-FEW = 3  # seeds that a message lists
+FEW = 3  # seeds listed in a message
 
 
 def factor(scaling, *data):
-    """What `scaling` returns, as a float; a tensor of one number will do."""
+    """The result of `scaling` as a float; a tensor of one number will do."""
     return {"the result": _number(scaling(*data))}
 
 
 def stored(bits_stored, losses, n_choices):
-    """What `bits_stored` returns; the sum of nothing may be an int."""
+    """The result of `bits_stored`; an empty sum may be an int."""
     got = bits_stored(losses, n_choices)
     return {"the result": float(got) if type(got) is int else got}
 
@@ -33,7 +33,7 @@ def _number(value):
 
 
 def _text(value):
-    """A number in six digits, text and None as they are, everything else by its type."""
+    """A number with six digits; text, None and booleans as they are; other types by name."""
     value = _number(value)
     if isinstance(value, float):
         return f"{value:.6g}"
@@ -56,7 +56,7 @@ def fixed(rank):
 
 
 def _swept(sweep, ranks, learning_rates, rule, names):
-    """What `sweep` returns, and what it calls; a run returns a number for each of `names`."""
+    """The result of `sweep`, and its calls; a run returns a number for each of `names`."""
     calls = []
 
     def train_fn(rank, alpha, learning_rate, seed):
@@ -85,7 +85,6 @@ def runs(sweep, ranks, learning_rates, rule, names):
 
 
 def _seed(seeds):
-    """The seeds of the runs, in words."""
     different = list(dict.fromkeys(map(str, seeds)))
     if len(different) == 1 and type(seeds[0]) is int:
         return "one int for all of them"
@@ -93,7 +92,7 @@ def _seed(seeds):
 
 
 def table(sweep, ranks, learning_rates, rule, names):
-    """The columns of `sweep`'s table that are asked for, and its rows as text."""
+    """The wanted columns of `sweep`'s table, and its rows as text."""
     frame, _ = _swept(sweep, ranks, learning_rates, rule, names)
     names, found = ["rank", "alpha", "learning_rate", *names], list(map(str, frame.columns))
     columns = [n if found.count(n) == 1 else f"{n} twice" for n in names if n in found]
@@ -116,7 +115,7 @@ def row(names, cells):
 
 
 def paired(paired_difference, columns, index, a, b, nouns):
-    """The mean, the error, or both, as `nouns` lists; of the frame with these columns."""
+    """The facts in `nouns` (mean, error) for the frame with these columns."""
     got = kept(paired_difference, pd.DataFrame(columns, index=index), a, b)
     if not isinstance(got, tuple | list | np.ndarray):
         return {"the return value": kind(got)}

@@ -1,6 +1,6 @@
 """Probes of lab 6: they call the learner's code and return facts, `{noun: value}`.
 
-A check compares the facts as a whole, and a learner reads the noun of the first that is wrong.
+A check compares all facts, and the learner sees the first wrong one.
 """
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from labkit.probes import watch
 from labkit.probes.adapters import kind
 
-LARGE = 128 * 128  # numbers in B @ A, from which on no tensor may be as large
+LARGE = 128 * 128  # B @ A with this many numbers must not be made
 
 
 def _kind(value):
@@ -17,7 +17,7 @@ def _kind(value):
 
 
 def _matrix(got):
-    """The facts about a tensor: numbers come last, since another dtype changes them too."""
+    """The facts on a tensor; the numbers come last, since the dtype affects them, too."""
     facts = {"the return value": _kind(got)}
     if isinstance(got, torch.Tensor):
         facts |= {"its dtype": str(got.dtype).removeprefix("torch."), "its numbers": _sound(got)}
@@ -25,26 +25,24 @@ def _matrix(got):
 
 
 def _sound(*tensors):
-    """Whether all numbers are finite, in words."""
     finite = all(torch.isfinite(tensor).all() for tensor in tensors)
     return "finite" if finite else "NaN or infinite"
 
 
 def merged(merged_weight, W, A, B, alpha):
-    """What `merged_weight` returns, and whether it leaves W as it is."""
+    """The result of `merged_weight`, and whether it changes W."""
     given = W.clone()
     facts = _matrix(merged_weight(given, A, B, alpha))
     return facts | {"W after the call": _changed([W], [given])}
 
 
 def _changed(before, after):
-    """Whether tensors changed, in words."""
     same = all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
     return "unchanged" if same else "changed"
 
 
 def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):
-    """What `merge_quantized` returns; `shape` is what `W.shape` is."""
+    """The result of `merge_quantized`; `shape` is `W.shape`."""
     return _matrix(merge_quantized(W4, absmax, codebook, A, B, alpha, torch.Size(shape)))
 
 
@@ -57,14 +55,14 @@ def merged_by_sign(ties, updates, density):
 
 
 def _in_blocks(x, size=8):
-    """Each run of `size` neighbors rounded to fifteen even steps from -absmax to absmax."""
+    """Round each run of `size` neighbors to fifteen even steps from -absmax to absmax."""
     blocks = x.reshape(-1, size)
     scale = blocks.abs().amax(1, keepdim=True).clamp_min(1e-12) / 7
     return ((blocks / scale).round() * scale).reshape(x.shape)
 
 
 def stored(x: torch.Tensor, name: str) -> torch.Tensor:
-    """A matrix after a round trip through the store `name`, which is a step or a way to round."""
+    """A matrix after a round trip through the store `name`: a step size or a way to round."""
     x = x.detach().float()
     if isinstance(name, float):
         return (x / name).round() * name
@@ -72,7 +70,7 @@ def stored(x: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def arrived(arrives, W, dW, name):
-    """What `arrives` returns for the store `name`; what is left of 0 after rounding is 0."""
+    """The result of `arrives` for the store `name`, with rounding residue as 0."""
     got = arrives(W, dW, lambda x: stored(x, name))
     return {"the result": 0.0 if isinstance(got, int | float) and abs(got) < 1e-9 else got}
 
@@ -81,7 +79,7 @@ def arrived(arrives, W, dW, name):
 
 
 def _pair(got):
-    """The facts about a pair of factors; their product is in fp64, since dtypes may differ."""
+    """The facts on a pair of factors; their product is in fp64, since dtypes may differ."""
     if not isinstance(got, list | tuple) or len(got) != 2:
         many = f"a list or tuple of {len(got)}" if isinstance(got, list | tuple) else _kind(got)
         return {"the return value": many}
@@ -99,7 +97,7 @@ def _pair(got):
 
 
 def _combined(combine, adapters, weights):
-    """The pair that `combine` returns, and whether it made its tensors."""
+    """The pair that `combine` returns, and whether its tensors are new."""
     before = [M.clone() for pair in adapters for M in pair]
     given = [(A.clone(), B.clone()) for A, B in adapters]
     mine = [M for pair in given for M in pair]
@@ -127,7 +125,7 @@ def stacked(combine_linear, combine_cat, adapters, weights):
 
 
 def recompressed(recompress, A, B, r):
-    """What `recompress` returns, and for a large B @ A the size of what it makes on the way."""
+    """The result of `recompress`, and for a large B @ A the size of its temporaries."""
     size = B.shape[0] * A.shape[1]
     with watch.Work(max(size, LARGE), A, B) as work:
         got = recompress(A, B, r)

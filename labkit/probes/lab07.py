@@ -1,6 +1,6 @@
 """Probes of lab 7: they call the learner's code and return facts, `{noun: value}`.
 
-A check compares the facts as a whole, and a learner reads the noun of the first that is wrong.
+A check compares all facts, and the learner sees the first wrong one.
 """
 
 import builtins
@@ -24,10 +24,10 @@ KEYS = ("truncated", "trains_on_nothing", "no_end")
 
 @functools.cache
 def chat_tokenizer(style):
-    """A tokenizer, a word a token. A turn is `<role> <line> words <end> <line>`.
+    """A tokenizer with one token per word. A turn is `<role> <line> words <end> <line>`.
 
-    A line break in a text is a token. With the style "bos" the template and the tokenizer both put
-    a <start> first; with "endless" the template writes no <end>.
+    A line break in a text is a token. In the style "bos" template and tokenizer both add a <start>;
+    in "endless" the template writes no <end>.
     """
     tokenizer = tiny.language_model(0)[1]
     special = ["<system>", "<user>", "<assistant>", "<line>", "\n"]
@@ -42,7 +42,7 @@ def chat_tokenizer(style):
 
 
 def audited(audit, rows, max_length, style=""):
-    """The three lists that `audit` returns, and whether it leaves the tokenizer as it is."""
+    """The three lists that `audit` returns, and whether it changes the tokenizer."""
     tokenizer = copy.deepcopy(chat_tokenizer(style))
     before, got = _settings(tokenizer), audit(rows, tokenizer, max_length)
     facts = {"the return value": kind(got)}
@@ -58,7 +58,6 @@ def audited(audit, rows, max_length, style=""):
 
 
 def _settings(tokenizer):
-    """What a tokenizer does to a text, as data."""
     sides = tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_max_length
     facts = tokenizer.special_tokens_map, tokenizer.chat_template, len(tokenizer), *sides
     return (*map(str, facts), tokenizer("turn the lamp")["input_ids"])
@@ -68,7 +67,7 @@ def _settings(tokenizer):
 
 
 def sides(split, rows, share, seed):
-    """The numbers of the rows on both sides, None for what is no row; or text, what it is."""
+    """The row numbers of both sides, None for anything else; or a text if it is no pair."""
     got = split(rows, share, seed)
     if not isinstance(got, list | tuple) or len(got) != 2:
         many = isinstance(got, list | tuple)
@@ -86,7 +85,7 @@ def sides(split, rows, share, seed):
     return [[number(item) for item in side] for side in got]
 
 
-COUNTS = (  # that are 0 for sides that are right
+COUNTS = (  # 0 for right sides
     "the number of items that are no rows of the file",
     "the number of rows on neither side",
     "the number of rows that come twice",
@@ -94,7 +93,7 @@ COUNTS = (  # that are 0 for sides that are right
 
 
 def described(sides, groups, share):
-    """The facts about two sides; `groups` has the number of each row's prompt."""
+    """The facts on two sides; `groups` has the prompt number of each row."""
     if isinstance(sides, str):
         return {"the return value": sides}
     (train, test), n = sides, len(groups)
@@ -121,14 +120,14 @@ def _about(share):
 
 
 def fair(share):
-    """What `described` says of sides that are right."""
+    """The facts of right sides."""
     facts = {"the return value": "two lists of rows"} | dict.fromkeys(COUNTS, 0)
     facts |= {"the number of prompts on both sides": "0", "the number of sides that have rows": 2}
     return facts | {"the test side": _about(share)}
 
 
 def divided(split, rows, groups, share, seeds):
-    """The facts about the first of some seeds that is not right; of the last if all are."""
+    """The facts of the first seed that is wrong, or of the last if all are right."""
     for seed in seeds:
         facts = described(sides(split, rows, share, seed), groups, share)
         if facts != fair(share):
@@ -136,7 +135,7 @@ def divided(split, rows, groups, share, seeds):
     return facts
 
 
-STABLE = {  # of a right `split`
+STABLE = {  # the facts of a right `split`
     "the global random numbers": "left alone",
     "the test rows of a second call": "the same",
     "the test rows of a second call with seed 0": "the same",
@@ -147,10 +146,10 @@ STABLE = {  # of a right `split`
 
 
 def repeated(split, rows, share, orders):
-    """Whether `split` gives the same test rows again; `orders` are other orders of the rows."""
+    """Whether `split` gives the same test rows again; `orders` are permutations of the rows."""
 
     def test(seed, rows=rows, salt=""):
-        """The test rows; with a salt hash() gives other numbers, as it does from run to run."""
+        """The test rows; a salt changes hash(), as a new run of Python does."""
         own = builtins.hash
         with mock.patch.object(builtins, "hash", lambda x: own((salt, x)) if salt else own(x)):
             return {row["source"] for row in split(rows, share, seed)[1]}
@@ -185,7 +184,6 @@ def _same(same):
 
 
 def _tensor(got):
-    """The facts about a tensor; the numbers come last."""
     if not isinstance(got, torch.Tensor):
         return {"the return value": kind(got)}
     facts = {"the return value": "a tensor", "its shape": str(tuple(got.shape))}
@@ -193,7 +191,7 @@ def _tensor(got):
 
 
 def ordered(rotary_rows, w, n_heads):
-    """What `rotary_rows` returns; of a single column all of its numbers, in words."""
+    """The result of `rotary_rows`; a single column is shown in words."""
     facts = _tensor(rotary_rows(w, n_heads))
     if w.shape[1] == 1 and facts.get("its shape") == str(tuple(w.shape)):
         numbers = facts.pop("the result").flatten().tolist()
@@ -202,7 +200,7 @@ def ordered(rotary_rows, w, n_heads):
 
 
 def batched(batched_lora, x, A, B, scaling, index):
-    """What `batched_lora` returns; NaN where it writes nothing."""
+    """The result of `batched_lora`; NaN in places it does not write."""
     with _Products():
         got = batched_lora(x, A, B, scaling, index)
     return _tensor(got)
@@ -217,17 +215,17 @@ class _Products(Filled):
     largest = multiplied = 0
 
     def seen(self, function, args, kwargs, out):
-        for t in tensors(out):  # a view has no numbers of its own, however often it repeats them
+        for t in tensors(out):  # a view repeats numbers without storing them
             stored = t.untyped_storage().nbytes() // t.element_size()
             self.largest = max(self.largest, min(stored, t.numel()))
         name = function._schema.name
-        if name in PRODUCTS:  # sums over the last axis of the argument before the last
+        if name in PRODUCTS:  # reduces the last axis of the second-to-last argument
             self.multiplied += out.numel() * args[-2].shape[-1]
         super().seen(function, args, kwargs, out)
 
 
 def batched_work(batched_lora, x, A, B, scaling, index, size, name):
-    """How much `batched_lora` does: `size` numbers are as many as `name` has."""
+    """How much work `batched_lora` does; `size` numbers is the size of `name`."""
     with _Products() as work:
         batched_lora(x, A, B, scaling, index)
     pace = "a loop over rows" if work.calls >= max(200, len(x)) else "vectorized"

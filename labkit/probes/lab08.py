@@ -1,6 +1,6 @@
 """Probes of lab 8: they call the learner's code and return facts, `{noun: value}`.
 
-A check compares the facts as a whole, and a learner reads the noun of the first that is wrong.
+A check compares all facts, and the learner sees the first wrong one.
 """
 
 import functools
@@ -23,7 +23,7 @@ def logprobs(sequence_logprob, logits, labels):
 
 
 def preferred(dpo_loss, *given):
-    """The loss of pairs and its gradient for the policy; of one that is capped, only that it is."""
+    """The DPO loss and its gradient for the policy; for extreme inputs only its size."""
     facts = differentiated(dpo_loss, ["policy_chosen", "policy_rejected"], "the loss", *given)
     loss, far = facts.get("the loss", torch.tensor(torch.inf)), given[0] - given[2] < -500
     if bool(far.all() and (loss < 100).all()):
@@ -32,13 +32,13 @@ def preferred(dpo_loss, *given):
 
 
 def clipped(grpo_loss, logp, old_logp, advantages, mask, clip=None):
-    """The loss of answers, and its gradient; with its own default where `clip` is None."""
+    """The GRPO loss and its gradient; with its own default clip if `clip` is None."""
     f = grpo_loss if clip is None else functools.partial(grpo_loss, clip=clip)
     return differentiated(f, ["logp"], "the loss", logp, old_logp, advantages, mask)
 
 
 def advantages(group_advantages, rewards, *eps):
-    """What `group_advantages` returns; rounding divided by eps is 0 where all rewards are equal."""
+    """The result of `group_advantages`, with rounding residue of equal rewards as 0."""
     got = group_advantages(rewards, *eps)
     if isinstance(got, torch.Tensor) and got.shape == rewards.shape:
         equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
@@ -77,7 +77,7 @@ def _refuse(_):
 
 
 def _watched(model, fails):
-    """The list of forward passes, `(mode, with gradients)`, of a model that can't be copied."""
+    """The list of a model's forward passes, `(mode, with gradients)`; it can't be copied."""
     inner, passes = model.get_base_model(), []
 
     def note(*_):
@@ -92,7 +92,7 @@ def _watched(model, fails):
 
 
 def earned(reward, answer, wanted, law, than="", *others):
-    """Whether the reward is what `law` says, next to the least of `others`, which `than` names."""
+    """Whether the reward obeys `law`, compared with the lowest of `others`, described by `than`."""
     got = reward(answer, wanted)
     if isinstance(got, bool) or not isinstance(got, int | float):
         return {"the return value": kind(got)}
@@ -102,15 +102,15 @@ def earned(reward, answer, wanted, law, than="", *others):
         words = "0" if got == 0 else "1" if got == 1 else "between 0 and 1"
         return facts | {"the reward": "less than 1" if law == "less than 1" and got < 1 else words}
     gap = float(got) - float(min(reward(other, wanted) for other in others))
-    up, down = gap > 1e-9, gap < -1e-9  # less than that is what rounding leaves of equal rewards
+    up, down = gap > 1e-9, gap < -1e-9  # smaller differences are rounding
     laws = {"higher than": up, "at most as high as": not up, "at least as high as": not down}
-    right = laws.get(law, down or (not up and got == 0))  # lower, until it is 0
+    right = laws.get(law, down or (not up and got == 0))  # "lower than", or both 0
     actual = "higher" if up else "lower" if down else "the same"
     return facts | {"the reward": f"{law} {than}" if right else actual}
 
 
 class Policy(nn.Module):
-    """Logits of each token of an answer: those of a prompt, plus those that prompts share."""
+    """Logits for each token of an answer: a prompt's own plus shared ones."""
 
     def __init__(self, seed, n_prompts, samples, scale, n_tokens=5, vocab=4):
         super().__init__()
@@ -130,7 +130,7 @@ class Policy(nn.Module):
 
 
 class _Rollout:
-    """`sample` and `score` as the text describes them; `calls` and `scored` are what they got."""
+    """`sample` and `score` as the text describes them; records their arguments."""
 
     def __init__(self, rewards):
         self.calls, self.scored, rows = [], set(), enumerate(rewards.tolist())
@@ -149,7 +149,7 @@ class _Rollout:
 
 
 def stepped(grpo_step, seed, rewards, scale, stale):
-    """What `grpo_step` asks for, how it moves the weights, and what it returns."""
+    """How `grpo_step` calls its arguments and moves the weights, and what it returns."""
     (n, samples), rollout, steps = rewards.shape, _Rollout(rewards), []
     model, prompts = Policy(seed, n, samples, scale), [f"prompt {i}" for i in range(n)]
     optimizer = torch.optim.SGD(trained := [model.own, model.shared], lr=1.0)

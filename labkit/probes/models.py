@@ -1,4 +1,4 @@
-"""Small models whose names invite the mistakes that learners make."""
+"""Small models with names that provoke learners' mistakes."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ NAMES = [f"{layer}.{part}" for layer in ADAPTED for part in "AB"]
 
 
 class _Attention(nn.Module):
-    """Names that invite a mistake: `kq_proj` only ends like `q_proj`, and a norm is called A."""
+    """`kq_proj` only ends like `q_proj`, and a norm is called A."""
 
     def __init__(self, d):
         super().__init__()
@@ -22,13 +22,13 @@ class _Attention(nn.Module):
 
 
 class _Weighted(nn.Sequential):
-    """Not an nn.Linear, but it has a weight (d, d), as an embedding or a convolution does."""
+    """Not an nn.Linear, but with a weight (d, d), like an embedding or a convolution."""
 
     weight = property(lambda self: self[0].weight)
 
 
 class Decoy(nn.Module):
-    """Not a LoRA layer, but it has a parameter A that trains."""
+    """Not a LoRA layer, but with a trained parameter A."""
 
     def __init__(self, size):
         super().__init__()
@@ -36,7 +36,7 @@ class Decoy(nn.Module):
 
 
 class Model(nn.Module):
-    """Two attention blocks, projections outside of them, and an embedding tied to the head."""
+    """Two attention blocks, projections outside them, and an embedding tied to the head."""
 
     def __init__(self, d=8, vocab=11):
         super().__init__()
@@ -47,7 +47,7 @@ class Model(nn.Module):
         self.rest = nn.ModuleDict({"down_proj": _Weighted(nn.Linear(d, d))})
         self.head = nn.Linear(d, vocab, bias=False)
         self.head.weight = self.embed.weight
-        self.gain = nn.Parameter(torch.ones(d))  # of the model itself, in none of its modules
+        self.gain = nn.Parameter(torch.ones(d))  # the model's own, in no submodule
 
     def forward(self, ids):
         x = self.gain * self.rest["down_proj"](self.embed(ids))
@@ -58,7 +58,7 @@ class Model(nn.Module):
 
 
 def small_model(weights, dtype=torch.float32):
-    """A Model with these weights, `{name: tensor}`, and a Decoy whose A has to be frozen, too."""
+    """A Model with these weights, `{name: tensor}`, and a Decoy whose A must be frozen, too."""
     vocab, d = weights["embed.weight"].shape
     model = Model(d, vocab).to(dtype)
     model.rest["scale"] = Decoy(1).to(dtype)
@@ -67,7 +67,7 @@ def small_model(weights, dtype=torch.float32):
 
 
 def trained(A, B, x):
-    """A and B after a step of gradient descent: else the state would be what the check sends."""
+    """A and B after a step of gradient descent, so the check does not know them."""
     with torch.enable_grad():
         A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
         dA, dB = torch.autograd.grad((x @ A.T @ B.T).square().mean(), (A, B))
@@ -94,7 +94,7 @@ def parts(model):
 
 
 def step(layer, x):
-    """Which of the layer's numbers a step of SGD changes, in words."""
+    """Which parts of the layer a step of SGD changes, in words."""
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
     names = {id(layer.A): "A", id(layer.B): "B"}
     trainable = [p for p in layer.parameters() if p.requires_grad]
@@ -109,7 +109,7 @@ def step(layer, x):
     return " and ".join(sorted(moved)) or "nothing"
 
 
-STATES = {  # what merging leaves alone, and what a learner hears if it doesn't
+STATES = {  # unchanged by merging: (right, wrong) values
     "the mode": ("left as it was", "switched between train() and eval()"),
     "requires_grad of base.weight, A and B": ("left as it was", "switched"),
     "base.weight, A and B": ("the Parameters they were", "new ones"),
@@ -118,7 +118,7 @@ STATES = {  # what merging leaves alone, and what a learner hears if it doesn't
 
 
 def rest(layer, weight, AB):
-    """What merging leaves alone, apart from the numbers in base.weight."""
+    """What merging must not change, apart from base.weight's numbers."""
     return {
         "the mode": [m.training for m in layer.modules()],
         "requires_grad of base.weight, A and B": [p.requires_grad for p in (weight, *AB)],

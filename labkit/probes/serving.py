@@ -1,4 +1,4 @@
-"""A tiny model with four adapters, for `route` of lab 7, and how `route` has it answer."""
+"""A tiny model with four adapters for `route` of lab 7, and how `route` calls it."""
 
 import copy
 import functools
@@ -11,21 +11,21 @@ from labkit.probes import tiny
 from labkit.probes.adapters import kind
 
 ADAPTERS = {"home": 2, "homely": 3, "sweet-home": 7, "tickets": 5}  # and their ranks
-ENDS_A_LINE = "now"  # the word after which a decoded text goes on in the next line
+ENDS_A_LINE = "now"  # decoded texts have a line break after this word
 BATCH = "the number of prompts in a batch"
 READS = "the tokens that the model reads"
-HOW = {  # a call of generate with all prompts that can give the right answers
+HOW = {  # facts of a right call of generate
     "the model": "in eval mode",
     "the decoding": "greedy",
     "the padding": "on the left",
     READS: "the prompt's",
     "the adapter of a prompt": "its own",
 }
-OUT = {}  # what generate returned, so that the same call runs once
+OUT = {}  # results of generate, to run each call once
 
 
 class _Enough(BaseException):
-    """A call of generate can't give the right answers: it need not run."""
+    """The call of generate is wrong, so it need not run."""
 
 
 @functools.lru_cache(2)
@@ -41,7 +41,7 @@ def served(seed):
     tokenizer.backend_tokenizer.decoder = decoders.Sequence([words, lines])
     head = base.lm_head.weight.data
     for odd, a, b in ((tokenizer.unk_token_id, 2, 3), (tokenizer.bos_token_id, 4, 5)):
-        head[odd] = (head[a] + head[b]) / 2  # never the likeliest, so no answer has it
+        head[odd] = (head[a] + head[b]) / 2  # never the most likely, so in no answer
     model, rng = None, torch.Generator().manual_seed(seed + 1)
     for name, r in ADAPTERS.items():
         config = LoraConfig(r=r, lora_dropout=0.5, target_modules=["q_proj", "v_proj", "down_proj"])
@@ -59,10 +59,10 @@ def served(seed):
 
 
 def routed(route, seed, prompts, names, trained=True):
-    """What `route` answers, and how it calls generate; a wrong call is all that it tells.
+    """The answers of `route`, and how it calls generate; after a wrong call only that.
 
-    A model that was trained is in training mode, and its tokenizer pads on the right and adds a
-    <start>. One that was not evaluates, and its tokenizer pads on the left and adds nothing.
+    `trained`: a model in training mode, whose tokenizer pads on the right and adds a <start>. Else
+    in eval mode, and the tokenizer pads on the left and adds nothing.
     """
     model = _given(seed, trained)
     base, how, rows = model.get_base_model(), {BATCH: len(prompts)} | HOW, [0]
@@ -86,7 +86,7 @@ def routed(route, seed, prompts, names, trained=True):
 
 
 def answers(texts, names):
-    """The answers as facts: their lengths, and then one space between words."""
+    """The answers as facts: their lengths, then the words."""
     pairs = enumerate(zip(texts, names, strict=False))
     words = {f"answer {i} ({name})": text.split() for i, (text, name) in pairs}
     sizes = {f"the number of words in {which}": len(text) for which, text in words.items()}
@@ -94,7 +94,7 @@ def answers(texts, names):
 
 
 def _given(seed, trained):
-    """The model as `route` gets it. A copy of it would cost its whole memory, and is refused."""
+    """The model for `route`; copying it is refused, as it would double its memory."""
     model = copy.deepcopy(served(seed)).train(trained)
     base, tokenizer = model.get_base_model(), model.tokenizer
     model.set_adapter("sweet-home")
@@ -113,7 +113,6 @@ def _refuse(memo):
 
 
 def _state(base):
-    """The settings of generate and of the tokenizer, and the dropout."""
     facts = {f"generation_config.{k}": repr(v) for k, v in base.generation_config.to_dict().items()}
     for name in ("padding_side", "truncation_side", "pad_token", "eos_token"):
         facts[f"tokenizer.{name}"] = repr(getattr(base.tokenizer, name))
@@ -122,7 +121,7 @@ def _state(base):
 
 
 def _noting(model, seed, how, prompts, names):
-    """`model.generate` that puts what is wrong with a call into `how`, and then goes no further."""
+    """A `model.generate` that records the faults of a call in `how`, and then stops."""
     generate, base = model.generate, model.get_base_model()
     own = [model.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
 
@@ -149,14 +148,14 @@ def _listed(thing):
 
 
 def _how(base, ids, kwargs, own, names):
-    """The first fact that a call gets wrong; `own` are the tokens of each prompt."""
+    """The first wrong fact of a call; `own` are the tokens of each prompt."""
     if len(ids) < len(own):
         return {BATCH: len(ids)}
     if base.training:
         return {"the model": "in train mode, with dropout"}
     settings = [vars(s) for s in (kwargs.get("generation_config"), base.generation_config) if s]
-    said = [s["do_sample"] for s in (kwargs, *settings) if s.get("do_sample") is not None]
-    if any(said[:1]) and kwargs.get("top_k") != 1:
+    sampled = [s["do_sample"] for s in (kwargs, *settings) if s.get("do_sample") is not None]
+    if any(sampled[:1]) and kwargs.get("top_k") != 1:
         own_idea = kwargs.get("do_sample") is None
         return {"the decoding": "sampling" + ", as generation_config asks" * own_idea}
     late = [row for row in ids.tolist() if not any(row[-len(one) :] == one for one in own)]
@@ -174,12 +173,12 @@ def _how(base, ids, kwargs, own, names):
 
 
 def _begins(row, tokens):
-    """Whether a row begins with these tokens, or with one more before them."""
+    """Whether a row starts with these tokens, maybe after another one."""
     return tokens in (row[: len(tokens)], row[1 : len(tokens) + 1])
 
 
 def _reading(start, read, own):
-    """What is wrong with the tokens that the mask lets the model read."""
+    """The fault in the tokens that the mask lets the model read."""
     if any(row[:2] == [start, start] for row in read):
         return "the prompt's with its first token twice"
     if any(row[-len(one) :] == one != row for row in read for one in own):

@@ -1,4 +1,4 @@
-"""A tiny language model and its tokenizer, made alike by probes, in the wall, and by the judge."""
+"""A tiny language model and its tokenizer, identical in probes and in the judge."""
 
 import functools
 
@@ -9,17 +9,17 @@ WORDS = [
     *("hall", "attic", "please", "now", "and", "to", "blue"),
 ]
 
-ROLES = ["<system>", "<user>", "<assistant>\n", "<assistant>"]  # the last is one that was stripped
+ROLES = ["<system>", "<user>", "<assistant>\n", "<assistant>"]  # the last one is stripped
 
 
 def words(rng, low, high=None):
-    """A text of `low` words that the tokenizer knows, or of `low` to `high`, both included."""
+    """A text of `low` known words, or of `low` to `high`, both included."""
     n = low if high is None else int(torch.randint(low, high + 1, (), generator=rng))
     return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=rng))
 
 
 def language_model(seed):
-    """`(model, tokenizer)`: a word a token, nothing added, padding and end are one token."""
+    """`(model, tokenizer)`: one token per word, nothing added, padding and end are one token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -39,7 +39,7 @@ def language_model(seed):
 
 
 def add_start(tokenizer):
-    """Have the tokenizer put a <start> before any text, as Llama 3's does."""
+    """Make the tokenizer add a <start> before any text, as Llama 3's does."""
     from tokenizers import processors
 
     first = (tokenizer.bos_token, tokenizer.bos_token_id)
@@ -50,9 +50,9 @@ def add_start(tokenizer):
 
 @functools.cache
 def chat_tokenizer(bos=""):
-    """A tokenizer with a chat template that begins with a <start> if `bos` is not "".
+    """A tokenizer with a chat template, which begins with a <start> unless `bos` is "".
 
-    If it is "both" the tokenizer puts one before any text too, as Llama 3's does.
+    With "both" the tokenizer adds one before any text, too, as Llama 3's does.
     """
     tokenizer = language_model(0)[1]
     tokenizer.add_special_tokens({"additional_special_tokens": ROLES})
@@ -67,10 +67,7 @@ def chat_tokenizer(bos=""):
 
 
 def llama(rng):
-    """A Llama of two layers with uneven random weights from `rng`, in eval mode.
-
-    In train mode it drops much of its attention, so that the mode tells.
-    """
+    """A Llama of two layers with uneven random weights and much attention dropout, in eval mode."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     size = {"vocab_size": len(WORDS) + 3, "attention_dropout": 0.5, "hidden_size": 32}

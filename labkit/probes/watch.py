@@ -1,4 +1,4 @@
-"""The operations that torch runs meanwhile: what probes and checks of several labs watch by."""
+"""Watch torch's operations and allocations, for probes and checks of several labs."""
 
 import contextlib
 import dis
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 
 class Watch(TorchDispatchMode):
-    """Counts operations, `calls`, and shows each of them to `seen`, which subclasses define."""
+    """Counts operations as `calls`, and passes each to `seen` of a subclass."""
 
     def __init__(self):
         super().__init__()
@@ -21,7 +21,7 @@ class Watch(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls):
-        """Not: to skip its compiler torch would import it first, which takes seconds."""
+        """False: skipping torch's compiler would import it first, which takes seconds."""
         return False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -45,7 +45,7 @@ class Filled(Watch):
 
 
 class Work(Watch):
-    """Counts operations, and sees which make a new tensor of at least `size` numbers."""
+    """Counts operations, and notes new tensors of at least `size` numbers."""
 
     def __init__(self, size, *inputs):
         super().__init__()
@@ -57,17 +57,17 @@ class Work(Watch):
         self.large |= any(t.numel() >= self.size for t in new)
 
     def facts(self, name):
-        """How large the tensors are that `name` made."""
+        """The size of the largest tensor that `name` made."""
         size = "as large as W" if self.large else "smaller than W"
         return {f"the largest tensor in {name}": size}
 
     def pace(self):
-        """Whether it took few operations."""
+        """Whether few operations were enough."""
         return {"the computation": "vectorized" if self.calls < 100 else "a loop over rows"}
 
 
 def allocated(f: Callable, *data: object) -> int:
-    """The most bytes that Python and NumPy hold at once during `f(*data)`; torch's don't count."""
+    """The peak bytes of Python and NumPy during `f(*data)`, without torch's."""
     started = not tracemalloc.is_tracing()
     if started:
         tracemalloc.start()
@@ -87,7 +87,7 @@ class Autograd(BaseException):
 
 @contextlib.contextmanager
 def no_autograd() -> Iterator[None]:
-    """Code in here that takes gradients raises Autograd, forward mode included."""
+    """Computing gradients in this block raises Autograd, in forward mode, too."""
     refuse = mock.Mock(side_effect=Autograd)
     with (
         mock.patch.object(torch.autograd, "_engine_run_backward", refuse),
@@ -97,7 +97,7 @@ def no_autograd() -> Iterator[None]:
 
 
 def global_names(f: Callable) -> list[str]:
-    """The names that a function looks up outside of itself."""
+    """The global names that a function uses."""
     code = getattr(f, "__code__", None)
     found = dis.get_instructions(code) if code else ()
     return [i.argval for i in found if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]

@@ -1,4 +1,4 @@
-"""A trained adapter leaves the course: as a file for llama.cpp, and as a running server.
+"""A trained adapter as a file for llama.cpp, and as a running server.
 
-`gguf` writes files, `server` runs llama.cpp on this machine, `recipes` has the lines for others.
+`gguf` writes files, `server` runs llama.cpp on this machine, `recipes` has commands for others.
 """

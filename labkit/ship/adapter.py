@@ -1,4 +1,4 @@
-"""An adapter's folder, whoever made it: its base is found, and put under it."""
+"""Read an adapter's folder, find its base, and load them together."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A folder of PEFT's: its adapter_config.json, and what `labkit train` told of it, or {}."""
+    """A PEFT folder: its adapter_config.json, and the facts that `labkit train` stored, or {}."""
 
     folder: Path
     config: dict[str, Any]
@@ -23,7 +23,7 @@ class Adapter:
 
     @property
     def base(self) -> str:
-        """How it names its base: the hub's id, or a folder."""
+        """Its name for the base: the hub's id, or a folder."""
         return self.config.get("base_model_name_or_path") or ""
 
     @property
@@ -38,7 +38,7 @@ class Adapter:
 
 
 def read(folder: Path) -> Adapter:
-    """The adapter in `folder`; LabError where there is none."""
+    """The adapter in `folder`; LabError if there is none."""
     parts = []
     for name in ("adapter_config.json", RESULT):
         try:
@@ -48,13 +48,13 @@ def read(folder: Path) -> Adapter:
         except (OSError, ValueError) as error:
             raise LabError(f"{folder / name} cannot be read: {error}") from None
     if not parts[0] or not (folder / "adapter_model.safetensors").is_file():
-        told = "adapter_config.json and adapter_model.safetensors"
-        raise LabError(f"{folder} is no adapter's folder: it lacks {told}")
+        files = "adapter_config.json and adapter_model.safetensors"
+        raise LabError(f"{folder} is no adapter's folder: it lacks {files}")
     return Adapter(folder, *parts)
 
 
 def base_folder(adapter: Adapter, given: str) -> Path:
-    """The folder of the base: `given` (a name or a folder), else by the adapter's own word."""
+    """The folder of the base: `given` (a name or a folder), else the one that the adapter names."""
     from labkit.training import models
 
     if given:
@@ -68,10 +68,7 @@ def base_folder(adapter: Adapter, given: str) -> Path:
 
 
 def tokenizer_of(adapter: Adapter, base: Path) -> tuple["PreTrainedTokenizerBase", set[int]]:
-    """The adapter's own tokenizer, else its base's, with a template; the tokens that end an answer.
-
-    The template is a plain one where neither brings one.
-    """
+    """The adapter's tokenizer, else its base's, with a chat template; and the end tokens."""
     from labkit.training import models
 
     own = (adapter.folder / "tokenizer_config.json").is_file()
@@ -79,7 +76,7 @@ def tokenizer_of(adapter: Adapter, base: Path) -> tuple["PreTrainedTokenizerBase
 
 
 def beside(model: "PreTrainedModel", adapter: Adapter) -> "PeftModel":
-    """The model with the adapter beside it; LabError where they don't fit."""
+    """The model with the adapter, unmerged; LabError if they don't fit."""
     from peft import PeftModel
 
     try:

@@ -1,4 +1,4 @@
-"""What lies beside the files: README.md with sizes, costs and lines, a Modelfile, and facts."""
+"""What goes with the files: README.md with sizes and costs, a Modelfile, ship.json."""
 
 import json
 import os
@@ -23,12 +23,12 @@ Files of an adapter of `{base}`, made by `labkit ship`.
 
 {lines}
 """
-MEASURED = """KL: how far the next token's distribution is from the trained model's, in nats a
-token, over {where}. right: the share of these rows whose answer is right to the letter."""
+MEASURED = """KL: how far the next token's distribution is from the trained model's, in nats per
+token, over {where}. right: the share of these rows with exactly the right answer."""
 
 
 def write(into: Path, asked: "Asked", parts: "Parts", facts: dict) -> None:
-    """README.md, Modelfile and ship.json into the folder; `facts` gets the lines."""
+    """Write README.md, Modelfile and ship.json into the folder; `facts` gets the commands."""
     facts["lines"] = lines(into, asked, parts, facts)
     (into / SHIPPED).write_text(json.dumps(facts, indent=1, ensure_ascii=False), "utf-8")
     (into / "README.md").write_text(text(facts), "utf-8")
@@ -37,13 +37,13 @@ def write(into: Path, asked: "Asked", parts: "Parts", facts: dict) -> None:
 def text(facts: dict) -> str:
     """The text of README.md."""
     where = facts["measured"]
-    told = MEASURED.format(where=where) if where else "Not measured: `--data FILE` names rows."
+    measured = MEASURED.format(where=where) if where else "Not measured: use `--data FILE`."
     blocks = [f"{who}:\n\n```\n{line}\n```\n" for who, line in facts["lines"].items()]
     return CARD.format(
         title=facts["title"],
         base=facts["base"],
         table=table(facts["files"]),
-        measured=told,
+        measured=measured,
         notes="".join(f"{note}\n\n" for note in facts["notes"]),
         lines="\n".join(blocks),
     )
@@ -61,7 +61,7 @@ def table(files: list[dict]) -> str:
 
 
 def lines(into: Path, asked: "Asked", parts: "Parts", facts: dict) -> dict[str, str]:
-    """The lines that serve the files, by engine, as typed in the folder; Modelfiles are written."""
+    """The commands that serve the files, by engine, to run in the folder; writes the Modelfiles."""
     found, system = {}, parts.adapter.facts.get("data", {}).get("system", "")
     name = asked.folder.resolve().name
     merged = {row["kind"]: row["file"] for row in facts["files"] if row["what"] == "merged"}
@@ -73,8 +73,8 @@ def lines(into: Path, asked: "Asked", parts: "Parts", facts: dict) -> dict[str, 
         found["Ollama"] = f"ollama create {name} -f Modelfile\nollama run {name}"
     if asked.apart:
         files = {row["what"]: row["file"] for row in facts["files"]}
-        beside = (files["base"], files["adapter"], system, parts.tokenizer)
-        (into / "Modelfile.apart").write_text(recipes.modelfile(*beside), "utf-8")
+        both = (files["base"], files["adapter"], system, parts.tokenizer)
+        (into / "Modelfile.apart").write_text(recipes.modelfile(*both), "utf-8")
         adapters = {name: files["adapter"]}
         found["llama.cpp, base and adapter"] = recipes.llama_server(files["base"], adapters)
         found["Ollama, base and adapter"] = f"ollama create {name} -f Modelfile.apart"

@@ -1,7 +1,7 @@
-"""The families of models that are written as GGUF: their names there, settings, and order of rows.
+"""The model families that can be written as GGUF: tensor names, settings, and order of rows.
 
-Llama's rows of q and k change places (`order`), since llama.cpp turns neighbours of them where
-transformers turns the two halves of a head. For Qwen it turns halves, too.
+llama.cpp rotates neighboring rows of a Llama's q and k, transformers the two halves of a head, so
+`order` permutes them. For Qwen both rotate halves.
 """
 
 from pathlib import Path
@@ -25,20 +25,20 @@ ROPES = {"llama": ("default", "llama3"), "qwen2": ("default",), "qwen3": ("defau
 
 
 def refuse_family(config: "PretrainedConfig") -> None:
-    """LabError for a family that is not written."""
+    """LabError for a family that can't be written."""
     if config.model_type not in KNOWN:
-        told = "only models of the Llama family, Qwen2 and Qwen3 are written as GGUF"
-        raise LabError(f"{config.model_type}: {told}")
+        why = "only models of the Llama family, Qwen2 and Qwen3 are written as GGUF"
+        raise LabError(f"{config.model_type}: {why}")
 
 
 def refuse_model(model: "PreTrainedModel") -> None:
-    """LabError for an adapter that isn't merged, or what the format has no place for."""
+    """LabError for an unmerged adapter, or what the format can't store."""
     if hasattr(model, "peft_config"):
-        raise LabError("the adapter is beside the base still: merge_and_unload() first")
+        raise LabError("the adapter is not merged yet: merge_and_unload() first")
     config = model.config
     refuse_family(config)
     family, rope = config.model_type, _rope(config)
-    for told, odd in (
+    for what, odd in (
         ("rope_type " + rope, rope not in ROPES[family]),
         ("attention_bias", getattr(config, "attention_bias", False)),
         ("mlp_bias", getattr(config, "mlp_bias", False)),
@@ -46,16 +46,16 @@ def refuse_model(model: "PreTrainedModel") -> None:
         ("quantized weights", getattr(model, "is_quantized", False)),
     ):
         if odd:
-            raise LabError(f"{told}: a {family.capitalize()} with that is not written as GGUF")
+            raise LabError(f"{what}: a {family.capitalize()} with that can't be written as GGUF")
 
 
 def names(config: "PretrainedConfig") -> gguf.TensorNameMap:
-    """From the names of modules in transformers to those in GGUF."""
+    """The map from module names in transformers to names in GGUF."""
     return gguf.get_tensor_name_map(KNOWN[config.model_type], config.num_hidden_layers)
 
 
 def order(module: str, d_out: int, config: "PretrainedConfig") -> torch.Tensor | None:
-    """The row of transformers that stands at each place of llama.cpp, (d_out,); None: all as is."""
+    """The row of transformers at each position in llama.cpp, (d_out,); None if unchanged."""
     kind = ".".join(module.split(".")[-2:])
     if config.model_type != "llama" or kind not in HEADED:
         return None
@@ -63,7 +63,7 @@ def order(module: str, d_out: int, config: "PretrainedConfig") -> torch.Tensor |
 
 
 def write_config(writer: gguf.GGUFWriter, config: "PretrainedConfig") -> None:
-    """The settings that llama.cpp builds a model from."""
+    """Write the settings from which llama.cpp builds the model."""
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     writer.add_name(Path(str(config.name_or_path or "model")).name)
@@ -83,15 +83,12 @@ def write_config(writer: gguf.GGUFWriter, config: "PretrainedConfig") -> None:
 
 
 def rope_factors(model: "PreTrainedModel") -> torch.Tensor | None:
-    """By what Llama 3.1 divides the plain frequencies, (head_dim / 2,); None where they are plain.
-
-    The frequencies are those that transformers computes with; llama.cpp keeps the quotients.
-    """
+    """Llama 3.1's divisors of the plain frequencies, (head_dim / 2,); None for plain ones."""
     if _rope(model.config) == "default":
         return None
-    told = model.get_decoder().rotary_emb.inv_freq.float().cpu()
-    places = torch.arange(len(told)) / len(told)
-    return model.config.rope_parameters["rope_theta"] ** -places / told
+    used = model.get_decoder().rotary_emb.inv_freq.float().cpu()
+    places = torch.arange(len(used)) / len(used)
+    return model.config.rope_parameters["rope_theta"] ** -places / used
 
 
 def _rope(config):

@@ -1,7 +1,6 @@
 """Models and their LoRA adapters as GGUF, the format of llama.cpp and Ollama.
 
-What this module can't write is refused in one line, and a file that is there is whole: it is
-written under another name first.
+What can't be written is a LabError. Files are written under another name, then renamed.
 """
 
 import json
@@ -22,12 +21,12 @@ from labkit.ship import families, vocabulary
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-KINDS = {  # what a file may be -> (type of its matrices, of its embeddings, the file's own type)
+KINDS = {  # kind -> (matrices, embeddings, file type)
     "f32": ("F32", "F32", "ALL_F32"),
     "f16": ("F16", "F16", "MOSTLY_F16"),
     "bf16": ("BF16", "BF16", "MOSTLY_BF16"),
     "q8_0": ("Q8_0", "Q8_0", "MOSTLY_Q8_0"),
-    "q4_0": ("Q4_0", "Q8_0", "MOSTLY_Q4_0"),  # embeddings bear 4 bits badly; llama.cpp spares them
+    "q4_0": ("Q4_0", "Q8_0", "MOSTLY_Q4_0"),  # llama.cpp spares embeddings, which 4 bits harm
 }
 
 
@@ -39,7 +38,7 @@ def write_model(
 ) -> Path:
     """Write a plain model with tokenizer and chat template as a GGUF of `kind`; the path.
 
-    LabError for another family, an adapter that isn't merged, or what the format has no place for.
+    LabError for another family, an unmerged adapter, or what the format can't store.
     """
     refuse_kind(kind)
     families.refuse_model(model)
@@ -57,7 +56,7 @@ def write_model(
 def write_adapter(folder: str | Path, config: "PretrainedConfig", out: str | Path) -> Path:
     """Write PEFT's LoRA in `folder`, of a model with `config`, as a GGUF adapter in fp32; the path.
 
-    LabError for another family, another kind of adapter, or a layer that GGUF adapters don't reach.
+    LabError for another family, another kind of adapter, or a layer outside the blocks.
     """
     from safetensors.torch import load_file
 
@@ -72,7 +71,7 @@ def write_adapter(folder: str | Path, config: "PretrainedConfig", out: str | Pat
             module, _, which = key.removeprefix("base_model.model.").partition(".lora_")
             name = names.get_name(module)
             if name is None or not name.startswith("blk.") or which not in ("A.weight", "B.weight"):
-                why = "LoRA on a block's layers alone"
+                why = "only LoRA on a block's layers"
                 raise LabError(f"{key} has no place in a GGUF adapter: {why}")
             if which == "B.weight":
                 tensor = _reordered(module, tensor, config)
@@ -82,9 +81,9 @@ def write_adapter(folder: str | Path, config: "PretrainedConfig", out: str | Pat
 
 
 def load_(model: "PreTrainedModel", path: str | Path) -> None:
-    """Put the weights of a GGUF into a model of the same shapes, dequantised, in its own dtype.
+    """Load the dequantized weights of a GGUF into a model of the same shapes, in its own dtype.
 
-    What an engine computes with, but for the engine's own rounding. LabError for another model.
+    They are what an engine computes with, except for its own rounding. LabError for another model.
     """
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(str(path)).tensors}
     names = families.names(model.config)
@@ -102,13 +101,13 @@ def load_(model: "PreTrainedModel", path: str | Path) -> None:
 
 
 def refuse_kind(kind: str) -> None:
-    """LabError for a kind of file that is not written."""
+    """LabError for an unknown kind of file."""
     if kind not in KINDS:
         raise LabError(f"no kind {kind!r} of GGUF: there is {', '.join(KINDS)}")
 
 
 def _alpha(settings: dict[str, Any]) -> float:
-    """What llama.cpp divides by the rank; LabError for an adapter that is more than A and B."""
+    """The alpha that llama.cpp divides by the rank; LabError unless the adapter is just A and B."""
     more = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters")
     more += ("trainable_token_indices", "lora_bias")
     unusual = [name for name in more if settings.get(name)]
@@ -124,7 +123,7 @@ def _alpha(settings: dict[str, Any]) -> float:
 def _tensors(model) -> Iterator[tuple[str, torch.Tensor]]:
     """(name in GGUF, weight or bias) of each parameter, in llama.cpp's order of rows."""
     names = families.names(model.config)
-    for full, tensor in model.named_parameters():  # tied embeddings come once
+    for full, tensor in model.named_parameters():  # tied embeddings occur once
         module, _, which = full.rpartition(".")
         name = names.get_name(module)
         if name is None or which not in ("weight", "bias"):
@@ -136,13 +135,13 @@ def _tensors(model) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _reordered(module, tensor, config):
-    """A weight or a B as llama.cpp has it; only q and k of a Llama differ."""
+    """A weight or a B in llama.cpp's order of rows; only q and k of a Llama differ."""
     order = families.order(module, len(tensor), config)
     return tensor if order is None else tensor[order]
 
 
 def _add(writer, name, tensor, kind):
-    """Add a tensor, a vector in fp32; where the blocks don't fit into a row, a matrix in fp16."""
+    """Add a tensor: vectors in fp32, matrices whose rows the blocks don't divide in fp16."""
     data = tensor.float().cpu().contiguous().numpy()
     kind = GGMLQuantizationType["F32" if data.ndim == 1 else kind]
     if data.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
@@ -156,7 +155,7 @@ def _add(writer, name, tensor, kind):
 
 @contextmanager
 def _writer(config, out):
-    """A writer whose file takes its name when the block has ended well."""
+    """A writer whose file gets its name only if the block succeeds."""
     with whole(Path(out)) as part:
         writer = gguf.GGUFWriter(str(part), config.model_type)
         yield writer

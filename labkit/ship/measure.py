@@ -1,4 +1,4 @@
-"""What a file's rounding costs: KL from the model that was trained, and answers that stay right."""
+"""The cost of a file's rounding: KL from the trained model, and answers that stay right."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,31 +14,31 @@ from labkit.ship.adapter import Adapter
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ROWS, TOKENS = 40, 600  # that are measured, at most
+ROWS, TOKENS = 40, 600  # measured at most
 
 
 def rows(
     adapter: Adapter, file: Path | None, tokenizer: "PreTrainedTokenizerBase", ends: set[int]
 ) -> tuple[list[dict], str]:
-    """Rows of `input_ids` and `labels`, and in words where they are from.
+    """Rows of `input_ids` and `labels`, and a description of their source.
 
-    Of the file that was trained on they are the held-out ones, or all where another file was held
-    out; of another file all; without a file the few that the adapter's folder shows.
+    Of the training file they are its held-out rows, or all if another file was held out; of another
+    file all; without a file the few samples in the adapter's folder.
     """
     settings = adapter.facts.get("settings", {})
     longest = settings.get("max_length", 512)
     if file:
-        seen = report.of(file, report.load(file), tokenizer, ends, longest)
-        found, what = seen.sound(), f"rows of {file.name}"
+        read = report.of(file, report.load(file), tokenizer, ends, longest)
+        found, what = read.sound(), f"rows of {file.name}"
         data = adapter.facts.get("data", {})
-        if seen.sha256() == data.get("sha256"):
+        if read.sha256() == data.get("sha256"):
             if data.get("test_file"):
-                what += f", which were trained on: --data {data['test_file']} has those held out"
+                what += f", which were trained on: --data {data['test_file']} has held-out ones"
             else:
                 _, found = split.split(found, settings["held_out"], settings["seed"])
                 what = f"held-out {what}"
     else:
-        found, what = _shown(adapter), "held-out rows that the adapter's folder shows"
+        found, what = _shown(adapter), "held-out rows in the adapter's folder"
     found = found[:: -(-len(found) // ROWS)] if found else []
     made, n = [], 0
     for example in found:
@@ -51,7 +51,6 @@ def rows(
 
 
 def _shown(adapter):
-    """The samples of the adapter's folder as examples."""
     system = adapter.facts.get("data", {}).get("system")
     first = [{"role": "system", "content": system}] if system else []
     found = []
@@ -66,16 +65,16 @@ def logits(model: "PreTrainedModel", rows: list[dict], size: int = 8) -> list[to
     """Logits (k, vocab), fp32, at the k learned tokens of each row."""
     from labkit.own.trainer import padded_logits
 
-    told = []
+    found = []
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         counts = [len(tokens.learned(row["labels"])) for row in part]
-        told += padded_logits(model, part)[0].float().cpu().split(counts)
-    return told
+        found += padded_logits(model, part)[0].float().cpu().split(counts)
+    return found
 
 
 def divergence(exact: list[torch.Tensor], other: list[torch.Tensor]) -> float:
-    """Mean KL(exact || other) a token, in nats."""
+    """Mean KL(exact || other) per token, in nats."""
     total = 0.0
     for p, q in zip(exact, other, strict=True):
         logs = q.log_softmax(-1), p.log_softmax(-1)
@@ -83,10 +82,10 @@ def divergence(exact: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     return total / sum(map(len, exact))
 
 
-def share_right(told: list[torch.Tensor], rows: list[dict], ends: Iterable[int]) -> float:
-    """The share of rows that greedy decoding answers to the letter, up to their end."""
+def share_right(predicted: list[torch.Tensor], rows: list[dict], ends: Iterable[int]) -> float:
+    """The share of rows that greedy decoding answers exactly, up to their end token."""
     ends, right = set(ends), 0
-    for logits, row in zip(told, rows, strict=True):
+    for logits, row in zip(predicted, rows, strict=True):
         wanted = tokens.learned(row["labels"])
         stop = next((i + 1 for i, token in enumerate(wanted) if token in ends), len(wanted))
         right += logits.argmax(-1).tolist()[:stop] == wanted[:stop]

@@ -1,4 +1,4 @@
-"""The lines that serve a shipped model elsewhere: text, which nothing here runs."""
+"""Commands that serve a shipped model in other engines, as text."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from labkit.ship.turns import turns
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank may be
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM's --max-lora-rank accepts
 
 
 def modelfile(
@@ -19,10 +19,10 @@ def modelfile(
     system: str = "",
     tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> str:
-    """A Modelfile for Ollama: a GGUF, an adapter beside it if there is one, and a system message.
+    """A Modelfile for Ollama: a GGUF, maybe a separate adapter, and a system message.
 
-    With a `tokenizer` it has the chat template in Ollama's own language, and the template's own
-    system message where it writes one unasked. A line says it where Ollama can't write the same.
+    With a `tokenizer` it has the chat template in Ollama's language, and the system message that
+    the template adds by default. A comment says if Ollama can't reproduce the template.
     """
     lines = [f"FROM ./{Path(gguf).name}"]
     lines += [f"ADAPTER ./{Path(adapter).name}"] if adapter else []
@@ -35,8 +35,8 @@ def modelfile(
     if tokenizer and not found:
         lines += ["# its chat template has no equal in Ollama's language: serve it by llama.cpp"]
     if _ends_early(system or ""):
-        told = "a line of its system message ends with three quotation marks"
-        lines += [f"# {told}: give it with each request"]
+        why = "a line of its system message ends with three quotation marks"
+        lines += [f"# {why}: give it with each request"]
     elif system:
         lines += [f'SYSTEM """{system}"""']
     if tokenizer and tokenizer.eos_token:
@@ -45,28 +45,25 @@ def modelfile(
 
 
 def _ends_early(text):
-    """Whether Ollama would take a line of the text for its end: marks elsewhere do no harm."""
+    """Whether Ollama would end the text early: at a line that ends with three quotation marks."""
     return any(line.rstrip().endswith('"""') for line in re.split("[\r\n]", text)[:-1])
 
 
 def llama_server(gguf: str | Path, adapters: Mapping[str, str | Path]) -> str:
-    """The line that starts llama.cpp's own server with a base and adapters, off until asked for.
+    """The command of llama.cpp's server with a base and adapters, which start switched off.
 
-    A user saw two versions of 2026 leave them on (ggml-org/llama.cpp issue 28674): a request is
-    safe if it names every adapter with its scale, as those of `server.choosing` do.
+    Two versions of 2026 may leave them on (ggml-org/llama.cpp issue 28674). A request is safe if it
+    names every adapter with its scale, as those of `server.choosing` do.
     """
     parts = [f"llama-server -m {gguf} --jinja"]
-    # its cache of prompts does not know adapters (ggml-org/llama.cpp issue 26207)
+    # its prompt cache ignores adapters (ggml-org/llama.cpp issue 26207)
     parts += ["--lora-init-without-apply", "--no-cache-prompt"] if adapters else []
     parts += ["--lora " + ",".join(map(str, adapters.values()))] if adapters else []
     return " \\\n    ".join(parts)
 
 
 def vllm(base: str, adapters: Mapping[str, str | Path], rank: int, template: str = "") -> str:
-    """The line that starts vLLM with PEFT's folders; a request names an adapter as its model.
-
-    `template` is the file of a chat template, where the base brings none or another.
-    """
+    """The command of vLLM with PEFT's folders as models; `template` is a file with another one."""
     allowed = next((n for n in RANKS if n >= rank), rank)
     modules = " ".join(f"{name}={path}" for name, path in adapters.items())
     parts = [f"vllm serve {base} --enable-lora --max-lora-rank {allowed}"]
@@ -76,5 +73,5 @@ def vllm(base: str, adapters: Mapping[str, str | Path], rank: int, template: str
 
 
 def transformers(folder: str | Path) -> str:
-    """The line that starts transformers' own server with a plain model."""
+    """The command of transformers' server with a plain model."""
     return f"transformers serve {folder}"

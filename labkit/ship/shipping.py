@@ -1,4 +1,4 @@
-"""`ship`: an adapter's folder becomes files for other engines, and what each of them costs."""
+"""`ship`: turn an adapter's folder into files for other engines, and measure their costs."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from labkit.ship import card, families, gguf, measure
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KINDS = ("bf16", "q8_0", "q4_0")  # of the merged model, unless others are asked for
+KINDS = ("bf16", "q8_0", "q4_0")  # default files of the merged model
 PLAIN = "merged"  # the folder of the plain model
 
 
@@ -37,7 +37,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Parts:
-    """What is shipped, and the rows that it is measured on."""
+    """What is shipped, and the rows to measure it on."""
 
     adapter: adapters.Adapter
     base: Path
@@ -47,16 +47,13 @@ class Parts:
 
 
 def ship(asked: Asked) -> dict:
-    """Fill the folder `asked.out` with files, and return what is known of them.
-
-    LabError for what cannot be written, or where something else lies in the folder.
-    """
+    """Fill the folder `asked.out`, and return its facts; LabError for what can't be written."""
     for kind in asked.kinds:
         gguf.refuse_kind(kind)
     adapter = adapters.read(asked.folder)
     base = adapters.base_folder(adapter, asked.base)
     if asked.data:
-        report.load(asked.data)  # before anything heavy: what cannot be read is told at once
+        report.load(asked.data)  # fails before slow imports if unreadable
     key = _key(asked, adapter, base)
     done = stages.finished(asked.out, key, stages.SHIPPED)
     if done:
@@ -79,7 +76,6 @@ def ship(asked: Asked) -> dict:
 
 
 def _key(asked, adapter, base):
-    """A hash of adapter, base and options: what is done for it is not done again."""
     found = hashlib.sha256((adapter.folder / "adapter_model.safetensors").read_bytes())
     options = [adapter.config, base.name, asked.kinds, asked.merge, asked.apart]
     found.update(json.dumps(options, sort_keys=True).encode())
@@ -88,7 +84,7 @@ def _key(asked, adapter, base):
 
 
 def _refuse_early(asked, base):
-    """LabError for a family that no GGUF is written of, before its weights are read."""
+    """LabError for a family without GGUF, before its weights are read."""
     from transformers import AutoConfig
 
     try:
@@ -100,7 +96,6 @@ def _refuse_early(asked, base):
 
 
 def _write(into, asked, parts, facts):
-    """All files, their sizes and costs, and the card."""
     from labkit.training import models
 
     name = asked.folder.resolve().name
@@ -124,19 +119,19 @@ def _write(into, asked, parts, facts):
 
 
 def _trained(parts):
-    """Logits of the model that was trained: the adapter apart, on a base as it had."""
+    """Logits of the trained model: the adapter unmerged, on a base as in training."""
     if not parts.rows:
         return []
     from labkit.training import arguments, models
 
-    say("measuring what was trained …")
+    say("measuring the trained model …")
     how = arguments.in_4_bits() if parts.adapter.in_4_bits else {}
     model, _ = models.load(parts.base, dtype=torch.float32, **how)
     return measure.logits(adapters.beside(model, parts.adapter), parts.rows)
 
 
 def _apart(into, asked, parts, model, facts):
-    """The adapter as a file, and the base if it is asked for; a note where that cannot be."""
+    """The adapter as a file, and the base if requested; a note if the adapter can't be written."""
     if not (asked.kinds or asked.apart):
         return []
     files, name = [], f"{asked.folder.resolve().name}-lora.gguf"
@@ -146,7 +141,7 @@ def _apart(into, asked, parts, model, facts):
     except LabError as error:
         if asked.apart:
             raise
-        facts["notes"].append(f"no adapter beside the base: {error}")
+        facts["notes"].append(f"no separate adapter: {error}")
     if asked.apart:
         say("writing the base …")
         gguf.write_model(model, parts.tokenizer, into / "base-f16.gguf", "f16")
@@ -167,23 +162,23 @@ def _plain(into, model, parts):
 
 
 def _cast_(model, dtype):
-    """Weights alone: `model.to` would round the rotary frequencies for good, too."""
+    """Cast the weights only: `model.to` would also round the rotary frequencies."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
 
 def _measured(into, files, model, parts, exact):
-    """The rows of the table, each merged model with its KL and score; `model` becomes each."""
+    """The rows of the table with KL and score; loads each merged file into `model`."""
     first = {"file": "", "what": "as trained", "kind": "", "kl": 0.0}
     found = [first | {"right": measure.share_right(exact, parts.rows, parts.ends)}]
-    for row in reversed(files):  # the plain one first: the model is as it was written
+    for row in reversed(files):  # the plain model first: its weights are still loaded
         if row["what"] in ("merged", "plain model"):
             say(f"measuring {row['file']} …")
             if row["what"] == "merged":
                 gguf.load_(model, into / row["file"])
-            told = measure.logits(model, parts.rows)
-            row["kl"] = measure.divergence(exact, told)
-            row["right"] = measure.share_right(told, parts.rows, parts.ends)
+            logits = measure.logits(model, parts.rows)
+            row["kl"] = measure.divergence(exact, logits)
+            row["right"] = measure.share_right(logits, parts.rows, parts.ends)
     return found + files
 
 

@@ -1,8 +1,8 @@
-"""A chat template as Ollama needs it: what stands before and after each message, and nothing else.
+"""A chat template for Ollama: the text before and after each message.
 
-Ollama does not run the template inside a GGUF. It compares it with those that it knows, and where
-none is near, it leaves all marks away. So the Modelfile says the marks, read off from what the
-tokenizer writes; `turns` gives them only where they write the same question.
+Ollama does not run the template inside a GGUF. It compares it with the ones it knows, and omits all
+markers if none is close. So the Modelfile spells them out, read off the tokenizer's output; `turns`
+returns them only if they reproduce the same question.
 """
 
 from dataclasses import dataclass, replace
@@ -13,13 +13,13 @@ from labkit.ship.vocabulary import begins
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SAID = ("Sx7", "Ux7", "Ax7", "Vx7")  # a system's message, a user's, an answer, a user's
+MESSAGES = ("Sx7", "Ux7", "Ax7", "Vx7")  # a system message, a user's, an answer, a user's
 ROLES = ("system", "user", "assistant", "user")
 
 
 @dataclass(frozen=True)
 class Turns:
-    """What the template writes around messages; `default` is the system's message if none comes."""
+    """The template's text around messages; `default` is the system message if none is given."""
 
     before_system: str
     after_system: str
@@ -27,10 +27,10 @@ class Turns:
     after_user: str
     after_answer: str
     default: str
-    several: bool = True  # whether a conversation of several turns is written alike, too
+    several: bool = True  # whether conversations of several turns match, too
 
     def template(self) -> str:
-        """Ollama's TEMPLATE: one turn, in the language of Go's text/template."""
+        """Ollama's TEMPLATE for one turn, in the language of Go's text/template."""
         return (
             f"{{{{ if .System }}}}{self.before_system}{{{{ .System }}}}{self.after_system}"
             f"{{{{ end }}}}{{{{ if .Prompt }}}}{self.before_user}{{{{ .Prompt }}}}{self.after_user}"
@@ -38,7 +38,7 @@ class Turns:
         )
 
     def text(self, messages: list[dict]) -> str:
-        """What Ollama makes of messages by this template, up to where the answer begins."""
+        """What Ollama makes of messages with this template, up to where the answer begins."""
         if self.default and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.default}, *messages]
         around = {
@@ -50,13 +50,13 @@ class Turns:
 
 
 def turns(tokenizer: "PreTrainedTokenizerBase") -> Turns | None:
-    """What `tokenizer`'s template writes around messages; None where Ollama can't write the same.
+    """The text of `tokenizer`'s template around messages; None if Ollama can't write the same.
 
-    One question has to be the same text. Where longer conversations are not, `several` is False.
+    One question has to match exactly. If longer conversations don't, `several` is False.
     """
     try:
         found = _read(tokenizer)
-    except Exception:  # a template is a program: some raise at a system's message
+    except Exception:  # some templates raise at a system message
         return None
     if found is None or '"""' in found.template() or found.template().count("{{") != 7:
         return None
@@ -67,12 +67,12 @@ def turns(tokenizer: "PreTrainedTokenizerBase") -> Turns | None:
 
 
 def _conversations():
-    whole = [{"role": r, "content": c} for r, c in zip(ROLES, SAID, strict=True)]
+    whole = [{"role": r, "content": c} for r, c in zip(ROLES, MESSAGES, strict=True)]
     return [whole, whole[:2], whole[1:], whole[1:2]]
 
 
 def _text(tokenizer, messages):
-    """What the tokenizer's template writes, without the first token if the engine adds it."""
+    """The template's output, without the first token if the engine adds it."""
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return text.removeprefix(tokenizer.bos_token) if begins(tokenizer) else text
 
@@ -80,16 +80,16 @@ def _text(tokenizer, messages):
 def _read(tokenizer):
     whole, _, _, alone = (_text(tokenizer, said) for said in _conversations())
     parts = []
-    for said in SAID:
+    for said in MESSAGES:
         part, found, whole = whole.partition(said)
         if not found:
             return None
         parts.append(part)
     start, between, _, again = parts
-    first, _, after = alone.partition(SAID[1])
+    first, _, after = alone.partition(MESSAGES[1])
     user = _common_end(_common_end(between, again), first)
     mark = tokenizer.eos_token or ""
-    if mark and mark in user:  # the end of the turn before is none of the user's
+    if mark and mark in user:  # the previous turn's end is not the user's
         user = user.rpartition(mark)[2].removeprefix("\n")
     after_system, after_answer = between.removesuffix(user), again.removesuffix(user)
     left = first.removesuffix(user)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 DIGITS = {"type": "Digits", "individual_digits": True}
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-# how Llama 3 and Qwen2 cut text into words; they differ in how many digits stay together
+# how Llama 3 and Qwen2 split text into words; they differ in the number of digits
 CUT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -23,14 +23,14 @@ RULES = {"llama-bpe": CUT % "{1,3}", "qwen2": CUT % ""}
 def write(
     writer: gguf.GGUFWriter, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel"
 ) -> None:
-    """The vocabulary, its merges, the special tokens, and the chat template.
+    """Write the vocabulary, its merges, the special tokens, and the chat template.
 
-    LabError for a tokenizer that llama.cpp would need another rule for.
+    LabError for a tokenizer for which llama.cpp needs another rule.
     """
     data = json.loads(tokenizer.backend_tokenizer.to_str())
     normalizer = (data["normalizer"] or {}).get("type")
     if data["model"]["type"] != "BPE" or normalizer not in (None, "NFC"):
-        kind = f"{data['model']['type']}, normalised by {normalizer}"
+        kind = f"{data['model']['type']}, normalized by {normalizer}"
         raise LabError(f"a tokenizer of type {kind}: only byte-level BPE is written")
     size = model.config.vocab_size
     words = {i: word for word, i in tokenizer.get_vocab().items()}
@@ -46,7 +46,7 @@ def write(
         token = getattr(tokenizer, f"{name}_token_id")
         if token is not None:
             getattr(writer, f"add_{name}_token_id")(token)
-    for token in _other_ends(model, tokenizer)[:1]:  # the format has a place for one more
+    for token in _other_ends(model, tokenizer)[:1]:  # the format has room for one more
         writer.add_eot_token_id(token)
     writer.add_add_bos_token(begins(tokenizer))
     if tokenizer.chat_template:
@@ -54,12 +54,12 @@ def write(
 
 
 def begins(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the tokenizer puts its first token before a text by itself."""
+    """Whether the tokenizer adds its first token to a text itself."""
     return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def _types(data, words, size):
-    """What each token is: a control token, an added one, a plain one, or unused."""
+    """The type of each token: control, added, plain or unused."""
     added, kinds = {one["id"]: one["special"] for one in data["added_tokens"]}, gguf.TokenType
     plain = [kinds.NORMAL if i in words else kinds.UNUSED for i in range(size)]
     for i, special in added.items():
@@ -68,14 +68,14 @@ def _types(data, words, size):
 
 
 def _other_ends(model, tokenizer):
-    """The tokens at which the model stops, but for the tokenizer's own end."""
+    """The tokens at which the model stops, except the tokenizer's own end token."""
     stops = model.generation_config.eos_token_id if model.generation_config else None
     stops = stops if isinstance(stops, list) else [stops]
     return [token for token in stops if token not in (None, tokenizer.eos_token_id)]
 
 
 def _splitting(rule):
-    """llama.cpp's name for how a tokenizer cuts text into words, before BPE."""
+    """llama.cpp's name for how a tokenizer splits text into words, before BPE."""
     parts = rule["pretokenizers"] if rule and rule["type"] == "Sequence" else [rule or {}]
     parts = [{k: v for k, v in part.items() if k != "trim_offsets"} for part in parts]
     if parts == [BYTES]:
@@ -86,4 +86,4 @@ def _splitting(rule):
         cut = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}
         if parts == [cut | {"invert": False}, BYTES | {"use_regex": False}]:
             return name
-    raise LabError("this tokenizer splits words in a way that has no name in this course's GGUF")
+    raise LabError("this tokenizer splits words in a way that can't be written as GGUF")

@@ -7,21 +7,21 @@ from labkit.errors import LabError
 
 NAMES = ("home", "chat", "tickets")
 SPLITS = ("train", "test")
-REPAIRS = Path(__file__).with_name("repairs.jsonl")  # lab 7's own file, dirty on purpose
+REPAIRS = Path(__file__).with_name("repairs.jsonl")  # lab 7's file, with faults on purpose
 
 
 class UnknownName(LabError, ValueError):
-    """A task, split, source or check that does not exist; the message offers those that do."""
+    """An unknown task, split, source or check; the message lists the known ones."""
 
     def __init__(self, what, given, known):
         super().__init__(f"no {what} {given!r}: there is {', '.join(known)}")
 
 
 def load(name, split="train", **options):
-    """Split of a task as a `datasets.Dataset` with a `messages` column; its module has the options.
+    """Split of a task as a `datasets.Dataset` with a `messages` column.
 
-    `home`: full=False, seed=0. `chat`: source="bundled" or "no_robots".
-    `tickets`: groups, all of `tickets.GROUPS` or some.
+    Options: `home`: full=False, seed=0. `chat`: source="bundled" or "no_robots". `tickets`: groups,
+    all of `tickets.GROUPS` or some.
     """
     for what, given, known in (("task", name, NAMES), ("split", split, SPLITS)):
         if given not in known:
@@ -33,6 +33,6 @@ def load(name, split="train", **options):
 
 
 def general():
-    """Ten paragraphs of everyday English, written for this course: to see what a model forgets."""
+    """Ten paragraphs of everyday English, written for this course, to measure forgetting."""
     text = (Path(__file__).parent / "general.txt").read_text(encoding="utf-8")
     return text.strip().split("\n\n")

@@ -1,4 +1,4 @@
-"""Task `chat`: short instructions, many of which name a constraint that a program can verify."""
+"""Task `chat`: short instructions, many with a constraint that a program can verify."""
 
 import ast
 import json
@@ -19,7 +19,7 @@ WORD = re.compile(r"\w[\w'\u2019-]*")
 
 
 class NoDownload(LabError, RuntimeError):
-    """The data set could not be brought here."""
+    """The data set could not be downloaded."""
 
     def __init__(self, split, reason):
         offline = f"the bundled set works offline: load('chat', {split!r})"
@@ -27,7 +27,7 @@ class NoDownload(LabError, RuntimeError):
 
 
 def rows(split="train", source="bundled"):
-    """Rows of one split as dicts: `messages`, `category`, `check` ("" when there is none)."""
+    """Rows of one split as dicts: `messages`, `category`, `check` ("" if there is none)."""
     if source == "no_robots":
         return _no_robots(split)
     if source != "bundled":
@@ -41,10 +41,10 @@ def rows(split="train", source="bundled"):
 
 
 def pairs():
-    """Answers to training instructions in twos, as a `datasets.Dataset`: what DPO learns from.
+    """Pairs of answers to training instructions, as a `datasets.Dataset` for DPO.
 
-    `prompt`, `chosen` and `rejected` are lists of messages, as TRL has them. The chosen answer
-    follows `check` and the rejected one does not.
+    `prompt`, `chosen` and `rejected` are lists of messages, as in TRL. The chosen answer follows
+    `check`, the rejected one does not.
     """
     import datasets
 
@@ -60,7 +60,7 @@ def pairs():
 
 
 def follows(check, text):
-    """Whether `text` obeys `check`, such as "bullets:3"; ValueError for a check we don't know."""
+    """Whether `text` obeys `check`, such as "bullets:3"; ValueError for an unknown check."""
     name, _, wanted = check.partition(":")
     if name not in CHECKS:
         raise UnknownName("check", check, CHECKS)
@@ -79,11 +79,11 @@ def _no_robots(split):
 
     from labkit.download import hub_answers
 
-    if not hub_answers():  # else the libraries would try again for half a minute
+    if not hub_answers():  # else the libraries retry for half a minute
         raise NoDownload(split, "the Hugging Face hub does not answer")
     try:
         loaded = datasets.load_dataset(NO_ROBOTS, split=split)
-    except Exception as error:  # a proxy, a moved repository, a full disk: all end the same way
+    except Exception as error:  # a proxy, a moved repository, a full disk
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise NoDownload(split, lines[0]) from None
     return [
@@ -93,12 +93,10 @@ def _no_robots(split):
 
 
 def _unfenced(text):
-    """The text without a code fence around it."""
     return re.sub(r"^```\w*\n(.*?)\n?```$", r"\1", text, flags=re.DOTALL)
 
 
 def _parsed(text):
-    """The JSON value of a text; None where it isn't JSON."""
     try:
         return json.loads(_unfenced(text))
     except ValueError:
@@ -106,7 +104,7 @@ def _parsed(text):
 
 
 def _is_python(text):
-    """Whether it parses, and is more than a bare word, which would parse too."""
+    """Whether it parses, and is more than a bare word."""
     try:
         body = ast.parse(_unfenced(text)).body
     except (SyntaxError, ValueError):
@@ -119,7 +117,6 @@ def _has_keys(value, keys):
 
 
 def _n_filled(parts):
-    """How many of the parts hold more than blanks."""
     return sum(bool(part.strip()) for part in parts)
 
 

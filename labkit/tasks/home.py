@@ -1,7 +1,7 @@
 """Task `home`: spoken smart-home commands and their JSON, from home-assistant-intents' templates.
 
-A command is one reading of a sentence template with its slots filled. The test split holds only
-templates, readings and open values (names, rooms, items, numbers, colours) that training lacks.
+A command is one reading of a sentence template with its slots filled. Templates, readings and open
+values (names, rooms, items, numbers, colors) of the test split do not occur in training.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ EVERYDAY = (
 SYSTEM = "Home intent as JSON."
 ROWS = {"train": 200, "test": 30}  # at most, per intent
 TRIES = 40  # per wanted row
-HELD_OUT = 4  # one template in four and one open value in four are for the test split
+HELD_OUT = 4  # a fourth of templates and open values is for the test split
 SLOT = re.compile(r"\{(\w+?)(?:__(\w+))?\}")  # {list} or {list__slot}
 ODD = re.compile(r"\b(\w+) \1\b|.{81}")  # "are the lights on on the first floor", or too long
 WORDS = resources.files(__package__) / "home_words.toml"
@@ -43,24 +43,24 @@ PACKAGES = ("home-assistant-intents", "hassil")
 
 @dataclass(frozen=True)
 class Template:
-    """A sentence template: its text in the package, its readings, and what goes with them."""
+    """A sentence template: its text in the package, its readings, fixed slots and domains."""
 
     intent: str
     source: str
-    readings: list  # "turn on the {name}"; one that stands twice is twice as likely
-    fixed: dict  # slots that the template sets by itself
-    domains: list  # "light", "fan", …: whose names fit {name}
+    readings: list  # "turn on the {name}"; duplicates are more likely
+    fixed: dict  # slots that the template sets
+    domains: list  # "light", "fan", …: kinds of {name}
 
     def slots(self):
-        """(list, slot) pairs that the readings leave open."""
+        """(list, slot) pairs left open by the readings."""
         return [(name, slot or name) for name, slot in SLOT.findall(self.readings[0])]
 
     def shape(self):
-        """What one must have seen to answer it: lists with their slots, fixed slots, domains."""
+        """The kind of answer: lists with their slots, fixed slots, domains."""
         return (*sorted(self.slots()), *sorted(self.fixed.items()), *self.domains)
 
     def pools(self):
-        """The names of the word pools that it draws from."""
+        """The names of its word pools."""
         named = [f"name.{domain}" for domain in self.domains] or ["name"]
         lists = dict.fromkeys(name for name, _ in self.slots())
         return [pool for name in lists for pool in (named if name == "name" else [name])]
@@ -80,7 +80,7 @@ def rows(split="train", full=False, seed=0):
 
 
 def build(full=False, seed=0):
-    """Both splits as JSONL text: the same on every machine for a seed and package version."""
+    """Both splits as JSONL text, the same on every machine for a seed and package version."""
     rng = random.Random(seed)
     words = tomllib.loads(WORDS.read_text(encoding="utf-8"))
     package = json.loads(TEMPLATES.read_text(encoding="utf-8"))
@@ -99,14 +99,13 @@ def build(full=False, seed=0):
 
 
 def _inputs():
-    """A short hash of all that a build depends on: this file, the words, the two packages."""
     parts = [Path(__file__).read_bytes(), WORDS.read_bytes(), TEMPLATES.read_bytes()]
     parts += [metadata.version(name).encode() for name in PACKAGES]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
 
 
 def _pools(words, lists, rng):
-    """Pool -> split -> [(what is said, value)]; the key is "closed" where both splits share it."""
+    """Pool -> split -> [(spoken, value)]; the key is "closed" if both splits share it."""
     open_pools = {name: [(text, text) for text in texts] for name, texts in words["lists"].items()}
     for domain, names in words["names"].items():
         open_pools[f"name.{domain}"] = [(text, text) for text in names]
@@ -121,15 +120,15 @@ def _pools(words, lists, rng):
         pools[name] = {"test": pool[:cut], "train": pool[cut:]}
     for name, spec in lists.items():
         values = [v for v in spec.get("values", []) if isinstance(v, dict)]
-        said = words["closed"].get(name) or {value["in"]: value["out"] for value in values}
-        if said and name not in pools:
-            spoken = [(text, out) for form, out in said.items() for text in _readings(form, {})]
-            pools[name] = {"closed": spoken}
+        spoken = words["closed"].get(name) or {value["in"]: value["out"] for value in values}
+        if spoken and name not in pools:
+            pairs = [(text, out) for form, out in spoken.items() for text in _readings(form, {})]
+            pools[name] = {"closed": pairs}
     return pools
 
 
 def _templates(intent, package, words, pools):
-    """The templates of one intent that we can fill and that people say, in the package's order."""
+    """The templates of one intent that can be filled and sound natural, in order."""
     wording = words["wording"]
     rules = package["expansion_rules"] | dict(wording["rules"])
     rules = {name: parse_sentence(text) for name, text in rules.items()}
@@ -148,7 +147,7 @@ def _templates(intent, package, words, pools):
 
 
 def _readings(text, rules):
-    """Every sentence that a template's text can be read as, with its slots left open."""
+    """Every reading of a template's text, with its slots left open."""
     marked = re.sub(r"\{(\w+):(\w+)\}", r"{\1__\2}", text)  # hassil drops the slot's name
     expression = parse_sentence(marked).expression
     sentences = sample_expression(expression, expansion_rules=rules, expand_lists=False)
@@ -158,8 +157,8 @@ def _readings(text, rules):
 def _split(templates, pools, rng):
     """Split -> shape -> templates; a held-out template leaves others of its shape in training.
 
-    So the test asks in new words, but never for a kind of answer that training did not show.
-    A shape without open values is for training alone: nothing in it could be unseen.
+    So the test has new words, but no new kind of answer. A shape without open values is only for
+    training, since nothing in it could be unseen.
     """
     groups, halves = {}, {"train": {}, "test": {}}
     for template in templates:
@@ -176,7 +175,7 @@ def _split(templates, pools, rng):
 
 
 def _draw(groups, split, pools, known, texts, rng):
-    """Up to ROWS[split] rows of one intent: no text twice, no reading that is in `known`."""
+    """Up to ROWS[split] rows of one intent, without repeated texts and readings in `known`."""
     shapes, drawn = list(groups), []
     weights = [math.sqrt(len(g)) / max(2, len(g[0].slots())) for g in groups.values()]
     for _ in range(TRIES * ROWS[split] if shapes else 0):
@@ -192,15 +191,14 @@ def _draw(groups, split, pools, known, texts, rng):
 
 
 def _fill(template, reading, split, pools, rng):
-    """The command as spoken, and its slots."""
     domain = rng.choice(template.domains) if template.domains else ""
     slots = dict(template.fixed)
 
     def say(match):
         name, slot = match.groups()
         pool = pools[f"name.{domain}" if name == "name" else name]
-        said, slots[slot or name] = rng.choice(pool.get("closed") or pool[split])
-        return said
+        text, slots[slot or name] = rng.choice(pool.get("closed") or pool[split])
+        return text
 
     text = SLOT.sub(say, reading).lower()
     return re.sub(r"\ba (?=(8|11|18)\b)", "an ", text), slots

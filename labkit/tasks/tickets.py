@@ -9,7 +9,7 @@ from labkit.tasks import UnknownName
 FILE = resources.files(__package__) / "tickets.jsonl"
 SYSTEM = "Support desk."  # without one, SmolLM2's chat template adds a longer one
 QUESTION = "Category of this ticket?"
-OTHER = "other"  # an answer that names no category
+OTHER = "other"  # for answers without a category
 # group -> its categories, easily confused with each other
 GROUPS = {
     "billing": (
@@ -77,7 +77,7 @@ GROUP_OF = {category: group for group, categories in GROUPS.items() for category
 
 
 def rows(split="train", groups=tuple(GROUPS)):
-    """Rows of one split as dicts, by category: `messages category group style text`."""
+    """Rows of one split as dicts: `messages category group style text`."""
     for group in groups:
         if group not in GROUPS:
             raise UnknownName("group", group, GROUPS)
@@ -90,24 +90,23 @@ def rows(split="train", groups=tuple(GROUPS)):
 
 
 def zero_shot(text, categories=CATEGORIES):
-    """Messages that ask a model which was never trained on the task: they list the categories."""
+    """Messages for a model that was not trained on the task: they list the categories."""
     task = f"Choose the category of this ticket from: {', '.join(categories)}."
     return _asked(f"{task}\nAnswer with the category only.\n\nTicket: {text}")
 
 
 def hits(predictions, rows):
-    """For each answer whether it names its row's category; case and outer blanks don't count."""
+    """Whether each answer names its row's category; case and outer blanks don't count."""
     pairs = zip(predictions, rows, strict=True)
-    return [_named(told) == row["category"] for told, row in pairs]
+    return [_named(answer) == row["category"] for answer, row in pairs]
 
 
 def accuracy(predictions, rows):
-    """The share of `hits`, from 0 to 1; ValueError where there is nothing to score."""
+    """The share of `hits`, from 0 to 1; ValueError for no rows."""
     return fmean(hits(predictions, rows))
 
 
 def _named(answer):
-    """The category that an answer names, or OTHER."""
     name = answer.strip().lower()
     return name if name in GROUP_OF else OTHER
 

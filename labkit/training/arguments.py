@@ -1,4 +1,4 @@
-"""How a training on this machine is set up: adapter, the batch that fits, a base in 4 bits."""
+"""How a training on this machine is configured: adapter, batch size, a 4-bit base."""
 
 from typing import Any
 
@@ -17,17 +17,18 @@ def arguments(
     max_length: int = 512,
     folder: str = "build/train",
 ) -> SFTConfig:
-    """An SFTConfig whose batch is made of what processes and accumulated steps hold.
+    """An SFTConfig whose batch is split over processes and accumulated steps.
 
-    `asked` has a method, a batch (rows a step, over all processes), a learning_rate and a seed.
+    `asked` has a method, a batch (rows per step, over all processes), a learning_rate and a seed.
+    LabError if the processes cannot share the batch evenly.
     """
     share, rest = divmod(asked.batch, n_processes)
     if rest:
-        told = f"is not to be shared by {n_processes} processes"
-        raise LabError(f"a batch of {asked.batch} rows {told}")
+        why = f"is not to be shared by {n_processes} processes"
+        raise LabError(f"a batch of {asked.batch} rows {why}")
     try:
         micro = hardware.micro_batch(name, asked.method, share, n_processes, max_length)
-    except (RuntimeError, ValueError):  # what cannot be simulated is trained a row at a time
+    except (RuntimeError, ValueError):  # this model cannot be simulated
         micro = 1
     return SFTConfig(
         output_dir=folder,
@@ -49,7 +50,7 @@ def lora(rank: int, alpha: float, **switches) -> LoraConfig:
 
 
 def in_4_bits() -> dict:
-    """How `from_pretrained` loads the base of a QLoRA on this process's device."""
+    """`from_pretrained`'s arguments for a 4-bit base on this process's device."""
     from labkit.memory.adapted import in_4_bits
     from labkit.memory.settings import Settings
 

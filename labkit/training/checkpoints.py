@@ -1,4 +1,4 @@
-"""A training that goes on where its last whole checkpoint stands."""
+"""Training that resumes from its last complete checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 def train(
     trainer: Trainer, work: Path, parts: int, say: Callable[[str], None]
 ) -> tuple[PeftModel, list[float]]:
-    """Train from the newest whole checkpoint in `work` on; the bare model, and all its losses.
+    """Train from the newest complete checkpoint in `work`; the bare model and all its losses.
 
-    A checkpoint is made after each of so many `parts` of the way. `say` is told where it goes on.
+    `parts` checkpoints are made, evenly spaced. `say` gets a line when training resumes.
     """
     last, step = newest(work, trainer.accelerator.num_processes)
     trainer.remove_callback(PrinterCallback)
@@ -26,22 +26,22 @@ def train(
 
 
 class Saves(TrainerCallback):
-    """Asks for a checkpoint after each of so many parts of the way, and at the end."""
+    """Requests a checkpoint after each of `parts` equal parts of the training, and at the end."""
 
     def __init__(self, parts: int):
         self.parts = parts
 
     def on_step_end(self, args, state, control, **kwargs):
-        """By steps and not by the clock: several processes have to agree."""
+        """Decide by step, not by the clock: all processes have to agree."""
         step, last = state.global_step, state.max_steps
         control.should_save = step % max(1, last // self.parts) == 0 or step == last
         return control
 
 
 def newest(work: Path, n_processes: int = 1) -> tuple[Path | None, int]:
-    """The newest whole checkpoint and its step; (None, 0) where there is none.
+    """The newest complete checkpoint and its step; (None, 0) if there is none.
 
-    The trainer writes its state last: where that can be read, what was written before is whole.
+    The trainer writes its state last, so a readable state means that the rest is complete.
     """
     found = [(0, None)]
     for folder in work.glob("checkpoint-*"):

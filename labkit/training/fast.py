@@ -1,21 +1,22 @@
-"""The small work of a training step in fewer passes over memory; loss and gradients stay the same.
+"""A training step's layers and loss in fewer passes over memory, with the same gradients.
 
-On a CPU that multiplies bf16 fast, products are the lesser half of a LoRA step. The rest reads and
-writes activations `(n, d)`, often in fp32, in thousands of calls. Four things do with fewer here:
+On a CPU with fast bf16, matrix products take less than half of a LoRA step. The rest reads and
+writes activations `(n, d)`, often in fp32, in thousands of calls. This module does four things with
+fewer:
 
-- An adapter. PEFT copies the input to A's fp32, multiplies by A, B and the scaling, adds, and
-  copies back: six passes over `(n, d_out)`. With A and s B rounded once to the input's precision,
-  the second thin product adds as it multiplies. Weights, gradients and optimizer stay in fp32.
-- RMSNorm. Autograd keeps and differentiates each of its six operations. With a frozen weight two
-  tensors are kept, the input and a number a row, and the gradient has a closed form.
-- Rotary positions. The gradient of a rotation is the rotation back; nothing is copied for halves.
-- The loss. Logits `(k, vocab)` are the largest tensors of a step, in fp32 and four times. As the
-  head is frozen, what goes back is known at once: for some rows at a time softmax minus one-hot,
-  times the head. Only `(k, d)` is kept.
+- Adapters. PEFT casts the input to A's fp32, multiplies by A, B and the scaling, adds, and casts
+  back: six passes over `(n, d_out)`. Here A and s B are rounded once to the input's precision, and
+  the second product adds as it multiplies. Weights, gradients and optimizer stay in fp32.
+- RMSNorm. Autograd stores and differentiates each of its six operations. If the weight is frozen,
+  the input and one number per row are enough, and the gradient has a closed form.
+- Rotary positions. The gradient of a rotation is the inverse rotation, without copies of halves.
+- The loss. Logits `(k, vocab)` are the largest tensors of a step, four of them in fp32. With a
+  frozen head, the gradient is known at once: softmax minus one-hot, times the head, for some rows
+  at a time. Only `(k, d)` is stored.
 
-`dropouts` is apart: it draws other numbers than torch, which a study's tables would not stand.
+`dropouts` is separate: it draws other numbers than torch, which would change a study's tables.
 
-A layer that is not of this kind (a trained norm, DoRA, several adapters) computes as it always did.
+Other layers (a trained norm, DoRA, several adapters) run their own code.
 """
 
 from __future__ import annotations
@@ -35,10 +36,7 @@ ROWS = 64  # of logits at a time: 64 x 49,152 in fp32 are 12 MiB
 
 @contextmanager
 def layers(model: nn.Module, fixed: bool = False) -> Iterator[None]:
-    """Meanwhile the model's layers compute as here, where that is the same.
-
-    Adapters that are `fixed` do not change meanwhile, so they are rounded once and not each time.
-    """
+    """Use this module's layers while the block runs; `fixed` adapters are rounded only once."""
     turns = _rotaries(model)
     before = {name: sys.modules[name].apply_rotary_pos_emb for name in turns}
     with _replaced(_forwards(model, fixed)):
@@ -53,7 +51,7 @@ def layers(model: nn.Module, fixed: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _replaced(forwards):
-    """Meanwhile modules that have no other forward than their class's have these."""
+    """Use these forwards while the block runs; the modules must have only their class's own."""
     for module, forward in forwards.items():
         module.forward = forward
     try:
@@ -64,11 +62,10 @@ def _replaced(forwards):
 
 
 def _forwards(model, fixed):
-    """`{module: quick forward}`."""
     found = {}
     for module in model.modules():
         if "forward" in vars(module):
-            continue  # somebody else's
+            continue  # already replaced by another library
         if isinstance(module, lora.Linear) or _is_4bit(module):
             factors = cache(_factors) if fixed else _factors
             found[module] = partial(adapted, module, module.forward, factors)
@@ -78,7 +75,7 @@ def _forwards(model, fixed):
 
 
 def _rotaries(model):
-    """The names of the Python modules whose rotary positions are turned as `rotated` does."""
+    """Names of the Python modules whose `apply_rotary_pos_emb` computes what `rotated` does."""
     names = {type(module).__module__ for module in model.modules()}
     return {
         n for n in names if _turns_halves(getattr(sys.modules[n], "apply_rotary_pos_emb", None))
@@ -88,18 +85,17 @@ def _rotaries(model):
 def adapted(
     layer: lora.LoraLayer, plain: Callable, factors: Callable, x: torch.Tensor, **options
 ) -> torch.Tensor:
-    """The output `(…, d_out)` of a LoRA layer; by `plain`, its own forward, where more is asked.
+    """The output `(…, d_out)` of a LoRA layer; from `plain`, its own forward, if not plain LoRA.
 
-    More is: no adapter or several, one that is merged, has a bias or is not plain LoRA (DoRA), and
-    adapters by row (`options`).
+    Not plain: no or several adapters, a merged one, a bias, DoRA, adapters by row (`options`).
     """
     name = _only_adapter(layer)
     if options or name is None:
         return plain(x, **options)
     out = layer.base_layer(x)
     a, b = factors(layer, name, out.dtype)
-    thin = F.linear(layer.lora_dropout[name](x), a).flatten(0, -2)  # (n, r)
-    return torch.addmm(out.flatten(0, -2), thin, b).view(out.shape)
+    low_rank = F.linear(layer.lora_dropout[name](x), a).flatten(0, -2)  # (n, r)
+    return torch.addmm(out.flatten(0, -2), low_rank, b).view(out.shape)
 
 
 def _is_4bit(module):
@@ -107,7 +103,7 @@ def _is_4bit(module):
 
 
 def _factors(layer, name, dtype):
-    """A `(r, d_in)` and s B, transposed `(r, d_out)`, in the precision that is multiplied in."""
+    """A `(r, d_in)` and s B, transposed `(r, d_out)`, in `dtype`."""
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     return a.to(dtype), (b * layer.scaling[name]).to(dtype).t()
 
@@ -123,10 +119,7 @@ def _only_adapter(layer):
 
 @contextmanager
 def dropouts(model: nn.Module) -> Iterator[None]:
-    """Meanwhile the dropout layers of `model` on a CPU draw as `dropped` does.
-
-    Not a part of `layers`: with one seed the numbers drawn are others than torch's.
-    """
+    """Draw the dropout of `model` on a CPU with `dropped` while the block runs."""
     found = [m for m in model.modules() if type(m) is nn.Dropout and "forward" not in vars(m)]
     with _replaced({module: partial(_dropped, module) for module in found}):
         yield
@@ -139,10 +132,9 @@ def _dropped(dropout, x):
 
 
 def dropped(x: torch.Tensor, p: float) -> torch.Tensor:
-    """Dropout of `x` with 16 random bits a number, so that p is rounded to a 65,536th.
+    """Dropout of `x` with 16 random bits per number, so p is rounded to a multiple of 1/65,536.
 
-    torch draws a float for each, one after another: five nanoseconds a number, 80 million times in
-    a step of 16 rows.
+    torch draws one float after another: 5 ns each, 80 million times in a step of 16 rows.
     """
     if p == 1:
         return x * 0
@@ -152,7 +144,7 @@ def dropped(x: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def normed(norm: nn.Module, plain: Callable, x: torch.Tensor) -> torch.Tensor:
-    """RMSNorm of `(…, d)`; by `plain`, its own forward, where its weight is trained."""
+    """RMSNorm of `(…, d)`; by `plain`, its own forward, if its weight is trained."""
     if norm.weight.requires_grad or norm.weight.dtype != x.dtype:
         return plain(x)
     return _Norm.apply(x, norm.weight, norm.variance_epsilon)
@@ -180,7 +172,7 @@ class _Norm(torch.autograd.Function):
 
 @cache
 def _is_rms_norm(kind):
-    """Whether the modules of a class compute what `_Norm` does: asked of a small one, once."""
+    """Whether modules of a class compute what `_Norm` does, tested once on a small one."""
     if not kind.__name__.endswith("RMSNorm"):
         return False
     x = torch.linspace(-2, 3, 8)
@@ -201,7 +193,7 @@ def rotated(
 
 
 class _Rotate(torch.autograd.Function):
-    """Each pair (x_i, x_(i + d/2)) turned by its angle; its gradient is turned back."""
+    """Rotates each pair (x_i, x_(i + d/2)) by its angle; backward rotates by minus the angle."""
 
     @staticmethod
     def forward(ctx, x, cos, sin):
@@ -225,14 +217,14 @@ def _turn(x, cos, sin):
 
 @cache
 def _turns_halves(rotary):
-    """Whether a model's `apply_rotary_pos_emb` is `rotated`: some turn neighbours, or half of d."""
+    """Whether `apply_rotary_pos_emb` equals `rotated`: some pair neighbors, or rotate half of d."""
     if rotary is None:
         return False
     q, angles = torch.linspace(-2, 3, 24).view(1, 1, 3, 8), torch.linspace(0, 3, 12).view(1, 3, 4)
     angles = torch.cat([angles, angles], -1)
-    asked = (q, q + 1, angles.cos(), angles.sin())
+    inputs = (q, q + 1, angles.cos(), angles.sin())
     try:
-        return all(map(torch.allclose, rotary(*asked), rotated(*asked)))
+        return all(map(torch.allclose, rotary(*inputs), rotated(*inputs)))
     except (TypeError, ValueError, RuntimeError):
         return False
 
@@ -240,7 +232,7 @@ def _turns_halves(rotary):
 def summed_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:
     """Cross-entropy (nats) of `head(hidden)`, `(k, d)`, at `targets` `(k,)`, summed, in fp32.
 
-    A head that is trained, adapted or has a bias goes the usual way.
+    A head that is trained, adapted or has a bias takes torch's path.
     """
     if not is_fixed(head):
         return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
@@ -251,12 +243,12 @@ def summed_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) ->
 
 
 def is_fixed(head: nn.Module) -> bool:
-    """Whether a head is one product with a weight that is not trained, and nothing else."""
+    """Whether a head is a plain, frozen linear layer without bias."""
     return type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
 
 
 class _Loss(torch.autograd.Function):
-    """The loss, and at once its gradient with respect to `hidden`: (softmax - one-hot) W."""
+    """The summed loss; forward also computes its gradient, (softmax - one-hot) W."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets):
@@ -267,10 +259,10 @@ class _Loss(torch.autograd.Function):
         for start in range(0, len(hidden), ROWS):
             part = slice(start, start + ROWS)
             logp = (hidden[part] @ weight.t()).to(wide).log_softmax(-1)
-            asked = (torch.arange(len(logp), device=hidden.device), targets[part])
-            total -= logp[asked].sum()
+            at = (torch.arange(len(logp), device=hidden.device), targets[part])
+            total -= logp[at].sum()
             if gradient is not None:
-                logp.exp_()[asked] -= 1
+                logp.exp_()[at] -= 1
                 torch.mm(logp.to(weight.dtype), weight, out=gradient[part])
         ctx.save_for_backward(gradient)
         return total

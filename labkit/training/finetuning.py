@@ -1,4 +1,4 @@
-"""`finetune`: TRL's trainer, drawn live, its results cached by configuration."""
+"""`finetune`: TRL's trainer with a live loss curve and results cached by configuration."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from labkit.errors import LabError
 from labkit.training import checkpoints, hardware, lean
 
 PACKAGES = ("accelerate", "bitsandbytes", "lora-labs", "peft", "torch", "transformers", "trl")
-# how settings begin that change no result
+# prefixes of settings that do not change the result
 NO_MATTER = ("output_dir", "run_name", "project", "log", "save_", "hub_", "push_to_hub")
 
 
@@ -32,7 +32,7 @@ class Result:
 
     model: PeftModel
     losses: list
-    seconds: float  # of the training, also when it was done earlier
+    seconds: float  # of the original training, also when cached
     folder: Path
     cached: bool
 
@@ -50,11 +50,12 @@ def finetune(
 
     `dataset` has the columns `prompt` and `completion`, or `messages`, whose last one is the
     answer. `args` is an SFTConfig; its learning rate, schedule, steps, batches, lengths, clipping
-    and seed hold, its precision, checkpointing, logging and saving do not. `model` is changed: it
-    becomes the base of `Result.model`. With `cache`, the same call a second time loads the result,
-    and one after a training that was stopped or killed goes on where its last checkpoint stands.
-    Under `accelerate launch` all processes train together, and one of them keeps the result. In a
-    rehearsal there are a few rows.
+    and seed are used, its precision, checkpointing, logging and saving are not. `model` is changed:
+    it becomes the base of `Result.model`.
+
+    With `cache`, the same call again loads the result, and resumes a training that was interrupted.
+    Under `accelerate launch` all processes train together and one stores the result. A rehearsal
+    uses a few rows.
     """
     if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
         raise LabError("this model has an adapter already: load the base model afresh")
@@ -77,16 +78,16 @@ def finetune(
 
 
 def _alone(folder):
-    """Two notebooks that want the same adapter: the second waits, and finds it. For `with`."""
+    """A lock: if two notebooks want the same adapter, the second waits and then finds it."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        return nullcontext()  # processes that train together
+        return nullcontext()  # these processes train together
     locks = download.cache_dir() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     return FileLock(locks / folder.name)
 
 
 class _Losses(TrainerCallback):
-    """Draws each step's loss in a notebook; notes the time that each checkpoint took to reach."""
+    """Draws each step's loss in a notebook; records the seconds up to each checkpoint."""
 
     def __init__(self, title, noted):
         self.title, self.noted, self.curve = title, noted, None
@@ -108,12 +109,12 @@ class _Losses(TrainerCallback):
             self.noted.write_text(str(self.seconds()))
 
     def seconds(self):
-        """Of the training, with what was done before it was killed."""
+        """Seconds of the training, including the part before an interruption."""
         return self.before + time.perf_counter() - self.begun
 
 
 def _train(trainer, title, work):
-    """The tuned model in eval mode, and the history of its training; it goes on in `work`."""
+    """The tuned model in eval mode, and its training history; resumes from `work`."""
     noted = _Losses(title, work / "seconds")
     trainer.add_callback(noted)
     tuned, losses = checkpoints.train(trainer, work, 4, lambda line: print(f"{title}: {line}"))
@@ -137,7 +138,7 @@ def _key(model, tokenizer, dataset, peft_config, args):
 
 
 def _keep(tuned, history, folder):
-    """Write adapter and history beside `folder`, then move them into place whole."""
+    """Write adapter and history next to `folder`, then move them there in one step."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as scratch:
         made = Path(scratch) / "run"
@@ -148,10 +149,10 @@ def _keep(tuned, history, folder):
 
 
 def _stored(model, folder, title):
-    """The result that an earlier call left in `folder`; its curve and one line are shown."""
+    """The cached result in `folder`; shows its curve and one line."""
     history = json.loads((folder / "history.json").read_text())
     losses, seconds = history["losses"], history["seconds"]
     tuned = PeftModel.from_pretrained(model, folder / "adapter").eval()
-    print(f"{title}: from the cache, trained earlier in {seconds:.0f} s (cache=False trains anew)")
+    print(f"{title}: from the cache, trained earlier in {seconds:.0f} s (cache=False trains again)")
     display(plots.growing_loss(losses, len(losses), title))
     return Result(tuned, losses, seconds, folder / "adapter", cached=True)

@@ -1,7 +1,7 @@
-"""Asking a model many questions at once, greedily or by chance.
+"""Batched generation, greedy or sampled.
 
-What `model.generate` would do again is done once: the prompts' common prefix is read and kept for
-all rows together, an adapter is cast once, and rows that have come to their end leave the batch.
+Unlike `model.generate`, it reads the prompts' common prefix once for all rows, casts an adapter
+once, and drops rows that have ended from the batch.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labkit.training import fast, hardware, loop, packing
 
-ROWS = 16  # that are drawn for at once: what fits into a cache takes half the time
-PART = 256  # words of the vocabulary whose chances are summed at once
+ROWS = 16  # sampled at once: half the time if they fit the CPU's cache
+PART = 256  # vocabulary entries whose probabilities are summed at once
 
 
 def answers(
@@ -23,26 +23,26 @@ def answers(
     max_new_tokens: int = 48,
     batch_size: int = 64,
 ) -> list[str]:
-    """The model's greedy answer to each conversation (lists of messages that end with the user's).
+    """The model's greedy answer to each conversation (a list of messages).
 
-    A trailing assistant message is taken off, so rows of a task can be passed as they are. In a
-    rehearsal a few are asked, and what they say stands for the others.
+    A trailing assistant message is dropped, so a task's rows can be passed as they are. A rehearsal
+    asks a few and repeats their answers for the others.
     """
     prompts = [loop.prompt_ids(tokenizer, messages) for messages in conversations]
     n, prompts = len(prompts), prompts[: hardware.rehearsed("rows", len(prompts))]
-    said = in_batches(prompts, batch_size, lambda part: continuations(model, part, max_new_tokens))
-    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+    found = in_batches(prompts, batch_size, lambda part: continuations(model, part, max_new_tokens))
+    texts = tokenizer.batch_decode(found, skip_special_tokens=True)
     return [texts[i % len(texts)].strip() for i in range(n)]
 
 
 def in_batches(prompts: list[list[int]], size: int, continued: Callable) -> list[list[int]]:
-    """`continued` of all prompts, in their order; it is asked for `size` of about one length."""
+    """`continued` of all prompts, in their order, run in batches of similar length."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    said = {}
+    found = {}
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        said |= dict(zip(chosen, continued([prompts[i] for i in chosen]), strict=True))
-    return [said[i] for i in range(len(prompts))]
+        found |= dict(zip(chosen, continued([prompts[i] for i in chosen]), strict=True))
+    return [found[i] for i in range(len(prompts))]
 
 
 @torch.no_grad()
@@ -54,11 +54,11 @@ def continuations(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> list[list[int]]:
-    """What the model says after each prompt, as token ids, the end token among them if it came.
+    """The token ids that the model appends to each prompt, including the end token if it came.
 
-    `samples` rows for each prompt, side by side. Each next token is the likeliest where
-    `temperature` is 0, else drawn from softmax(logits / temperature) with `generator`.
-    The model is in eval mode meanwhile.
+    There are `samples` rows for each prompt, one after another. Each next token is the most likely
+    one if `temperature` is 0, else drawn from softmax(logits / temperature) with `generator`. The
+    model is in eval mode meanwhile.
     """
     max_new_tokens = hardware.rehearsed("tokens", max_new_tokens)
     was_training = model.training
@@ -74,39 +74,39 @@ def _decode(model, prompts, max_new_tokens, samples, temperature, generator):
     base = packing.base_of(model)
     decoder, head = base.get_decoder(), base.get_output_embeddings()
     ends = torch.tensor(_ends(base), device=base.device)
-    hidden, kept = _read(decoder, prompts, max_new_tokens, base.device)
+    hidden, cached = _read(decoder, prompts, max_new_tokens, base.device)
     if samples > 1:
-        kept.choose(torch.arange(len(prompts), device=base.device).repeat_interleave(samples))
+        cached.choose(torch.arange(len(prompts), device=base.device).repeat_interleave(samples))
         hidden = hidden.repeat_interleave(samples, 0)
-    said = [[] for _ in range(len(hidden))]
+    found = [[] for _ in range(len(hidden))]
     rows, alive = torch.arange(len(hidden)), torch.ones(len(hidden), dtype=torch.bool)
     for _ in range(max_new_tokens):
         tokens = _next(head(hidden), temperature, generator)  # (b,)
-        for row, lives, token in zip(rows.tolist(), alive.tolist(), tokens.tolist(), strict=True):
-            if lives:
-                said[row].append(token)
+        for row, running, token in zip(rows.tolist(), alive.tolist(), tokens.tolist(), strict=True):
+            if running:
+                found[row].append(token)
         alive &= ~torch.isin(tokens, ends).cpu()
         if not alive.any():
             break
-        if alive.sum() <= 0.75 * len(alive):  # to leave costs a copy of what the others keep
+        if alive.sum() <= 0.75 * len(alive):  # dropping rows copies the cache
             stay = alive.nonzero()[:, 0]
             rows, alive, tokens = rows[stay], alive[stay], tokens[stay.to(tokens.device)]
-            kept.choose(stay.to(tokens.device))
-        hidden = kept.step(decoder, tokens)
-    return said
+            cached.choose(stay.to(tokens.device))
+        hidden = cached.step(decoder, tokens)
+    return found
 
 
 def _read(decoder, prompts, max_new_tokens, device):
-    """Hidden states `(b, d)` of the prompts' last tokens, and what was kept of all tokens."""
+    """Hidden states `(b, d)` of the prompts' last tokens, and the cache of all tokens."""
     rows = [{"input_ids": ids, "labels": [packing.IGNORED] * len(ids)} for ids in prompts]
     for row in rows:
         row["labels"][-1] = row["input_ids"][-1]  # the prefix ends before it
     batch = {name: values.to(device) for name, values in packing.pack(rows).items()}
     lengths = torch.tensor([len(ids) for ids in prompts], device=device)
-    kept = packing.Kept(lengths, max_new_tokens)
-    hidden = packing.hidden_states(decoder, batch, kept)[0]
+    cached = packing.Kept(lengths, max_new_tokens)
+    hidden = packing.hidden_states(decoder, batch, cached)[0]
     last = (batch["rows"] >= 0).sum(1) - 1
-    return hidden[batch["rows"].gather(1, last[:, None])[:, 0]], kept
+    return hidden[batch["rows"].gather(1, last[:, None])[:, 0]], cached
 
 
 def _next(logits, temperature, generator):
@@ -117,20 +117,20 @@ def _next(logits, temperature, generator):
 
 
 def _drawn(logits, temperature, generator):
-    chance = logits.float().div_(temperature).softmax(-1)  # (b, vocab)
-    # one number finds a part of the vocabulary, then a word in it: torch.multinomial draws one for
-    # each word, and sums of all words in fp64 take longer than the softmax
-    parts = F.pad(chance, (0, -chance.shape[1] % PART)).unflatten(1, (-1, PART))
-    at = torch.rand(len(chance), dtype=torch.float64, device=chance.device, generator=generator)
+    chances = logits.float().div_(temperature).softmax(-1)  # (b, vocab)
+    # One random number picks a part of the vocabulary, then a word in it. torch.multinomial draws
+    # one per word, and cumulative sums over all words in fp64 take longer than the softmax.
+    parts = F.pad(chances, (0, -chances.shape[1] % PART)).unflatten(1, (-1, PART))
+    at = torch.rand(len(chances), dtype=torch.float64, device=chances.device, generator=generator)
     part, at = _fall(parts.sum(2), at)
     word, _ = _fall(parts[torch.arange(len(part), device=part.device), part], at)
     return part * PART + word
 
 
 def _fall(weights, at):
-    """The piece of a line on which `at` of [0, 1) falls, and where on it; `(b,)` each.
+    """Index of the piece that contains `at` in [0, 1), and the position within it; `(b,)` each.
 
-    The pieces of a row's line are as long as its `weights` `(b, n)`.
+    The lengths of a row's pieces are its `weights` `(b, n)`.
     """
     ends = weights.cumsum(1, dtype=torch.float64)
     goal = at[:, None] * ends[:, -1:]
@@ -141,6 +141,5 @@ def _fall(weights, at):
 
 
 def _ends(model):
-    """The ids that end an answer, of the model's own settings."""
     ends = model.generation_config.eos_token_id
     return ends if isinstance(ends, list) else [ends]

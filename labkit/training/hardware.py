@@ -1,4 +1,4 @@
-"""What this machine trains with: device, number formats, model and batch. Decided here alone."""
+"""What this machine trains with: device, number formats, model and batch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 SMALLEST = "smollm2-135m"  # the model of the labs
-LARGER = ("smollm2-1.7b", "smollm2-360m")  # what `default_model` tries, in this order
+LARGER = ("smollm2-1.7b", "smollm2-360m")  # candidates of `default_model`, in this order
 KNOWN = ("smollm2-1.7b", "llama-2-7b", "llama-2-13b", "llama-2-70b")  # by size, for `largest_qlora`
 KEPT_FREE = 1.5 * 2**30  # bytes of a card for CUDA's context, workspaces and gaps
-# of a training, of an answer, of what is trained on, asked or scored; and two of a model
+# limits of a rehearsal: training steps, answer tokens, rows of data; layers and MLP width of the
+# model
 REHEARSED = {"steps": 3, "tokens": 4, "rows": 4, "layers": 16, "mlp": 256}
 
 
@@ -25,7 +26,7 @@ def device() -> str:
 
 
 def precision(device: str) -> torch.dtype:
-    """The dtype to multiply in: bf16 where the hardware does it, fp16 on a T4, else fp32."""
+    """The dtype to multiply in: bf16 if the hardware supports it, fp16 on a T4, else fp32."""
     if device == "cuda":
         ampere = torch.cuda.get_device_capability()[0] >= 8
         return torch.bfloat16 if ampere else torch.float16
@@ -35,10 +36,10 @@ def precision(device: str) -> torch.dtype:
 
 
 def weights(device: str) -> torch.dtype:
-    """The dtype to keep weights in: bf16 where the hardware multiplies it, else fp32.
+    """The dtype to store weights in: bf16 if the hardware multiplies it, else fp32.
 
-    Not fp16 on a T4: fp16 has too little range for gradients. A gradient scaler helps, which a
-    trainer has and a plain loop has not; and it refuses trained weights in fp16.
+    Not fp16 on a T4: its range is too small for gradients without a gradient scaler, which a plain
+    loop lacks, and the scaler refuses trained weights in fp16.
     """
     return torch.bfloat16 if precision(device) == torch.bfloat16 else torch.float32
 
@@ -46,14 +47,14 @@ def weights(device: str) -> torch.dtype:
 def attention(device: str) -> str:
     """transformers' `attn_implementation`.
 
-    On a CPU plain matrix products: on sequences as short as the labs' a training step takes
-    1.03 s that way, 1.17 s with the fused kernel, whose backward is slow.
+    Eager on a CPU: on sequences as short as the labs', a training step takes 1.03 s instead of 1.17
+    s with the fused kernel, whose backward is slow.
     """
     return "eager" if device == "cpu" else "sdpa"
 
 
 def flags(device: str) -> dict[str, bool]:
-    """SFTConfig's three switches for this machine: mixed precision where there is a GPU."""
+    """SFTConfig's three switches for this machine: mixed precision if there is a GPU."""
     kind = precision(device)
     return {
         "use_cpu": device == "cpu",
@@ -63,10 +64,7 @@ def flags(device: str) -> dict[str, bool]:
 
 
 def one_card() -> None:
-    """Let this process see one card: a notebook is one process, and Trainer would take them all.
-
-    It does nothing once CUDA is in use, or where CUDA_VISIBLE_DEVICES says which to see.
-    """
+    """Show this process one card: Trainer would use all. No effect once CUDA is in use."""
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 
@@ -74,26 +72,23 @@ def processes() -> PartialState:
     """This process among those of `accelerate launch`, or alone; its own card becomes "cuda"."""
     from accelerate import PartialState
 
-    if "LOCAL_RANK" not in os.environ:  # no launcher: one process, which Trainer would spread
+    if "LOCAL_RANK" not in os.environ:  # no launcher: Trainer would spread over all cards
         one_card()
     return PartialState(cpu=device() == "cpu")
 
 
 def rehearsal() -> bool:
-    """Whether labs only show that each cell runs, as `make test` asks: set LABKIT_REHEARSAL."""
+    """Whether LABKIT_REHEARSAL is set: labs then only show that each cell runs (`make test`)."""
     return os.environ.get("LABKIT_REHEARSAL", "0") != "0"
 
 
 def rehearsed(what: str, n: int) -> int:
-    """n "steps" of a training, "tokens" of an answer, "rows" of data; few in a rehearsal.
-
-    `models.path` has a small model for it.
-    """
+    """n "steps" of a training, "tokens" of an answer or "rows" of data; few in a rehearsal."""
     return min(n, REHEARSED[what]) if rehearsal() else n
 
 
 def wait() -> None:
-    """Until the card has done all it was told; only then does a clock tell the time it took."""
+    """Wait until the card has finished, so that timings include its work."""
     if device() == "cuda":
         torch.cuda.synchronize()
 
@@ -104,10 +99,10 @@ def card_bytes() -> int:
 
 
 def default_model() -> str:
-    """The model to train where nobody says which: `LABKIT_MODEL`, else by the card's memory.
+    """The model to train by default: `LABKIT_MODEL`, else by the card's memory.
 
-    On a CPU the smallest. On a card the largest whose LoRA step of 4 x 512 tokens leaves a fifth
-    of it free.
+    On a CPU the smallest. On a card the largest whose LoRA step of 4 x 512 tokens leaves a fifth of
+    the memory free.
     """
     if chosen := os.environ.get("LABKIT_MODEL"):
         return chosen
@@ -117,7 +112,7 @@ def default_model() -> str:
 
 
 def largest_qlora(n_bytes: int) -> str | None:
-    """The largest of `KNOWN` that QLoRA trains on a card of `n_bytes`; None where none fits.
+    """The largest of `KNOWN` that QLoRA trains on a card of `n_bytes`; None if none fits.
 
     One sequence of 512 tokens, checkpointed, r=16 on all linear layers, paged 8-bit AdamW.
     """
@@ -127,10 +122,10 @@ def largest_qlora(n_bytes: int) -> str | None:
 
 
 def micro_batch(name: str, method: str, total: int, n_processes: int = 1, seq: int = 512) -> int:
-    """The largest of `total`, `total` / 2, … rows of `seq` tokens that a process can hold.
+    """The largest of `total`, `total` / 2, … rows of `seq` tokens that fit one process.
 
-    The rest of its `total` rows is accumulated, so the gradient is the same. Processes must agree,
-    so it counts all memory and not what is free: of the card, or half of the host's.
+    The other rows are accumulated, so the gradient is the same. It counts all memory, not the free
+    memory, so that processes agree: of the card, or half of the host's.
     """
     room = 0.8 * card_bytes() or 0.5 * psutil.virtual_memory().total / n_processes
     while total % 2 == 0 and _peak(name, method, batch=total, seq=seq) > room:
@@ -141,9 +136,9 @@ def micro_batch(name: str, method: str, total: int, n_processes: int = 1, seq: i
 def _peak(name, method, **more):
     """Peak bytes of a training step of model `name` on this machine, by the closed form.
 
-    Of an architecture that it doesn't cover the step is simulated, which takes seconds. The step is
-    `finetune`'s: packed rows hold their scores as eager attention does, and weights in bf16 are
-    multiplied without autocast.
+    Architectures that it doesn't cover are simulated, which takes seconds. The step is
+    `finetune`'s: packed rows store attention scores as eager attention does, and bf16 weights need
+    no autocast.
     """
     from labkit.memory import budget, configs
     from labkit.memory.dimensions import NoClosedForm

@@ -1,8 +1,8 @@
-"""TRL's SFTTrainer without waste on a CPU: `lean_trainer`, which `finetune` runs.
+"""`lean_trainer`: TRL's SFTTrainer made fast on a CPU, as `finetune` runs it.
 
-What is not TRL's own: batches hold no padding and their common prefix once, logits exist where
-answers are, nothing is checkpointed, weights keep the model's precision. Rows, their order,
-optimizer, schedule, clipping and loss are TRL's (`benchmarks/train_step.py` compares the two).
+Batches have no padding and contain their common prefix once, logits are computed only at answers,
+nothing is checkpointed, and weights keep the model's precision. Rows, their order, optimizer,
+schedule, clipping and loss are TRL's (`benchmarks/train_step.py` compares the two).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def lean_trainer(
 ) -> LeanTrainer:
     """The trainer that `finetune` runs, not yet started; it changes `model` in place."""
     chosen = settings(args, model)
-    with packing.own_forward(model):  # SFTTrainer's, left on it, would keep the model in memory
+    with packing.own_forward(model):  # SFTTrainer's would keep the model in memory
         trainer = LeanTrainer(
             model=model,
             args=chosen,
@@ -38,7 +38,7 @@ def lean_trainer(
             processing_class=tokenizer,
             peft_config=copy.deepcopy(peft_config),  # PEFT writes into it
         )
-    if chosen.fp16:  # its gradient scaler takes fp32 alone, and TRL makes QLoRA's adapters bf16
+    if chosen.fp16:  # its gradient scaler needs fp32; TRL makes QLoRA's adapters bf16
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -58,7 +58,7 @@ class LeanTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The answer tokens' losses, summed, over their number in all accumulated batches.
 
-        It calls `model` itself, whatever wraps it: autocast, or what adds up processes' gradients.
+        Calls `model` itself, whose wrapper may autocast or sum the gradients of processes.
         """
         if return_outputs:
             raise NotImplementedError("LeanTrainer makes no logits of prompts to return")
@@ -71,8 +71,8 @@ def mean_loss(
 ) -> torch.Tensor:
     """A batch's summed loss over its `count` learned tokens, or over those `of_all` batches.
 
-    `of_all` is Trainer's number of an accumulated step: of all processes, whose gradients' mean is
-    taken.
+    `of_all` is Trainer's number for an accumulated step over all processes, whose gradients are
+    averaged.
     """
     if of_all is None:
         return total / count
@@ -81,13 +81,13 @@ def mean_loss(
 
 
 def _summed_loss(base, rows=None, **batch):
-    """`loop.summed_loss` in place of the base model's forward; PEFT adds arguments: None."""
+    """`loop.summed_loss` as the base model's forward; drops the None arguments that PEFT adds."""
     batch = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
     return loop.summed_loss(base, batch | {"rows": rows})
 
 
 def settings(args: SFTConfig, model: PreTrainedModel) -> SFTConfig:
-    """A copy of an SFTConfig with what `finetune` decides: precision, checkpointing, silence."""
+    """A copy of an SFTConfig with the settings that `finetune` fixes."""
     known = {field.name for field in fields(args)}
     checkpointing = {"gradient_checkpointing", "activation_checkpointing"} & known
     return replace(
@@ -106,10 +106,10 @@ def settings(args: SFTConfig, model: PreTrainedModel) -> SFTConfig:
 
 
 def mixed_precision(args: SFTConfig, model: PreTrainedModel) -> dict[str, bool]:
-    """SFTConfig's `bf16` and `fp16` for `model`, whose weights rest in the precision they have.
+    """SFTConfig's `bf16` and `fp16` for `model`, whose weights keep their precision.
 
-    Autocast helps fp32 weights only, and only to what the hardware multiplies. fp16 weights need
-    the gradient scaler that `fp16=True` brings.
+    Autocast helps only fp32 weights, and only in a dtype that the hardware multiplies. fp16 weights
+    need the gradient scaler of `fp16=True`.
     """
     kind, whole = hardware.precision(model.device.type), model.dtype == torch.float32
     return {
@@ -120,7 +120,7 @@ def mixed_precision(args: SFTConfig, model: PreTrainedModel) -> dict[str, bool]:
 
 
 def _rows(dataset, tokenizer):
-    """Conversations as token ids with labels; a prompt-completion dataset is TRL's to prepare."""
+    """Conversations as token ids with labels; TRL prepares prompt-completion datasets itself."""
     if "messages" not in dataset.column_names:
         return dataset
     return Dataset.from_list([loop.encode(tokenizer, m) for m in dataset["messages"]])

@@ -1,6 +1,6 @@
-"""Training on a CPU without waste: packed rows, logits where answers are, the right precision.
+"""A plain training loop for a CPU: packed rows, logits only at answers, the right precision.
 
-`benchmarks/train_step.py` compares a step with SFTTrainer's own; the loss is the same number.
+`benchmarks/train_step.py` compares a step with SFTTrainer's: the loss is the same number.
 """
 
 import functools
@@ -19,19 +19,19 @@ Batch = dict[str, torch.Tensor]  # as `packing.pack` makes them
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> dict[str, list[int]]:
-    """A conversation as `input_ids` and `labels`, equally long lists; prompts have no labels.
+    """A conversation as `input_ids` and `labels`, lists of equal length; prompts have no labels.
 
-    The last message is the answer. ValueError when it is not the assistant's.
+    ValueError if the last message is not the assistant's: it is the answer.
     """
     if not messages or messages[-1]["role"] != "assistant":
-        raise ValueError("the last message must be the assistant's: it is what is learned")
+        raise ValueError("the last message must be the assistant's: the model learns it")
     ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
     prompt = prompt_ids(tokenizer, messages)
     return {"input_ids": ids, "labels": [packing.IGNORED] * len(prompt) + ids[len(prompt) :]}
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[int]:
-    """The tokens after which the model answers a conversation; a last answer is taken off."""
+    """The tokens after which the model answers; a trailing answer is dropped."""
     asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
     found = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)
     return found["input_ids"]
@@ -40,7 +40,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list
 def batches(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, steps: int, seed: int = 0
 ) -> Iterator[Batch]:
-    """`steps` batches of `size` conversations, `drawn` from the data and encoded as they come."""
+    """`steps` batches of `size` conversations, `drawn` from the data and encoded on demand."""
     messages = dataset["messages"]
     row = functools.cache(lambda i: encode(tokenizer, messages[i]))
     places = drawn(range(len(messages)), size, steps, seed)
@@ -48,10 +48,7 @@ def batches(
 
 
 def drawn(rows: Sequence, size: int, steps: int, seed: int = 0) -> Iterator[list]:
-    """Yield `steps` times `size` rows, shuffled anew each time through them; all where few.
-
-    In a rehearsal there are a few steps of a few rows.
-    """
+    """Yield `size` rows, `steps` times, reshuffled in each epoch; fewer in a rehearsal."""
     size, rng, queue = min(rehearsed("rows", size), len(rows)), random.Random(seed), []
     for _ in range(rehearsed("steps", steps)):
         if len(queue) < size:
@@ -62,8 +59,7 @@ def drawn(rows: Sequence, size: int, steps: int, seed: int = 0) -> Iterator[list
 def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits `(k, vocab)` and targets `(k,)` at the k answer tokens of a packed batch.
 
-    The head is the widest product of a small model: 49,152 columns in SmolLM2, a fifth of a step
-    when it is computed for prompts too.
+    Computed at prompts too, the head would be a fifth of a step: SmolLM2's has 49,152 columns.
     """
     hidden, head, targets = before_head(model, batch)
     return head(hidden), targets
@@ -81,12 +77,12 @@ def before_head(
     """Hidden states `(k, d)` before the k answer tokens of a packed batch, the head, the tokens."""
     base = packing.base_of(model)
     hidden, targets = hidden_states(base, batch)[:-1], batch["labels"][0, 1:].to(base.device)
-    asked = targets != packing.IGNORED
-    return hidden[asked], base.get_output_embeddings(), targets[asked]
+    answers = targets != packing.IGNORED
+    return hidden[answers], base.get_output_embeddings(), targets[answers]
 
 
 def hidden_states(base: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """The last hidden states `(N, d)` of a packed batch, on the model's device, by quick layers."""
+    """The last hidden states `(N, d)` of a packed batch, on the model's device."""
     batch = {key: value.to(base.device) for key, value in batch.items()}
     with fast.layers(base):
         return packing.hidden_states(base.get_decoder(), batch)[0]
@@ -95,8 +91,8 @@ def hidden_states(base: PreTrainedModel, batch: Batch) -> torch.Tensor:
 def answer_loss(model: PreTrainedModel, batch: Batch, autocast: bool | None = None) -> torch.Tensor:
     """Mean cross-entropy (nats per token) over the answer tokens of `batch`, a scalar tensor.
 
-    A model kept in fp32 (full fine-tuning needs it: bf16 swallows small updates) still multiplies
-    in bf16 where the hardware does, unless `autocast=False`.
+    A model in fp32 (full fine-tuning needs it: bf16 swallows small updates) still multiplies in
+    bf16 if the hardware does, unless `autocast=False`.
     """
     kind = model.device.type
     if autocast is None:
@@ -113,9 +109,9 @@ def train(
     learning_rate: float,
     make: type[torch.optim.Optimizer] = torch.optim.AdamW,
 ) -> Iterator[float]:
-    """Train whatever requires grad, in place; yield the loss of each step, in nats per token.
+    """Train all that requires grad, in place; yield the loss of each step, in nats per token.
 
-    The loop that lab 2 writes out: no decay, a rate that falls linearly to zero, clipping at 1.
+    Lab 2's loop: no weight decay, a rate that falls linearly to zero, clipping at 1.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = make(trainable, lr=learning_rate, weight_decay=0.0)
@@ -134,8 +130,8 @@ def by_length(
     tokenizer: PreTrainedTokenizerBase, dataset: Dataset, size: int
 ) -> Iterator[tuple[Batch, list[int]]]:
     """Yield batches of `size` conversations, short ones first, and the tokens of each answer."""
-    asked = dataset["messages"][: rehearsed("rows", len(dataset))]
-    rows = [encode(tokenizer, messages) for messages in asked]
+    conversations = dataset["messages"][: rehearsed("rows", len(dataset))]
+    rows = [encode(tokenizer, messages) for messages in conversations]
     rows.sort(key=lambda row: len(row["input_ids"]))
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
@@ -150,10 +146,7 @@ def held_out_loss(
     size: int = 32,
     autocast: bool | None = None,
 ) -> float:
-    """Mean loss (nats per token) over every answer token of `dataset`, in eval mode.
-
-    `autocast` as in `answer_loss`: a study that says fp32 judges in fp32.
-    """
+    """Mean loss (nats per token) over every answer token, in eval mode; `autocast` as above."""
     was_training = model.training
     model.eval()
     total = count = 0

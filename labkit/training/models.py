@@ -32,14 +32,14 @@ MODELS = {
 
 
 def folder(name: str) -> Path:
-    """The folder that holds model `name` once it is here; LabError for one we don't know."""
+    """The cache folder of model `name`; LabError for an unknown name."""
     if name not in MODELS:
         raise LabError(f"no model {name!r}: there is {', '.join(MODELS)}")
     return download.cache_dir() / "models" / name
 
 
 def complete(name: str) -> bool:
-    """Whether model `name` is in the cache whole: the note on its source is written last."""
+    """Whether model `name` is completely in the cache: its source.txt is written last."""
     return (folder(name) / "source.txt").is_file()
 
 
@@ -51,10 +51,7 @@ def source(name: str = hardware.SMALLEST) -> str:
 
 
 def fetch(name: str = hardware.SMALLEST) -> Path:
-    """Bring model `name` into the cache if it is not there; its folder, complete or not at all.
-
-    What lies there and is not complete is set aside, as `NAME.incomplete`.
-    """
+    """The folder of model `name`, downloaded if needed; moves an incomplete one aside."""
     target = folder(name)
     if complete(name):
         return target
@@ -69,16 +66,16 @@ def fetch(name: str = hardware.SMALLEST) -> Path:
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(target, aside)
             os.replace(made, target)
-        except OSError:  # another process was quicker: its copy is as good
+        except OSError:  # another process was faster: its copy will do
             if not complete(name):
                 raise
     return target
 
 
 def path(name: str | Path) -> Path:
-    """The folder `name`, else the folder of model `name`, fetched if need be.
+    """The folder `name`, else the folder of model `name`, downloaded if needed.
 
-    In a rehearsal that is a small copy of the model: its first layers, with narrow MLPs.
+    A rehearsal gets a small copy of the model: its first layers, with narrow MLPs.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -86,7 +83,7 @@ def path(name: str | Path) -> Path:
 
 
 def _cut(whole):
-    """The folder with a rehearsal's copy of the model in the folder `whole`, made once."""
+    """The folder of a rehearsal's copy of the model in `whole`, made once."""
     import transformers
 
     n_layers, width = (hardware.REHEARSED[size] for size in ("layers", "mlp"))
@@ -103,7 +100,7 @@ def _cut(whole):
     with tempfile.TemporaryDirectory(dir=whole.parent, prefix=".partial-") as scratch:
         model.save_pretrained(Path(scratch) / "model")
         transformers.AutoTokenizer.from_pretrained(whole).save_pretrained(Path(scratch) / "model")
-        with contextlib.suppress(OSError):  # another process was quicker: its copy is as good
+        with contextlib.suppress(OSError):  # another process was faster: its copy will do
             os.replace(Path(scratch) / "model", target)
     return target
 
@@ -114,10 +111,7 @@ def load(
     device: str | None = None,
     **options,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Model (eval mode) and tokenizer; `dtype` and `device` default to what suits the machine.
-
-    `name` may be a folder. `options` are `from_pretrained`'s.
-    """
+    """Model (eval mode) and tokenizer of a name or folder; `dtype` and `device` fit the machine."""
     import transformers
 
     hush_libraries()
@@ -137,7 +131,7 @@ def tokenizer(
 ) -> tuple["PreTrainedTokenizerBase", set[int]]:
     """The tokenizer of model `name`, with a chat template, and the tokens that end an answer.
 
-    A plain template is added to one that has none. `own` is a folder with another tokenizer for it.
+    A tokenizer without a template gets a plain one. `own` is the folder of another tokenizer.
     """
     import transformers
 
@@ -158,10 +152,7 @@ def tokenizer(
 
 
 def hub_id(name: str | Path) -> str | None:
-    """What the hub calls model `name`; None for a folder that does not say.
-
-    A folder says it where it lies in the hub's own cache: `models--ORG--NAME/snapshots/…`.
-    """
+    """The hub's name of model `name`, also of a folder in the hub's cache; else None."""
     if name in MODELS:
         return MODELS[name].repo
     parts = Path(name).resolve().parts
@@ -173,10 +164,7 @@ def hub_id(name: str | Path) -> str | None:
 
 
 def of_hub(repo: str) -> Path:
-    """The folder of the model that the hub calls `repo`: the course's, the hub's cache, the hub.
-
-    LabError where it is nowhere.
-    """
+    """The folder of the hub's model `repo`, downloaded if needed; LabError if that fails."""
     for name, entry in MODELS.items():
         if entry.repo == repo:
             return fetch(name)
@@ -185,13 +173,13 @@ def of_hub(repo: str) -> Path:
     how = {"allow_patterns": download.FILES}
     for cached in (True, False):
         if cached or download.hub_answers():
-            with contextlib.suppress(Exception):  # whatever it is: the model is not there
+            with contextlib.suppress(Exception):  # for any reason: try the next place
                 return Path(snapshot_download(repo, local_files_only=cached, **how))
-    raise LabError(f"{repo} is neither in the hub's cache nor to be had from the hub")
+    raise LabError(f"{repo} is neither in the hub's cache nor reachable on the hub")
 
 
 def default() -> str:
-    """`hardware.default_model()`, once it is here; else the labs' model, and a line says so."""
+    """`hardware.default_model()` if it can be had, else the labs' model with a printed line."""
     name = hardware.default_model()
     try:
         path(name)
@@ -204,7 +192,7 @@ def default() -> str:
 
 
 def hush_libraries() -> None:
-    """Keep progress bars, notices and deprecation warnings of libraries out of the labs."""
+    """Silence progress bars, notices and deprecation warnings of libraries."""
     import logging
     import warnings
 

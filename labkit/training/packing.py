@@ -1,7 +1,7 @@
-"""Rows of different lengths as one sequence without padding, their common prefix in it once.
+"""Rows of different lengths as one sequence without padding, with their common prefix once.
 
-Linear layers and norms, nine tenths of a step, see every token once. Attention alone works on
-padded rows, in which a row sees the prefix and itself. The numbers are those of padded rows.
+Linear layers and norms, nine tenths of a step, process every token once. Only attention works on
+padded rows, where a row sees the prefix and itself. Results equal those of padded rows.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from labkit.data.tokens import IGNORED  # the label of a token that is no part of an answer
+from labkit.data.tokens import IGNORED  # the label of tokens outside answers
 from labkit.errors import LabError
 
 
 def pack(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     """Rows of `input_ids` and `labels` -> a batch of one packed sequence of N tokens.
 
-    `input_ids`, `labels`, `position_ids` are `(1, N)`; `rows` `(b, n)` says where in the sequence
-    each token of a row stands, -1 for padding. The prefix stands before all of them.
+    `input_ids`, `labels`, `position_ids` are `(1, N)`; the prefix comes first. `rows` `(b, n)` has
+    the position of each row's tokens in the sequence, -1 for padding.
     """
     p = shared_prefix(rows)
     ids, labels, places = list(rows[0]["input_ids"][:p]), [IGNORED] * p, list(range(p))
     lengths = torch.tensor([len(row["input_ids"]) - p for row in rows])
     for row in rows:
         ids += row["input_ids"][p:]
-        labels += [IGNORED, *row["labels"][p + 1 :]]  # nothing before a row predicts its first
+        labels += [IGNORED, *row["labels"][p + 1 :]]  # no token predicts a row's first
         places += range(p, len(row["input_ids"]))
     starts = p + lengths.cumsum(0) - lengths
     columns = torch.arange(int(lengths.max()))
@@ -62,13 +62,13 @@ def shared_prefix(rows: list[dict[str, list[int]]]) -> int:
 
 
 def base_of(model: torch.nn.Module) -> PreTrainedModel:
-    """The model itself, or the one beneath its adapters, whose layers they are in."""
+    """The model itself, or the base model inside a PeftModel."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager
 def own_forward(model: torch.nn.Module) -> Iterator[None]:
-    """Give `model` its own forward back in the end, whatever was put in its place meanwhile."""
+    """Restore `model`'s own forward after the block, whatever replaced it meanwhile."""
     own = vars(model).get("forward")
     try:
         yield
@@ -83,8 +83,7 @@ def hidden_states(
 ) -> torch.Tensor:
     """The decoder's last hidden states `(1, N, d)` of a packed batch, for plain causal attention.
 
-    Each position sees what it would see in a row of its own: the prefix and its own row. With
-    `kept`, keys and values stay there, for the rows to go on.
+    Each position sees the prefix and its own row. `kept` stores keys and values, for generation.
     """
     return _run(decoder, batch["input_ids"], batch["position_ids"], _Layout(batch["rows"], kept))
 
@@ -105,7 +104,7 @@ def _attention(config, name):
 
 
 class _Layout:
-    """How the b rows of n slots lie behind the p tokens of the prefix in a packed sequence."""
+    """Where b rows of n slots are, after the p tokens of the prefix, in a packed sequence."""
 
     def __init__(self, rows, kept=None):
         self.kept = kept
@@ -115,12 +114,12 @@ class _Layout:
         behind = (rows - self.p).flatten()
         filled = (behind >= 0).nonzero()[:, 0]
         slots = behind.new_full((int(behind.max()) + 1,), len(behind))
-        # the slot of each token, the first of them where several rows have it
+        # the slot of each token, the first if several rows share it
         self.slots = slots.scatter_reduce_(0, behind[filled], filled, "amin")
         self.shared = len(filled) > len(slots)
         self.empty = torch.ones_like(behind).index_fill_(0, self.slots, 0).nonzero()[:, 0]
-        self.tokens = behind.clamp(min=0)  # the token of each slot; an empty one holds the first
-        # padding stands at the end of a row, so the causal mask hides it too
+        self.tokens = behind.clamp(min=0)  # the token of each slot; empty ones use the first
+        # padding comes last in a row, so the causal mask hides it too
         later = torch.full((self.p + self.n, self.p + self.n), float("-inf"), device=rows.device)
         later = later.triu(1)
         self.later0, self.later = later[: self.p, : self.p], later[self.p :]
@@ -138,17 +137,17 @@ class _Layout:
 
 
 class Kept:
-    """Keys and values of every layer: the prefix's once, and each row's, which grow as rows go on.
+    """A cache of keys and values for every layer: the prefix's once, and those of each growing row.
 
     `lengths` `(b,)` are the rows' tokens with the prefix; each has room for `more` new ones.
     """
 
     def __init__(self, lengths: torch.Tensor, more: int):
-        self.places, self.more = lengths, more  # where in its text a row's next token stands
+        self.places, self.more = lengths, more  # position of each row's next token
         self.prefix, self.rows = {}, {}  # by layer, keys and values: (1, h, p, d) and (b, h, n, d)
 
     def keep(self, layer: int, prefix: tuple, rows: tuple) -> None:
-        """A layer's keys and values of the prefix, and of the rows, whose room is made here."""
+        """Store a layer's keys and values of prefix and rows, with room for new tokens."""
         self.prefix[layer] = [x[0] for x in prefix]
         self.rows[layer] = [F.pad(x, (0, 0, 0, self.more)) for x in rows]
         self.end = rows[0].shape[2]  # the slot that the next token of every row takes
@@ -158,7 +157,7 @@ class Kept:
         self.unseen = (slots >= self.places[:, None] - p)[:, None, None]  # (b, 1, 1, n)
 
     def choose(self, rows: torch.Tensor) -> None:
-        """Only these rows go on, in this order; one may be there more than once."""
+        """Continue with only these rows, in this order; one may occur more than once."""
         self.places, self.unseen = self.places[rows], self.unseen[rows]
         self.rows = {layer: [x[rows] for x in both] for layer, both in self.rows.items()}
 
@@ -167,18 +166,18 @@ class Kept:
         self.unseen[..., self.end] = False
         hidden = _run(decoder, tokens[:, None], self.places[:, None], self)[:, 0]
         self.places, self.end = self.places + 1, self.end + 1
-        return hidden.contiguous()  # of a slice torch would copy a frozen head once a row
+        return hidden.contiguous()  # for a slice, torch would copy a frozen head per row
 
     def attend(self, layer, query, key, value, scaling, dropout):
         """`(b, heads, 1, d)` queries of the newest tokens -> `(b, heads d)`; softmax in fp32."""
         (k0, v0), (k, v) = self.prefix[layer], self.rows[layer]
         k[:, :, self.end], v[:, :, self.end] = key[:, :, 0], value[:, :, 0]
         (b, h, _, d), (h_kv, p, _) = query.shape, k0.shape
-        g = h // h_kv  # heads that share a key head, side by side
+        g = h // h_kv  # query heads per key head
         q = query.view(b, h_kv, g, d) * scaling
         common = q.transpose(0, 1).reshape(h_kv, b * g, d) @ k0.transpose(1, 2)  # all rows at once
         common = common.view(h_kv, b, g, p).transpose(0, 1)
-        # with the room that is still empty: a product with a part of it would copy that part first
+        # including the empty slots: a product with a slice would copy the slice first
         own = (q @ k.transpose(2, 3)).masked_fill_(self.unseen, float("-inf"))
         weights = torch.cat([common, own], 3).softmax(-1, dtype=torch.float32).to(v.dtype)
         common = weights[..., :p].transpose(0, 1).reshape(h_kv, b * g, p) @ v0
@@ -187,9 +186,9 @@ class Kept:
 
 
 class _Gather(torch.autograd.Function):
-    """The rows of `x` at `there`; its gradient is gathered by `back`, and zero at `empty`.
+    """The rows of `x` at `there`; the gradient is gathered by `back`, and zero at `empty`.
 
-    From tokens `(t, d)` to slots `(b n, d)`, or back, where none is used twice: nothing is summed.
+    From tokens `(t, d)` to slots `(b n, d)`, or back. No row is used twice, so nothing is summed.
     """
 
     @staticmethod
@@ -208,7 +207,7 @@ class _Gather(torch.autograd.Function):
 def _attend(
     module, query, key, value, attention_mask, scaling, dropout=0.0, layout=None, **special
 ):
-    """transformers' attention, as `layout` has it: `(b, heads, n, d)` -> `(b, n, heads, d)`."""
+    """transformers' attention function, as `layout`'s: `(b, heads, n, d)` -> `(b, n, heads, d)`."""
     b, h, n, d = query.shape
     _check_plain(module, special, layout)
     out = layout.attend(module.layer_idx, query, key, value, scaling, dropout)
@@ -216,7 +215,7 @@ def _attend(
 
 
 def _check_plain(module, special, layout):
-    """LabError where a model scores keys in a way of its own: a window, a soft cap, a sink."""
+    """LabError if a model's attention has a sliding window, a soft cap or a sink."""
     window = special.get("sliding_window")
     if window is not None and layout.longest > window:
         how = f"a window of {window} tokens"
@@ -234,7 +233,7 @@ def _split(x, layout):
     """`(1, h, N, d)` -> the prefix `(1, h, p, d)` and the rows `(b, h, n, d)`."""
     h, d = x.shape[1], x.shape[3]
     tails = x[0, :, layout.p :].transpose(0, 1).reshape(-1, h * d)
-    if layout.shared:  # a token's gradient is a sum over the rows that have it
+    if layout.shared:  # a token's gradient sums over the rows that share it
         tails = F.embedding(layout.tokens, tails.float()).to(x.dtype)
     else:
         tails = _Gather.apply(tails, layout.tokens, layout.slots, None)
@@ -244,10 +243,10 @@ def _split(x, layout):
 def _softmax_attention(q, k, v, hidden, scaling, dropout):
     """`(b, h, n, d)` queries on `(b, h_kv, m, d)` keys -> `(b n, h d)`.
 
-    `hidden` `(n, m)` is -inf where a key is not seen, else 0. torch's softmax of bf16 is in fp32.
+    `hidden` `(n, m)` is -inf where a key is hidden, else 0. torch's softmax of bf16 is in fp32.
     """
     (b, h, n, d), (_, h_kv, m, _) = q.shape, k.shape
-    grouped = (q * scaling).reshape(b * h_kv, h // h_kv * n, d)  # heads that share a key head
+    grouped = (q * scaling).reshape(b * h_kv, h // h_kv * n, d)  # query heads that share a key head
     hidden = hidden.repeat(h // h_kv, 1).expand(b * h_kv, -1, -1)
     scores = torch.baddbmm(hidden, grouped, k.reshape(b * h_kv, m, d).transpose(1, 2))
     weights = F.dropout(scores.softmax(-1), dropout)

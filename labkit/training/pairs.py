@@ -1,4 +1,4 @@
-"""Preference pairs as batches: what DPO needs besides a loss."""
+"""Preference pairs as batches for DPO."""
 
 import torch
 from datasets import Dataset
@@ -13,7 +13,7 @@ def batches(
     """`steps` batches of `size` pairs, drawn as `loop.drawn` does.
 
     `pairs` has the columns `prompt`, `chosen` and `rejected`, lists of messages. In a batch the
-    chosen answers' rows come first, then the rejected ones', in the same order.
+    rows of the chosen answers come first, then the rejected ones in the same order.
     """
     made = []
     for some in loop.drawn(pairs.to_list(), size, steps, seed):

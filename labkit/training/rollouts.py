@@ -1,6 +1,6 @@
-"""Answers that a model draws by chance, and how likely each of their tokens was: what GRPO needs.
+"""Sampled answers and the log-probabilities of their tokens, for GRPO.
 
-A step of it is a rollout (`sample`), a reward for each answer, and a loss on `logprobs`.
+A GRPO step is a rollout (`sample`), a reward for each answer, and a loss on `logprobs`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Answer = dict  # of `sample`: "row", "text"; "input_ids" and "labels" as `packin
 
 
 def prompts(dataset: Dataset, size: int, steps: int, seed: int = 0) -> Iterator[list[dict]]:
-    """Yield `steps` times `size` rows, one drawn from each of `size` equal parts of `dataset`.
+    """Yield `size` rows, `steps` times, one drawn from each of `size` equal parts of `dataset`.
 
-    Where it is sorted by kind every step sees about the same mixture, and a curve of rewards has
-    less noise. A few steps in a rehearsal.
+    If it is sorted by kind, every step sees a similar mixture, and the reward curve is less noisy.
+    A rehearsal has a few steps.
     """
     rng, n = random.Random(seed), len(dataset)
     edges = [round(n * k / size) for k in range(size + 1)]
@@ -39,15 +39,12 @@ def sample(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> list[Answer]:
-    """`samples` answers to each row's `messages`, those of one row side by side.
-
-    An answer that comes to no end is cut after `max_new_tokens`.
-    """
-    asked = [loop.prompt_ids(tokenizer, row["messages"]) for row in rows]
+    """`samples` answers to each row's `messages`, in their order, cut after `max_new_tokens`."""
+    inputs = [loop.prompt_ids(tokenizer, row["messages"]) for row in rows]
     how = {"samples": samples, "temperature": temperature, "generator": generator}
-    said = generation.continuations(model, asked, max_new_tokens, **how)
-    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
-    asked = [pair for pair in zip(rows, asked, strict=True) for _ in range(samples)]
+    outputs = generation.continuations(model, inputs, max_new_tokens, **how)
+    texts = tokenizer.batch_decode(outputs, skip_special_tokens=True)
+    inputs = [pair for pair in zip(rows, inputs, strict=True) for _ in range(samples)]
     return [
         {
             "row": row,
@@ -55,38 +52,38 @@ def sample(
             "input_ids": prompt + ids,
             "labels": [packing.IGNORED] * len(prompt) + ids,
         }
-        for text, (row, prompt), ids in zip(texts, asked, said, strict=True)
+        for text, (row, prompt), ids in zip(texts, inputs, outputs, strict=True)
     ]
 
 
 def logprobs(model: PreTrainedModel, answers: list[Answer]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities `(b, t)` of the answers' tokens in fp32, and True where there is a token.
+    """Log-probabilities `(b, t)` of the answers' tokens in fp32, and a mask of real tokens.
 
-    Zero is written where an answer has ended. The gradient flows to the model's trained weights.
-    What several answers begin with is computed once.
+    Padding is zero. The gradient flows to the trained weights. A common beginning of several
+    answers is computed once.
     """
     base = packing.base_of(model)
     batch = trees.tree([answer["input_ids"] for answer in answers])
     hidden, head = loop.hidden_states(base, batch), base.get_output_embeddings()  # (N, d)
     paths = batch["paths"][:, :-1].to(base.device)
     labels = packing.padded(answers)["labels"][:, 1:].to(base.device)
-    asked = labels != packing.IGNORED  # (b, n - 1)
-    before, targets = paths[asked], labels[asked]  # (k,)
+    answered = labels != packing.IGNORED  # (b, n - 1)
+    before, targets = paths[answered], labels[answered]  # (k,)
     hidden = F.embedding(before, hidden.float()).to(hidden.dtype)  # (k, d)
     if fast.is_fixed(head):
         logp = _LogProbs.apply(hidden, head.weight, targets)  # (k,)
     else:
         logp = -F.cross_entropy(head(hidden).float(), targets, reduction="none")
-    lengths = asked.sum(1)
+    lengths = answered.sum(1)
     padded = torch.nn.utils.rnn.pad_sequence(logp.split(lengths.tolist()), batch_first=True)
     places = torch.arange(padded.shape[1], device=logp.device)
     return padded, places < lengths[:, None]
 
 
 class _LogProbs(torch.autograd.Function):
-    """log softmax(hidden W^T) at the targets: logits are made twice and never kept.
+    """log softmax(hidden W^T) at the targets; backward recomputes the logits, the widest tensors.
 
-    They are the widest tensors of a step. The gradient of one is (one-hot - softmax) W.
+    The gradient of one target's is (one-hot - softmax) W.
     """
 
     @staticmethod
@@ -107,7 +104,6 @@ class _LogProbs(torch.autograd.Function):
 
 
 def _parts(hidden, weight, targets):
-    """`(hidden, weight, targets)` of some rows at a time."""
     pairs = zip(hidden.split(fast.ROWS), targets.split(fast.ROWS), strict=True)
     return ((part, weight, some) for part, some in pairs)
 

@@ -1,7 +1,7 @@
-"""Scores without generating: one forward pass tells whether greedy decoding would be right.
+"""Scores without generating: one forward pass shows whether greedy decoding would be right.
 
-Greedy decoding gives an answer to the letter if and only if, with the right answer as input, the
-most likely next token is the right one at every place.
+Greedy decoding gives an answer exactly if, with the right answer as input, the most likely next
+token is the right one at every position.
 """
 
 import torch
@@ -15,7 +15,7 @@ from labkit.training import loop
 def score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset
 ) -> tuple[float, float]:
-    """(share of answers right to the letter, mean loss in nats a token) of conversations."""
+    """(share of answers exactly right, mean loss in nats per token) of conversations."""
     return _marks(_answers(model, tokenizer, dataset))
 
 
@@ -33,7 +33,7 @@ def _marks(parts):
     for logits, targets, lengths in parts:
         losses.append(F.cross_entropy(logits, targets, reduction="none"))
         hits = (logits.argmax(-1) == targets).split(lengths)
-        right += [bool(hit[:-1].all()) for hit in hits]  # the last token, a newline, is never asked
+        right += [bool(hit[:-1].all()) for hit in hits]  # the last token, a newline, does not count
     return sum(right) / len(right), torch.cat(losses).mean().item()
 
 

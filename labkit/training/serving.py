@@ -1,4 +1,4 @@
-"""A model served over OpenAI's protocol by a process of its own, such as `transformers serve`."""
+"""Serve a model over OpenAI's protocol in a separate process, such as `transformers serve`."""
 
 import os
 import shutil
@@ -28,8 +28,8 @@ def missing(needs: Sequence[str] = ()) -> list[str]:
 def transformers_serve(folder: str | Path, seconds: float = 120) -> Iterator[str]:
     """Serve the model in `folder` on this machine while the block runs; yields the base URL.
 
-    The server needs no network. LabError when a package is missing, when the server ends,
-    or when it does not answer within `seconds`.
+    Needs no network. LabError when a package is missing, when the server exits, or when it does not
+    answer within `seconds`.
     """
     if missing():
         raise LabError(f"{', '.join(missing())} missing: {INSTALL}")
@@ -41,10 +41,10 @@ def transformers_serve(folder: str | Path, seconds: float = 120) -> Iterator[str
 
 @contextmanager
 def running(name: str, command: list[str], env: Mapping[str, str], seconds: float) -> Iterator[str]:
-    """Run the server `name`, of OpenAI's protocol, while the block runs; yields the base URL.
+    """Run the OpenAI-compatible server `name` while the block runs; yields the base URL.
 
-    `command` gets --host and --port, of a free port on this machine. LabError when the
-    server ends, or when its /health does not answer within `seconds`.
+    `command` gets --host and --port, a free port on this machine. LabError when the server exits,
+    or when its /health does not answer within `seconds`.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -60,7 +60,7 @@ def running(name: str, command: list[str], env: Mapping[str, str], seconds: floa
 
 
 def stop(server: subprocess.Popen) -> None:
-    """End a server, and see it end."""
+    """Terminate a server and wait until it has exited."""
     server.terminate()
     try:
         server.wait(10)
@@ -70,7 +70,6 @@ def stop(server: subprocess.Popen) -> None:
 
 
 def _command():
-    """The `transformers` that belongs to this Python, else the one on the path."""
     here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return shutil.which("transformers", path=here) or "transformers"
 
@@ -84,6 +83,6 @@ def _wait(name, server, address, seconds, log):
         except OSError:
             time.sleep(0.3)
     log.seek(0)
-    lines = [line.strip() for line in log if line.strip()] or ["it said nothing"]
+    lines = [line.strip() for line in log if line.strip()] or ["no output"]
     state = "ended" if server.poll() is not None else f"did not answer in {seconds} s"
     raise LabError(f"{name} {state}: {lines[-1]}")

@@ -1,8 +1,8 @@
-"""Rows as one sequence in which every beginning that several of them share stands once.
+"""Rows as one sequence in which every shared beginning occurs once.
 
-Rows that `packing.pack` makes share one prefix, all of them. Here they form a tree: a token is
-computed once for all rows that are the same up to it. Eight answers to one prompt, or the two of a
-preference, have much in common, so a tree of them is half or a third of the rows' tokens.
+In `packing.pack` all rows share one prefix. Here they form a tree, and a token is computed once for
+all rows that agree up to it. Eight answers to one prompt, or a preference pair, have much in
+common: the tree has a half or a third of the rows' tokens.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from labkit.training import packing
 def tree(rows: list[list[int]]) -> dict[str, torch.Tensor]:
     """Rows of token ids -> a batch of N tokens for `packing.hidden_states`.
 
-    `input_ids` and `position_ids` are `(1, N)`. `paths` `(b, n)` says where in the sequence each
-    token of a row stands, -1 behind its end; `rows` is that without the prefix of all rows.
+    `input_ids` and `position_ids` are `(1, N)`. `paths` `(b, n)` has the position of each row's
+    tokens in the sequence, -1 after its end; `rows` is that without the common prefix.
     """
     last = min(map(len, rows)) - 1
     columns = zip(*rows, strict=False)
@@ -44,10 +44,10 @@ def tree(rows: list[list[int]]) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def forward(model: PreTrainedModel) -> Iterator[None]:
-    """Meanwhile `model(input_ids, attention_mask=…)` computes its rows as a tree.
+    """Make `model(input_ids, attention_mask=…)` compute its rows as a tree while the block runs.
 
-    Logits are those of the plain forward but for rounding; where padding is, they mean nothing.
-    Rows that are padded on the left, and calls that ask for more, take the plain forward.
+    Logits equal the plain forward's except for rounding, and are undefined at padding. Left-padded
+    rows and calls with other arguments use the plain forward.
     """
     base = packing.base_of(model)
     plain = base.forward

@@ -1,1 +1,1 @@
-"""What is made of grades, outside of the wall: pages, tables, exports."""
+"""Pages, tables and exports made from grades, outside the wall."""

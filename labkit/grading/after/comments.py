@@ -1,9 +1,9 @@
-"""What each student is told, as a zip that Canvas or Moodle hands out: a file a submission.
+"""Feedback for each student as a zip for Canvas or Moodle, one file per submission.
 
-Canvas (Upload Submissions, beside its download) knows a file by the numbers in the name that it
-gave, and shows it under the name of what was handed in; so it is a notebook, which holds words
-alone (generate_comments_from_files, github.com/instructure/canvas-lms). Moodle (Upload multiple
-feedback files in a zip) knows the folder that it made (mod/assign/feedback/file/importziplib.php).
+Canvas (Upload Submissions, next to its download) recognizes a file by the numbers in its name, and
+shows it under the name of the submitted file; so it is a notebook, with text only
+(generate_comments_from_files, github.com/instructure/canvas-lms). Moodle (Upload multiple feedback
+files in a zip) recognizes the folder that it made (mod/assign/feedback/file/importziplib.php).
 """
 
 import io
@@ -16,19 +16,19 @@ from labkit.grading.after import report
 from labkit.grading.collect import CANVAS, MOODLE
 from labkit.grading.row import Row
 
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|$!&~-])")  # what Markdown would take for its own
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|$!&~-])")  # Markdown's special characters
 
 
 def canvas(path: Path, rows: list[Row]) -> None:
-    """Write the zip for Canvas; who handed in a zip, unpacked into a folder, gets one back."""
-    names, told = [], []
+    """Write the zip for Canvas; a student who submitted a zip gets a zip back."""
+    names, texts = [], []
     for row in rows:
         *folders, file = row.submission.split("/")
         unpacked = next((folder for folder in folders if CANVAS.search(folder)), None)
         text = json.dumps(as_notebook(row), indent=1)
         names.append(f"{unpacked}.zip" if unpacked else file)
-        told.append(_zipped(file, text) if unpacked else text)
-    _write(path, names, told)
+        texts.append(_zipped(file, text) if unpacked else text)
+    _write(path, names, texts)
 
 
 def moodle(path: Path, rows: list[Row], out: Path) -> None:
@@ -41,18 +41,17 @@ def moodle(path: Path, rows: list[Row], out: Path) -> None:
 
 
 def as_notebook(row: Row) -> dict:
-    """The points and messages of a submission as a notebook of one cell of text."""
+    """The points and messages of a submission as a notebook with one text cell."""
     lines = [f"# {row.earned:g} of {row.possible:g} points"]
     for e in row.exercises:
         head = f"**{_plain(e.id)} {_plain(e.name)}**: {e.earned:g} of {e.points:g}, {e.status}"
-        told = "  \n".join(map(_plain, e.message.splitlines()))  # two spaces break a line
-        lines.append(f"{head}. {told}".rstrip())
+        message = "  \n".join(map(_plain, e.message.splitlines()))  # two spaces break a line
+        lines.append(f"{head}. {message}".rstrip())
     cell = {"cell_type": "markdown", "metadata": {}, "source": "\n\n".join(lines)}
     return {"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [cell]}
 
 
 def _plain(text):
-    """Text that Markdown shows as it is: messages may hold what learners wrote."""
     return SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 

@@ -1,10 +1,10 @@
-"""Grades as Canvas and Moodle read them: their own table, with one column filled in.
+"""Canvas's and Moodle's own tables, with one column of grades filled in.
 
 Canvas: downloads are called `lastfirst[_LATE]_USER_ATTACHMENT_file` (lib/content_zipper.rb), the
-gradebook has Student, ID, ..., Section, then a column an assignment, in points, and a row "Points
-Possible" (lib/gradebook_importer.rb, both in github.com/instructure/canvas-lms).
-Moodle: downloads lie in `Full Name_NUMBER_assignsubmission_file_/`; the columns of its offline
-grading worksheet are in `worksheets`.
+gradebook has Student, ID, ..., Section, then one column per assignment, in points, and a row
+"Points Possible" (lib/gradebook_importer.rb, both in github.com/instructure/canvas-lms). Moodle:
+downloads are in `Full Name_NUMBER_assignsubmission_file_/`; `worksheets` has the columns of its
+offline grading worksheet.
 """
 
 import html
@@ -23,7 +23,7 @@ from labkit.grading.row import Exercise, Row
 
 @dataclass
 class Export(tables.Table):
-    """A filled table, the submissions that are in it, and what somebody should look at."""
+    """A filled table, its submissions, and what needs a look."""
 
     filled: list[Row]
     problems: list[str]
@@ -46,7 +46,7 @@ def results_in(out: Path) -> list[Row]:
 
 
 def to_gradescope(out: Path) -> Path:
-    """Write a file a submission, as Gradescope reads it, into a folder of `out`; that folder."""
+    """Write one file per submission for Gradescope into a folder of `out`; that folder."""
     folder = out / "gradescope"
     rows = results_in(out)
     folder.mkdir(exist_ok=True)
@@ -59,7 +59,7 @@ def to_gradescope(out: Path) -> Path:
 def pick(rows: list[Row], lab: str | None = None) -> tuple[str, list[Row], list[str]]:
     """The lab to export ("2", "02" or "02_lora"), its rows, and a line on each other one.
 
-    Without `lab` it is the one of more than half of the rows. LabError where that is not clear.
+    Without `lab` it is the one of more than half of the rows. LabError if that is ambiguous.
     """
     often = Counter(row.lab for row in rows if row.lab)
     same = {name: (name, name.partition("_")[0], tables.number_of(name)) for name in often}
@@ -107,24 +107,24 @@ def canvas(
 
 
 def _canvas_id(name: str, names: dict[str, str]) -> str | None:
-    """The student's number in a file's name, or in that of the folder of an unpacked zip.
+    """The student's number in a file's name, or in the folder's of an unpacked zip.
 
-    Learners choose what lies in a zip, so the outermost part that tells a student does.
+    Learners choose the names in a zip, so the outermost part with a number decides.
     """
     return next((id for part in name.split("/") if (id := _told(part, names))), None)
 
 
 def _told(part: str, names: dict[str, str]) -> str | None:
-    """The student's number in a name; learners choose parts of it, so names decide."""
+    """The student's number in a name; learners choose parts of it, so the roster decides."""
     places = [(m.start(), m[1]) for m in CANVAS.finditer(part) if m[1] in names]
     whose = [(id, _letters(part[:start].removesuffix("_LATE"))) for start, id in places]
     named = {id for id, letters in whose if names[id] == letters}
-    likely = named or {id for _, id in places}  # a group's files bear the name of the group
+    likely = named or {id for _, id in places}  # a group's files have the group's name
     return likely.pop() if len(likely) == 1 else None
 
 
 def _letters(text: str) -> str:
-    """A name as its sorted letters: "Doe, Jane", "Jane Doe" and "doejane" are one."""
+    """A name as its sorted letters: "Doe, Jane", "Jane Doe" and "doejane" are equal."""
     composed = unicodedata.normalize("NFC", text.lower())  # a Mac unzips é as e and an accent
     return "".join(sorted(re.sub(r"\W", "", composed)))
 
@@ -146,8 +146,8 @@ def moodle(
         points = tables.points(row, "" if most is None else line[most])
         more += tables.put(line, at, points, row.submission)
         if words is not None and not line[words].strip():  # Moodle's comments are HTML
-            told = [f"{row.earned:g} of {row.possible:g} points", *map(_verdict, row.exercises)]
-            lines = "\n".join(told).splitlines()
+            parts = [f"{row.earned:g} of {row.possible:g} points", *map(_verdict, row.exercises)]
+            lines = "\n".join(parts).splitlines()
             line[words] = "<br>".join(html.escape(text.strip()) for text in lines)
         if free is not None and line[free].strip().lower() in worksheets.NO:
             more.append(f"Moodle refuses to change the grade of {row.submission}")
@@ -165,7 +165,6 @@ def _verdict(e: Exercise) -> str:
 
 
 def _export(table, roster, chosen, problems, remarks) -> Export:
-    """The table, and what it says of students who handed nothing in, or were late."""
     remarks.append(f"without a submission: {len(roster) - len(chosen)}")
     if late := [row.submission for row in chosen.values() if row.late]:
         remarks.append(f"late, and nothing is taken off but by hand: {listed(late)}")
@@ -173,7 +172,6 @@ def _export(table, roster, chosen, problems, remarks) -> Export:
 
 
 def _moodle_id(name: str, numbers: dict) -> str | None:
-    """The participant's number in the name of a folder, if the worksheet has it."""
     found = MOODLE.search(name)
     return found[1] if found and found[1] in numbers else None
 
@@ -181,7 +179,7 @@ def _moodle_id(name: str, numbers: dict) -> str | None:
 def _match(rows, find, other) -> tuple[dict[str, Row], list[str]]:
     """The best submission of each student, and a line on all that need a look.
 
-    `other` is a system, and what stands in the names that it makes: these are told in one line.
+    `other` is the other system and its pattern of names: its files share one line.
     """
     found, problems, others = defaultdict(list), [], []
     for row in rows:

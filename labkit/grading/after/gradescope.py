@@ -1,4 +1,4 @@
-"""One submission as Gradescope reads it, and the program that its autograder runs.
+"""A submission's results for Gradescope, and the program that its autograder runs.
 
 The format: https://gradescope-autograders.readthedocs.io/en/latest/specs/ (fields of results.json,
 visibility, and that it must be written whatever happens).
@@ -16,7 +16,7 @@ from labkit.grading.row import Row
 
 
 def as_gradescope(row: Row) -> dict:
-    """A row of results.json in Gradescope's format: a test an exercise."""
+    """A row of results.json in Gradescope's format: one test per exercise."""
     tests = [
         {
             "number": e.id,
@@ -42,10 +42,7 @@ def as_gradescope(row: Row) -> dict:
 
 
 def choose(rows: list[Row], lab: str) -> Row:
-    """The row that counts for an assignment on `lab`: the best one of that lab.
-
-    Where no notebook of the course is at hand, a row has the lab's number alone.
-    """
+    """The best row of an assignment's lab; without notebooks a row has only the lab's number."""
     of_lab = [row for row in rows if row.lab.partition("_")[0] == lab[:2]]
     if of_lab:
         return replace(max(of_lab, key=lambda row: row.earned), lab=lab)
@@ -56,10 +53,7 @@ def choose(rows: list[Row], lab: str) -> Row:
 
 
 def graded(command: list[str]) -> subprocess.CompletedProcess:
-    """Run `command`; once more with --unsafe where no sandbox starts, as some containers forbid it.
-
-    The container is the only wall then.
-    """
+    """Run `command`, again with --unsafe if no sandbox starts: the container is a wall, too."""
     how = {"capture_output": True, "text": True, "errors": "replace"}
     done = subprocess.run(command, **how)
     if done.returncode and "sandbox" in _last_line(done):
@@ -68,13 +62,13 @@ def graded(command: list[str]) -> subprocess.CompletedProcess:
 
 
 def _last_line(done):
-    return (done.stderr.strip() or "it said nothing").splitlines()[-1]
+    return (done.stderr.strip() or "no output").splitlines()[-1]
 
 
 def main(submission: str, results: str, lab: str, *options: str) -> None:
     """Grade the folder `submission` as `lab` ("02_lora"), and write the file `results`.
 
-    It is written also when grading itself fails. `options` are more of `labkit grade`.
+    It is also written if grading itself fails. `options` are passed to `labkit grade`.
     """
     with TemporaryDirectory() as out:
         command = [sys.executable, "-c", "from labkit.cli import main; main()", "grade"]

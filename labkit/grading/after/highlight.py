@@ -32,5 +32,5 @@ FORMATTER, LEXER = HtmlFormatter(nowrap=True), Plain()
 
 @lru_cache(maxsize=4096)
 def highlighted(source: str) -> Markup:
-    """Python as HTML, everything escaped; many learners share a cell, so it is kept."""
+    """Python as HTML, everything escaped; cached, since many learners share a cell."""
     return Markup(highlight(source, LEXER, FORMATTER) if source.strip() else "")

@@ -3,8 +3,8 @@
     submission,exercise,points,why
     doejane_12345_67890_02_lora.ipynb,2.7,2,another layout of A is right as well
 
-It is put over the verdicts whenever the reports are written, so it holds for whatever is graded or
-exported later. What the judge said is kept, and comes back when the line goes.
+They replace the verdicts whenever reports are written, so they also apply to later grading and
+exports. The judge's verdict is stored, and returns when the line is removed.
 """
 
 from dataclasses import replace
@@ -19,10 +19,7 @@ COLUMNS = ("submission", "exercise", "points", "why")
 
 
 def put_over(out: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """The rows with the points of `out`'s overrides.csv, and a line on each that is not possible.
-
-    Without that file the rows are as they were.
-    """
+    """The rows with the points of overrides.csv, if there is one, and a line on invalid entries."""
     if not (out / FILE).exists():
         return rows, []
     try:
@@ -30,19 +27,19 @@ def put_over(out: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
         at = [[title.strip().lower() for title in head].index(name) for name in COLUMNS]
     except (LabError, OSError, ValueError):
         return rows, [f"LOOK: {FILE} is not used: its first line has to be {','.join(COLUMNS)}"]
-    found, told = {row.submission: row for row in rows}, []
+    found, invalid = {row.submission: row for row in rows}, []
     for n, line in enumerate(lines, 2):
         name, id, points, why = (line[i].strip() for i in at)
         try:
             found[name] = _given(found.get(name), name, id, points, why)
         except LabError as error:
-            told.append(f"LOOK: {FILE}, line {n}: {error}")
-    done = len(lines) - len(told)
-    return [found[row.submission] for row in rows], [f"points by hand, {FILE}: {done}", *told]
+            invalid.append(f"LOOK: {FILE}, line {n}: {error}")
+    done = len(lines) - len(invalid)
+    return [found[row.submission] for row in rows], [f"points by hand, {FILE}: {done}", *invalid]
 
 
 def _given(row, name, id, points, why):
-    """The row with the points for one exercise; LabError for what cannot be."""
+    """The row with the points for one exercise; LabError for an invalid entry."""
     old, new = row and row.exercise(id), tables.number(points)
     if row is None:
         raise LabError(f"no submission is called {name!r}")

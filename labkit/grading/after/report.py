@@ -1,7 +1,7 @@
-"""What grading leaves: results.json, grades.csv, a class page, and a feedback page a submission.
+"""Grading's output: results.json, grades.csv, a class page, and a feedback page per submission.
 
 Names, messages and sources come from learners, and some are hostile. Templates escape all of them,
-each page forbids scripts that are not ours (Content-Security-Policy), and file names are made here.
+each page forbids foreign scripts (Content-Security-Policy), and file names are made here.
 """
 
 import base64
@@ -38,8 +38,8 @@ MARKS = {
 def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> None:
     """Write results.json, two tables, index.html and feedback/*.html into the folder `out`.
 
-    sources[submission][exercise id] is the learner's cell. A page that is there stays as it is when
-    the sources of its submission are not given.
+    sources[submission][exercise id] is the learner's cell. A submission without sources keeps its
+    page.
     """
     (out / "feedback").mkdir(parents=True, exist_ok=True)
     data = [row.data() for row in rows]
@@ -48,7 +48,7 @@ def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> Non
     put(out / "items.csv", items(rows))
     pages = page_names([row.submission for row in rows])
     for old in {page.name for page in (out / "feedback").glob("*.html")} - set(pages):
-        (out / "feedback" / old).unlink()  # of a submission that is no longer among these
+        (out / "feedback" / old).unlink()  # its submission is gone
     for row, page in zip(rows, pages, strict=True):
         path, cells = out / "feedback" / page, sources.get(row.submission)
         if cells is not None or not path.exists():
@@ -57,7 +57,7 @@ def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> Non
 
 
 def rows_in(out: Path) -> list[Row]:
-    """The rows of the results.json in `out`, none where it is missing; what is malformed is not."""
+    """The valid rows of the results.json in `out`; [] if it is missing."""
     found, rows = None, []
     with contextlib.suppress(OSError, ValueError, RecursionError):
         found = json.loads((out / "results.json").read_text("utf-8"))
@@ -68,10 +68,10 @@ def rows_in(out: Path) -> list[Row]:
 
 
 def page_names(submissions: list[str]) -> list[str]:
-    """One safe file name a submission, distinct on any file system, in the same order.
+    """One safe, distinct file name per submission, in the same order.
 
-    A plain name is kept ("ada.ipynb" -> "ada.html"); another is cut to what is safe, and gets a
-    digest of the whole name, so that it is the same in every run.
+    A plain name stays ("ada.ipynb" -> "ada.html"); others are cut to safe characters, with a digest
+    of the whole name, so that they are equal in every run.
     """
     stems = [name.removesuffix(".ipynb") for name in submissions]
     safe = [re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:60].strip(".-") for stem in stems]
@@ -90,7 +90,7 @@ def page_names(submissions: list[str]) -> list[str]:
 
 
 def grades(rows: list[Row]) -> str:
-    """The table as CSV: a row a submission, a column an exercise with the points earned."""
+    """The table as CSV: one row per submission, one column per exercise with the points earned."""
     import pandas as pd
 
     ids = sorted({e.id for row in rows for e in row.exercises}, key=natural)
@@ -105,22 +105,22 @@ def grades(rows: list[Row]) -> str:
 
 
 def items(rows: list[Row]) -> str:
-    """The exercises as CSV: who passed, the mean, the correlation with the rest, the first message.
+    """The exercises as CSV: pass rate, mean, correlation with the rest, first message.
 
-    The message is the most frequent one, which names the misconception where a check knows it.
+    The message is the most frequent one; it names the mistake if a check recognizes it.
     """
     import pandas as pd
 
-    told = ["times", "message"]
+    top = ["times", "message"]
     known = ["id", "name", "points", "n", "passed", "missing", "share", "rest"]
     cells = [
         {"lab": group["lab"]}
         | {key: _cell(_short(e[key])) for key in known}
-        | {key: _cell(v) for found in e["messages"][:1] for key, v in zip(told, found, strict=True)}
+        | {key: _cell(v) for found in e["messages"][:1] for key, v in zip(top, found, strict=True)}
         for group in summary.by_lab(rows)
         for e in group["exercises"]
     ]
-    return pd.DataFrame(cells, columns=["lab", *known, *told], dtype=object).to_csv(index=False)
+    return pd.DataFrame(cells, columns=["lab", *known, *top], dtype=object).to_csv(index=False)
 
 
 def _short(value: object) -> object:
@@ -128,15 +128,15 @@ def _short(value: object) -> object:
 
 
 def _cell(value: object) -> object:
-    """A value as a spreadsheet shows it: text is one line, and never runs as a formula."""
+    """A value for a spreadsheet: text is one line, and never runs as a formula."""
     if not isinstance(value, str):
         return value
-    line = re.sub(r";\s*(?=[=+@-])", "; '", " ".join(value.split()))  # where ; parts the columns
+    line = re.sub(r";\s*(?=[=+@-])", "; '", " ".join(value.split()))  # if ; separates columns
     return f"'{line}" if line[:1] in ("=", "+", "-", "@") else line
 
 
 def class_page(rows: list[Row], pages: list[str]) -> str:
-    """The page of the class: numbers, what was misunderstood, who passed which exercise."""
+    """The page of the class: numbers, frequent mistakes, who passed which exercise."""
     script = (TEMPLATES / "grading_sort.js").read_text("utf-8")
     return template("grading_class.html.j2").render(
         groups=summary.by_lab(rows),
@@ -149,7 +149,7 @@ def class_page(rows: list[Row], pages: list[str]) -> str:
 
 
 def feedback_page(row: Row, sources: dict[str, str]) -> str:
-    """The page of one submission: each exercise, its points, the message, the own cell."""
+    """The page of one submission: each exercise, its points, the message, the learner's cell."""
     from labkit.grading.after.highlight import highlighted
 
     exercises = []
@@ -175,5 +175,5 @@ def template(name: str) -> "jinja2.Template":
 
 
 def put(path: Path, text: str) -> None:
-    """Write the file whole or not at all; a half character from a file name becomes \\udcXX."""
+    """Write the file atomically; half a character from a file name becomes \\udcXX."""
     store.put(path, text.encode("utf-8", "backslashreplace"))

@@ -16,16 +16,16 @@ from labkit.grading.row import Row
 
 @contextlib.contextmanager
 def progress(console: Console, now: list[Row]) -> Iterator[Callable]:
-    """A function for `grade(progress=…)` that moves a bar and gathers the rows in `now`.
+    """A function for `grade(progress=…)` that moves a bar and collects the rows in `now`.
 
-    Where no bar can move, as in a file of `nohup`, each tenth of a class is a line.
+    Without a terminal, as under `nohup`, it prints a line for each tenth of a class.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     rate = TextColumn("{task.fields[rate]}")
     with Progress(*columns, rate, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("warming up", total=None, rate="")
 
-        def told(done, total, row):
+        def report(done, total, row):
             now.append(row)
             speed = bar.tasks[0].speed
             shown = f"{1 / speed:.2f} s each" if speed else ""
@@ -34,19 +34,19 @@ def progress(console: Console, now: list[Row]) -> Iterator[Callable]:
             if tenth and total > FEW and not console.is_terminal:
                 console.print(f"{done} of {total} {shown}".rstrip(), highlight=False)
 
-        yield told
+        yield report
 
 
 def summary(
     rows: list[Row], out: Path, console: Console, notes: Sequence[str] = (), now: list[Row] = ()
 ) -> None:
-    """Print the points, what could not be graded, what to look at, and where the pages are.
+    """Print the points, failures, warnings, and where the pages are.
 
-    `now` are the rows of this call, which are listed when they are few; `notes` are more lines.
+    `now` are the rows of this call, listed if there are few; `notes` are more lines.
     """
     states = Counter(row.status for row in rows)
-    told = ", ".join(f"{n} {status}" for status, n in states.most_common())
-    lines = [f"{len(rows)} submissions: {told}"]
+    counts = ", ".join(f"{n} {status}" for status, n in states.most_common())
+    lines = [f"{len(rows)} submissions: {counts}"]
     if len(rows) > FEW:
         labs = [lab for lab in by_lab(rows) if lab["median"] is not None]
         lines += [f"  {g['lab']}: median {g['median']:.0f}%, {g['full']} with all" for g in labs]

@@ -1,9 +1,8 @@
-"""Submissions whose own code is alike, in pairs: a list, and a page with the two side by side.
+"""Pairs of submissions with similar code: a list, and a page per pair, side by side.
 
-copydetect compares (winnowing, as MOSS does it): code becomes text without comments, spaces and
-names of variables, and what two such texts have in common, in any order, is counted in runs of
-`RUN` characters. What the course gave out, and its solution, is taken away before; what many have
-weighs little.
+copydetect compares them by winnowing, as MOSS does: code becomes text without comments, spaces and
+variable names, and runs of `RUN` characters in common are counted, in any order. The course's own
+code and solutions are removed first; runs that many submissions share count little.
 """
 
 import io
@@ -21,25 +20,25 @@ from labkit.contract import natural
 from labkit.grading.after import report
 from labkit.grading.row import Row
 
-RUN = 11  # characters, without names, that have to be the same in one piece
-SHORT = 60  # runs of its own: an answer with fewer is alike by nature, and does not count
-FEWEST = 3  # answers that count; with fewer a submission says too little
-ALIKE = 0.84  # of this measure; benchmarks/similar.py says what it finds
-MOST = 200  # pairs that are listed
+RUN = 11  # equal characters in a row, without names
+SHORT = 60  # own runs: shorter answers are always similar, and don't count
+FEWEST = 3  # answers of a submission that must count
+ALIKE = 0.84  # least similarity; measured in benchmarks/similar.py
+MOST = 200  # pairs listed
 
 
 @dataclass
 class Pair:
-    """Two submissions of a lab that share so much of what is their own."""
+    """Two submissions of a lab with much of their own code in common."""
 
     lab: str
     names: tuple[str, str]
     share: float
-    sides: tuple[Markup, Markup]  # their code, what is alike marked
+    sides: tuple[Markup, Markup]  # their code, common parts marked
 
 
 def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> list[Pair]:
-    """Write similar.html and a page a pair into `out`; the pairs, most alike first."""
+    """Write similar.html and one page per pair into `out`; the pairs, most similar first."""
     by_lab = defaultdict(dict)
     for row in rows:
         if row.lab and row.submission in sources:
@@ -61,12 +60,12 @@ def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> lis
 
 
 def pairs(lab: str, sources: dict[str, dict[str, str]]) -> list[Pair]:
-    """The pairs that are alike among the submissions of a lab, `{name: {exercise id: cell}}`."""
+    """The similar pairs among the submissions of a lab, `{name: {exercise id: cell}}`."""
     course = _print("\n\n".join(reference.course_cells(lab))).hashes
     answers = {name: _answers(cells, course) for name, cells in sources.items()}
     answers = {name: prints for name, prints in answers.items() if len(prints) >= FEWEST}
     alike = shares([[made.hashes for made in prints] for prints in answers.values()])
-    whole = {}  # of those in a pair, for marking
+    whole = {}  # fingerprints of whole submissions, for marking
     found = []
     for i, j in zip(*np.nonzero(np.triu(alike >= ALIKE, k=1)), strict=True):
         names = tuple(list(answers)[k] for k in (i, j))
@@ -81,11 +80,11 @@ def pairs(lab: str, sources: dict[str, dict[str, str]]) -> list[Pair]:
 
 
 def shares(runs: list[list[set[int]]]) -> np.ndarray:
-    """How alike submissions are, from 0 to 1; `runs` are the runs of each answer of each of them.
+    """How similar submissions are, from 0 to 1; `runs` are the runs of each answer of each one.
 
-    Of an answer it is the share of its runs that stand anywhere in the other submission, each
-    weighing the more, the fewer have it: log of one over the share of submissions that do. The mean
-    over the answers of both is returned, (submissions, submissions).
+    For an answer it is the share of its runs found anywhere in the other submission, weighted by
+    rarity (log of one over the share of submissions with it). Returns the mean over the answers of
+    both, (submissions, submissions).
     """
     n = len(runs)
     often = Counter(run for answers in runs for run in set().union(*answers))
@@ -103,30 +102,24 @@ def shares(runs: list[list[set[int]]]) -> np.ndarray:
 
 
 def _answers(cells, course):
-    """Fingerprints of the cells of a submission that count, in order.
-
-    What the notebook that was handed out has, and the solution, is nobody's own; of the rest a cell
-    needs `SHORT` runs.
-    """
+    """Fingerprints of a submission's cells with at least `SHORT` runs of their own, in order."""
     ids = sorted((id for id in cells if cells[id].strip()), key=natural)
     made = [_print(f"# {id or 'other cells'}\n{cells[id].strip()}") for id in ids]
     return [one for one in made if len(_own(one, course).hashes) >= SHORT]
 
 
 def _print(text):
-    """The fingerprint of a source: each run of it, so that the same is found in every order."""
+    """The fingerprint of a source: every run of it, so that order does not matter."""
     return CodeFingerprint("cell.py", RUN, 1, fp=io.StringIO(text), language="python")
 
 
 def _own(made, course):
-    """A fingerprint without what the course has."""
     made.hashes = made.hashes - course
     made.hash_idx = {key: made.hash_idx[key] for key in made.hashes}
     return made
 
 
 def _marked(text, slices):
-    """A source as HTML, everything escaped, with what is alike marked."""
-    edges = np.maximum.accumulate(slices.T.ravel()).reshape(-1, 2).T  # none begins in another one
+    edges = np.maximum.accumulate(slices.T.ravel()).reshape(-1, 2).T  # no overlaps
     shown, _ = utils.highlight_overlap(text, edges, "<mark>", "</mark>", escape_html=True)
     return Markup(shown)

@@ -1,4 +1,4 @@
-"""What a class's results say: by lab, by exercise, and what was misunderstood most often."""
+"""A class's results by lab and by exercise, with the most frequent mistakes."""
 
 import contextlib
 import re
@@ -12,12 +12,12 @@ from labkit.grading.row import Exercise, Row
 NUMBER = re.compile(r"-?\d[\d.,]*(e[+-]?\d+)?")
 RIGHT = re.compile(r"\d+ of \d+ right$|\w+ \w, right: ")  # lines of a quiz's message
 LENT = re.compile(r" ?\(?judged with the course's own [\d., and]+, which (is|are) open\)?$")
-FEW = 10  # submissions that say nothing of a correlation
+FEW = 10  # fewer submissions give no correlation
 LONGEST = 240  # characters of a message on the class page
 
 
 def by_lab(rows: list[Row]) -> list[dict]:
-    """A dict a lab, in order; submissions whose lab is unknown come last, as lab ""."""
+    """One dict per lab, in order; submissions with an unknown lab come last, as lab ""."""
     labs = defaultdict(list)
     for row in rows:
         labs[row.lab].append(row)
@@ -50,7 +50,6 @@ def _lab(lab: str, rows: list[Row]) -> dict:
 
 
 def _exercise(tries: list[Exercise]) -> dict:
-    """What all tries at one exercise have in common."""
     first, points = tries[0], sum(t.points for t in tries)
     return {
         "id": first.id,
@@ -67,8 +66,8 @@ def _exercise(tries: list[Exercise]) -> dict:
 def with_the_rest(rows: list[Row], id: str) -> float | None:
     """The correlation (Pearson's) of the points for an exercise with those for all others.
 
-    None where there are fewer than 10 submissions, or all have the same. Near 0 or below it the
-    exercise asks for something else than the rest, or its check is unfair.
+    None for fewer than 10 submissions, or if all have the same. Near 0 or below, the exercise tests
+    something else than the rest, or its check is unfair.
     """
     pairs = [(e.earned, row.earned - e.earned) for row in rows if (e := row.exercise(id))]
     if len(pairs) < FEW:
@@ -78,10 +77,10 @@ def with_the_rest(rows: list[Row], id: str) -> float | None:
 
 
 def frequent(messages: Iterable[str]) -> list[tuple[int, str]]:
-    """The three most frequent messages with their counts; numbers that differ don't tell apart.
+    """The three most frequent messages with their counts; different numbers don't matter.
 
-    Of a message with several parts, a quiz's or one of several faults, each part counts by itself,
-    and once. That an exercise was judged with the course's own before it is nobody's mistake.
+    Each part of a message with several counts separately, and once. A note that course objects were
+    lent is not a mistake.
     """
     counts, shown = Counter(), {}
     for message in messages:

@@ -1,4 +1,4 @@
-"""A table that another system exported: read it, find a column, fill in points, write it back."""
+"""Another system's table: read it, find a column, fill in points, write it back."""
 
 import codecs
 import contextlib
@@ -20,7 +20,7 @@ MARKS = {
 
 
 def column(head: list[str], candidates: list[int], wanted: str | None, lab: str) -> int:
-    """Where the wanted column is; without one, where the title names the lab."""
+    """The index of the wanted column; without one, of the column whose title names the lab."""
     titles = {i: re.sub(r" \(\d+\)$", "", head[i]).strip().lower() for i in candidates}
     if wanted:
         found = [i for i in candidates if wanted.lower() in (titles[i], head[i].lower())]
@@ -35,7 +35,7 @@ def column(head: list[str], candidates: list[int], wanted: str | None, lab: str)
 
 
 def points(row: Row, most: str) -> str:
-    """The points, scaled to what the system gives for this assignment, with 2 decimals."""
+    """The points, scaled to the system's maximum for this assignment, with 2 decimals."""
     top = number(most) or row.possible
     scaled = row.earned * top / row.possible if row.possible else 0
     text = f"{scaled:.2f}".rstrip("0").rstrip(".")
@@ -43,9 +43,9 @@ def points(row: Row, most: str) -> str:
 
 
 def put(line: list[str], at: int, text: str, name: str) -> list[str]:
-    """Fill in a grade; a line where something else stood there that somebody may have written.
+    """Fill in a grade; a line if it replaces a higher one, or is blocked.
 
-    What is no number, such as EX for excused, stays. A lower grade than before is filled in.
+    Text such as EX for excused stays. A lower grade than before is filled in.
     """
     before = line[at].strip()
     old, new = number(before), number(text)
@@ -61,7 +61,7 @@ def number_of(lab: str) -> str:
 
 
 def number(text: str) -> float | None:
-    """The number in a text, with a point or a comma; None where there is none."""
+    """The number in a text, with a point or a comma; else None."""
     try:
         return float(text.strip().replace(",", "."))
     except ValueError:
@@ -69,7 +69,7 @@ def number(text: str) -> float | None:
 
 
 def scale(rows: list[Row], most: str) -> list[str]:
-    """A line where points are scaled."""
+    """A line if points are scaled."""
     top = number(most)
     usual = Counter(row.possible for row in rows if row.possible).most_common(1)
     if not top or not usual or top == usual[0][0]:
@@ -79,12 +79,12 @@ def scale(rows: list[Row], most: str) -> list[str]:
 
 @dataclass
 class Table:
-    """Full rows of text, and how they were written, so that they go back as they came."""
+    """Full rows of text, and the format in which to write them back."""
 
     rows: list[list[str]]
     separator: str
     encoding: str
-    mark: bytes  # before the text, a byte order mark
+    mark: bytes  # byte order mark before the text
 
     @property
     def text(self) -> str:
@@ -94,12 +94,12 @@ class Table:
         return out.getvalue()
 
     def data(self) -> bytes:
-        """The file; what its encoding has no character for becomes &#...;"""
+        """The file's bytes; characters that its encoding lacks become &#...;"""
         return self.mark + self.text.encode(self.encoding, "xmlcharrefreplace")
 
 
 def read(path: Path) -> Table:
-    """The table in a CSV file. LabError for what is none."""
+    """The table in a CSV file; LabError if it is none."""
     data = path.read_bytes()
     if data[:2] == b"PK":
         raise LabError(f"{path} is a workbook of Excel: save it as CSV and give that")
@@ -119,10 +119,10 @@ def read(path: Path) -> Table:
 
 
 def _decoded(data: bytes) -> tuple[str, str, bytes]:
-    """(text, encoding, byte order mark). Excel writes UTF-16, or a code page of Windows."""
+    """(text, encoding, byte order mark). Excel writes UTF-16, or a Windows code page."""
     for mark, encoding in MARKS.items():
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, "replace"), encoding, mark
-    for encoding in ("utf-8", "cp1252", "latin-1"):  # in the last, any bytes go back as they are
+    for encoding in ("utf-8", "cp1252", "latin-1"):  # latin-1 preserves any bytes
         with contextlib.suppress(UnicodeDecodeError):
             return data.decode(encoding), encoding, b""

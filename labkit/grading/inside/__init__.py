@@ -1,1 +1,1 @@
-"""What runs within the wall, beside a submission, which can read it and change it."""
+"""What runs within the wall, next to a submission, which can read and change it."""

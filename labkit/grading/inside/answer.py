@@ -1,10 +1,10 @@
-"""What answers the judge inside a submission's process: it calls, and sends plain data back.
+"""Answers the judge inside a submission's process: calls objects, and returns plain data.
 
 The judge ships this module, the contract and the probes after the submission's cells have run, so
-that what a cell does to them is without effect. It is not trusted: the judge checks every reply.
-What a cell did to Python and torch has its effect here, and so has what an answer does meanwhile.
+cells cannot change them. It is not trusted, so the judge checks every reply. Changes that cells or
+answers make to Python and torch do have an effect here.
 
-It imports what was shipped by `from labkit.a import b`, which looks at `sys.modules` alone: `from
+Shipped modules are imported by `from labkit.a import b`, which looks only at `sys.modules`: `from
 labkit import a` asks the package, which a cell may have changed.
 """
 
@@ -20,10 +20,7 @@ LENT = {}  # source -> what it defines
 
 
 def answered(body: bytes, modules: dict, namespace: dict, states: dict) -> bytes:
-    """The reply to one question: its nonce, how it went, and a value or a message.
-
-    For the rest see `runner.serve`.
-    """
+    """The reply to one question: its nonce, the outcome, a value or message; see `runner.serve`."""
 
     def resolve(name):
         module, _, attribute = name.rpartition(":")
@@ -37,7 +34,7 @@ def answered(body: bytes, modules: dict, namespace: dict, states: dict) -> bytes
     head, absent = json.loads(head), []
     nonce = head["nonce"]
     try:
-        for source in head["sources"]:  # what an instructor's own check needs here
+        for source in head["sources"]:  # for an instructor's own check
             own = modules.setdefault(PRIVATE, types.ModuleType(PRIVATE))
             exec(compile(source, f"<{PRIVATE}>", "exec"), own.__dict__)
         if head["then"] in states:
@@ -48,13 +45,12 @@ def answered(body: bytes, modules: dict, namespace: dict, states: dict) -> bytes
         if absent:
             return pack([nonce, "undefined", absent[0], []])
         return pack([nonce, *_called(ask)])
-    except Exception as error:  # plain() or pack() on an object that is no data
-        told = f"it returned something that a check cannot read ({type(error).__name__})"
-        return pack([nonce, "failed", told, []])
+    except Exception as error:  # plain() or pack() on an object that is not data
+        why = f"it returned something that a check cannot read ({type(error).__name__})"
+        return pack([nonce, "failed", why, []])
 
 
 def _called(ask):
-    """`(how, what, faults)` of one call."""
     session = Session(seed=ask["seed"])
     try:
         how, what = "value", session.call(ask["f"], ask["data"])
@@ -66,14 +62,14 @@ def _called(ask):
 
 
 def _as_then(state, namespace):
-    """Put names back to `state`; those that came later stay, unless they hide a built-in one."""
+    """Restore names to `state`; later ones stay, unless they hide a built-in."""
     for name in vars(builtins).keys() & namespace.keys() - state.keys():
         del namespace[name]
     namespace.update(state)
 
 
 def _lend(names, source, namespace):
-    """Put the course's own objects in the place of the submission's, for as long as this lives."""
+    """Replace the submission's objects by the course's own, as long as this process lives."""
     if source not in LENT:
         LENT[source] = defined_by(source)
     namespace.update({name: LENT[source][name] for name in names if name in LENT[source]})

@@ -1,4 +1,4 @@
-"""The supervisor's hold on the process that runs the cells."""
+"""The supervisor's handle on the process that runs the cells."""
 
 import errno
 import json
@@ -13,16 +13,16 @@ from labkit.grading import wire
 from labkit.grading.inside import runner, tree, wall
 from labkit.grading.inside.clock import Clock
 
-TICK = 0.05  # seconds between two looks at processes and memory
+TICK = 0.05  # seconds between checks of processes and memory
 GRACE = 1.0  # seconds from an interrupt to the end
 SOON = 10.0  # seconds for what takes milliseconds
-LITTLE = 1.0  # seconds of a cell that no exercise needs, where cells have taken very long
-FOR_CELLS = 0.8  # of all the time by the clock; the rest is kept for the exercises
+LITTLE = 1.0  # seconds for an unneeded cell when time is short
+FOR_CELLS = 0.8  # share of real time; the rest is for the exercises
 STARTS = 12
 
 
 class Lost(Exception):
-    """The process that was asked is gone or out of time; the message says why."""
+    """The process is gone or out of time; the message says why."""
 
     def __init__(self, why, how="error"):
         super().__init__(why)
@@ -30,37 +30,37 @@ class Lost(Exception):
 
 
 class Crowded(Exception):
-    """No descriptor can be sent: some submission, this one or another, has too many under way."""
+    """No descriptor can be sent: some submission has too many in flight."""
 
 
 class Excess(Lost):
-    """A submission has taken more memory or processes than it may."""
+    """A submission exceeds its limit of memory or processes."""
 
 
 class Cells:
-    """Runs the cells, and starts again from a clean state when the process that runs them is lost.
+    """Runs the cells, and restarts from a clean state if their process is lost.
 
     At first all run in one process. Once that is lost, each cell runs in a fork of the state before
-    it, so that what ends its process costs that cell only. A cell that takes even that state with
-    it, or has to be killed, is left out from then on.
+    it, so that a crash costs only that cell. A cell that also destroys that state, or has to be
+    killed, is skipped from then on.
 
-    `needed` are the indices of the cells that exercises need. They have their full time even where
-    others, or earlier runs, have used up that of all cells. `nested`: as in `wall.clean`.
+    `needed` are the indices of the cells that exercises need. They have their full time even if the
+    time of all cells is used up. `nested`: as in `wall.clean`.
     """
 
     def __init__(self, cells, needed, seconds, shell, limits, nested=False):
         self.cells, self.needed, self.shell = cells, needed, shell
         self.limits, self.nested = limits, nested
         self.began = time.monotonic()
-        self.over = self.began + seconds  # the end of the submission's time by the clock
-        self.last = self.began + FOR_CELLS * seconds  # that of its cells
-        self.used = 0.0  # seconds of all cells that were run
+        self.over = self.began + seconds  # end of the submission's time
+        self.last = self.began + FOR_CELLS * seconds  # end of its cells' time
+        self.used = 0.0  # seconds of all cells so far
         self.told = {}  # index of a cell -> [how, message]
         self.skip, self.apart = set(), False
-        self.pid = self.channel = None  # the process that holds the state, and the way to it
+        self.pid = self.channel = None  # the process with the state, and a socket to it
 
     def run(self) -> None:
-        """Reach the state after the last cell. Lost when that does not succeed."""
+        """Reach the state after the last cell; Lost if that fails."""
         for _ in range(STARTS):
             try:
                 self._start()
@@ -70,14 +70,14 @@ class Cells:
         raise Lost("its cells ended all processes again and again")
 
     def _start(self):
-        """Fork a runner from the clean state; all others end."""
+        """Fork a runner from the clean state; kill all others."""
         self.end()
         wall.clean(self.limits, self.nested)
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                os.closerange(3, theirs.fileno())  # above all the way to the judge
+                os.closerange(3, theirs.fileno())  # above all the socket to the judge
                 os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
                 wall.close_in(self.limits)
                 runner.obey(theirs, self.shell, self.cells, self.limits.reply_bytes)
@@ -110,7 +110,7 @@ class Cells:
                 raise
 
     def _seconds(self, index):
-        """The time that a cell has. It shrinks when others have used too much, for some to zero."""
+        """The time for a cell; less, even 0, for unneeded ones once others have used too much."""
         now = time.monotonic()
         if now > self.last:
             return 0
@@ -132,8 +132,8 @@ class Cells:
             answer = self.answer(clock, state, pid)
         except TimeoutError:
             little = "there was little time left for this cell"
-            told = little if seconds < self.limits.cell_seconds else clock.told()
-            self.told[index] = ["timeout", told]
+            message = little if seconds < self.limits.cell_seconds else clock.told()
+            self.told[index] = ["timeout", message]
             answer = self._stop(index, state, pid)
         finally:
             clock.over(state, pid)
@@ -148,7 +148,6 @@ class Cells:
             raise Lost("it disturbed the grader")
 
     def _stop(self, index, state, pid):
-        """Interrupt a cell that takes too long, then kill it."""
         tree.kill(pid, signal.SIGINT)
         try:
             return self.answer(self.clock(GRACE, state, pid), state, pid)
@@ -161,27 +160,27 @@ class Cells:
             raise Lost("it disturbed the grader") from None
 
     def settle(self) -> None:
-        """Leave nothing of the cells but one process, with one thread."""
+        """Leave only one process of the cells, with one thread."""
         if tree.threads(self.pid) != 1:
             self.order(settle=True)
             self.pid = self.new_pid()
         tree.kill_but(self.pid)
 
     def order(self, fds: Sequence[int] = (), **order: object) -> None:
-        """Send an order to the process that holds the state. Lost where that is gone."""
+        """Send an order to the process with the state; Lost if it is gone."""
         try:
             wire.send_fds(self.channel, json.dumps(order).encode(), fds, self._hopeless)
         except OSError as error:
             if error.errno == errno.ETOOMANYREFS:
-                raise Crowded("a submission has more descriptors under way than one may") from None
+                raise Crowded("a submission has too many descriptors under way") from None
             raise Lost("it ended its process") from None
 
     def _hopeless(self):
-        """Whether descriptors cannot be sent for this submission's own fault, or time is up."""
+        """Whether this submission itself blocks descriptors, or time is up."""
         return tree.under_way() > wall.OPEN_FILES or time.monotonic() > self.over
 
     def new_pid(self) -> int:
-        """The process that an order has brought about."""
+        """The process started by an order."""
         try:
             pid = self.answer(self.clock(SOON, self.pid), self.pid).get("pid")
         except TimeoutError:
@@ -191,12 +190,12 @@ class Cells:
         return pid
 
     def clock(self, seconds: float, *pids: int) -> Clock:
-        """A clock for something that has `seconds` of its own; it ends with the submission's."""
+        """A clock for `seconds` of own time; it ends with the submission's."""
         end = min(time.monotonic() + self.limits.crowding * seconds, self.over)
         return Clock(seconds, end, *pids)
 
     def answer(self, clock: Clock, *pids: int) -> dict:
-        """The next message. TimeoutError when time is up; Lost when none of `pids` is left."""
+        """The next message. TimeoutError when time is up; Lost if none of `pids` is left."""
         self.wait(self.channel, clock, *pids)
         try:
             answer = json.loads(self.channel.recv(runner.ORDER_BYTES))
@@ -209,10 +208,7 @@ class Cells:
     def wait(
         self, link: socket.socket, clock: Clock, *pids: int, gone: str = "it ended its process"
     ) -> None:
-        """Until `link` can be read. TimeoutError when time is up; Excess; Lost, which says `gone`.
-
-        It is lost when none of `pids` is left.
-        """
+        """Wait until `link` is readable; TimeoutError, Excess, or Lost without live `pids`."""
         while not select.select([link], [], [], TICK)[0]:
             if wrong := tree.excess(self.limits):
                 raise Excess(wrong)

@@ -1,9 +1,8 @@
-"""How the lines of a cell run in grading: as in Jupyter, but for those that fail for the place.
+"""Run the lines of a cell as Jupyter does, but continue after failures due to the environment.
 
-A submission was made where there is a network, a GPU, a person at the keyboard and other libraries.
-A line that fails for want of these costs what it would have defined, and the rest of its cell runs.
-Where a line fails that fails anywhere, the cell ends there, as it does in Jupyter. Below a line
-that is out of time only definitions run, which take none.
+A submission was made with a network, a GPU, a keyboard and other libraries. A line that fails
+without them loses only what it would have defined, and the rest of its cell runs. After any other
+failure the cell ends, as in Jupyter. After a timeout only definitions run, which take no time.
 """
 
 import ast
@@ -14,14 +13,14 @@ from IPython.core.error import StdinNotImplementedError, UsageError
 
 PLACE = (ImportError, OSError, EOFError, MemoryError, Warning, subprocess.SubprocessError)
 PLACE += (UsageError, StdinNotImplementedError)
-# in the text of errors that have no class of their own
+# parts of error messages without a class of their own
 SIGNS = ("cuda", "nvidia", "gpu", "mps ", "allocate memory", "module '", "no kernel", "'kernel'")
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-DEEP = 8  # causes of an error that are looked at
+DEEP = 8  # causes of an error to inspect
 
 
 def prepare(shell: object) -> list:
-    """Have `shell` go on like this; returns the list in which it leaves the errors of a cell."""
+    """Make `shell` run cells like this; returns the list to which it adds a cell's errors."""
     run, errors = shell.run_ast_nodes, []
 
     async def run_nodes(nodes, cell_name, interactivity=None, compiler=compile, result=None):
@@ -43,12 +42,12 @@ def prepare(shell: object) -> list:
 
     shell.run_ast_nodes = run_nodes
     shell.register_magic_function(timed, "cell", "time")
-    sys.path.insert(0, "")  # modules are found beside the notebook, as in Jupyter
+    sys.path.insert(0, "")  # find modules next to the notebook, as in Jupyter
     return errors
 
 
 def _split(nodes):
-    """`import a, b` as two lines: b is there without a."""
+    """`import a, b` as two lines, so that b is imported without a."""
     split = []
     for node in nodes:
         parts = node.names if isinstance(node, ast.Import) else []
@@ -57,21 +56,21 @@ def _split(nodes):
 
 
 def _goes_on(node, error, nodes):
-    """Whether the lines below `node`, of a cell's `nodes`, run when it has raised `error`."""
+    """Whether the rest of a cell's `nodes` runs after `node` has raised `error`."""
     if isinstance(node, ast.Raise | ast.Assert) or isinstance(error, SystemExit):
         return False
-    if type(error) is NameError:  # it follows from another line, unless it is `STOP`
+    if type(error) is NameError:  # caused by another line, unless it is `STOP`
         return not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Name))
     if isinstance(error, KeyboardInterrupt) or _for_the_place(error):
         return True
     if any(isinstance(n, ast.Name) and n.id == "get_ipython" for n in ast.walk(node)):
-        return True  # a magic, or a line for the system's shell
-    kinds = {type(one) for one in nodes}  # a cell that imports and defines nothing sets things up
+        return True  # a magic or a shell command
+    kinds = {type(one) for one in nodes}  # a cell with imports and no definitions is set-up
     return bool(kinds & {ast.Import, ast.ImportFrom}) and not kinds & set(DEFINITIONS)
 
 
 def _for_the_place(error):
-    """Whether an error, or one that it comes from, may be due to where the cell runs."""
+    """Whether an error, or one of its causes, may be due to the environment."""
     for _ in range(DEEP):
         if isinstance(error, PLACE) or any(sign in str(error).lower() for sign in SIGNS):
             return True

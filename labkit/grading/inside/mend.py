@@ -1,4 +1,4 @@
-"""Puts back what a cell should not take from those after it: streams, modules, switches."""
+"""Restore what a cell should not change for later ones: streams, modules, switches."""
 
 import builtins
 import contextlib
@@ -19,11 +19,11 @@ HANDLED = ("ALRM", "CHLD", "HUP", "PIPE", "PROF", "TERM", "USR1", "USR2", "VTALR
 
 
 def mender() -> FunctionType:
-    """`mend(all)`, which puts back what is there now.
+    """`mend(all)`, which restores the present state.
 
-    Between cells these are the standard streams, the modules, and signals and timers. With `all`,
-    before an exercise is asked, also modules and built-in functions that were replaced, the filters
-    of warnings, and switches of Python, numpy and torch that go for all code.
+    Between cells these are the standard streams, modules, signals and timers. With `all`, before an
+    exercise, also replaced modules and built-ins, warning filters, and global switches of Python,
+    numpy and torch.
     """
     real, modules = sys.modules, dict(sys.modules)
     streams = sys.stdin, sys.stdout, sys.stderr
@@ -42,20 +42,20 @@ def mender() -> FunctionType:
 
 
 def small_names(shell: object) -> dict:
-    """{name: object} of what a notebook defines, as far as it is code or a small constant."""
+    """{name: object} of the functions and small constants that a notebook defines."""
     try:
         return {k: v for k, v in shell.user_ns.items() if k[:1] != "_" and _small(v)}
-    except Exception:  # of a namespace that is none any more
+    except Exception:  # the namespace may be broken
         return {}
 
 
 def _small(thing):
-    """Whether to keep a thing costs next to nothing: data that a cell deletes has to go."""
+    """Whether a thing is cheap to store: data that a cell deletes has to go."""
     return isinstance(thing, SMALL) or (type(thing) is str and len(thing) < 200)
 
 
 def _open(stream):
-    """A stream, or where it was closed one to nowhere."""
+    """The stream, or one to /dev/null if it was closed."""
     return open(os.devnull, "r+") if getattr(stream, "closed", False) else stream
 
 
@@ -87,7 +87,7 @@ def _python():
 
 
 def _torch():
-    """Functions that each put one switch of torch back; bound now, before a cell replaces them."""
+    """Functions that each restore one switch of torch; bound now, before a cell replaces them."""
     switches = [
         partial(torch.set_grad_enabled, torch.is_grad_enabled()),
         partial(torch.set_default_dtype, torch.get_default_dtype()),
@@ -103,7 +103,7 @@ def _torch():
 
 
 def _modes_left(depth, pop):
-    """`with torch.device("meta"):` and the like, entered and never left."""
+    """Leave modes such as `with torch.device("meta"):` that were entered and never left."""
 
     def put_back():
         while depth():
@@ -113,11 +113,11 @@ def _modes_left(depth, pop):
 
 
 def _inference_left(on, mode):
-    kept = []  # the switch goes back when this object goes
+    alive = []  # the switch is reset when this object is deleted
 
     def put_back():
         if on():
-            kept.append(mode(False))
-            kept[-1].__enter__()
+            alive.append(mode(False))
+            alive[-1].__enter__()
 
     return put_back

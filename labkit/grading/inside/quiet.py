@@ -1,4 +1,4 @@
-"""The lab that a submission gets while its cells run: no header, no checks, no experiments."""
+"""The lab object for a submission's cells: no header, no checks, no experiments."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from labkit.lab import Lab
 
 
 class _Anything:
-    """Has every attribute, and each is a function that does nothing."""
+    """Has every attribute, each a function that does nothing."""
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -18,7 +18,7 @@ class _Anything:
 
 
 class QuietLab(Lab):
-    """As `Lab`, but experiments wait, nothing is printed, and nothing is revealed."""
+    """As `Lab`, but without experiments, output and solutions."""
 
     def __init__(self, stem):
         self.stem, self.seed, self.exercises = stem, 0, []
@@ -33,10 +33,10 @@ class QuietLab(Lab):
         return False
 
     def reveal(self, *_, **__):
-        """Nothing: the solutions are not here, and what stands below in the cell still counts."""
+        """Nothing: solutions are not here, and code below in the cell still counts."""
 
     def predict(self, *_, **__):
-        """No guess: it earns nothing, and what stands below in the cell still counts."""
+        """No guess: it earns nothing, and code below in the cell still counts."""
         return Guess("")
 
     gpu = experiment
@@ -50,7 +50,7 @@ def start(stem: str) -> tuple:
 
 
 def device_setter(set_default_device: Callable) -> Callable:
-    """`torch.set_default_device` that leaves it where it is when there is no such device here."""
+    """`torch.set_default_device` that ignores devices missing here."""
 
     def setter(device):
         if device is None or torch.device(device).type in ("cpu", "meta"):

@@ -1,7 +1,7 @@
-"""The process that runs a submission's cells. It takes orders from its supervisor.
+"""The process that runs a submission's cells, on orders of its supervisor.
 
-Whatever the cells do to it, it costs this process at most. Orders and answers are small JSON
-messages on a SOCK_SEQPACKET pair.
+Whatever the cells do, they can harm only this process. Orders and answers are small JSON messages
+on a SOCK_SEQPACKET pair.
 """
 
 import ast
@@ -23,23 +23,20 @@ from labkit.grading.inside import lines
 from labkit.grading.inside.mend import mender, small_names
 
 ORDER_BYTES = 1 << 16
-SPARE = 12  # processes and descriptors that cells can't use up
-STATES = 400  # cells after which it is kept how names stand
-TOLD = 400  # characters of an error message that go back
+SPARE = 12  # processes and descriptors reserved from cells
+STATES = 400  # cells after which names are stored
+TOLD = 400  # characters of an error message sent back
 
 
 def obey(channel: socket.socket, shell: object, cells: list[str], most: int) -> None:
-    """Run cells and serve exercises as ordered, for ever; the supervisor kills this process."""
+    """Run cells and serve exercises as ordered, until the supervisor kills this process."""
     mine = untouched(sys.modules[__name__])
     mine["wire"] = SimpleNamespace(**untouched(wire))
     mine["_obey"](channel, shell, cells, most)
 
 
 def untouched(module: ModuleType) -> dict:
-    """`{name: object}` of a module as it is now, in which cells do not replace anything.
-
-    Its functions and its built-in functions are copies, which no module names.
-    """
+    """`{name: object}` of a module as it is now; functions are copies that cells can't reach."""
     space = dict(vars(module), __builtins__=dict(vars(builtins)))
     for name, f in vars(module).items():
         if isinstance(f, FunctionType) and f.__module__ == module.__name__:
@@ -50,11 +47,11 @@ def untouched(module: ModuleType) -> dict:
 def _obey(channel, shell, cells, most):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     mend, errors = mender(), lines.prepare(shell)
-    states = {}  # index of a cell -> how names stood below it
+    states = {}  # index of a cell -> names after it
 
     def run(source):
         error = run_cell(shell, errors, source)
-        mend(False)  # at once: an alarm of the cell's must not end this process
+        mend(False)  # at once: a cell's alarm must not end this process
         return error
 
     while True:
@@ -74,7 +71,7 @@ def _obey(channel, shell, cells, most):
 
 
 def _spare(n):
-    """Keep `n` processes and descriptors of those allowed from the cells, for what comes after."""
+    """Reserve `n` of the allowed processes and descriptors from the cells."""
     for which in (resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE):
         hard = resource.getrlimit(which)[1]
         if hard != resource.RLIM_INFINITY:
@@ -86,12 +83,12 @@ def _tell(channel, **what):
 
 
 def _run(channel, run, cells, index, apart):
-    """Run one cell; when `apart`, in a fork, so that its end costs nothing but this cell."""
+    """Run one cell; if `apart`, in a fork, so that a crash costs only this cell."""
     before = getpid()
     if apart:
         pid = fork()
         if pid:
-            waitpid(pid, 0)  # a fork that gets through its cell kills this process
+            waitpid(pid, 0)  # a fork that finishes its cell kills this process
             _tell(channel, lost=index)
             return
         _tell(channel, pid=getpid())
@@ -107,22 +104,22 @@ def _run(channel, run, cells, index, apart):
 
 
 def _take_over(before):
-    """End the process `before`, of which this one is a fork."""
-    if getppid() == before:  # else it has ended, and its number may be another one's
+    """Kill the process `before`, which forked this one."""
+    if getppid() == before:  # else it has ended, and its pid may be reused
         with contextlib.suppress(ProcessLookupError):
             kill(before, signal.SIGKILL)
 
 
 def run_cell(shell: object, errors: list, source: str) -> str | None:
-    """The first error of the cell as one line, or None; `errors` is what `lines.prepare` gave."""
+    """The first error of the cell as one line, or None; `errors` is from `lines.prepare`."""
     errors.clear()
     try:
-        importlib.invalidate_caches()  # `%%writefile` may just have made a module
+        importlib.invalidate_caches()  # `%%writefile` may have made a module
         signal.signal(signal.SIGINT, signal.default_int_handler)
         result = shell.run_cell(source, store_history=False, silent=True)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         error = next(iter(errors), result.error_before_exec or result.error_in_exec)
-    except BaseException as raised:  # an interrupt between the lines, or a patched shell
+    except BaseException as raised:  # an interrupt between lines, or a patched shell
         error = raised
     try:
         return _line(error, source)
@@ -134,7 +131,6 @@ def run_cell(shell: object, errors: list, source: str) -> str | None:
 
 
 def _line(error, source):
-    """An error as one line; None for no error."""
     if isinstance(error, SyntaxError):
         if error.msg == "incomplete input":  # IPython's; Python's own says more
             try:
@@ -146,17 +142,17 @@ def _line(error, source):
 
 
 def _let_go(error):
-    """Free what an error holds: through its traceback all that its functions had in memory."""
-    with contextlib.suppress(BaseException):  # it may be of a class of the cell's own
+    """Free the memory that an error keeps alive through its traceback."""
+    with contextlib.suppress(BaseException):  # the cell may define its class
         while error is not None:
             error.__traceback__, error = None, error.__cause__ or error.__context__
 
 
 def _settle(channel):
-    """Go on as a fork: it has no thread but this one.
+    """Continue as a fork, which has only this thread.
 
-    The supervisor knows of the fork by what it tells, and takes the end of the process that it
-    knows for a loss: so the fork tells first.
+    The fork reports first: the supervisor learns of it that way, and counts the end of the process
+    it knows as a loss.
     """
     before = getpid()
     pid = fork()
@@ -168,10 +164,7 @@ def _settle(channel):
 
 
 def _serve(channel, what, fd):
-    """Fork a process that answers the judge on `fd` from the state that the cells left.
-
-    `what` are the namespace, its earlier states, and the most bytes of a question.
-    """
+    """Fork a process that answers the judge on `fd`; `what` are `serve`'s last arguments."""
     with contextlib.suppress(ChildProcessError):
         while waitpid(-1, WNOHANG)[0]:
             pass
@@ -189,9 +182,10 @@ def _serve(channel, what, fd):
 
 
 def load(body: bytes) -> dict[str, ModuleType]:
-    """`{name: module}` of the code that the judge shipped, executed afresh, in the order given.
+    """`{name: module}` of the code that the judge shipped, executed in the given order.
 
-    A package that was here shows them, too: `from labkit.probes import tiny` asks it first.
+    Packages already here get them as attributes, since `from labkit.probes import tiny` looks there
+    first.
     """
     modules, parts = {}, dict(loads(body))
     for name, code in parts.items():
@@ -207,8 +201,8 @@ def load(body: bytes) -> dict[str, ModuleType]:
 def serve(sock: plain_socket, modules: dict, namespace: dict, states: dict, most: int) -> None:
     """Answer the judge's questions about the objects in `namespace` until it hangs up.
 
-    `modules` are those that were shipped, by name: each question finds them as they came. `states`
-    says how names of the namespace stood below a cell, by the index of that cell.
+    `modules` are the shipped ones, by name, restored before each question. `states` has the names
+    after each cell, by its index.
     """
     put_back = _keeper(modules)
     while frame := wire.receive(sock, most):
@@ -218,7 +212,7 @@ def serve(sock: plain_socket, modules: dict, namespace: dict, states: dict, most
 
 
 def _keeper(modules):
-    """A function that puts the names of `modules`, their classes and functions back."""
+    """A function that restores the names of `modules`, their classes and functions."""
     spaces = [(vars(module), dict(vars(module))) for module in modules.values()]
     found = [thing for _, names in spaces for thing in names.values()]
     classes = [c for c in found if isinstance(c, type) and c.__module__ in modules]

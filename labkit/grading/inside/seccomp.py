@@ -1,8 +1,8 @@
-"""A filter for system calls that no lab needs and that attacks on the kernel or neighbours do.
+"""A filter for system calls that labs don't need and attacks on the kernel or neighbors do.
 
-Some are refused. Locks on files and the size of a socket's buffers do nothing and report success:
-a lock on a file of the machine is seen by all that read it, and libraries that lock their own
-files (sqlite, filelock) go on. So a submission's processes do not exclude each other.
+Some are refused. File locks and socket buffer sizes do nothing and report success: other processes
+would see a lock on the machine's files, and libraries that lock their own (sqlite, filelock) have
+to go on. So a submission's processes do not exclude each other.
 """
 
 import ctypes
@@ -11,23 +11,23 @@ import platform
 import struct
 
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
-PRETEND = REFUSE  # an error of number 0: the call is left out and returns 0
+PRETEND = REFUSE  # error number 0: the call is skipped and returns 0
 LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
 NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16
 NAMESPACES = 0x7E020000 | 0x00000080  # the CLONE_NEW* flags
 X32 = 0x40000000
-FAMILIES = {  # of sockets: only those within a submission; the others' error is the usual one
+FAMILIES = {  # of sockets: only local ones; others get the usual error
     1: ALLOW,  # AF_UNIX
     2: REFUSE | errno.ENETUNREACH,  # AF_INET
     10: REFUSE | errno.ENETUNREACH,  # AF_INET6
 }
 SOL_SOCKET, SO_SNDBUF, SO_RCVBUF = 1, 7, 8
 AF_NETLINK, NETLINK_ROUTE = 16, 0  # lists the network's interfaces
-# of fcntl: copies and flags of a descriptor, what a lock is, pipes, seals; others reach the inode
+# of fcntl: copies and flags of a descriptor, F_GETLK, pipes, seals; others reach the inode
 COMMANDS = dict.fromkeys((0, 1, 2, 3, 4, 5, 36, 1030, 1031, 1032, 1033, 1034), ALLOW)
 COMMANDS |= dict.fromkeys((6, 7, 37, 38), PRETEND)  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
 
-# name -> its numbers on x86_64 and aarch64; those of the first two lines are handled apart
+# name -> its numbers on x86_64 and aarch64; the first two lines are handled separately
 CALLS = dict(
     clone=(56, 220), clone3=(435, 435), socket=(41, 198), socketpair=(53, 199),
     setsockopt=(54, 208), fcntl=(72, 25), flock=(73, 32),
@@ -61,12 +61,12 @@ def _step(code, yes, no, value):
 
 
 def _when(number, steps):
-    """`steps`, which end in a return, for one system call; others pass them by."""
+    """`steps`, ending in a return, for one system call; others skip them."""
     return [_step(EQUAL, 0, len(steps), number), *steps]
 
 
 def _by(argument, verdicts, other):
-    """The verdict on an argument's value, `other` for a value that is not listed."""
+    """The verdict on an argument's value, `other` for unlisted ones."""
     steps = [_step(LOAD, 0, 0, ARGUMENTS + 8 * argument)]
     for value, verdict in verdicts.items():
         steps += [_step(EQUAL, 0, 1, value), _step(RETURN, 0, 0, verdict)]
@@ -74,7 +74,7 @@ def _by(argument, verdicts, other):
 
 
 def _sockets(numbers):
-    """The steps for sockets: which there may be, and that their buffers keep their size."""
+    """The steps for sockets: allowed families, and fixed buffer sizes."""
     netlink = _by(2, {NETLINK_ROUTE: ALLOW}, REFUSE | errno.EAFNOSUPPORT)
     family = _by(0, FAMILIES, REFUSE | errno.EAFNOSUPPORT)
     family[1:1] = _when(AF_NETLINK, netlink)
@@ -88,14 +88,14 @@ def _sockets(numbers):
 
 
 def program(machine: str) -> bytes:
-    """The filter as BPF instructions for a machine; b"" for one that we have no numbers of."""
+    """The filter as BPF instructions for a machine; b"" for an unknown one."""
     if machine not in MACHINES:
         return b""
     audit, numbers = MACHINES[machine]
     numbers = dict(numbers)
     clone, clone3 = numbers.pop("clone"), numbers.pop("clone3")
     apart = _sockets(numbers)
-    # locks, and what else goes through a descriptor to a file
+    # locks, and other access to a file through a descriptor
     apart += _when(numbers.pop("flock"), [_step(RETURN, 0, 0, PRETEND)])
     apart += _when(numbers.pop("fcntl"), _by(1, COMMANDS, REFUSE | errno.EINVAL))
     steps = [_step(LOAD, 0, 0, ARCHITECTURE), _step(EQUAL, 1, 0, audit), _step(RETURN, 0, 0, KILL)]

@@ -1,10 +1,10 @@
-"""Process 1 of a submission's own process tree. It runs none of its code and holds no secret.
+"""Process 1 of a submission's process tree. It runs none of its code and has no secret.
 
-It is forked from the warm process, has the cells run, keeps the time, counts processes and memory,
-and carries messages between the judge and the process that answers. What is lost it starts again.
+Forked from the warm process, it has the cells run, keeps time, counts processes and memory, carries
+messages between the judge and the answering process, and restarts lost processes.
 
 Frames from the judge: C, the cells; B, the code to ship; N, a new exercise; A, a question. Frames
-to the judge: D, how the cells went; R, a reply; G, the process that should have replied is gone.
+to the judge: D, how the cells went; R, a reply; G, the answering process is gone.
 """
 
 import json
@@ -28,8 +28,8 @@ def supervise(link: socket.socket, shell: object, limits: Limits, nested: bool) 
     cells = Cells(task["cells"], set(task["needed"]), task["seconds"], shell, limits, nested)
     try:
         cells.run()
-        told = [[index, *what] for index, what in sorted(cells.told.items())]
-        wire.send(link, b"D", json.dumps(told).encode())
+        results = [[index, *what] for index, what in sorted(cells.told.items())]
+        wire.send(link, b"D", json.dumps(results).encode())
         _carry(link, Answers(cells, limits), limits)
     except (Lost, Crowded) as why:
         wire.send(link, b"X", str(why).encode())
@@ -48,15 +48,12 @@ def _carry(link, answers, limits):
             try:
                 wire.send(link, b"R", answers.ask(body))
             except Lost as lost:
-                told = {"how": lost.how, "why": str(lost)}
-                wire.send(link, b"G", json.dumps(told).encode())
+                reason = {"how": lost.how, "why": str(lost)}
+                wire.send(link, b"G", json.dumps(reason).encode())
 
 
 class Answers:
-    """The process that answers the judge: a fork of the state that the cells left.
-
-    It serves one exercise after another for as long as nothing goes wrong.
-    """
+    """The process that answers the judge: a fork of the state after the cells, used until lost."""
 
     def __init__(self, cells, limits):
         self.cells, self.limits = cells, limits
@@ -71,7 +68,7 @@ class Answers:
         self.clock = self.cells.clock(self.limits.exercise_seconds, *known)
 
     def ask(self, body: bytes) -> bytes:
-        """The reply to a question. Lost when there is none in time."""
+        """The reply to a question; Lost if there is none in time."""
         try:
             if self.pid is None:
                 self._call()
@@ -82,8 +79,8 @@ class Answers:
             return self._reply()
         except TimeoutError:
             over = time.monotonic() > self.cells.over
-            told = f"it took longer than {self.limits.exercise_seconds:g} s"
-            lost = Lost(TIME_UP if over else told, "timeout")
+            too_long = f"it took longer than {self.limits.exercise_seconds:g} s"
+            lost = Lost(TIME_UP if over else too_long, "timeout")
         except OSError:
             lost = Lost("its process ended")
         except (wire.WireError, Lost) as error:
@@ -99,11 +96,11 @@ class Answers:
         return frame[1]
 
     def _call(self):
-        """Have a process forked that answers; where the state is lost, reach it once more."""
+        """Fork the answering process; if the state is lost, reach it once more."""
         try:
             self._fork()
         except (Lost, TimeoutError, OSError):
-            self.cells.last = self.cells.over  # the exercises' time is now for what they need
+            self.cells.last = self.cells.over  # needed cells may use the exercises' time
             self.cells.run()
             self.settled = False
             self._fork()
@@ -116,12 +113,11 @@ class Answers:
         with theirs:
             self.cells.order(fds=[theirs.fileno()], serve=True)
         self.line, self.pid = ours, self.cells.new_pid()
-        self.begin()  # to get here may have taken long, and that was not the exercise
+        self.begin()  # starting does not count as the exercise's time
         self.line.settimeout(self.clock.left())
         wire.send(self.line, b"B", self.code)
 
     def _hang_up(self):
-        """End the process that answers, and all that it has started."""
         if self.pid:
             self.line.close()
             tree.kill_group(self.pid)

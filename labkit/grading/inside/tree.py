@@ -1,7 +1,7 @@
-"""The processes of a submission: counted, measured and killed by their supervisor.
+"""Count, measure and kill the processes of a submission, from its supervisor.
 
-Inside a sandbox the supervisor is process 1 of a tree of its own, and may kill all others. Without
-one it knows the process groups that it has started, and nothing else.
+Inside a sandbox the supervisor is process 1 of its own tree, and may kill all others. Without one
+it knows only the process groups that it has started.
 """
 
 import contextlib
@@ -13,41 +13,41 @@ import time
 from labkit.grading.limits import Limits
 
 TICKS = os.sysconf("SC_CLK_TCK")
-GONE = 60  # seconds in which killed processes have to vanish, on the busiest machine
-MANY = 4  # processes from which on shared pages are told from private ones at once: that is slow
+GONE = 60  # seconds for killed processes to vanish, on the busiest machine
+MANY = 4  # with more processes, shared pages are always counted exactly, which is slow
 
 _enclosed = False
 
 
 def enclosed() -> bool:
-    """Whether this process is process 1 of a tree of its own."""
+    """Whether this process is process 1 of its own tree."""
     return _enclosed
 
 
 def own() -> None:
-    """Say that this process is process 1 of a tree of its own, if it is."""
+    """Note whether this process is process 1 of its own tree."""
     global _enclosed
     _enclosed = os.getpid() == 1
 
 
 def others() -> list[int]:
-    """The ids of all processes of this tree but this one; [] where there is no such tree."""
+    """The ids of all other processes of this tree; [] without a tree."""
     return [int(n) for n in os.listdir("/proc") if n.isdigit() and n != "1"] if _enclosed else []
 
 
 def alive(pid: int) -> bool:
-    """Whether `pid` is there and has not ended."""
+    """Whether `pid` exists and has not ended."""
     reap()
     return _state(pid) not in "ZX"
 
 
 def _state(task):
-    """The letter that the kernel gives to the state of a process or thread; "X" when it is gone."""
+    """The kernel's letter for the state of a process or thread; "X" if it is gone."""
     return (_stat(task) or "X")[0]
 
 
 def _stat(task):
-    """What the kernel tells of a process or thread, from its state on; None when it is gone."""
+    """/proc's fields of a process or thread, from its state on; None if it is gone."""
     try:
         with open(f"/proc/{task}/stat") as file:
             return file.read().rpartition(")")[2].split() or None
@@ -56,15 +56,15 @@ def _stat(task):
 
 
 def pulse(*known: int) -> tuple[float, bool]:
-    """`(seconds that the processes of this tree have computed, whether one is ready to run)`.
+    """`(CPU seconds of this tree's processes, whether one is ready to run)`.
 
-    Where there is no such tree, of the processes `known`. Who waits for a disk is ready, too.
+    Without a tree, of the processes `known`. Waiting for a disk counts as ready.
     """
     times = os.times()
     computed, ready = times.children_user + times.children_system, False
     for pid in others() or set(known):
         fields = _stat(pid)
-        if fields:  # its own seconds, and those of its children that have ended
+        if fields:  # its own seconds and those of ended children
             computed += sum(map(int, fields[11:15])) / TICKS
             ready = ready or fields[0] in "RD" or _has_ready_thread(pid)
     return computed, ready
@@ -78,7 +78,7 @@ def _has_ready_thread(pid):
 
 
 def threads(pid: int) -> int:
-    """How many threads a process has; 1 where that can't be known."""
+    """How many threads a process has; 1 if unknown."""
     try:
         return len(os.listdir(f"/proc/{pid}/task"))
     except OSError:
@@ -86,18 +86,18 @@ def threads(pid: int) -> int:
 
 
 def memory(pid: int) -> tuple[int, int]:
-    """`(bytes held besides files, mapped bytes)` of a process; zeros when it is gone."""
+    """`(bytes in memory except files, mapped bytes)` of a process; zeros if it is gone."""
     try:
         with open(f"/proc/{pid}/status") as file:
             lines = dict(line.split(":", 1) for line in file)
-        held = [int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem", "VmSize")]
-    except (OSError, ValueError, KeyError):  # a process that has ended maps nothing
+        kib = [int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem", "VmSize")]
+    except (OSError, ValueError, KeyError):  # an ended process maps nothing
         return 0, 0
-    return (held[0] + held[1]) * 1024, held[2] * 1024
+    return (kib[0] + kib[1]) * 1024, kib[2] * 1024
 
 
 def _proportional(pid):
-    """Bytes of a process besides files, each page that several share divided among them."""
+    """Bytes of a process except files, each shared page divided among its users."""
     try:
         with open(f"/proc/{pid}/smaps_rollup") as file:
             lines = dict(line.split(":", 1) for line in file if line.startswith("Pss"))
@@ -108,7 +108,7 @@ def _proportional(pid):
 
 
 def sockets() -> int:
-    """How many sockets the network of this tree has, also those that are under way or closed."""
+    """How many sockets this tree's network has, including those in flight or closed."""
     try:
         with open("/proc/net/sockstat") as file:
             return int(file.readline().split()[2])
@@ -117,7 +117,7 @@ def sockets() -> int:
 
 
 def under_way() -> int:
-    """How many descriptors lie in the sockets of this tree's processes, each process counted."""
+    """How many descriptors are in flight in the sockets of this tree, counted per process."""
     found = 0
     for pid in others():
         with contextlib.suppress(OSError):
@@ -128,7 +128,7 @@ def under_way() -> int:
 
 
 def excess(limits: Limits) -> str | None:
-    """What the processes of this tree have too much of, as one line; None while all is well."""
+    """Which limit the processes of this tree exceed, as one line; None if none."""
     running = others()
     if len(running) > limits.processes:
         return f"it started more than {limits.processes} processes"
@@ -136,8 +136,8 @@ def excess(limits: Limits) -> str | None:
         return f"it opened more than {limits.sockets} sockets"
     base = memory(1)[0]
     taken = sum(max(0, memory(pid)[0] - base) for pid in running)
-    if taken > limits.memory_bytes or len(running) > MANY:  # what forks share counts once, and
-        taken = sum(map(_proportional, [1, *running])) - base  # what each has copied each time
+    if taken > limits.memory_bytes or len(running) > MANY:  # pages shared by forks count once,
+        taken = sum(map(_proportional, [1, *running])) - base  # private copies each time
     if taken > limits.memory_bytes:
         return f"it took more than {limits.memory_bytes >> 20:,} MiB of memory"
     return None
@@ -151,7 +151,7 @@ def kill(pid: int, sign: int = signal.SIGKILL) -> None:
 
 
 def kill_group(pid: int) -> None:
-    """Kill a process that leads a group, and the group."""
+    """Kill a process and the group that it leads."""
     if type(pid) is int and pid > 1 and pid != os.getpgid(0):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
@@ -159,7 +159,7 @@ def kill_group(pid: int) -> None:
 
 
 def kill_but(keep: int | None = None) -> None:
-    """Kill every process of this tree but this one and `keep`, and wait until they are gone."""
+    """Kill every process of this tree except this one and `keep`, and wait until they are gone."""
     if not _enclosed:
         return
     if keep is None:

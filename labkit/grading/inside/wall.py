@@ -1,8 +1,8 @@
 """The inner wall: each submission's own namespaces, limits and system-call filter (Linux).
 
-`enclose` makes a process tree of its own, with a fresh /proc and private scratch space, whose
-process 1 is the supervisor. `close_in` then takes every privilege from the process that runs a
-submission's cells. Both are plain system calls: Python 3.11 has no names for them.
+`enclose` makes a new process tree, with its own /proc and scratch space, whose process 1 is the
+supervisor. `close_in` then takes every privilege from the process that runs the cells. Both are
+plain system calls: Python 3.11 has no names for them.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ NEW_PID, NEW_NET = 0x20000000, 0x40000000
 RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 PDEATHSIG, SET_DUMPABLE, SET_NO_NEW_PRIVS = 1, 4, 38
 DETACH = 2
-CAPABILITIES_3 = 0x20080522  # the version of the structure that capset takes
+CAPABILITIES_3 = 0x20080522  # version of capset's structure
 OPEN_FILES = 256  # of one process
 DEVICES = ("pts", "null", "zero", "full", "random", "urandom", "tty")
-SCRATCH = "labkit-grading-"  # how the folder begins that a submission gets where nothing is mounted
+SCRATCH = "labkit-grading-"  # prefix of a submission's folder if nothing is mounted
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -36,11 +36,8 @@ def _call(name, *args):
 
 
 def enclose(limits: Limits) -> None:
-    """Return in process 1 of a new tree; the calling process waits for its end and ends with it.
-
-    OSError where the kernel does not allow it.
-    """
-    with contextlib.suppress(OSError):  # when memory is short, a submission goes first
+    """Return in process 1 of a new tree, while the caller waits; OSError if the kernel refuses."""
+    with contextlib.suppress(OSError):  # if memory runs out, kill submissions first
         Path("/proc/self/oom_score_adj").write_text("500")
     _new_user()
     _call("unshare", NEW_PID | NEW_NS | NEW_IPC | NEW_NET)  # its loopback stays down
@@ -54,11 +51,11 @@ def enclose(limits: Limits) -> None:
     flags = NOSUID | NODEV | NOEXEC
     try:
         _mount("proc", "/proc", flags)
-    except OSError:  # where the one that is seen already is read-only, ours has to be, too
+    except OSError:  # if the visible one is read-only, ours must be, too
         _mount("proc", "/proc", flags | RDONLY)
     _mount("tmpfs", "/run", flags | RDONLY, "size=4k")
     _read_only("/cache")
-    for name in DEVICES:  # can be used all the same, but keeps no time that the next could read
+    for name in DEVICES:  # still usable, but its times can't pass messages
         _read_only(f"/dev/{name}")
     _mount("tmpfs", "/dev/shm", NOSUID | NODEV, f"size={limits.disk_bytes},mode=1777")
     own_tree()
@@ -66,7 +63,7 @@ def enclose(limits: Limits) -> None:
 
 
 def _new_user():
-    """A user namespace, with a user that has no rights outside of it."""
+    """A user namespace, with a user that has no rights outside it."""
     uid, gid = os.getuid(), os.getgid()
     _call("prctl", SET_DUMPABLE, 1, 0, 0, 0)  # else the files below belong to root
     _call("unshare", NEW_USER)
@@ -87,19 +84,16 @@ def _mount(kind, where, flags, options=None):
 
 
 def _read_only(where):
-    """Make a mount read-only; what it forbids already it goes on forbidding."""
-    known = os.statvfs(where).f_flag & (NOSUID | NODEV | NOEXEC)  # the same numbers as of mounts
+    """Make a mount read-only and keep its other restrictions."""
+    known = os.statvfs(where).f_flag & (NOSUID | NODEV | NOEXEC)  # same numbers as for mount
     _call("mount", None, where.encode(), None, REMOUNT | BIND | RDONLY | known, None)
 
 
 def clean(limits: Limits, nested: bool) -> None:
-    """Give the submission empty scratch space: /tmp, or the folder that was made for it.
-
-    `nested` says that `enclose` was called: then it is a mount of our own.
-    """
+    """Empty the submission's scratch space; after `enclose` (`nested`) it is a mount of our own."""
     scratch = os.environ["TMPDIR"]
     if nested:
-        _libc.umount2(scratch.encode(), DETACH)  # not the first time: bubblewrap's mount stays
+        _libc.umount2(scratch.encode(), DETACH)  # no effect the first time: bubblewrap's
         options = f"size={limits.disk_bytes},nr_inodes=20000,mode=1777"
         _mount("tmpfs", scratch, NOSUID | NODEV, options)
     elif tree.enclosed() or Path(scratch).name.startswith(SCRATCH):
@@ -112,15 +106,14 @@ def clean(limits: Limits, nested: bool) -> None:
 
 
 def _work():
-    """The folder in which the cells run."""
     return os.path.join(os.environ["TMPDIR"], "work")
 
 
 def close_in(limits: Limits) -> None:
-    """Give up every privilege, for good, and set the limits; then a submission's cells may run."""
+    """Give up every privilege for good, and set the limits, before a submission's cells run."""
     os.setsid()
     for fd, flags in (0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY):
-        nothing = os.open(os.devnull, flags)  # the warm process's streams are one file for all
+        nothing = os.open(os.devnull, flags)  # all submissions share the warm process's streams
         os.dup2(nothing, fd)
         os.close(nothing)
     os.chdir(_work())
@@ -130,22 +123,21 @@ def close_in(limits: Limits) -> None:
     _call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     seccomp.install()
     _call("prctl", SET_DUMPABLE, 1, 0, 0, 0)
-    with contextlib.suppress(OSError):  # before the supervisor, which can begin again
+    with contextlib.suppress(OSError):  # kill this before the supervisor, which can restart
         Path("/proc/self/oom_score_adj").write_text("900")
 
 
 def _limit(limits):
-    """Limits of each process; those of the whole tree are the supervisor's affair."""
     wanted = {
         "FSIZE": limits.file_bytes,
         "NOFILE": OPEN_FILES,
         "CORE": 0,
         "MSGQUEUE": 0,
-        "SIGPENDING": 1024,  # timers, too, which are memory of the kernel
+        "SIGPENDING": 1024,  # timers, too, which use kernel memory
         "CPU": int(limits.total_seconds + 20 * limits.exercise_seconds),
         "AS": tree.memory(os.getpid())[1] + limits.memory_bytes,
     }
-    if tree.enclosed():  # elsewhere it would count all processes of this user
+    if tree.enclosed():  # else it would count all processes of this user
         wanted["NPROC"] = limits.processes
     for name, value in wanted.items():
         which = getattr(resource, f"RLIMIT_{name}")

@@ -1,9 +1,8 @@
 """The warm process: it has imported what labs import, and forks once per submission.
 
-It runs inside the outer wall (`sandbox.command`) and holds no secret: no seed, no check, no
-solution, no submission. The judge sends `s7` with a socket for submission 7; the answer is `7`,
-when every process of that submission is gone. `k7` kills what is left of it. An empty message is
-the judge's end.
+It runs inside the outer wall (`sandbox.command`) and has no secret: no seed, check, solution or
+submission. The judge sends `s7` with a socket for submission 7; the answer is `7` when all its
+processes are gone. `k7` kills those that are left. An empty message means that the judge has ended.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ import socket
 import sys
 
 NOBODY = 65534
-UNUSED = 3 << 30  # from here on no system gives user ids to anybody
+UNUSED = 3 << 30  # user ids from here on are unused
 
 
 def main() -> None:
@@ -38,7 +37,7 @@ def main() -> None:
         message, fds, _, _ = socket.recv_fds(control, 64, 1)
         if not message:
             os._exit(0)
-        if not fds:  # it was to be killed, and had ended by itself
+        if not fds:  # a kill order for one that has ended
             continue
         pid = os.fork() if nested or sys.argv[2] == "bare" else 0
         if pid == 0:
@@ -59,12 +58,12 @@ def trial() -> None:
 
 
 def unprivileged() -> None:
-    """Root becomes a user that nobody else is, so that limits bind it, and no one else counts."""
+    """Turn root into an unused user, so that limits apply and count only this one."""
     if os.getuid() == 0 and sys.argv[2] != "bare":
         os.setgroups([])
         try:
             _become(UNUSED + secrets.randbelow(1 << 29))
-        except OSError:  # a container that has fewer users
+        except OSError:  # a container with fewer user ids
             _become(NOBODY)
 
 
@@ -74,7 +73,7 @@ def _become(user):
 
 
 def _can_nest(limits):
-    """Whether the kernel gives a submission a process tree of its own inside this one."""
+    """Whether the kernel allows a process tree inside this one."""
     from labkit.grading.inside import wall
 
     pid = os.fork()
@@ -88,7 +87,7 @@ def _can_nest(limits):
 
 
 def _become_supervisor(fd, shell, limits, nested):
-    """Never returns. Why it failed goes to the judge."""
+    """Never returns. The reason of a failure goes to the judge."""
     from labkit.grading import wire
     from labkit.grading.inside import supervisor, tree, wall
 
@@ -108,7 +107,7 @@ def _become_supervisor(fd, shell, limits, nested):
 
 
 def _wait(pid, control, number):
-    """Until process `pid` has ended; kill it when the judge says so or is gone."""
+    """Wait until process `pid` has ended; kill it if the judge orders it or is gone."""
     end = os.pidfd_open(pid)
     while end not in select.select([control, end], [], [])[0]:
         if control.recv(64) in (b"", b"k" + number):
@@ -119,7 +118,7 @@ def _wait(pid, control, number):
 
 
 def _wait_for_orphans():
-    """Until process 1 of a tree has ended, too: it is ours where the one between was killed."""
+    """Wait for process 1 of a tree, which is ours if the process between was killed."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
@@ -143,13 +142,13 @@ def warm() -> object:
     from labkit.training import generation, loop, models  # noqa: F401
 
     torch.set_num_threads(1)
-    # the pool of threads does not survive a fork; two threads that then ask for it at once, as in
-    # a load of transformers, can find none: so a fork asks for it while it has one thread
+    # the thread pool does not survive a fork; if two threads then ask for it at once, as
+    # transformers does when loading, there may be none: so a fork asks while it has one thread
     os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
     models.hush_libraries()
     for place, name, other in _patches():
         setattr(place, name, other)
-    # what libraries load late
+    # loaded late by libraries
     import bitsandbytes  # noqa: F401
     from peft import LoraConfig, PeftModel, get_peft_model  # noqa: F401
     from transformers import (  # noqa: F401
@@ -170,7 +169,7 @@ def warm() -> object:
 
 
 def _patches():
-    """`(place, name, what stands there in grading)`: all that cells find otherwise."""
+    """`(place, name, replacement)` of everything that differs for cells in grading."""
     import torch
 
     import labkit
@@ -186,7 +185,7 @@ def _patches():
 
 
 def _remembered(load):
-    """`tasks.load` that has `home` at hand, which takes a third of a second to read."""
+    """`tasks.load` with `home` preloaded, which takes a third of a second to read."""
     ready = {("home", split): load("home", split) for split in ("train", "test")}
 
     def quick(name, split="train", **options):

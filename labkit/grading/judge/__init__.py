@@ -1,1 +1,1 @@
-"""The trusted process: it holds the checks and keys, and comes to the verdict."""
+"""The trusted process: it has the checks and keys, and decides the verdict."""

@@ -1,4 +1,4 @@
-"""One submission before the judge: its cells run, its exercises are asked, each has a verdict."""
+"""One submission before the judge: run its cells, ask its exercises, give verdicts."""
 
 import contextlib
 import functools
@@ -32,7 +32,7 @@ from labkit.grading.limits import TIME_UP
 from labkit.grading.row import Exercise
 from labkit.reference import reference
 
-# what learners' data cannot bring about: an exception of these kinds is the check's own mistake
+# learners' data cannot cause these: they are the check's own mistakes
 OWN_MISTAKES = (ImportError, NameError, OSError, SyntaxError)
 MESSAGE = 600  # characters of a message
 
@@ -45,14 +45,14 @@ class Case:
     def __init__(self, judge, work, stem, checks, seed, over):
         self.judge, self.work, self.stem, self.checks = judge, work, stem, checks
         self.limits, self.seed = judge.limits, seed
-        self.over = over  # the end of its time on the monotonic clock
+        self.over = over  # end of its time on the monotonic clock
         self.names = set(names_of(checks))
         self.failed = FailedCells(work, self.names, ())
-        self.down = ""  # why no exercise can be judged any more
-        self.used = False  # whether the process that answers has served an exercise
+        self.down = ""  # why no more exercises can be judged
+        self.used = False  # whether the answering process has served an exercise
 
     def judged(self) -> tuple[list[Exercise], dict]:
-        """`(exercises, {"status": …})`: what came of each, and how all went."""
+        """`(exercises, {"status": …})`: the result of each, and of the whole."""
         revealed = self._revealed()
         with self.judge.warm.submission() as link:
             self.session = RemoteSession(link, self.seed, self.limits, self.over)
@@ -65,17 +65,16 @@ class Case:
         return exercises, self._state(exercises)
 
     def _outcome(self, check, revealed):
-        """What came of one exercise; `revealed` are those that earn nothing, and why."""
+        """The result of one exercise; `revealed` are those that earn nothing, and why."""
         id, name, points = (check.exercise[key] for key in ("id", "name", "points"))
         if id in revealed:
             return Exercise(id, name, points, 0, "revealed", line(revealed[id]))
         status, earned, message = self._judge(check)[:3]
         if status == "missing" and id in self.work.lent:
-            message = "the course lent this one, and no answer of one's own is here"
+            message = "the course lent this one, and there is no answer of your own"
         return Exercise(id, name, points, earned, status, line(message))
 
     def _judge(self, check):
-        """The Verdict of an exercise that was not revealed."""
         if not self.down and time.monotonic() > self.over:
             return Verdict("timeout", 0, TIME_UP)
         if not self.down:
@@ -86,21 +85,21 @@ class Case:
         return Verdict("error", 0, self.down)
 
     def _state(self, exercises):
-        """How all went, as the columns of a row; a reason where something did not."""
+        """The status of the whole, with a reason if something went wrong."""
         if self.down:
             return {"status": "crashed", "reason": self.down}
         troubles = self.failed.troubles()
         if any((e.status, e.message) == ("timeout", TIME_UP) for e in exercises):
             seconds = self.limits.submission_seconds
-            told = f"it took more than {seconds:g} s in all, graded until then"
-            return {"status": "timeout", "reason": line("; ".join(filter(None, [told, troubles])))}
+            why = f"it took more than {seconds:g} s in all, graded until then"
+            return {"status": "timeout", "reason": line("; ".join(filter(None, [why, troubles])))}
         return {"status": "graded"} | ({"reason": line(troubles)} if troubles else {})
 
     def _revealed(self):
-        """`{id: how that is known}` of exercises that earn nothing, for their solutions were seen.
+        """`{id: evidence}` of exercises that earn nothing because their solutions were shown.
 
-        Without the outputs nobody knows whether a call showed the solution, or lent it unseen: then
-        an answer counts that is not the solution itself.
+        Without outputs a call may have shown the solution or lent it unseen: then any answer except
+        the solution itself counts.
         """
         found = dict(self.work.asked)
         for check in self.checks:
@@ -111,7 +110,7 @@ class Case:
         return found | dict.fromkeys(self.work.shown, "the solution was revealed")
 
     def _run_cells(self, link):
-        """Have the cells run, but for experiments, and ship what the exercises need."""
+        """Run the cells except experiments, and ship what the exercises need."""
         cells = [
             source if i not in self.work.experiments or self.names & self.work.defines[i] else ""
             for i, source in enumerate(self.work.cells)
@@ -126,11 +125,7 @@ class Case:
         wire.send(link, b"B", shipped(self.stem))
 
     def _exercise(self, check):
-        """The Verdict of an exercise. What does not pass is tried again in a fresh process.
-
-        What ended its process is tried again even where that was a fresh one: a busy machine may
-        have ended it.
-        """
+        """The Verdict of an exercise; a failure, or a process that ended, is tried again."""
         fresh, tries = not self.used, 0
         while True:
             self.session.begin(fresh)
@@ -144,10 +139,10 @@ class Case:
             fresh = True
 
     def _as_then(self, check, verdict):
-        """`verdict`; for an exercise that failed how it goes with names as its own cell left them.
+        """`verdict`; after a failure, the one with names as the exercise's own cell left them.
 
-        In a notebook its check ran there. A later cell may have taken a name that it uses for
-        something else (`sum = 0`), which is no fault of its answer.
+        In a notebook the check ran there. A later cell may have reused a name (`sum = 0`), which is
+        not the answer's fault.
         """
         cells = [self.work.cell_of(name) for name in check.exercise["names"]]
         if verdict.status != "failed" or None in cells:
@@ -163,11 +158,10 @@ class Case:
             self.session.then, self.session.spent = None, True
         if then.status != "passed":
             return verdict
-        told = "right where it stands; cells below use its names anew: "
-        return then._replace(message=told + ", ".join(sorted(taken)[:5]))
+        why = "right at its own cell; cells below use its names anew: "
+        return then._replace(message=why + ", ".join(sorted(taken)[:5]))
 
     def _verdict(self, check):
-        """The Verdict of one try at an exercise."""
         try:
             record = self._tried(check)
         except Undefined as name:
@@ -182,18 +176,17 @@ class Case:
             raise
         except OWN_MISTAKES as error:
             return Verdict("error", 0, f"{BROKEN}: {_where(error, check)}: {error}")
-        except Exception as error:  # a check that trips over data of a form that nobody foresaw
+        except Exception as error:  # a check that fails on unforeseen data
             return Verdict("failed", 0, f"{ODD} ({_where(error, check)})")
         message = record["message"][: 4 * MESSAGE]
-        if message.startswith((BROKEN, ODD)):  # what the answer itself raised
+        if message.startswith((BROKEN, ODD)):  # raised by the answer itself
             message = f"it says: {message}"
-        if record["status"] == "missing":  # the stub; did what came after it go wrong?
-            told = [message, *(self.failed.of_cell(name)[1] for name in check.exercise["names"])]
-            message = next(filter(None, told), "")
+        if record["status"] == "missing":  # the stub; did a later cell fail?
+            reasons = [message, *(self.failed.of_cell(name)[1] for name in check.exercise["names"])]
+            message = next(filter(None, reasons), "")
         return Verdict(record["status"], record["earned"], message + self.failed.cause(message))
 
     def _tried(self, check):
-        """The record that a check leaves which asks the submission's process."""
         id, before = check.exercise["id"], contract.session
         self.session.records.pop(id, None)
         contract.session = self.session
@@ -211,7 +204,7 @@ def names_of(checks: list[Callable]) -> list[str]:
 
 
 def _where(error, check):
-    """An exception's kind, and the last file and line of a check that it came through."""
+    """An exception's kind, and the last file and line of a check in its traceback."""
     own = inspect.unwrap(check).__code__.co_filename
     frames = traceback.extract_tb(error.__traceback__)
     at = [f for f in frames if f.filename == own or "checks" in Path(f.filename).parts][-1]
@@ -219,6 +212,6 @@ def _where(error, check):
 
 
 def line(message: object) -> str:
-    """Printable text, cut to a length that a table can take; each fault keeps its line."""
+    """Printable text, cut to a length that fits a table; each fault keeps its line."""
     text = "".join(c if c.isprintable() or c == AND else " " for c in str(message)[: 4 * MESSAGE])
     return AND.join(" ".join(fault.split()) for fault in text.split(AND))[:MESSAGE]

@@ -1,4 +1,4 @@
-"""Cells that went wrong, and what an exercise says of them."""
+"""Cells that failed, and what an exercise reports about them."""
 
 import difflib
 import re
@@ -6,53 +6,50 @@ import re
 from labkit.contract import Verdict
 
 UNDEFINED = re.compile(r"\bname '(\w+)' is not defined")
-NAMES = 1000  # of a submission, among which one is sought that is nearly right
+NAMES = 1000  # of a submission, searched for a misspelled one
 
 
 class FailedCells:
-    """The cells that went wrong, as the supervisor tells: `[index, how, why]` of each.
-
-    `names` are those that the lab's checks are about.
-    """
+    """The supervisor's failed cells, `[index, how, why]` each; `names` are those of the checks."""
 
     def __init__(self, work, names, told):
         self.work, self.names = work, names
         self.cells = {int(index): (str(how), str(why)) for index, how, why in told}
 
     def undefined(self, name: str) -> Verdict:
-        """The Verdict of an exercise whose object is not there."""
-        told = f"{name} is not defined"
+        """The Verdict of an exercise whose object is missing."""
+        message = f"{name} is not defined"
         status, why = self.of_cell(name)
         if why:
-            return Verdict(status, 0, f"{told}: {why}")
+            return Verdict(status, 0, f"{message}: {why}")
         if name in self.work.elsewhere:
-            told += ": it stands in a cell that is not of the kind Code"
+            message += ": it is in a cell that is not of the kind Code"
         else:
             others = sorted(self.work.names() - self.names)[:NAMES]
             near = difflib.get_close_matches(name, others, 1, 0.75)
-            told += f"; there is {near[0]}" if near else ""
-        return Verdict("missing", 0, told)
+            message += f"; there is {near[0]}" if near else ""
+        return Verdict("missing", 0, message)
 
     def of_cell(self, name: str) -> tuple[str, str]:
-        """`(status, what went wrong)` of the cell that defines `name`; both empty if all went."""
+        """`(status, what went wrong)` of the cell that defines `name`; both empty if it ran."""
         how, why = self.cells.get(self.work.cell_of(name), ("", ""))
         if how == "raised":
             return "missing", f"its cell raised {why}{self.cause(why)}"
         return how, f"its cell {why.removeprefix('it ')}" if why.startswith("it ") else why
 
     def cause(self, message: str) -> str:
-        """Why the name that `message` says is not defined is not there, in brackets; or ""."""
+        """Why the name that `message` reports as undefined is missing, in brackets; or ""."""
         for name in UNDEFINED.findall(message):
             cell = self.work.cell_of(name)
             if cell in self.cells:
                 how, why = self.cells[cell]
-                told = f"raised {why}" if how == "raised" else why.removeprefix("it ")
-                return f" ({name} should come from code cell {cell + 1}, which {told})"
+                reason = f"raised {why}" if how == "raised" else why.removeprefix("it ")
+                return f" ({name} should come from code cell {cell + 1}, which {reason})"
             if cell in self.work.experiments:
                 return f" ({name} comes from code cell {cell + 1}, an experiment: none is run here)"
         return ""
 
     def troubles(self) -> str:
-        """The cells that hung, or that took their process with them, as one text."""
+        """The cells that hung, or that ended their process, as one text."""
         ended = [(i, why) for i, (how, why) in sorted(self.cells.items()) if how != "raised"]
         return "; ".join(f"code cell {i + 1}: {why}" for i, why in ended[:5])

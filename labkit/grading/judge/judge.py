@@ -1,4 +1,4 @@
-"""The trusted process: runs the checks, asks the submission's process, and makes the verdict."""
+"""The trusted process: runs the checks, asks the submission's process, and gives the verdict."""
 
 import importlib
 import json
@@ -32,7 +32,7 @@ class Judge:
         self.path, self.own, self.known = checks, [], {}
 
     def start(self) -> None:
-        """Get ready; the warm process warms up meanwhile. LabError when something is missing."""
+        """Start the warm process and load the checks. LabError if something is missing."""
         self.warm.begin()
         import torch
 
@@ -51,10 +51,7 @@ class Judge:
     def grade(
         self, name: str, data: bytes, seed: int, seconds: float | None = None
     ) -> tuple[Row, dict[str, str]]:
-        """`(row, sources)`: the row of results.json, and the learner's cell of each exercise.
-
-        `seconds` are what a second try has left of the submission's time.
-        """
+        """`(row, cells by exercise)` of a notebook; a second try has `seconds` left."""
         begun = time.monotonic()
         try:
             work = submission.read(data)
@@ -71,7 +68,7 @@ class Judge:
         return row, _sources(work, checks, reference.course_cells(stem))
 
     def _lab(self, work):
-        """The stem of the lab that a submission is of; Unreadable when it is of none."""
+        """The stem of the submission's lab; Unreadable if it is of none."""
         names, known = work.names() - {"quiz"}, stems()
         started = [known[number] for number in sorted(work.started & known.keys())]
         tried = started or known.values()
@@ -82,7 +79,7 @@ class Judge:
         return best
 
     def checks(self, stem: str) -> list[Callable]:
-        """The checks of a lab, by the id of their exercise; an instructor's own come on top."""
+        """The checks of a lab, by exercise id; an instructor's own replace the course's."""
         if stem not in self.known:
             module = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
             found = contract.checks_of(module)
@@ -96,7 +93,7 @@ class Judge:
 def stems() -> dict[str, str]:
     """{"02": "02_lora"} of the labs that have checks. One without a notebook here is "02".
 
-    What a submission calls its lab is text of a stranger's: its number alone is used.
+    Only the lab's number in a submission is used: the rest is a stranger's text.
     """
     found = (re.fullmatch(r"lab(\d\d)", part.name) for part in iter_modules(labkit.checks.__path__))
     numbers = sorted(match[1] for match in found if match)
@@ -109,10 +106,10 @@ def stems() -> dict[str, str]:
 
 
 def _sources(work, checks, course):
-    """{exercise id: the cells that define its own objects}, as they came last.
+    """{exercise id: the cells that define its own objects}, in their last version.
 
-    An object is of the exercise whose check names it first, else of the first that uses it. At ""
-    stand all other cells that are neither an experiment nor one of the course's.
+    An object belongs to the exercise whose check names it first, else to the first that uses it. ""
+    has all other cells, except experiments and the course's own.
     """
     owner = {check.exercise["names"][0]: check for check in reversed(checks)}
     for check in checks:
@@ -131,7 +128,7 @@ def _sources(work, checks, course):
 
 
 def _tell(link, kind, body):
-    """Send to the controller; where that is gone, there is no more to do."""
+    """Send to the controller; exit if it is gone."""
     try:
         wire.send(link, kind, body.encode())
     except BrokenPipeError:
@@ -139,7 +136,7 @@ def _tell(link, kind, body):
 
 
 def main() -> None:
-    """Serve a controller on descriptor argv[1]: a notebook comes, a row goes."""
+    """Serve a controller on descriptor argv[1]: receive notebooks, send rows."""
     link = socket.socket(fileno=int(sys.argv[1]))
     setup = json.loads(wire.receive(link, 1 << 20)[1])
     if setup["cores"]:
@@ -150,8 +147,8 @@ def main() -> None:
         _tell(link, b"H", "")
         while frame := wire.receive(link, judge.limits.notebook_bytes + (1 << 20)):
             head, _, data = frame[1].partition(b"\n")
-            asked = json.loads(head)
-            row, sources = judge.grade(asked["name"], data, asked["seed"], asked["seconds"])
+            order = json.loads(head)
+            row, sources = judge.grade(order["name"], data, order["seed"], order["seconds"])
             _tell(link, b"R", json.dumps([row.data(), sources]))
     except LabError as error:
         _tell(link, b"X", str(error))

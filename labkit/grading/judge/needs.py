@@ -10,7 +10,7 @@ MOST = 1_000_000  # names times functions of a cell
 
 @dataclass
 class Needs:
-    """Global names of a cell: those that it binds or changes, imports, calls upon, and uses."""
+    """Global names of a cell: those that it binds or changes, imports, calls, and uses."""
 
     made: set
     imported: set = field(default_factory=set)
@@ -19,14 +19,14 @@ class Needs:
 
 
 def cells_for(names: set[str], cells: list[Needs | None]) -> set[int]:
-    """Indices of the cells that make `names` what they are, or what such cells use, and so on.
+    """Indices of the cells that define or change `names`, or what such cells use, and so on.
 
-    `cells` holds what `of_cell` gives. A cell of which it gives None is among them.
+    `cells` are the results of `of_cell`. Cells with None are always included.
     """
     unknown, known = {i for i, needs in enumerate(cells) if needs is None}, set()
-    makers = {}  # name: indices of the cells that make it what it is
+    makers = {}  # name: indices of the cells that define or change it
     for i, needs in enumerate(cells):
-        if needs:  # of those that import a name the first, and no call upon a module
+        if needs:  # only the first import of a name, and no calls on modules
             new = needs.imported - known
             known |= new
             for name in needs.made | new | (needs.called - known):
@@ -35,7 +35,7 @@ def cells_for(names: set[str], cells: list[Needs | None]) -> set[int]:
 
 
 def of_cell(source: str, tree: ast.Module) -> Needs | None:
-    """The Needs of a cell; None where they can't be known."""
+    """The Needs of a cell; None if unknown."""
     needs = Needs(_changed(tree), called=_called(tree))
     try:
         for symbol in symbols(source, MOST):
@@ -65,7 +65,7 @@ def _called(tree):
 
 
 def _root(place):
-    """The name with which an expression like `x.y[0]` begins; None where it begins with none."""
+    """The name at the start of an expression like `x.y[0]`; None without one."""
     while isinstance(place, ast.Attribute | ast.Subscript):
         place = place.value
     return place.id if isinstance(place, ast.Name) else None

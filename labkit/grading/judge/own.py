@@ -7,9 +7,9 @@ from labkit.names import DEFINITIONS, UNREADABLE, statements
 
 
 def is_own(stem: str, name: str, cell: str) -> bool:
-    """Whether the source `cell` defines `name` otherwise than the solution of lab `stem` does.
+    """Whether the source `cell` defines `name` differently from the solution of lab `stem`.
 
-    Comments, docstrings and spaces do not count. False where one of the two cannot be read.
+    Comments, docstrings and spaces do not count. False if either can't be read.
     """
     solved = [_code(name, source) for source in reference.solved_cells(stem) or ()]
     mine, wanted = _code(name, cell), next(filter(None, reversed(solved)), None)
@@ -17,7 +17,7 @@ def is_own(stem: str, name: str, cell: str) -> bool:
 
 
 def _code(name, source):
-    """The last definition of `name` in a source as text without docstrings; "" without one."""
+    """The last definition of `name` in a source, without docstrings; "" without one."""
     found = [n for n in statements(source) if isinstance(n, DEFINITIONS) and n.name == name]
     if not found:
         return ""

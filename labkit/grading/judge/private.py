@@ -1,7 +1,7 @@
 """An instructor's own checks: a Python file with functions marked `@exercise`.
 
-They run in the judge like the course's. A function of the file that is given to `observe` has to
-run beside the learner's code: it is sent there with what it uses, and nothing else of the file.
+They run in the judge like the course's. A function given to `observe` has to run next to the
+learner's code, so it is sent there with everything it uses, but not the rest of the file.
 """
 
 import ast
@@ -21,7 +21,7 @@ NAME = "labkit_private_checks"
 
 
 def load(path: str) -> list[Callable]:
-    """The checks in the file, a list; LabError when it can't be imported or has none."""
+    """The checks in the file; LabError if it can't be imported or has none."""
     spec = importlib.util.spec_from_file_location(NAME, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[NAME] = module
@@ -35,13 +35,13 @@ def load(path: str) -> list[Callable]:
     for check in mine:
         number = _lab_of(check)
         if number is not None and not importlib.util.find_spec(f"labkit.checks.lab{number:02}"):
-            told = f"{check.exercise['id']} is of lab {number}, and there is none"
-            raise LabError(f"{path}: {told}")
+            why = f"{check.exercise['id']} is of lab {number}, and there is none"
+            raise LabError(f"{path}: {why}")
     return mine
 
 
 def _lab_of(check):
-    """The lab's number in an id such as "2.10"; None where it begins with none."""
+    """The lab's number in an id such as "2.10"; None without one."""
     number = check.exercise["id"].partition(".")[0]
     return int(number) if number.isdecimal() else None
 
@@ -53,7 +53,7 @@ def of_lab(check: Callable, stem: str) -> bool:
 
 @cache
 def source_for(f: Callable) -> str:
-    """The source of function `f` of the file, and of all that it uses there."""
+    """The source of function `f` of the file, and of everything it uses there."""
     tree = ast.parse(Path(inspect.unwrap(f).__code__.co_filename).read_text(encoding="utf-8"))
     makers = defaultdict(list)
     for node in tree.body:
@@ -64,5 +64,4 @@ def source_for(f: Callable) -> str:
 
 
 def _named(node):
-    """All names in a statement."""
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}

@@ -1,4 +1,4 @@
-"""The session in which a check judges objects that live in another process."""
+"""The session in which a check judges objects of another process."""
 
 import contextlib
 import hashlib
@@ -12,12 +12,12 @@ from labkit.grading import wire
 from labkit.grading.judge import private
 
 HOWS = ("value", "missing", "failed", "undefined")
-FAULTS = 8  # that one reply may tell besides its value
-PATIENCE = 60  # seconds more than a submission may take, for the supervisor to say so
+FAULTS = 8  # faults per reply, at most
+PATIENCE = 60  # extra seconds for the supervisor to report a timeout
 
 
 class Learner:
-    """Stands for an object of the submission; it has a name and nothing else."""
+    """A placeholder for an object of the submission, with only a name."""
 
     def __init__(self, name):
         self.name = name
@@ -28,7 +28,7 @@ class Undefined(NoAnswer):
 
 
 class Gone(NoAnswer):
-    """The process that answers ended, or took too long; `how` is "timeout" or "error"."""
+    """The answering process ended, or took too long; `how` is "timeout" or "error"."""
 
     def __init__(self, how, why):
         super().__init__(why)
@@ -36,28 +36,28 @@ class Gone(NoAnswer):
 
 
 class Down(Exception):
-    """The submission's supervisor is gone, and no exercise can be judged any more."""
+    """The submission's supervisor is gone, so no more exercises can be judged."""
 
 
 class Forged(Exception):
-    """A reply is no answer to the question: broken, or made up."""
+    """A reply does not answer the question: broken, or made up."""
 
     def __init__(self):
         super().__init__("forged or broken reply")
 
 
 class RemoteSession(Session):
-    """Sends each observation over `link` and checks what comes back."""
+    """Sends each observation over `link` and checks the reply."""
 
     def __init__(self, link, seed, limits, over):
         """`over` is the end of the submission's time on the monotonic clock."""
         super().__init__(seed=seed)
         self.link, self.limits, self.over = link, limits, over
         self.asked = 0
-        self.lending = []  # [names, source] of the course's own objects, while they stand in
-        self.then = None  # index of the cell below which names are to stand as they did then
-        self.ended = False  # whether the process that answers has ended in this try
-        self.spent = False  # whether the process that answers must not serve another exercise
+        self.lending = []  # [names, source] of the course's own objects while lent
+        self.then = None  # index of the cell whose names to restore
+        self.ended = False  # whether the answering process has ended in this try
+        self.spent = False  # whether the answering process must not serve again
 
     def call(self, f: object, data: Sequence) -> object:
         """As `Session.call`: the same results, and the same exceptions."""
@@ -69,10 +69,10 @@ class RemoteSession(Session):
         head = json.dumps(head).encode()
         try:
             wire.send(self.link, b"A", head + b"\n" + body)
-            how, what, told = self._reply(nonce)
+            how, what, faults = self._reply(nonce)
         except OSError:
             raise Down("the submission's processes ended") from None
-        for text in told:
+        for text in faults:
             self.blame(CheckFailed(text))
         if how == "value":
             return what
@@ -94,7 +94,7 @@ class RemoteSession(Session):
 
     @contextlib.contextmanager
     def lent(self, sources: dict[str, str]) -> Iterator[dict]:
-        """As `Session.lent`, in a process of its own. Yields nothing: objects go by their names."""
+        """As `Session.lent`, in a separate process. Yields {}: objects are referred to by name."""
         self.begin(fresh=True)
         self.lending, self.spent = [[NAMES[id], source] for id, source in sources.items()], True
         try:
@@ -103,7 +103,7 @@ class RemoteSession(Session):
             self.lending = []
 
     def their_seed(self) -> int:
-        """A seed for the learner's random numbers that tells nothing about ours."""
+        """A seed for the learner's random numbers that reveals nothing about ours."""
         text = f"{self.seed}:{self.exercise}:{self.asked}:theirs"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
@@ -114,20 +114,20 @@ class RemoteSession(Session):
         if frame[0] == b"X":
             raise Down(frame[1].decode())
         if frame[0] == b"G":
-            told, self.ended = json.loads(frame[1]), True
-            raise Gone("timeout" if told["how"] == "timeout" else "error", str(told["why"]))
+            report, self.ended = json.loads(frame[1]), True
+            raise Gone("timeout" if report["how"] == "timeout" else "error", str(report["why"]))
         try:
-            came, how, what, told = wire.unpack(frame[1])
+            came, how, what, faults = wire.unpack(frame[1])
         except (wire.WireError, TypeError, ValueError):
             raise Forged from None
-        texts = type(told) is list and all(type(text) is str for text in told)
+        texts = type(faults) is list and all(type(text) is str for text in faults)
         if came != nonce or how not in HOWS or not texts:
             raise Forged
-        return how, what, told[:FAULTS]
+        return how, what, faults[:FAULTS]
 
 
 def _reference(thing, sources):
-    """How an object that stays on the other side is named on the wire; None for data.
+    """The name on the wire of an object that stays on the other side; None for data.
 
     `sources` collects the source of an instructor's own functions, which the other side lacks.
     """

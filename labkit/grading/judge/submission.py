@@ -12,14 +12,14 @@ from labkit.names import DEFINITIONS, bound, parsed
 START = re.compile(r"labkit\s*\.\s*start\(\s*[\"'](\d\d)_")
 DEFINITION = re.compile(r"(?m)^(?:async +)?(?:def|class) +(\w+)|^(\w+) *(?::[^=\n]*)?=(?!=)")
 REVEALED = re.compile(r"^◐ ([\w.]{1,20}) is (revealed|lent)\b", re.MULTILINE)  # by `lab.reveal`
-RUNS = re.compile(r"\s*%%(?:time|timeit|capture|prun)\b.*\n?")  # what is below these is run here
+RUNS = re.compile(r"\s*%%(?:time|timeit|capture|prun)\b.*\n?")  # their cells run here
 CELLS = 20_000
 PARSED = 200_000  # characters in one cell that are parsed, and twice as many in all
 CODE = 8_000_000  # characters of code in all; the course's own notebooks have 12,000 to 23,000
 
 
 class Unreadable(Exception):
-    """This is no notebook that can be graded; the message is the reason."""
+    """Not a notebook that can be graded; the message is the reason."""
 
 
 @dataclass
@@ -29,15 +29,15 @@ class Submission:
     cells: list  # sources
     experiments: set = field(default_factory=set)  # indices of cells tagged as experiments
     started: set = field(default_factory=set)  # numbers of labs that it starts, such as "02"
-    silent: set = field(default_factory=set)  # indices of cells that leave open whether they ran
-    shown: set = field(default_factory=set)  # ids whose solutions outputs say were shown
-    lent: set = field(default_factory=set)  # ids whose objects outputs say were lent, unseen
-    elsewhere: set = field(default_factory=set)  # names that cells which are not code define
+    silent: set = field(default_factory=set)  # indices of cells that may or may not have run
+    shown: set = field(default_factory=set)  # ids of solutions shown in outputs
+    lent: set = field(default_factory=set)  # ids lent unseen, according to outputs
+    elsewhere: set = field(default_factory=set)  # names that other cells define
 
     def __post_init__(self):
         left, self.defines = 2 * PARSED, []
-        self.asked = {}  # id -> which cell asks for its solution, without outputs that say more
-        self._needs = []  # of each cell, as `needs.of_cell` has it; None for what is no Python
+        self.asked = {}  # id -> the cell that asks for its solution, if outputs don't show more
+        self._needs = []  # `needs.of_cell` of each cell; None if not Python
         for i, source in enumerate(self.cells):
             short = len(source) <= min(left, PARSED)
             left -= len(source) if short else 0
@@ -50,9 +50,9 @@ class Submission:
             body = code[1].body
             self.defines.append(bound(body))
             if i in self.silent and (RUNS.match(source) or not source.lstrip().startswith("%%")):
-                told = f"code cell {i + 1} reveals the solution; if it showed none, remove the call"
+                why = f"code cell {i + 1} reveals the solution; if it showed none, remove the call"
                 for id in _calls(body):
-                    self.asked.setdefault(id, told)
+                    self.asked.setdefault(id, why)
 
     def cell_of(self, name: str) -> int | None:
         """Index of the last cell that defines `name`, or None."""
@@ -67,7 +67,7 @@ class Submission:
         return set().union(*self.defines) if self.defines else set()
 
     def taken_below(self, index: int) -> set[str]:
-        """Names that were there at cell `index`, built-in ones too, and that later cells bind."""
+        """Names that exist at cell `index`, built-in ones too, and that later cells bind."""
         before = set().union(dir(builtins), *self.defines[: index + 1])
         later = range(index + 1, len(self.cells))
         return before & set().union(*(self.defines[i] for i in later if i not in self.experiments))
@@ -82,13 +82,13 @@ def read(data: bytes) -> Submission:
     except UnicodeDecodeError:
         raise Unreadable("the file is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:
-        told = str(error).partition("\n")[0][:80]
-        raise Unreadable(f"not a notebook: no valid JSON ({told})") from None
+        why = str(error).partition("\n")[0][:80]
+        raise Unreadable(f"not a notebook: no valid JSON ({why})") from None
     if not isinstance(book, dict):
         raise Unreadable("not a notebook: JSON without cells")
     if "worksheets" in book or book.get("nbformat") in (1, 2, 3):
-        told = "open it in Jupyter and save it once more"
-        raise Unreadable(f"an old notebook (nbformat below 4): {told}")
+        fix = "open it in Jupyter and save it again"
+        raise Unreadable(f"an old notebook (nbformat below 4): {fix}")
     cells = book.get("cells")
     if not isinstance(cells, list):
         raise Unreadable("not a notebook: JSON without a list of cells")
@@ -127,14 +127,13 @@ def _tags(cell):
 
 
 def _silent(code):
-    """Indices of cells without outputs that have run, as far as the notebook's numbers tell."""
+    """Indices of cells without outputs that may have run, by the notebook's numbers."""
     counted = any(isinstance(cell.get("execution_count"), int) for cell in code)
     empty = [i for i, cell in enumerate(code) if not cell.get("outputs")]
     return {i for i in empty if not counted or code[i].get("execution_count") is not None}
 
 
 def _printed(cell):
-    """The texts that a cell's outputs show."""
     outputs = cell.get("outputs")
     for output in outputs if isinstance(outputs, list) else ():
         if isinstance(output, dict):
@@ -144,14 +143,13 @@ def _printed(cell):
 
 
 def _text(found):
-    """The text that a notebook holds as one string or as a list of lines; else an empty one."""
     if isinstance(found, list):
         found = "".join(line for line in found if isinstance(line, str))
     return found if isinstance(found, str) else ""
 
 
 def _calls(body):
-    """Yield the ids in calls of `lab.reveal("…")` that run with the cell: in no function."""
+    """Yield the ids in calls of `lab.reveal("…")` that run with the cell, not in functions."""
     waiting = list(body)
     while waiting:
         node = waiting.pop()
