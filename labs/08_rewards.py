@@ -13,12 +13,12 @@
 # %% [markdown]
 # # Lab 8 · Preferences and rewards
 #
-# So far somebody wrote each answer down, and the model learned to say it. But often it is easier to
-# say which of two answers is better, or to let a program judge one. In this lab a model learns from
-# such judgments: from pairs of answers (DPO), and from a reward for each answer that it samples
-# (GRPO). You write both losses and the whole step, and see both methods change what the model says.
-# You will also see a reward that rises while the answers you would use don't get better, and one
-# that is easy to game.
+# So far somebody wrote each answer down, and the model learned to say it. Often it is easier to say
+# which of two answers is better, or to let a program judge. In this lab a model learns from such
+# judgments: from pairs of answers (DPO), and from a reward for each answer that it samples (GRPO).
+# You write both losses and the whole step, and see both methods change what the model says. You
+# will also see a reward that rises while the answers you would use don't get better, and one that
+# is easy to game.
 #
 # LoRA fits well here: the model before training is still in memory, under the adapter.
 #
@@ -334,8 +334,8 @@ if lab.experiment("Other pairs, beta or rate", 60, needs=["8.1", "8.2", "8.3"]):
     display(figures.lengths(tokens))
 
 # %% [markdown]
-# The loss falls there, too, if slowly. It says that the pairs are told apart, whatever they say.
-# Whether answers got better, only new answers tell, so read some pairs before you train on them.
+# The loss falls there, too, if slowly. It says that the pairs are told apart, not that answers got
+# better. So read some pairs before you train on them.
 #
 # A second mistake makes no noise at all. If the reference is computed with the adapter *on*, policy
 # and reference are the same, the margin is 0, and the loss stays at $\log 2 = 0.693$ in every step.
@@ -576,8 +576,8 @@ check.steps(grpo_step)
 # %% [markdown]
 # ## GRPO on `home`
 #
-# The model as it comes answers a spoken command with chatter. What would GRPO learn from that? Let
-# your step try it, with eight answers to each of four commands.
+# The base model answers a spoken command with chatter. What would GRPO learn from that? Try your
+# step on four commands, with eight answers each.
 
 
 # %%
