@@ -95,8 +95,7 @@ def sequence_logprob(logits, labels):
 check.logprobs(sequence_logprob)
 
 # %% [markdown]
-# Each further token adds a number that is at most zero. So long answers tend to have lower
-# log-probabilities, good or bad.
+# Each token adds a number of at most zero, so long answers tend to have lower log-probabilities.
 #
 # ## Which of two answers is better?
 #
@@ -456,15 +455,14 @@ check.clipped(grpo_loss)
 
 # %% [markdown]
 # In the first step after sampling each ratio is 1, and the loss is minus the mean advantage of the
-# tokens: zero if all answers have the same length, and mostly small. People see that and report a
-# run that doesn't learn. The gradient is not zero. Watch the reward, not the loss.
+# tokens: zero if all answers have the same length, and mostly small. The gradient is not zero:
+# watch the reward, not the loss.
 #
 # ## What is an answer worth?
 #
 # The task is now `home`: a spoken command in, a JSON intent out. A program can tell what is right.
-# If only right answers earn something, most groups have none and teach nothing. So one pays for an
-# answer that is partly right. That is where trouble begins: training can find any loophole in the
-# reward.
+# If only right answers earn something, most groups teach nothing. So one pays for partly right
+# answers. That is where trouble begins: training can find any loophole in the reward.
 
 # %% [markdown]
 # ### Exercise 8.6 · `reward`
