@@ -107,7 +107,7 @@ def _cuts(folder: Path) -> list[dict]:
 def _texts(
     root: Path, pages: dict[str, nbformat.NotebookNode], rows: list[dict], cuts: list[dict]
 ) -> dict[str, str]:
-    """The pages besides labs and evidence: the first, the table of this run, claims, guides."""
+    """The other pages: the first one, the table of this run, claims, guides."""
     found, went = claims.load(), {row["lab"]: row for row in rows}
     run = root / "docs" / "pictures" / "run.json"
     guides = sorted((root / "docs").glob("*.md"), key=_place)

@@ -215,7 +215,7 @@ def colab(name: str, project: dict) -> str:
 
 
 def bootstrap(project: dict) -> str:
-    """The cell that installs the course in Colab or Kaggle and does nothing where it is there."""
+    """The cell that installs the course in Colab or Kaggle and does nothing elsewhere."""
     course = f"git+{repository(project)}@v{project['version']}"
     return SET_UP.read_text("utf-8").replace("{{ course }}", course)
 

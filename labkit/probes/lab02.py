@@ -58,7 +58,7 @@ def _layer(LoRALinear, W, bias, A, B, alpha):
 
 
 def new_layer(LoRALinear, W, bias, A, B, alpha, x):
-    """A layer that was just made: its parts, and the parameters that train."""
+    """A new layer: its parts, and the parameters that train."""
     base, another = _base(W, bias), _base(W, bias)
     weight = base.weight
     with watch.Filled():
