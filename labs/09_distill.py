@@ -330,10 +330,16 @@ if lab.experiment("Distillation from its own base", 60, needs=["9.1", "9.2", "9.
     guess_kept.beside(found["distilled"]["json"])
 
 # %% [markdown]
-# TEXT after
-
-# **Turn it: task, weight, steps, rate.** The default leaves the task out. Try `weight=0.1`, or
-# a third of the steps.
+# The braces are gone, and `home` still works. Look at the curves: the KL begins near 3 nats per
+# token, because the first token of an answer is a brace, and each later one follows from it. A few
+# steps correct the first token, and then the student sees where *sensible* answers differ from its
+# base's.
+#
+# Reading only scores would have missed this damage. `chat` comes with checks such as "at most 30
+# words", and a JSON intent passes that one: it is short. Read answers.
+#
+# **Turn it: task, weight, steps, rate.** The default leaves the task out. Then put `("home",)`
+# back, and try a weight of 0.1, or 5 steps.
 
 # %% tags=["experiment"]
 knobs = {"learned": (), "weight": 1.0, "steps": 15, "rate": 1e-3}
@@ -345,7 +351,16 @@ if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
     display(figures.kept(found))
 
 # %% [markdown]
-# **Turn it: whose answers.**
+# Without batches of the task, the student goes back to its base, and `home` is gone with the
+# braces. Nothing in the KL knows that you wanted to keep something.
+#
+# ## Whose answers?
+#
+# On-policy isn't the only way. The base could write the answers, once, before training. Or you take
+# written answers and plain cross-entropy, as people do who mix general data into their own.
+#
+# **Turn it: whose answers.** The default learns the written answers of `chat`, without any KL. Then
+# let the base answer: `{"sample": from_base(sampler())}`.
 
 
 # %%
@@ -360,8 +375,8 @@ def from_base(sample):
 
 
 # %% tags=["experiment"]
-source = {"learned": ("home", "chat"), "weight": 0.0}  # or {"sample": from_base(sampler())}
-if lab.experiment("Written answers", 60, needs=["9.1", "9.2", "9.3"]):
+source = {"learned": ("home", "chat"), "weight": 0.0}
+if lab.experiment("Other answers", 60, needs=["9.1", "9.2", "9.3"]):
     name = "written answers" if "learned" in source else "the base's answers"
     students[name] = distill(tuned, name, **{"sample": sampler()} | source)
     found[name] = marks(students[name])
