@@ -31,7 +31,7 @@ def ship(
     """Write an adapter as GGUF, separate and merged, with commands to serve it and its costs."""
     from labkit.ship import card, shipping
 
-    kinds = tuple(gguf or ()) or (() if merge and not apart else shipping.KINDS)
+    kinds = tuple(gguf or ()) or (() if merge and not apart else shipping.Asked.kinds)
     target = out or folder.resolve().with_name(f"{folder.resolve().name}-shipped")
     facts = shipping.ship(shipping.Asked(folder, target, kinds, merge, apart, base, data))
     if as_json:

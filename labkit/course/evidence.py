@@ -4,24 +4,23 @@ from pathlib import Path
 
 import nbformat
 
-from labkit.course import executed, run
+from labkit.course import executed
+from labkit.course.kernel import LabResult, execute
 from labkit.course.notebooks import METADATA
 from labkit.course.progress import nearest_headings
 
 
-def pages(
-    root: Path, pictures: Path
-) -> tuple[dict[str, nbformat.NotebookNode], list[run.LabResult]]:
+def pages(root: Path, pictures: Path) -> tuple[dict[str, nbformat.NotebookNode], list[LabResult]]:
     """The executed pages by name, and results for failed ones; figures go into `pictures`."""
     made, failed = {}, []
     for path in files(root):
         name, book, reached = f"evidence/{path.stem}", read(path), [0]
-        failure, _ = run.execute(book, path.parent, reached.append)
+        failure, _ = execute(book, path.parent, reached.append)
         if failure:
             heading = nearest_headings(book.cells, name)[reached[-1]]
             title = book.cells[0].source.partition("\n")[0].lstrip("# ")
             error = f"in '{heading}': {failure}"
-            failed.append(run.LabResult(name, title, "failed", error=error))
+            failed.append(LabResult(name, title, "failed", error=error))
         made[name] = executed.page(book, name, pictures)
     return made, failed
 

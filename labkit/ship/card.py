@@ -2,14 +2,16 @@
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.own.stages import SHIPPED
+from labkit.ship import adapter as adapters
 from labkit.ship import recipes
 
 if TYPE_CHECKING:
-    from labkit.ship.shipping import Asked, Parts
+    from transformers import PreTrainedTokenizerBase
 
 CARD = """# {title}
 
@@ -27,7 +29,31 @@ MEASURED = """KL: how far the next token's distribution is from the trained mode
 token, over {where}. right: the share of these rows with exactly the right answer."""
 
 
-def write(into: Path, asked: "Asked", parts: "Parts", facts: dict) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """The command's options."""
+
+    folder: Path
+    out: Path
+    kinds: tuple[str, ...] = ("bf16", "q8_0", "q4_0")  # files of the merged model
+    merge: bool = False
+    apart: bool = False
+    base: str = ""
+    data: Path | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is shipped, and the rows to measure it on."""
+
+    adapter: adapters.Adapter
+    base: Path
+    tokenizer: "PreTrainedTokenizerBase"
+    ends: set[int]
+    rows: list[dict]
+
+
+def write(into: Path, asked: Asked, parts: Parts, facts: dict) -> None:
     """Write README.md, Modelfile and ship.json into the folder; `facts` gets the commands."""
     facts["lines"] = lines(into, asked, parts, facts)
     (into / SHIPPED).write_text(json.dumps(facts, indent=1, ensure_ascii=False), "utf-8")
@@ -60,7 +86,7 @@ def table(files: list[dict]) -> str:
     return "\n".join(rows)
 
 
-def lines(into: Path, asked: "Asked", parts: "Parts", facts: dict) -> dict[str, str]:
+def lines(into: Path, asked: Asked, parts: Parts, facts: dict) -> dict[str, str]:
     """The commands that serve the files, by engine, to run in the folder; writes the Modelfiles."""
     found, system = {}, parts.adapter.facts.get("data", {}).get("system", "")
     name = asked.folder.resolve().name

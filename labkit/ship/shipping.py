@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,36 +11,9 @@ from labkit.own import stages
 from labkit.own.stages import say
 from labkit.ship import adapter as adapters
 from labkit.ship import card, families, gguf, measure
+from labkit.ship.card import Asked, Parts
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-KINDS = ("bf16", "q8_0", "q4_0")  # default files of the merged model
 PLAIN = "merged"  # the folder of the plain model
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The command's options."""
-
-    folder: Path
-    out: Path
-    kinds: tuple[str, ...] = KINDS
-    merge: bool = False
-    apart: bool = False
-    base: str = ""
-    data: Path | None = None
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What is shipped, and the rows to measure it on."""
-
-    adapter: adapters.Adapter
-    base: Path
-    tokenizer: "PreTrainedTokenizerBase"
-    ends: set[int]
-    rows: list[dict]
 
 
 def ship(asked: Asked) -> dict:
