@@ -109,9 +109,6 @@ def _entry(file):
     """`(when it was written, what it keeps)`; None for what is malformed, or gone by now."""
     try:
         written, data = file.stat().st_mtime_ns, json.loads(file.read_text("utf-8"))
-        if isinstance(data, list):  # as an earlier version left it
-            row, sources = data
-            data = {"key": "", "path": "", "digest": "", "row": row, "sources": sources}
         entry = made(Kept, data | {"row": Row.of(data["row"])})
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
