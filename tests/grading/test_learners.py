@@ -9,11 +9,6 @@ from labkit.contract import LENT, WITHHELD
 from labkit.reference import reference
 
 
-def test_the_lab_is_told_from_what_is_defined(graded):
-    row, records = graded(FLOPS)
-    assert row["lab"] == "02_lora" and records["2.5"]["earned"] == 2
-
-
 def test_the_last_definition_wins_and_helpers_live_anywhere(graded):
     helper = "def update(x, A, B):\n    return x @ A.T @ B.T"
     wrong = "def lora_forward(x, W, A, B, alpha):\n    return x @ W.T"
@@ -81,33 +76,33 @@ def test_what_stands_below_a_reveal_is_run(graded):
     assert records["2.5"]["status"] == "passed"
 
 
-def test_a_revealed_exercise_has_no_points_even_if_it_is_right(graded):
-    _, records = graded(
-        START,
-        "if True:\n    lab.reveal(id='2.5')",
-        f"# as the course has it\n{reference('02_lora', '2.5')}",
-    )
-    assert (records["2.5"]["status"], records["2.5"]["earned"]) == ("revealed", 0)
-    assert records["2.5"]["message"].startswith("code cell 2 reveals the solution; if it showed")
-    book = json.loads(notebook(START, 'lab.reveal("2.5")', FLOPS))
-    text = "◐ 2.5 is revealed: read it, then go on. It earns no points.\n"
-    book["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": text}]
-    _, records = graded(data=json.dumps(book).encode())
-    assert (records["2.5"]["status"], records["2.5"]["earned"]) == ("revealed", 0)
+def printed(text):
+    return [{"output_type": "stream", "name": "stdout", "text": text}]
 
 
-def test_an_answer_of_ones_own_counts_where_outputs_that_would_tell_were_cleared(graded):
-    _, records = graded(START, FLOPS, 'lab.reveal("2.5")')
-    assert records["2.5"]["status"] == "passed"
+SOLUTION = f"# as the course has it\n{reference('02_lora', '2.5')}"
+REFUSED = [{"output_type": "error", "ename": "LabError", "evalue": WITHHELD, "traceback": []}]
 
 
-def test_what_was_lent_and_has_no_answer_says_so(graded):
-    lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.5 {LENT}.\n"]}
-    book = json.loads(notebook(START, STUB, 'lab.reveal("2.5")'))
-    book["cells"][2]["outputs"] = [lent]
-    _, records = graded(data=json.dumps(book).encode())
-    assert records["2.5"]["status"] == "missing"
-    assert records["2.5"]["message"].startswith("the course lent this one")
+@pytest.mark.parametrize(
+    "answer, outputs, status, told",
+    [
+        (FLOPS, printed("◐ 2.5 is revealed: read it, then go on."), "revealed", ""),
+        (FLOPS, printed([f"◐ 2.5 {LENT}.\n"]), "passed", ""),
+        (FLOPS, REFUSED, "passed", ""),
+        (FLOPS, [], "passed", ""),  # cleared: an answer of one's own counts
+        (SOLUTION, [], "revealed", "code cell 3 reveals the solution"),
+        (STUB, printed([f"◐ 2.5 {LENT}.\n"]), "missing", "the course lent this one"),
+    ],
+)
+def test_what_a_reveal_showed_decides_whether_an_answer_counts(
+    answer, outputs, status, told, graded
+):
+    book = json.loads(notebook(START, answer, 'lab.reveal("2.5")'))
+    book["cells"][-1]["outputs"] = outputs
+    record = graded(data=json.dumps(book).encode())[1]["2.5"]
+    assert (record["status"], record["earned"]) == (status, 2 if status == "passed" else 0)
+    assert told in record["message"]
 
 
 def test_experiments_are_skipped_unless_an_answer_is_in_them(judge):
@@ -116,23 +111,20 @@ def test_experiments_are_skipped_unless_an_answer_is_in_them(judge):
     assert row["earned"] == 2
 
 
-def test_magics_shell_and_input(graded):
-    cells = ["%matplotlib inline", "!echo hello > note", "%%time\n" + FLOPS, "answer = input()"]
-    assert graded(START, *cells, QUIZ)[0]["earned"] == 5
-
-
 def test_a_file_that_a_cell_writes_is_there_for_an_exercise(graded):
     cells = ["open('factor', 'w').write('1')", "FACTOR = int(open('factor').read())"]
     assert graded(*cells, FLOPS.replace("n_tokens *", "FACTOR * n_tokens *"))[0]["earned"] == 2
 
 
-NAMELESS = "def lora_fwd(x, W, A, B, alpha):\n    return x"
-
-
 @pytest.mark.parametrize(
     "id, cells, status, message",
     [
-        ("2.1", [NAMELESS], "missing", "lora_forward is not defined; there is lora_fwd"),
+        (
+            "2.1",
+            ["def lora_fwd(x): pass"],
+            "missing",
+            "lora_forward is not defined; there is lora_fwd",
+        ),
         ("2.5", [STUB], "missing", ""),
         ("2.5", [STUB, "def step_flops(shapes, r:"], "missing", "its cell raised SyntaxError: "),
         ("2.5", ["def step_flops(shapes):\n  x = (1"], "missing", "'(' was never closed (line 2)"),
@@ -150,13 +142,3 @@ def test_an_answer_in_a_cell_of_text_is_named(graded):
     book["cells"].append({"cell_type": "markdown", "metadata": {}, "source": FLOPS})
     _, records = graded(data=json.dumps(book).encode())
     assert "a cell that is not of the kind Code" in records["2.5"]["message"]
-
-
-def test_what_showed_nothing_when_it_was_to_be_revealed_costs_nothing(graded):
-    error = {"output_type": "error", "ename": "LabError", "evalue": WITHHELD, "traceback": []}
-    lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.5 {LENT}.\n"]}
-    book = json.loads(notebook(START, FLOPS, 'lab.reveal("2.5")'))
-    for outputs, status in ([error], "passed"), ([lent], "passed"), ([], "passed"):
-        book["cells"][2]["outputs"] = outputs
-        _, records = graded(data=json.dumps(book).encode())
-        assert records["2.5"]["status"] == status

@@ -1,11 +1,13 @@
 """`labkit grade --similar`: planted copies are found, independent answers are not."""
 
+import random
 import re
 
 import classroom
 import pytest
 from submissions import START, notebook
 
+from labkit import cli
 from labkit.grading.after import similar
 from labkit.grading.row import Row
 
@@ -13,17 +15,13 @@ LAB = "02_lora"
 POOL = "07_ship"  # the tests of this lab have enough right answers to draw from
 
 
-def disguised(count):
-    """A right answer under other names, with other comments and its helper last."""
-    return f"""
+OWN = """
 def lora_gradients(x, W, A, B, alpha, dY):
-    '''my words {count}'''
-    scaled{count} = alpha / len(A)  # comment {count}
-    flat{count} = x.reshape(-1, x.shape[-1])
-    rows{count} = dY.reshape(-1, dY.shape[-1])
-    left{count} = rows{count} @ B * scaled{count}
-    right{count} = flat{count} @ A.T * scaled{count}
-    return left{count}.T @ flat{count}, rows{count}.T @ right{count}
+    scaled = alpha / len(A)
+    flat = x.reshape(-1, x.shape[-1])
+    rows = dY.reshape(-1, dY.shape[-1])
+    left, right = rows @ B * scaled, flat @ A.T * scaled
+    return left.T @ flat, rows.T @ right
 """
 
 
@@ -33,15 +31,12 @@ def test_the_measure_is_the_share_of_what_few_have():
     assert alike.shape == (3, 3)
     assert alike[0, 2] == pytest.approx(1) and alike[0, 0] == pytest.approx(1)
     assert 0 < alike[0, 1] < 0.5 and alike[0, 1] == pytest.approx(alike[1, 0])
-    # two alone are as alike as they are: nothing weighs nothing because all have it
-    assert similar.shares([[one], [one]])[0, 1] == pytest.approx(1)
+    assert similar.shares([[one], [one]])[0, 1] == pytest.approx(1), "what all have weighs, too"
 
 
 @pytest.fixture(scope="module")
 def found():
     """`{pair of names: share}` of 12 submissions and a copy of each of two of them."""
-    import random
-
     rng = random.Random(3)
     own = {f"own{i}": classroom.independent(POOL, rng) for i in range(12)}
     copies = {f"copy{i}": classroom.copied(own[f"own{i}"], rng) for i in range(2)}
@@ -69,7 +64,7 @@ def test_what_the_course_gave_out_and_what_is_short_do_not_count():
 
 
 def test_pages_are_without_scripts_and_what_learners_wrote_is_text(tmp_path):
-    cell = "<script>alert(1)</script> = 0\n" + disguised(1)
+    cell = f"<script>alert(1)</script> = 0\n{OWN}"
     cells = {id: cell.replace("gradients", id) for id in ("2.1", "2.2", "2.3")}
     rows = [Row(f"{name}<b>.ipynb", "graded", lab=LAB) for name in "ab"]
     (tmp_path / "similar").mkdir()
@@ -83,8 +78,6 @@ def test_pages_are_without_scripts_and_what_learners_wrote_is_text(tmp_path):
 
 
 def test_the_command_lists_them(batch, capsys):
-    from labkit import cli
-
     argv = ["grade", str(batch.folder), "--out", str(batch.out), "--similar"]
     batch({"a.ipynb": notebook(START), "b.ipynb": notebook(START)})
     with pytest.raises(SystemExit):
