@@ -93,11 +93,6 @@ def test_what_a_function_held_when_it_failed_is_free_below(run):
         gc.enable()
 
 
-def test_a_cell_without_errors_has_none(run):
-    run("import not_here")
-    assert run("x = [1]\nfor y in x:\n    pass") == (None, True)
-
-
 def test_a_module_that_was_just_written_is_found(run):
     for n in range(20):  # too fast for the times that folders keep
         run(f"import part{n}")
