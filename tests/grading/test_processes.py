@@ -14,12 +14,14 @@ from labkit.grading.limits import Limits
 
 pytestmark = pytest.mark.thorough
 
-ENDS = {
-    "exit": "import os; os._exit(0)",
-    "segfault": "import ctypes; ctypes.string_at(0)",
-    "hang": "while True: pass",
-    "deaf hang": "import signal\nsignal.signal(2, signal.SIG_IGN)\nwhile True: signal.pause()",
-    "fork": "import os; os.fork()",
+ENDS = {  # what a cell or an answer does, and what comes of an exercise by that
+    "exit": ("import os; os._exit(0)", "error"),
+    "segfault": ("import ctypes; ctypes.string_at(0)", "error"),
+    "hang": ("while True: pass", "timeout"),
+    "deaf hang": (
+        "import signal\nsignal.signal(2, signal.SIG_IGN)\nwhile 1: signal.pause()",
+        "timeout",
+    ),
 }
 
 
@@ -42,25 +44,14 @@ def hasty():
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_cell_that_ends_its_process_costs_that_cell(end, hasty):
-    row, records = hasty(START, QUIZ, ENDS[end], FLOPS)
-    assert row["status"] == "graded"
-    assert records["2.5"]["status"] == records["2.8"]["status"] == "passed", records
-
-
-@pytest.mark.parametrize("end", ["exit", "segfault", "hang"])
-def test_an_exercise_that_ends_its_process_costs_that_exercise(end, hasty):
-    body = "\n    ".join(ENDS[end].split("\n"))
+def test_what_ends_its_process_costs_its_cell_or_its_exercise_and_is_told(end, hasty):
+    code, status = ENDS[end]
+    body = code.replace("\n", "\n    ")
     answer = f"def lora_forward(x, W, A, B, alpha):\n    {body}"
-    _, records = hasty(START, QUIZ, answer, FLOPS)
-    assert records["2.1"]["status"] == ("timeout" if end == "hang" else "error")
-    assert records["2.5"]["status"] == records["2.8"]["status"] == "passed"
-
-
-def test_a_cell_that_ends_its_process_is_told_beside_the_grade(graded):
-    row, records = graded(START, FLOPS, "import os\nos._exit(0)")
-    assert (row["status"], records["2.5"]["status"]) == ("graded", "passed")
-    assert row["reason"] == "code cell 3: it ended its process"
+    row, records = hasty(START, QUIZ, "import os; os.fork()", code, answer, FLOPS)
+    assert row["status"] == "graded" and "code cell 4: it " in row["reason"]
+    assert records["2.1"]["status"] == status
+    assert records["2.5"]["status"] == records["2.8"]["status"] == "passed", records
 
 
 LEFT_BEHIND = {

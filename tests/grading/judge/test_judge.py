@@ -93,23 +93,13 @@ def test_the_seed_is_not_told(graded):
     assert graded(peek, seed=918273645)[1]["2.5"]["status"] == "passed"
 
 
-def test_a_slip_in_the_layer_costs_nothing_where_it_is_used(graded):
-    layer = reference("02_lora", "2.2").replace("alpha / r", "alpha")
-    _, records = graded(START, layer, MERGES)
-    assert "alpha is not divided by r" in records["2.2"]["message"]
-    assert "course's own" not in records["2.2"]["message"]
-    assert "never merged" in records["2.6"]["message"]
-    assert "judged with the course's own 2.1, 2.2" in records["2.6"]["message"]
-
-
-OPEN = {  # what stands in place of a piece of the solution
-    "absent": lambda source: "pass",
-    "stub": lambda source: "class LoRALinear:\n    pass",
-    "raises": lambda source: f"1 / 0\n{source}",
-    "wrong": lambda source: source.replace("alpha / r", "alpha"),
-    "ends its process": lambda source: source.replace(
-        "super().__init__()", "__import__('os').abort()"
-    ),
+LAYER = reference("02_lora", "2.2")
+OPEN = {
+    "absent": "pass",
+    "stub": "class LoRALinear:\n    pass",
+    "raises": f"1 / 0\n{LAYER}",
+    "wrong": LAYER.replace("alpha / r", "alpha"),
+    "ends its process": LAYER.replace("super().__init__()", "__import__('os').abort()"),
 }
 
 
@@ -117,12 +107,10 @@ OPEN = {  # what stands in place of a piece of the solution
 def test_an_open_exercise_costs_its_own_points_and_no_others(kind, graded):
     book = json.loads((ROOT / "solutions" / "02_lora.ipynb").read_text("utf-8"))
     for cell in book["cells"]:
-        source = "".join(cell["source"])
-        if source.startswith("class LoRALinear"):
-            cell["source"] = OPEN[kind](source)
+        if "".join(cell["source"]).startswith("class LoRALinear"):
+            cell["source"] = OPEN[kind]
     row, records = graded(data=json.dumps(book).encode())
-    lost = {id: r["message"] for id, r in records.items() if r["status"] != "passed"}
-    assert lost.keys() == {"2.2"}
+    assert [id for id, r in records.items() if r["status"] != "passed"] == ["2.2"]
     assert row["earned"] == row["possible"] - 3
     assert "judged with the course's own 2.2" in records["2.4"]["message"]
 
