@@ -56,8 +56,9 @@ def test_a_name_of_an_experiment_is_told(graded):
 
 def test_checks_and_reveals_in_cells_are_silent_and_give_nothing(graded):
     cell = "check.matches_dense(lora_forward)\nlab.score()\nlab.headline('x')\n"
-    cell += "assert not lab.experiment('x', 1)"
-    _, records = graded(START, FORWARD, cell + "\n" + FLOPS, "lab.reveal('2.8')")
+    cell += "assert lab.experiment('x', 1, needs=['2.1']) is lab.gpu('x', 'y', needs=[]) is False\n"
+    cell += "guess = lab.predict('how many?', 3)\nguess.beside(1)\nassert guess.value is None\n"
+    _, records = graded(START, FORWARD, cell + FLOPS, "lab.reveal('2.8')")
     assert records["2.5"]["status"] == "passed"
     assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("revealed", 0)
 
@@ -133,3 +134,29 @@ def test_an_answer_in_a_cell_of_text_is_named(graded):
     book["cells"].append({"cell_type": "markdown", "metadata": {}, "source": FLOPS})
     _, records = graded(data=json.dumps(book).encode())
     assert "a cell that is not of the kind Code" in records["2.5"]["message"]
+
+
+STATES = ["torch.is_grad_enabled()", "torch.get_default_dtype()", "torch.get_default_device()"]
+STATES += ["torch.is_inference_mode_enabled()", "torch.is_autocast_enabled('cpu')", "np.geterr()"]
+STATES += ["torch.is_anomaly_enabled()", "list(warnings.filters)", "sum", "signal.getitimer(0)"]
+SWITCHES = """
+torch.set_grad_enabled(False)
+torch.set_default_dtype(torch.float64)
+torch.device("meta").__enter__()
+torch.inference_mode().__enter__()
+torch.set_autocast_enabled("cpu", True)
+np.seterr(all="raise")
+torch.autograd.set_detect_anomaly(True)
+warnings.simplefilter("error")
+builtins.sum = max
+signal.alarm(60)
+"""
+
+
+def test_what_a_cell_switched_is_put_back_before_an_exercise(graded):
+    state = f"[{', '.join(STATES)}]"
+    look = f"import builtins, signal, torch, warnings\nimport numpy as np\nbefore = {state}"
+    switch = f"{SWITCHES}after = {state}\nassert not any(map(lambda a, b: a == b, before, after))"
+    asked = FLOPS.replace("):\n", f"):\n    assert {state} == before and before != after\n", 1)
+    _, records = graded(look, switch, asked)
+    assert records["2.5"]["status"] == "passed", records["2.5"]

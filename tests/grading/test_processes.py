@@ -1,16 +1,14 @@
 """Cells that end their process, machines that are busy, and time that runs out."""
 
-import contextlib
 import os
 import subprocess
 import sys
 
-import psutil
 import pytest
-from submissions import ALL, FLOPS, FORWARD, KIND, QUIZ, START, needs_sandbox, notebook
+from submissions import FLOPS, FORWARD, KIND, QUIZ, START, notebook
 
 from labkit.grading.judge import judge as judging
-from labkit.grading.limits import Limits
+from labkit.grading.limits import TIME_UP, Limits
 
 pytestmark = pytest.mark.thorough
 
@@ -89,17 +87,6 @@ def test_what_cells_leave_running_costs_nothing_on_a_busy_machine(graded, busy):
         assert row["earned"] == 5 and "reason" not in row, (what, row.get("reason"), records)
 
 
-@needs_sandbox
-def test_a_warm_process_that_is_killed_costs_nobody_anything(judge, graded):
-    """As the kernel does where memory is short; here between two submissions."""
-    assert graded(FLOPS)[0]["earned"] == 2
-    for process in psutil.Process(judge.warm.process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    judge.warm.process.wait()
-    assert graded(FLOPS)[0]["earned"] == 2
-
-
 def test_slow_cells_of_no_consequence_cost_no_exercise(hasty):
     slow = "import time\ntime.sleep(1)\n"
     row, _ = hasty(START, *[slow] * 4, slow + FLOPS, slow + QUIZ, *[slow] * 2)
@@ -109,10 +96,19 @@ def test_slow_cells_of_no_consequence_cost_no_exercise(hasty):
 
 def test_a_submission_has_an_end(hasty):
     """Each of eight exercises hangs, and takes its three seconds; the first one is right."""
-    hang = "\n".join(f"def {name}(*args):\n    while True: pass" for name in ALL - {"lora_forward"})
+    names = [
+        "LoRALinear",
+        "lora_gradients",
+        "inject",
+        "step_flops",
+        "merge_",
+        "unmerge_",
+        "adapter_state",
+        "quiz",
+    ]
+    hang = "\n".join(f"def {name}(*args):\n    while True: pass" for name in names)
     row, records = hasty(START, FORWARD, hang, seconds=None)
     assert row["status"] == "timeout" and row["seconds"] < 60
     assert "it took more than 16 s in all, graded until then" in row["reason"]
     assert records["2.1"]["status"] == "passed" and row["earned"] == 2
-    told = records["2.8"]["status"], records["2.8"]["message"]
-    assert told == ("timeout", "the time of the whole submission is used up")
+    assert (records["2.8"]["status"], records["2.8"]["message"]) == ("timeout", TIME_UP)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from submissions import FLOPS, FORWARD, MERGES, QUIZ, START, notebook
+from submissions import FLOPS, FORWARD, QUIZ, START, notebook
 
 from labkit.grading.judge import judge as judging
 from labkit.grading.judge import submission
@@ -58,10 +58,9 @@ def test_the_labs_are_those_that_have_checks_and_are_called_as_their_masters(mon
 
 
 def test_a_page_shows_the_cells_of_its_own_exercise(judge):
-    data = notebook(START, "class LoRALinear: pass", MERGES, FLOPS)
-    _, sources = judge.grade("a.ipynb", data, 1)
-    assert sources["2.2"] == "class LoRALinear: pass" and sources["2.5"] == FLOPS
-    assert sources["2.6"] == MERGES and sources["2.7"] == ""
+    cells = ["class LoRALinear: pass", "def merge_(layer): pass\ndef unmerge_(layer): pass", FLOPS]
+    _, sources = judge.grade("a.ipynb", notebook(START, *cells), 1)
+    assert [sources[id] for id in ("2.2", "2.6", "2.5", "2.7")] == [*cells, ""]
 
 
 def test_state_that_an_exercise_spoils_is_whole_again_for_the_next(graded):
