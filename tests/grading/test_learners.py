@@ -156,7 +156,7 @@ signal.alarm(60)
 def test_what_a_cell_switched_is_put_back_before_an_exercise(graded):
     state = f"[{', '.join(STATES)}]"
     look = f"import builtins, signal, torch, warnings\nimport numpy as np\nbefore = {state}"
-    switch = f"{SWITCHES}after = {state}\nassert not any(map(lambda a, b: a == b, before, after))"
-    asked = FLOPS.replace("):\n", f"):\n    assert {state} == before and before != after\n", 1)
+    switch = f"{SWITCHES}changed = [a != b for a, b in zip(before, {state})]"
+    asked = FLOPS.replace("):\n", f"):\n    assert {state} == before and all(changed)\n", 1)
     _, records = graded(look, switch, asked)
     assert records["2.5"]["status"] == "passed", records["2.5"]
