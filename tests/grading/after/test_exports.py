@@ -91,12 +91,10 @@ def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
         ("group7_12347_5_x.ipynb", "Gödel, Kurt"),  # a group's file bears its own name
         ("group7_12347_12346_5_x.ipynb", None),  # two readings, and no name decides
         ("lovelaceada_12346_999_5_x.ipynb", "Lovelace, Ada"),
-        ("doejane_77777_67890_x.ipynb", None),
         ("go\u0308delkurt_12347_12346_5_x.ipynb", "Gödel, Kurt"),  # unzipped by a Mac
         ("doejane_LATE_12345_67890_lab2/nb/02_lora.ipynb", "Doe, Jane"),  # a zip, unpacked
         ("doejane_12345_67890_lab2/lovelaceada_12346_5_x.ipynb", "Doe, Jane"),  # and what was in it
         ("anon_4fZq1_67890_x.ipynb", None),
-        ("02_lora.ipynb", None),
         ("12345.ipynb", None),
     ],
 )
@@ -196,10 +194,8 @@ def test_moodle_gets_its_worksheet_with_grade_and_feedback(gradebook):
         f"not matched: {rows[2].submission}",
         f"Moodle refuses to change the grade of {rows[1].submission}",
     ]
-    before = table(MOODLE)
-    for line, old in zip((jane, ada, kurt), before, strict=True):
-        same = line.keys() - {"Grade", "Feedback comments"}
-        assert {key: line[key] for key in same} == {key: old[key] for key in same}
+    for line, old in zip((jane, ada, kurt), table(MOODLE), strict=True):
+        assert line == old | {key: line[key] for key in ("Grade", "Feedback comments")}
 
 
 # in other languages: grade, highest grade, comments and what may follow them, yes, no

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 from submissions import FLOPS, FORWARD, QUIZ, START, notebook
 
@@ -145,3 +146,8 @@ def test_no_answer_says_that_the_check_is_broken(graded):
     _, records = graded(START, cell)
     assert records["2.8"]["status"] == "failed"
     assert records["2.8"]["message"].startswith("it says: the check itself is broken")
+
+
+def test_a_warm_process_takes_little_memory(judge):
+    first = psutil.Process(judge.warm.process.pid)
+    assert sum(p.memory_info().rss for p in [first, *first.children(recursive=True)]) < 1.5e9
