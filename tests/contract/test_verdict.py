@@ -117,21 +117,21 @@ def test_what_stands_in_is_an_argument_too(learner):
     assert contract.session.records["99.5"]["status"] == "passed"
 
 
-def test_nothing_stands_in_for_what_has_passed(learner, rejects):
-    learner["double"] = lambda x: 2 * x
-    doubles(learner["double"])
-    assert "course's own" not in rejects(quadrupled, lambda x: learner["double"](x))
-
-
-def test_a_wrong_answer_is_wrong_with_what_stands_in(learner, rejects):
+def test_a_wrong_answer_is_wrong_and_a_stub_a_stub_with_what_stands_in(
+    learner, rejects, not_written
+):
     learner["double"] = stub
     told = rejects(quadrupled, eval("lambda x: double(x)", learner))
     assert "quadruple(3) gave 6, wanted 12 (judged with the course's own 99.1" in told
-
-
-def test_a_stub_stays_missing_with_what_stands_in(learner, not_written):
-    learner["double"] = stub
+    contract.session.records.clear()
     not_written(quadrupled, stub)
+
+
+def test_what_stands_in_is_not_named_where_it_changes_nothing(learner, rejects):
+    assert rejects(quadrupled, lambda x: 5) == "✗ 99.4 quadruple: quadruple(3) gave 5, wanted 12"
+    learner["double"] = lambda x: 2 * x
+    doubles(learner["double"])
+    assert "course's own" not in rejects(quadrupled, lambda x: learner["double"](x))
 
 
 def test_what_comes_later_does_not_stand_in(learner, rejects):
@@ -159,10 +159,6 @@ def test_of_what_is_lent_only_what_there_is_stands_in(learner, monkeypatch):
     monkeypatch.setitem(contract.NAMES, "99.1", ["double", "half"])
     quadrupled(learner["quadruple"])
     assert contract.session.records["99.4"]["status"] == "passed"
-
-
-def test_a_mistake_that_has_nothing_to_do_with_what_is_open_is_told_plainly(learner, rejects):
-    assert rejects(quadrupled, lambda x: 5) == "✗ 99.4 quadruple: quadruple(3) gave 5, wanted 12"
 
 
 def test_what_stands_in_shows_none_of_its_lines(learner, rejects):

@@ -54,20 +54,13 @@ def test_tensors_keep_bits_dtype_and_shape(dtype):
         assert torch.equal(back, tensor)
 
 
-def test_nan_stays_nan():
-    assert math.isnan(wire.unpack(wire.pack(math.nan)))
-    assert wire.unpack(wire.pack(torch.tensor([math.nan]))).isnan().all()
-
-
-def test_a_tensor_that_requires_grad_does_so_there():
-    assert _there_and_back(torch.ones(2, requires_grad=True)).requires_grad
-    assert not _there_and_back(torch.ones(2)).requires_grad
-
-
-def test_the_same_tensor_twice_comes_as_two():
-    x = torch.zeros(3)
-    first, second = wire.unpack(wire.pack([x, x]))
-    first += 1
+def test_nan_stays_nan_and_a_tensor_keeps_its_flag_and_a_memory_of_its_own():
+    nan, tensor = wire.unpack(wire.pack([math.nan, torch.tensor([math.nan])]))
+    assert math.isnan(nan) and tensor.isnan().all()
+    x = torch.zeros(3, requires_grad=True)
+    first, second, other = _there_and_back([x, x, x.detach()])
+    assert first.requires_grad and second.requires_grad and not other.requires_grad
+    first.data += 1
     assert torch.equal(second, x)
 
 
