@@ -84,12 +84,3 @@ def test_the_command_lists_them(batch, capsys):
         cli.main(argv)
     out = " ".join(capsys.readouterr().out.split())
     assert "pairs that are alike: 0" in out and "similar.html" in out
-
-
-def test_a_judge_keeps_the_other_cells_of_a_submission(judge):
-    helper = "def power(r, root):\n    return r ** (0.5 if root else 1)"
-    given = similar.reference.course_cells(LAB)[1]
-    uses = "def step_flops(shapes, n_tokens, r=None):\n    return power(n_tokens, r is None)"
-    data = notebook(START, given, helper, uses, "x = 1", tags=[4])
-    _, sources = judge.grade("a", data, 1)
-    assert sources[""] == f"{START}\n\n{helper}" and sources["2.5"] == uses

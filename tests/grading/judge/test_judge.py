@@ -9,7 +9,7 @@ from submissions import FLOPS, FORWARD, QUIZ, START, notebook
 
 from labkit.grading.judge import judge as judging
 from labkit.grading.judge import submission
-from labkit.reference import reference
+from labkit.reference import course_cells, reference
 
 ROOT = Path(__file__).parents[3]
 SOLVED = sorted((ROOT / "solutions").glob("*.ipynb"))
@@ -58,10 +58,13 @@ def test_the_labs_are_those_that_have_checks_and_are_called_as_their_masters(mon
     judging.stems.cache_clear()
 
 
-def test_a_page_shows_the_cells_of_its_own_exercise(judge):
+def test_the_cells_of_an_exercise_are_kept_and_what_else_is_a_learners_own(judge):
     cells = ["class LoRALinear: pass", "def merge_(layer): pass\ndef unmerge_(layer): pass", FLOPS]
-    _, sources = judge.grade("a.ipynb", notebook(START, *cells), 1)
+    given, helper = course_cells("02_lora")[1], "def power(r, root):\n    return r"
+    data = notebook(START, given, helper, *cells, "x = 1", tags=[6])
+    _, sources = judge.grade("a.ipynb", data, 1)
     assert [sources[id] for id in ("2.2", "2.6", "2.5", "2.7")] == [*cells, ""]
+    assert sources[""] == f"{START}\n\n{helper}"
 
 
 def test_state_that_an_exercise_spoils_is_whole_again_for_the_next(graded):
