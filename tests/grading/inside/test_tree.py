@@ -1,4 +1,4 @@
-"""What the processes of a submission hold of memory, as their supervisor counts it."""
+"""The processes of a submission, as their supervisor counts and kills them."""
 
 import os
 import socket
