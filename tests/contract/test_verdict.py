@@ -117,9 +117,7 @@ def test_what_stands_in_is_an_argument_too(learner):
     assert contract.session.records["99.5"]["status"] == "passed"
 
 
-def test_a_wrong_answer_is_wrong_and_a_stub_a_stub_with_what_stands_in(
-    learner, rejects, not_written
-):
+def test_what_stands_in_mends_no_answer_and_no_stub(learner, rejects, not_written):
     learner["double"] = stub
     told = rejects(quadrupled, eval("lambda x: double(x)", learner))
     assert "quadruple(3) gave 6, wanted 12 (judged with the course's own 99.1" in told

@@ -83,9 +83,7 @@ REFUSED = [{"output_type": "error", "ename": "LabError", "evalue": WITHHELD, "tr
         (STUB, printed([f"◐ 2.5 {LENT}.\n"]), "missing", "the course lent this one"),
     ],
 )
-def test_what_a_reveal_showed_decides_whether_an_answer_counts(
-    answer, outputs, status, told, graded
-):
+def test_what_a_reveal_showed_decides_what_counts(answer, outputs, status, told, graded):
     book = json.loads(notebook(START, answer, 'lab.reveal("2.5")'))
     book["cells"][-1]["outputs"] = outputs
     record = graded(data=json.dumps(book).encode())[1]["2.5"]
@@ -139,7 +137,8 @@ SWITCHES = """
 torch.set_grad_enabled(False)
 torch.set_default_dtype(torch.float64)
 torch.device("meta").__enter__()
-torch.inference_mode().__enter__()
+mode = torch.inference_mode()
+mode.__enter__()
 torch.set_autocast_enabled("cpu", True)
 np.seterr(all="raise")
 torch.autograd.set_detect_anomaly(True)
@@ -153,6 +152,7 @@ def test_what_a_cell_switched_is_put_back_before_an_exercise(graded):
     state = f"[{', '.join(STATES)}]"
     look = f"import builtins, signal, torch, warnings\nimport numpy as np\nbefore = {state}"
     switch = f"{SWITCHES}changed = [a != b for a, b in zip(before, {state})]"
-    asked = FLOPS.replace("):\n", f"):\n    assert {state} == before and all(changed)\n", 1)
-    _, records = graded(look, switch, asked)
-    assert records["2.5"]["status"] == "passed", records["2.5"]
+    wrong = f"[i for i in range({len(STATES)}) if now[i] != before[i] or not changed[i]]"
+    peek = f"    now = {state}\n    assert not {wrong}, {wrong}\n"
+    _, records = graded(look, switch, FLOPS.replace("):\n", f"):\n{peek}", 1))
+    assert records["2.5"]["status"] == "passed", records["2.5"]["message"]

@@ -62,9 +62,7 @@ def test_doctor_says_how_submissions_are_isolated(monkeypatch):
 
 
 @pytest.mark.parametrize(("setting", "forbidden"), [(None, False), ("1\n", True), ("0\n", False)])
-def test_where_ubuntu_forbids_the_sandbox_the_remedy_is_named(
-    setting, forbidden, monkeypatch, tmp_path
-):
+def test_what_ubuntu_forbids_has_its_remedy(setting, forbidden, monkeypatch, tmp_path):
     monkeypatch.setattr(sandbox, "Path", lambda path: tmp_path / Path(path).name)
     if setting:
         (tmp_path / "apparmor_restrict_unprivileged_userns").write_text(setting)

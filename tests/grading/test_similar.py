@@ -25,33 +25,14 @@ def lora_gradients(x, W, A, B, alpha, dY):
 """
 
 
-def test_the_measure_is_the_share_of_what_few_have():
-    one, two = {*range(0, 100)}, {*range(50, 150)}
-    alike = similar.shares([[one], [two], [one]])
-    assert alike.shape == (3, 3)
-    assert alike[0, 2] == pytest.approx(1) and alike[0, 0] == pytest.approx(1)
-    assert 0 < alike[0, 1] < 0.5 and alike[0, 1] == pytest.approx(alike[1, 0])
-    assert similar.shares([[one], [one]])[0, 1] == pytest.approx(1), "what all have weighs, too"
-
-
-@pytest.fixture(scope="module")
-def found():
-    """`{pair of names: share}` of 12 submissions and a copy of each of two of them."""
+def test_copies_are_found_and_marked_and_answers_chosen_at_random_are_not_found():
     rng = random.Random(3)
     own = {f"own{i}": classroom.independent(POOL, rng) for i in range(12)}
     copies = {f"copy{i}": classroom.copied(own[f"own{i}"], rng) for i in range(2)}
     pairs = similar.pairs(POOL, own | copies)
-    return {frozenset(pair.names): pair for pair in pairs}
-
-
-def test_copies_are_found_and_answers_chosen_at_random_are_not(found):
     planted = {frozenset((f"own{i}", f"copy{i}")) for i in range(2)}
-    assert found.keys() == planted
-
-
-def test_the_two_stand_side_by_side_with_what_is_alike_marked(found):
-    pair = found[frozenset(("own0", "copy0"))]
-    for side in pair.sides:
+    assert {frozenset(pair.names) for pair in pairs} == planted
+    for side in (side for pair in pairs for side in pair.sides):
         marked = re.findall(r"<mark>(.*?)</mark>", side, re.DOTALL)
         assert sum(map(len, marked)) > 0.6 * len(re.sub(r"</?mark>", "", side))
 

@@ -92,14 +92,6 @@ def test_there_are_no_more_jobs_than_memory_for_them(monkeypatch):
         assert workers._jobs() == jobs
 
 
-def test_judges_work_side_by_side_on_their_own_cores():
-    assert workers._shares(1) == [sorted(os.sched_getaffinity(0))]
-    cores = len(os.sched_getaffinity(0))
-    shares = workers._shares(cores)
-    assert sorted(c for share in shares for c in share) == sorted(os.sched_getaffinity(0))
-    assert workers._shares(cores + 1) == [None] * (cores + 1)
-
-
 def test_a_batch_ends_when_a_judge_cannot_start(monkeypatch):
     class Broken(Fake):
         def grade(self, *_):
