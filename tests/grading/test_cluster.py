@@ -122,7 +122,6 @@ def test_bad_input_is_one_line():
 
 @needs_sandbox
 def test_workers_on_this_machine_grade(tmp_path):
-    """The real judge, in a worker of a LocalCluster."""
     (tmp_path / "a.ipynb").write_bytes(notebook(FLOPS))
     (row,) = grade([tmp_path / "a.ipynb"], tmp_path / "out", workers=1)
     assert (row.status, row.earned) == ("graded", 2)

@@ -75,7 +75,6 @@ assert len(next(batches)) == 2
 
 @pytest.fixture
 def busy():
-    """Other processes that compute, two a core."""
     spin = [sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(spin) for _ in range(2 * len(os.sched_getaffinity(0)))]
     yield

@@ -197,7 +197,6 @@ for fd in range(3):
 
 
 def test_a_submission_has_a_network_of_its_own_that_is_down(nested):
-    """Nothing of another one's sockets is left there, and no address can be reached."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         code = f"""
 routes = "127.0.0.1" in open("/proc/net/fib_trie").read()
@@ -287,7 +286,6 @@ def test_honest_code_goes_on_working(warm):
 
 
 def test_a_submission_has_no_descriptor_that_another_one_had(warm):
-    """Three that lead nowhere, and the way to its own supervisor."""
     code = """
 import fcntl
 found = {}

@@ -74,7 +74,6 @@ def test_what_is_no_data_is_named_or_refused():
 
 @pytest.fixture
 def pair():
-    """Two sockets that are joined."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs

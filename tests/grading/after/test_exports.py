@@ -43,7 +43,6 @@ def row(submission, earned=15, lab="02_lora", **more):
 
 
 def lost(submission, reason):
-    """A row of a file that is no notebook."""
     return Row(submission, "unreadable", reason)
 
 
@@ -391,7 +390,6 @@ def test_only_the_lab_of_the_assignment_counts_and_of_it_the_best():
 
 
 def call(*args):
-    """Run the command in this process and return its exit code."""
     with pytest.raises(SystemExit) as caught:
         cli.main(["export", *map(str, args)])
     return caught.value.code or 0

@@ -79,7 +79,6 @@ def written(out, rows, sources):
 
 
 def table(out):
-    """The rows of grades.csv."""
     with (out / "grades.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 

@@ -51,7 +51,6 @@ def test_descriptors_that_are_under_way_are_counted(monkeypatch):
 
 
 def test_outside_of_a_tree_nothing_is_killed():
-    """Where this process is not process 1 of its own tree, `kill_but` does nothing."""
     assert not tree.enclosed() and tree.others() == []
     sleeper = subprocess.Popen(["sleep", "30"])
     tree.kill_but()
