@@ -122,3 +122,10 @@ def test_reading_a_cell_takes_no_time_whatever_is_sent(ugly):
     begun = time.process_time()
     submission.read(_book(*[ugly * (submission.PARSED // len(ugly)) + "\n)(" for _ in range(2)]))
     assert time.process_time() - begun < 20  # a quadratic expression takes hours
+
+
+def test_a_cell_that_python_takes_long_to_list_is_taken_for_needed():
+    """Of each name symtable looks at each function."""
+    for n, needed in ((2_000, {0, 1, 2}), (100, {0, 2})):
+        cell = ",".join(f"n{i}" for i in range(n)) + "\n" + "lambda:0," * n
+        assert submission.read(_book("x = 1", cell, "f = x")).needed({"f"}) == needed
