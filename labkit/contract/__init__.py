@@ -65,10 +65,10 @@ def generator() -> "torch.Generator":
     return torch.Generator().manual_seed(int.from_bytes(digest[:6]))
 
 
-def expect(condition: object, message: str, earned: int = 0, hint: str = "") -> None:
-    """Raise CheckFailed with `message` unless `condition` is true; "; " and a `hint` follow it."""
+def expect(condition: object, message: str, earned: int = 0) -> None:
+    """Raise CheckFailed with `message` unless `condition` is true."""
     if not condition:
-        raise CheckFailed(f"{message}; {hint}" if hint else message, earned)
+        raise CheckFailed(message, earned)
 
 
 @contextlib.contextmanager

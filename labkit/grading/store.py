@@ -106,9 +106,6 @@ def _entry(file):
     """`(time written, entry)`; None if malformed, or deleted meanwhile."""
     try:
         written, data = file.stat().st_mtime_ns, json.loads(file.read_text("utf-8"))
-        if isinstance(data, list):  # as an earlier version left it
-            row, sources = data
-            data = {"key": "", "path": "", "digest": "", "row": row, "sources": sources}
         entry = made(Kept, data | {"row": Row.of(data["row"])})
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None

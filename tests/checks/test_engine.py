@@ -97,12 +97,9 @@ def test_what_equals_what(got, wanted, alike):
         (lambda x: -x, "has the wrong sign"),
         (lambda x: x.T, "should have shape (2, 3), not (3, 2): is something transposed?"),
         (lambda x: 3 * x, "is 3 times as large as it should be"),
-        (lambda x: x.bfloat16(), "did you compute in 16 bits?"),
         (lambda x: x * torch.nan, "has NaN or infinity in it"),
         (lambda x: x + 0j, "should have real numbers in it, not complex ones"),
         (lambda x: x.tolist(), "should be a tensor, not a list"),
-        (lambda x: x + torch.arange(6.0).view(2, 3), "(the entry that is furthest off)"),
-        (lambda x: None, "the result is None: is `return` missing?"),
     ],
 )
 def test_what_was_done_to_the_right_numbers_is_said(change, said, rejects):

@@ -27,8 +27,8 @@ def judge():
 def graded(judge):
     """`graded(*cells)`, or of a file's bytes: `(row, {exercise id: its record})`."""
 
-    def run(*cells, data=None, seed=5):
-        row = judge.grade("a.ipynb", data or notebook(*cells), seed)[0].data()
+    def run(*cells, data=None, seed=5, tags=()):
+        row = judge.grade("a.ipynb", data or notebook(*cells, tags=tags), seed)[0].data()
         return row, {record["id"]: record for record in row["exercises"]}
 
     return run

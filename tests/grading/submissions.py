@@ -7,7 +7,7 @@ import pytest
 
 from labkit.grading import sandbox
 from labkit.grading.limits import Limits
-from labkit.grading.row import Row
+from labkit.grading.row import Exercise, Row
 
 QUICK = Limits(cell_seconds=6, exercise_seconds=10, total_seconds=60, memory_bytes=1 << 30)
 KIND = "nested" if sandbox.available() else "bare"
@@ -34,15 +34,6 @@ FORWARD = """
 def lora_forward(x, W, A, B, alpha):
     return x @ W.T + alpha / len(A) * (x @ A.T) @ B.T
 """
-MERGES = """
-def merge_(layer):
-    layer.base.weight.data += layer.scaling * layer.B.data @ layer.A.data
-
-def unmerge_(layer):
-    layer.base.weight.data -= layer.scaling * layer.B.data @ layer.A.data
-"""
-ALL = {"lora_forward", "LoRALinear", "lora_gradients", "inject", "step_flops"}
-ALL |= {"merge_", "unmerge_", "adapter_state", "load_adapter_", "quiz"}
 QUIZ = 'def quiz():\n    return {"q1": "b", "q2": "c", "q3": "a"}'
 STUB = "def step_flops(shapes, n_tokens, r=None):\n    raise NotImplementedError"
 
@@ -53,16 +44,14 @@ class Fake:
     asked: ClassVar = []
 
     def __init__(self, *setup):
-        self.setup = setup
+        pass
 
     def grade(self, name, data, seed):
         Fake.asked.append((name, data, seed))
-        record = {"id": "2.1", "name": "f", "points": 2, "earned": 1, "status": "failed"}
-        row = {"submission": name, "lab": "02_lora", "earned": 1, "possible": 2, "seconds": 0.1}
         if b"INTERRUPT" in data:
             raise KeyboardInterrupt
-        row |= {"status": "graded", "exercises": [record]}
-        return Row.of(row), {"2.1": "f"}
+        tries = [Exercise("2.1", "f", 2, 1, "failed")]
+        return Row(name, "graded", "", "02_lora", 1, 2, 0.1, tries), {"2.1": "f"}
 
     def kill(self):
         pass

@@ -9,11 +9,6 @@ from labkit.contract import LENT, WITHHELD
 from labkit.reference import reference
 
 
-def test_the_lab_is_told_from_what_is_defined(graded):
-    row, records = graded(FLOPS)
-    assert row["lab"] == "02_lora" and records["2.5"]["earned"] == 2
-
-
 def test_the_last_definition_wins_and_helpers_live_anywhere(graded):
     helper = "def update(x, A, B):\n    return x @ A.T @ B.T"
     wrong = "def lora_forward(x, W, A, B, alpha):\n    return x @ W.T"
@@ -42,14 +37,6 @@ def test_a_cell_that_fails_costs_itself_only(graded):
     assert records["2.5"]["status"] == records["2.8"]["status"] == "passed"
 
 
-def test_what_is_not_there_says_why(graded):
-    _, records = graded(START, "raise ValueError('no data')\n" + FLOPS, QUIZ)
-    assert records["2.5"]["status"] == "missing"
-    told = "step_flops is not defined: its cell raised ValueError: no data"
-    assert records["2.5"]["message"] == told
-    assert records["2.1"]["message"] == "lora_forward is not defined"
-
-
 def test_what_follows_from_a_cell_that_failed_names_that_cell(graded):
     uses = "def lora_forward(x, W, A, B, alpha):\n    return sns.nothing(x)"
     _, records = graded(START, "import plotly as sns", "raise KeyError\nroot = 2", uses, FLOPS)
@@ -61,64 +48,52 @@ def test_what_follows_from_a_cell_that_failed_names_that_cell(graded):
     assert cause in records["2.2"]["message"]
 
 
-def test_a_name_of_an_experiment_is_told(judge):
+def test_a_name_of_an_experiment_is_told(graded):
     uses = "def step_flops(shapes, n_tokens, r=None):\n    return best"
-    row = judge.grade("a", notebook(START, "best = 3", uses, tags=[1]), 1)[0].data()
-    message = next(e["message"] for e in row["exercises"] if e["id"] == "2.5")
-    assert "(best comes from code cell 2, an experiment: none is run here)" in message
+    _, records = graded(START, "best = 3", uses, tags=[1])
+    assert "(best comes from code cell 2, an experiment" in records["2.5"]["message"]
 
 
 def test_checks_and_reveals_in_cells_are_silent_and_give_nothing(graded):
     cell = "check.matches_dense(lora_forward)\nlab.score()\nlab.headline('x')\n"
-    cell += "assert not lab.experiment('x', 1)"
-    _, records = graded(START, FORWARD, cell + "\n" + FLOPS, "lab.reveal('2.8')")
+    cell += "assert lab.experiment('x', 1, needs=['2.1']) is lab.gpu('x', 'y', needs=[]) is False\n"
+    cell += "guess = lab.predict('how many?', 3)\nguess.beside(1)\nassert guess.value is None\n"
+    cell += "lab.reveal('2.1')\n"  # what stands below it is run
+    _, records = graded(START, FORWARD, cell + FLOPS, "lab.reveal('2.8')")
     assert records["2.5"]["status"] == "passed"
     assert (records["2.8"]["status"], records["2.8"]["earned"]) == ("revealed", 0)
 
 
-def test_what_stands_below_a_reveal_is_run(graded):
-    _, records = graded(START, 'lab.reveal("2.1")\n' + FLOPS)
-    assert records["2.5"]["status"] == "passed"
+def printed(text):
+    return [{"output_type": "stream", "name": "stdout", "text": text}]
 
 
-def test_a_revealed_exercise_has_no_points_even_if_it_is_right(graded):
-    _, records = graded(
-        START,
-        "if True:\n    lab.reveal(id='2.5')",
-        f"# as the course has it\n{reference('02_lora', '2.5')}",
-    )
-    assert (records["2.5"]["status"], records["2.5"]["earned"]) == ("revealed", 0)
-    assert records["2.5"]["message"].startswith("code cell 2 reveals the solution; if it showed")
-    book = json.loads(notebook(START, 'lab.reveal("2.5")', FLOPS))
-    text = "◐ 2.5 is revealed: read it, then go on. It earns no points.\n"
-    book["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": text}]
-    _, records = graded(data=json.dumps(book).encode())
-    assert (records["2.5"]["status"], records["2.5"]["earned"]) == ("revealed", 0)
+SOLUTION = f"# as the course has it\n{reference('02_lora', '2.5')}"
+REFUSED = [{"output_type": "error", "ename": "LabError", "evalue": WITHHELD, "traceback": []}]
 
 
-def test_an_answer_of_ones_own_counts_where_outputs_that_would_tell_were_cleared(graded):
-    _, records = graded(START, FLOPS, 'lab.reveal("2.5")')
-    assert records["2.5"]["status"] == "passed"
+@pytest.mark.parametrize(
+    "answer, outputs, status, told",
+    [
+        (FLOPS, printed("◐ 2.5 is revealed: read it, then go on."), "revealed", ""),
+        (FLOPS, printed([f"◐ 2.5 {LENT}.\n"]), "passed", ""),
+        (FLOPS, REFUSED, "passed", ""),
+        (FLOPS, [], "passed", ""),  # cleared: an answer of one's own counts
+        (SOLUTION, [], "revealed", "code cell 3 reveals the solution"),
+        (STUB, printed([f"◐ 2.5 {LENT}.\n"]), "missing", "the course lent this one"),
+    ],
+)
+def test_what_a_reveal_showed_decides_what_counts(answer, outputs, status, told, graded):
+    book = json.loads(notebook(START, answer, 'lab.reveal("2.5")'))
+    book["cells"][-1]["outputs"] = outputs
+    record = graded(data=json.dumps(book).encode())[1]["2.5"]
+    assert (record["status"], record["earned"]) == (status, 2 if status == "passed" else 0)
+    assert told in record["message"]
 
 
-def test_what_was_lent_and_has_no_answer_says_so(graded):
-    lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.5 {LENT}.\n"]}
-    book = json.loads(notebook(START, STUB, 'lab.reveal("2.5")'))
-    book["cells"][2]["outputs"] = [lent]
-    _, records = graded(data=json.dumps(book).encode())
-    assert records["2.5"]["status"] == "missing"
-    assert records["2.5"]["message"].startswith("the course lent this one")
-
-
-def test_experiments_are_skipped_unless_an_answer_is_in_them(judge):
-    data = notebook(START, "import os\nos._exit(1)", "x = 3\n" + FLOPS, tags=[1, 2])
-    row = judge.grade("a", data, 1)[0].data()
-    assert row["earned"] == 2
-
-
-def test_magics_shell_and_input(graded):
-    cells = ["%matplotlib inline", "!echo hello > note", "%%time\n" + FLOPS, "answer = input()"]
-    assert graded(START, *cells, QUIZ)[0]["earned"] == 5
+def test_experiments_are_skipped_unless_an_answer_is_in_them(graded):
+    row, _ = graded(START, "import os\nos._exit(1)", "x = 3\n" + FLOPS, tags=[1, 2])
+    assert row["earned"] == 2 and "reason" not in row
 
 
 def test_a_file_that_a_cell_writes_is_there_for_an_exercise(graded):
@@ -126,14 +101,17 @@ def test_a_file_that_a_cell_writes_is_there_for_an_exercise(graded):
     assert graded(*cells, FLOPS.replace("n_tokens *", "FACTOR * n_tokens *"))[0]["earned"] == 2
 
 
-NAMELESS = "def lora_fwd(x, W, A, B, alpha):\n    return x"
+NEAR = "def lora_fwd(x, W, A, B, alpha):\n    return x"
+LATE = f"raise ValueError('no data')\n{FLOPS}"
 
 
 @pytest.mark.parametrize(
     "id, cells, status, message",
     [
-        ("2.1", [NAMELESS], "missing", "lora_forward is not defined; there is lora_fwd"),
+        ("2.1", [], "missing", "lora_forward is not defined"),
+        ("2.1", [NEAR], "missing", "lora_forward is not defined; there is lora_fwd"),
         ("2.5", [STUB], "missing", ""),
+        ("2.5", [LATE], "missing", "its cell raised ValueError: no data"),
         ("2.5", [STUB, "def step_flops(shapes, r:"], "missing", "its cell raised SyntaxError: "),
         ("2.5", ["def step_flops(shapes):\n  x = (1"], "missing", "'(' was never closed (line 2)"),
         ("2.8", ["quiz = {'q1': 'a'}"], "failed", "is it still a function, defined with def?"),
@@ -152,11 +130,29 @@ def test_an_answer_in_a_cell_of_text_is_named(graded):
     assert "a cell that is not of the kind Code" in records["2.5"]["message"]
 
 
-def test_what_showed_nothing_when_it_was_to_be_revealed_costs_nothing(graded):
-    error = {"output_type": "error", "ename": "LabError", "evalue": WITHHELD, "traceback": []}
-    lent = {"output_type": "stream", "name": "stdout", "text": [f"◐ 2.5 {LENT}.\n"]}
-    book = json.loads(notebook(START, FLOPS, 'lab.reveal("2.5")'))
-    for outputs, status in ([error], "passed"), ([lent], "passed"), ([], "passed"):
-        book["cells"][2]["outputs"] = outputs
-        _, records = graded(data=json.dumps(book).encode())
-        assert records["2.5"]["status"] == status
+STATES = ["torch.is_grad_enabled()", "torch.get_default_dtype()", "torch.get_default_device()"]
+STATES += ["torch.is_inference_mode_enabled()", "torch.is_autocast_enabled('cpu')", "np.geterr()"]
+STATES += ["torch.is_anomaly_enabled()", "list(warnings.filters)", "sum", "signal.getitimer(0)"]
+SWITCHES = """
+torch.set_grad_enabled(False)
+torch.set_default_dtype(torch.float64)
+torch.device("meta").__enter__()
+mode = torch.inference_mode()
+mode.__enter__()
+torch.set_autocast_enabled("cpu", True)
+np.seterr(all="raise")
+torch.autograd.set_detect_anomaly(True)
+warnings.simplefilter("error")
+builtins.sum = max
+signal.alarm(60)
+"""
+
+
+def test_what_a_cell_switched_is_put_back_before_an_exercise(graded):
+    state = f"[{', '.join(STATES)}]"
+    look = f"import builtins, signal, torch, warnings\nimport numpy as np\nbefore = {state}"
+    switch = f"{SWITCHES}changed = [a != b for a, b in zip(before, {state})]"
+    wrong = f"[i for i in range({len(STATES)}) if now[i] != before[i] or not changed[i]]"
+    peek = f"    now = {state}\n    assert not {wrong}, {wrong}\n"
+    _, records = graded(look, switch, FLOPS.replace("):\n", f"):\n{peek}", 1))
+    assert records["2.5"]["status"] == "passed", records["2.5"]["message"]

@@ -4,36 +4,26 @@ import fcntl
 import json
 import os
 import py_compile
-import shutil
 import socket
-import subprocess
 import sys
 import time
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import psutil
 import pytest
 
-from labkit.course import doctor
 from labkit.grading import cgroup, sandbox, wire
-from labkit.grading.inside import seccomp, tree
+from labkit.grading.inside import seccomp
 from labkit.grading.limits import MIB, Limits
 from labkit.grading.warm import WarmProcess
 
 pytestmark = pytest.mark.skipif(not sandbox.available(), reason="no bubblewrap here")
 
 ROOT = Path(__file__).parents[2]
-SMALL = Limits(
-    cell_seconds=8,
-    exercise_seconds=8,
-    total_seconds=40,
-    memory_bytes=600 * MIB,
-    processes=24,
-    file_bytes=8 * MIB,
-    disk_bytes=16 * MIB,
-)
-
-
+SMALL = Limits(8, 8, 40, memory_bytes=600 * MIB, processes=24, file_bytes=8 * MIB)
+SMALL = replace(SMALL, disk_bytes=16 * MIB)
 LITTLE = """
 from labkit.grading.inside import zygote
 zygote.warm = zygote._shell
@@ -41,34 +31,18 @@ zygote.main()
 """
 
 
-def _with_little(*kinds):
-    """`sandbox.command` whose warm processes of these kinds warm up nothing behind their walls."""
+@pytest.fixture(scope="module", autouse=True)
+def little():
+    """Warm processes without what labs use: these tests ask for nothing of it."""
     real = sandbox.command
 
     def command(fd, kind):
         *wall, _, _, own, told = real(fd, kind)
-        return [*wall, "-c", LITTLE, own, told] if kind in kinds else real(fd, kind)
+        return [*wall, "-c", LITTLE, own, told]
 
-    return command
-
-
-@pytest.fixture
-def little(monkeypatch):
-    """Warm processes without what labs use, for tests that ask for nothing of it."""
-    monkeypatch.setattr(sandbox, "command", _with_little("nested", "alone"))
-
-
-@pytest.fixture(scope="module", params=["nested", "alone"])
-def warm(request):
-    """A warm process with both walls, and one with the outer wall alone."""
-    if request.param == "nested":
-        yield request.getfixturevalue("nested")
-        return
-    with pytest.MonkeyPatch.context() as patch:  # it starts anew for each submission
-        patch.setattr(sandbox, "command", _with_little("alone"))
-        process = WarmProcess(SMALL, request.param)
-        yield process
-        process.end()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox, "command", command)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +56,19 @@ def nested():
     process.end()
 
 
-def _task(*cells, needed=(), seconds=100):
-    return json.dumps({"cells": cells, "needed": needed, "seconds": seconds}).encode()
+@pytest.fixture(scope="module", params=["nested", "alone"])
+def warm(request):
+    """A warm process with both walls, and one with the outer wall alone."""
+    if request.param == "nested":
+        yield request.getfixturevalue("nested")
+        return
+    process = WarmProcess(SMALL, "alone")  # it starts anew for each submission
+    yield process
+    process.end()
+
+
+def _task(*cells):
+    return json.dumps({"cells": cells, "needed": [], "seconds": 100}).encode()
 
 
 def _run(warm, *cells):
@@ -97,12 +82,9 @@ def _run(warm, *cells):
 
 def _told(warm, expression, before=""):
     """The value of an expression inside the sandbox, as the text of an error brings it out."""
-    cell = (
-        f"import os, socket, json\n{before}\nraise Exception('VALUE ' + json.dumps({expression}))"
-    )
-    ((how, why),) = _run(warm, cell).values()
-    assert how == "raised", why
-    assert "VALUE " in why, why
+    value = f"raise Exception('VALUE ' + json.dumps({expression}))"
+    ((how, why),) = _run(warm, f"import os, socket, json\n{before}\n{value}").values()
+    assert how == "raised" and "VALUE " in why, why
     return json.loads(why.partition("VALUE ")[2])
 
 
@@ -120,7 +102,7 @@ home |= os.path.exists("/run/proc")
     assert _told(warm, value, code) == [[False, True], False, 2, "work", False, ["lo"]]
 
 
-def test_where_nesting_fails_the_wall_that_shows_the_host_is_not_used(little, monkeypatch):
+def test_where_nesting_fails_the_wall_that_shows_the_host_is_not_used(monkeypatch):
     """Here the warm process is made to say that it cannot nest, behind the wall for nesting."""
     real = sandbox.command
     monkeypatch.setattr(sandbox, "command", lambda fd, kind: [*real(fd, kind)[:-1], "alone"])
@@ -132,24 +114,9 @@ def test_where_nesting_fails_the_wall_that_shows_the_host_is_not_used(little, mo
         process.end()
 
 
-PATHS = [
-    ROOT / "solutions",
-    ROOT / "labs",
-    ROOT / "tests",
-    ROOT / ".git",
-    ROOT / "labkit" / "checks" / "engine.py",
-    ROOT / "labkit" / "checks" / "engine.py",
-    ROOT / "labkit" / "checks" / "lab01.toml",
-    ROOT / "labkit" / "checks" / "lab02.toml",
-    Path("/etc/passwd"),
-    Path("/etc/shadow"),
-    Path("/var"),
-    Path("/home"),
-    Path.home() / ".bashrc",
-    Path.home() / ".ssh",
-    Path("/sys"),
-    Path("/run/proc"),
-]
+PATHS = [ROOT / name for name in ("solutions", "labs", "tests", ".git", "labkit/checks/lab02.toml")]
+PATHS += [Path.home() / name for name in (".bashrc", ".ssh")]
+PATHS += map(Path, ("/etc/passwd", "/etc/shadow", "/var", "/home", "/sys", "/run/proc"))
 NEEDED = [ROOT, Path(sys.prefix), Path(sys.base_prefix)]  # the way to these is there, if they are
 
 
@@ -207,41 +174,39 @@ for folder in {tries}:
 
 def test_nothing_of_one_submission_reaches_the_next(nested):
     leave = """
-import os, subprocess, ctypes
+import json, os, subprocess
 open("../note", "w").write("x"); open("/dev/shm/note", "w").write("x")
-for fd in range(3): os.set_blocking(fd, False)
 subprocess.Popen(["sleep", "60"], start_new_session=True)
-import torch
-torch.left_behind = True
+json.left_behind = True
+for fd in range(3):
+    os.set_blocking(fd, False)
+    for call, *args in (os.write, b"an answer"), (os.lseek, 1 << 40, 0), (os.ftruncate, 100):
+        try: call(fd, *args)
+        except OSError: pass
+"""
+    look = """
+notes = [os.path.exists(f"{folder}/note") for folder in ("..", "/dev/shm")]
+notes += [hasattr(json, "left_behind"), len([n for n in os.listdir("/proc") if n.isdigit()]) > 2]
+notes += [not os.get_blocking(fd) for fd in range(3)]
+for fd in range(3):
+    try: notes.append(b"answer" in open(f"/proc/self/fd/{fd}", "rb").read(100))
+    except OSError: pass
 """
     assert _run(nested, leave) == {}
-    code = "import torch\nflags = [os.get_blocking(fd) for fd in range(3)]"
-    code += "\npids = [n for n in os.listdir('/proc') if n.isdigit()]"
-    code += "\nnotes = [os.path.exists(f'{folder}/note') for folder in ('..', '/dev/shm')]"
-    value = "[notes, flags, hasattr(torch, 'left_behind'), len(pids)]"
-    assert _told(nested, value, code) == [[False, False], [True] * 3, False, 2]
-
-
-def test_devices_keep_no_time_that_the_next_could_read(nested):
-    """They are the machine's own, and anybody may set their times to now."""
-    code = """
-import pty
-touched = []
-for name in ("null", "zero", "full", "random", "urandom", "tty", "pts/ptmx"):
-    try: os.utime(f"/dev/{name}"); touched.append(name)
-    except OSError: pass
-works = len(open("/dev/urandom", "rb").read(8)) == 8 and len(pty.openpty()) == 2
-"""
-    assert _told(nested, "[touched, works]", code) == [[], True]
+    assert not any(_told(nested, "notes", look))
 
 
 def test_a_submission_has_a_network_of_its_own_that_is_down(nested):
-    """Nothing of another one's sockets is left there, and no address can be reached."""
-    code = "routes = '127.0.0.1' in open('/proc/net/fib_trie').read()"
-    code += (
-        "\nnames = [n for line in open('/proc/net/unix').readlines()[1:] for n in line.split()[7:]]"
-    )
-    assert _told(nested, "[routes, names]", code) == [False, []]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code = f"""
+routes = "127.0.0.1" in open("/proc/net/fib_trie").read()
+names = [n for line in open("/proc/net/unix").readlines()[1:] for n in line.split()[7:]]
+failed = 0
+for host in ("127.0.0.1", "10.0.0.1", "1.1.1.1"):
+    try: socket.create_connection((host, {server.getsockname()[1]}), timeout=2)
+    except OSError: failed += 1
+"""
+        assert _told(nested, "[routes, names, failed]", code) == [False, [], 3]
 
 
 REFUSED = """
@@ -250,38 +215,41 @@ libc = ctypes.CDLL(None, use_errno=True)
 def failed(name, *args):
     return getattr(libc, name)(*args) == -1 and errno.errorcode[ctypes.get_errno()]
 context, fd = ctypes.c_ulong(), os.open("/usr", os.O_RDONLY)
-sysv = [failed("semget", 0, 1, 0o600), failed("msgget", 0, 0o600), failed("shmget", 0, 1, 0o600)]
-queue = failed("syscall", NUMBERS["mq_open"], b"x", os.O_CREAT | os.O_RDWR, 0o600, None)
-aio = failed("syscall", NUMBERS["io_setup"], 1, ctypes.byref(context))
-watch = failed("inotify_init1", 0)
+counted = [failed("semget", 0, 1, 0o600), failed("msgget", 0, 0o600), failed("shmget", 0, 1, 0o600)]
+counted += [failed("syscall", NUMBERS["mq_open"], b"x", os.O_CREAT | os.O_RDWR, 0o600, None)]
+counted += [failed("syscall", NUMBERS["io_setup"], 1, ctypes.byref(context))]
+counted += [failed("inotify_init1", 0)]
 families = [failed("socket", family, 1, 0) for family in (2, 10, 38, 40)]
 families += [failed("socket", 16, 3, protocol) for protocol in (0, 4)]
 inode = [failed("fcntl", fd, command, 0) for command in (1024, 1026, 1036)]
+root = [libc.unshare(0x10000000), libc.unshare(0x20000), libc.ptrace(16, 1, 0, 0), libc.setuid(0)]
+root += [libc.mount(b"t", b"/tmp", b"tmpfs", 0, None), libc.chroot(b"/tmp")]
+root += [libc.sched_setaffinity(0, 8, b"\\xff" * 8)]
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
+fields = [int(status[k].strip(), 16) for k in ("CapPrm", "CapEff", "CapInh")]
+fields += [int(status[k]) for k in ("NoNewPrivs", "Seccomp")]
 """
 
 
-def test_what_the_kernel_counts_for_nobody_is_refused(warm):
+def test_privileges_are_gone_and_what_the_kernel_counts_for_nobody_is_refused(warm):
     """Queues, semaphores and watches of the kernel, sockets that lead elsewhere, leases, hints."""
     numbers = seccomp.MACHINES[os.uname().machine][1]
-    code = f"NUMBERS = {numbers}" + REFUSED
-    value = "[sysv, queue, aio, watch, families, inode]"
+    value = "[counted, families, inode, root, fields]"
+    found = _told(warm, value, f"NUMBERS = {numbers}{REFUSED}")
     families = ["ENETUNREACH"] * 2 + ["EAFNOSUPPORT"] * 2 + [False, "EAFNOSUPPORT"]
-    wanted = [["EPERM"] * 3, "EPERM", "EPERM", "EPERM", families, ["EINVAL"] * 3]
-    assert _told(warm, value, code) == wanted
-
-
-LOCKS = """
-import fcntl, os
-fd = os.open({path!r}, os.O_RDONLY)
-fcntl.flock(fd, fcntl.LOCK_EX)
-fcntl.lockf(fd, fcntl.LOCK_SH)
-"""
+    assert found == [["EPERM"] * 6, families, ["EINVAL"] * 3, [-1] * 7, [0, 0, 0, 1, 2]]
 
 
 def test_a_lock_on_a_file_of_the_machine_is_none(nested):
     path = ROOT / "labkit" / "__init__.py"
+    locks = f"""
+import fcntl, os
+fd = os.open({str(path)!r}, os.O_RDONLY)
+fcntl.flock(fd, fcntl.LOCK_EX)
+fcntl.lockf(fd, fcntl.LOCK_SH)
+"""
     with nested.submission() as link, open(path, "rb+") as file:
-        wire.send(link, b"C", _task(LOCKS.format(path=str(path))))
+        wire.send(link, b"C", _task(locks))
         assert json.loads(wire.receive(link, 1 << 24, time.monotonic() + 120)[1]) == []
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -293,19 +261,6 @@ import multiprocessing
 with multiprocessing.get_context("fork").Manager() as manager:
     shared = manager.dict(a=1)
     assert shared["a"] == 1
-""",
-    "workers that load data": """
-import torch
-loader = torch.utils.data.DataLoader(torch.arange(8), batch_size=4, num_workers=2)
-assert sum(batch.sum().item() for batch in loader) == 28
-""",
-    "an event loop": """
-import asyncio, threading
-async def three(): return await asyncio.to_thread(lambda: 3)
-found = []
-thread = threading.Thread(target=lambda: found.append(asyncio.run(three())))
-thread.start(); thread.join()
-assert found == [3]
 """,
     "a pair of sockets": """
 import socket
@@ -321,14 +276,6 @@ with sqlite3.connect("a.db") as base:
     base.execute("create table t (x)"); base.execute("insert into t values (1)")
 assert sqlite3.connect("a.db").execute("select x from t").fetchall() == [(1,)]
 """,
-    "a download that fails": """
-import requests
-try: requests.get("https://huggingface.co", timeout=5)
-except requests.ConnectionError: pass
-try: requests.get("http://127.0.0.1:8000", timeout=5)
-except requests.ConnectionError: pass
-""",
-    "a program": "import subprocess; assert subprocess.run(['true']).returncode == 0",
     "streams": "import os; assert [os.write(2, b'x'), os.read(0, 1)] == [1, b'']",
 }
 
@@ -338,80 +285,18 @@ def test_honest_code_goes_on_working(warm):
     assert {list(HONEST)[index]: why for index, why in told.items()} == {}
 
 
-DESCRIPTORS = """
-import fcntl, os
+def test_a_submission_has_no_descriptor_that_another_one_had(warm):
+    code = """
+import fcntl
 found = {}
 for name in os.listdir("/proc/self/fd"):
     try: kind = os.readlink(f"/proc/self/fd/{name}").partition(":")[0]
     except OSError: continue  # the one that lists them
     found[int(name)] = [kind, fcntl.fcntl(int(name), fcntl.F_GETFL) & os.O_ACCMODE]
 """
-
-
-def test_a_submission_has_no_descriptor_that_another_one_had(warm):
-    """Three that lead nowhere, and the way to its own supervisor."""
-    found = _told(warm, "found", DESCRIPTORS)
+    found = _told(warm, "found", code)
     assert {found.pop(fd)[0] for fd in "012"} == {"/dev/null"}
     assert list(found.values()) == [["socket", os.O_RDWR]]
-
-
-def test_what_is_written_to_the_standard_streams_reaches_nobody(nested):
-    leave = """
-import os
-for fd in (0, 1, 2):
-    try: os.write(fd, b"an answer")
-    except OSError: pass
-    try: os.lseek(fd, 1 << 40, 0); os.ftruncate(fd, 100)
-    except OSError: pass
-"""
-    assert _run(nested, leave) == {}
-    read = """
-got = []
-for fd in (0, 1, 2):
-    try: got.append(open(f"/proc/self/fd/{fd}", "rb").read(100).decode())
-    except OSError: got.append("")
-    os.write(max(fd, 1), b"and one can write")
-"""
-    assert _told(nested, "got", read) == ["", "", ""]
-
-
-def test_a_hundred_megabytes_of_progress_bars_do_no_harm(nested):
-    bars = """
-import os, sys
-from tqdm import tqdm
-line = "\\r" + "#" * (1 << 20)
-for _ in range(100): print(line, file=sys.stderr)
-for _ in tqdm(range(20_000), mininterval=0, miniters=1): pass
-os.write(2, line.encode()); sys.stdout.flush(); sys.stderr.flush()
-"""
-    assert _run(nested, bars, bars) == {}
-
-
-def test_there_is_no_way_out_to_the_network(nested):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        code = f"""
-failed = 0
-for host in ("127.0.0.1", "10.0.0.1", "1.1.1.1"):
-    try: socket.create_connection((host, {server.getsockname()[1]}), timeout=2)
-    except OSError: failed += 1
-"""
-        assert _told(nested, "failed", code) == 3
-
-
-def test_privileges_are_gone(nested):
-    code = """
-import ctypes
-libc = ctypes.CDLL(None, use_errno=True)
-status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
-fields = [int(status[k].strip(), 16) for k in ("CapPrm", "CapEff", "CapInh")]
-fields += [int(status[k]) for k in ("NoNewPrivs", "Seccomp")]
-calls = [libc.unshare(0x10000000), libc.unshare(0x20000), libc.ptrace(16, 1, 0, 0)]
-calls += [libc.mount(b"t", b"/tmp", b"tmpfs", 0, None), libc.setuid(0), libc.chroot(b"/tmp")]
-calls += [libc.sched_setaffinity(0, 8, b"\\xff" * 8)]
-"""
-    fields, calls = _told(nested, "[fields, calls]", code)
-    assert fields == [0, 0, 0, 1, 2]
-    assert calls == [-1] * 7
 
 
 def test_the_supervisor_cannot_be_touched(nested):
@@ -455,7 +340,6 @@ HOGS = {
     "forks": ("import os, time\nwhile True:\n    if not os.fork(): time.sleep(60)", ""),
     "threads": (SLEEPERS, "thread"),
     "memory": ("x = bytearray(2 << 30)", "MemoryError"),
-    "memory by tensors": ("import torch\nx = torch.ones(1 << 30)", "memory"),
     "memory by processes": (BREEDERS, "MiB of memory"),
     "sockets": (SOCKETS, "512 sockets"),
     "a file": ("open('big', 'wb').write(bytes(64 << 20))", "File too large"),
@@ -468,7 +352,7 @@ HOGS = {
 def test_a_hog_costs_its_cell_and_nothing_else(what, nested):
     source, word = HOGS[what]
     began = time.monotonic()
-    after = "import os\nopen('after', 'w').write('x' * 1000)" if word != "No space" else "1"
+    after = "1" if what == "files" else "open('after', 'w').write('x' * 1000)"
     told = _run(nested, "kept = 7", source, "assert kept == 7", after)
     assert set(told) == ({1} if word is not None else set()), told
     assert word is None or word in told[1][1], told
@@ -487,7 +371,7 @@ def test_a_tree_is_gone_when_the_judge_hangs_up(nested):
     assert _run(nested, "x = 1") == {}
 
 
-def test_the_warm_process_ends_with_its_judge(little):
+def test_the_warm_process_ends_with_its_judge():
     process = WarmProcess(SMALL, "nested")
     process.wait()
     process.control.close()
@@ -496,10 +380,8 @@ def test_the_warm_process_ends_with_its_judge(little):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root")
-def test_each_warm_process_of_root_is_a_user_of_its_own(nested, little):
+def test_each_warm_process_of_root_is_a_user_of_its_own(nested):
     """What the kernel counts by user, processes above all, is not shared with others."""
-    import psutil
-
     other = WarmProcess(SMALL, "alone")
     try:
         other.wait()
@@ -511,77 +393,7 @@ def test_each_warm_process_of_root_is_a_user_of_its_own(nested, little):
         other.end()
 
 
-def test_memory_of_the_warm_process(nested):
-    import psutil
-
-    children = psutil.Process(nested.process.pid).children(recursive=True)
-    assert sum(p.memory_info().rss for p in children) < 1.5e9
-
-
-def test_an_ordinary_user_has_both_walls():
-    """Only root can try this: another user, if that one can read the interpreter."""
-    if os.getuid() or not shutil.which("setpriv"):
-        pytest.skip("needs root and setpriv")
-    code = "from labkit.grading import sandbox; print(sandbox.trial())"
-    user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
-    # /root may be closed to others: a view of this machine in which it is open
-    view = [sandbox.available(), "--dev-bind", "/", "/"]
-    closed = [p for path in sandbox.prefixes() for p in reversed(Path(path).parents)]
-    for folder in dict.fromkeys(str(p) for p in closed if not p.stat().st_mode & 1):
-        view += ["--perms", "0755", "--tmpfs", folder]
-        inside = [str(p) for p in closed if str(p).startswith(f"{folder}/")]
-        for below in dict.fromkeys(inside):
-            view += ["--perms", "0755", "--dir", below]
-    for path in sandbox.prefixes():
-        view += ["--ro-bind", path, path]
-    done = subprocess.run(
-        [*view, *user, sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
-    )
-    assert done.stdout.strip() == "nested", done.stderr + done.stdout
-
-
-@pytest.mark.parametrize("machine", seccomp.MACHINES)
-def test_the_filter_is_well_formed(machine):
-    """Every jump lands inside the program, and every path ends in a return."""
-    steps = seccomp.program(machine)
-    assert len(steps) % 8 == 0 and len(steps) // 8 < 4096
-    import struct
-
-    parsed = [struct.unpack_from("<HBBI", steps, i) for i in range(0, len(steps), 8)]
-    for i, (code, yes, no, _) in enumerate(parsed):
-        if code in (seccomp.EQUAL, seccomp.ANY_BIT):
-            assert i + 1 + max(yes, no) < len(parsed)
-    assert parsed[-1][0] == seccomp.RETURN and parsed[-1][3] == seccomp.ALLOW
-
-
-def test_a_machine_without_a_filter_has_none():
-    assert seccomp.program("s390x") == b""
-
-
-def test_doctor_says_how_submissions_are_isolated(monkeypatch):
-    for told, verdict in (("nested", "ok"), ("alone", "warn"), ("Operation not permitted", "warn")):
-        monkeypatch.setattr(sandbox, "trial", lambda told=told: told)
-        found = doctor.check_sandbox()
-        assert found.verdict == verdict and (verdict == "ok" or found.mend)
-    assert "Operation not permitted" in found.mend
-
-
-def test_where_ubuntu_forbids_the_sandbox_the_remedy_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(sandbox, "Path", lambda path: tmp_path / Path(path).name)
-    for setting, told in ((None, False), ("1\n", True), ("0\n", False)):
-        if setting:
-            (tmp_path / "apparmor_restrict_unprivileged_userns").write_text(setting)
-        line = sandbox.mend("bwrap: setting up uid map: Permission denied")
-        assert line.startswith("bwrap: setting up uid map: Permission denied")
-        name = "kernel.apparmor_restrict_unprivileged_userns=0"
-        assert line.endswith(f"sudo sysctl {name}") == told and (name in line) == told
-
-
-def test_where_a_memory_cgroup_can_be_made_a_warm_process_is_in_it(tmp_path, monkeypatch, little):
+def test_where_a_memory_cgroup_can_be_made_a_warm_process_is_in_it(tmp_path, monkeypatch):
     """A folder stands for the kernel's; of two places the first cannot be written."""
     monkeypatch.setattr(cgroup, "_parents", lambda: [tmp_path / "missing", tmp_path])
     process = WarmProcess(SMALL)
@@ -593,23 +405,3 @@ def test_where_a_memory_cgroup_can_be_made_a_warm_process_is_in_it(tmp_path, mon
     finally:
         process.end()
     assert (group / "cgroup.kill").read_text() == "1"
-
-
-def test_where_none_can_be_made_the_command_is_the_same(monkeypatch, tmp_path):
-    monkeypatch.setattr(cgroup, "ROOT", tmp_path)
-    assert cgroup.make(SMALL) is None
-    assert cgroup.entering(None, ["true"]) == ["true"]
-
-
-def test_outside_of_a_tree_nothing_is_killed():
-    """Where this process is not process 1 of its own tree, `kill_but` does nothing."""
-    assert not tree.enclosed() and tree.others() == []
-    sleeper = subprocess.Popen(["sleep", "30"])
-    tree.kill_but()
-    tree.kill_but(sleeper.pid)
-    assert sleeper.poll() is None
-    tree.kill(sleeper.pid)
-    assert sleeper.wait(5) == -9
-    for pid in (1, 0, -1, None, True, "2"):
-        tree.kill(pid)
-        tree.kill_group(pid)

@@ -1,11 +1,13 @@
 """`labkit grade --similar`: planted copies are found, independent answers are not."""
 
+import random
 import re
 
 import classroom
 import pytest
 from submissions import START, notebook
 
+from labkit import cli
 from labkit.grading.after import similar
 from labkit.grading.row import Row
 
@@ -13,50 +15,24 @@ LAB = "02_lora"
 POOL = "07_ship"  # the tests of this lab have enough right answers to draw from
 
 
-def disguised(count):
-    """A right answer under other names, with other comments and its helper last."""
-    return f"""
+OWN = """
 def lora_gradients(x, W, A, B, alpha, dY):
-    '''my words {count}'''
-    scaled{count} = alpha / len(A)  # comment {count}
-    flat{count} = x.reshape(-1, x.shape[-1])
-    rows{count} = dY.reshape(-1, dY.shape[-1])
-    left{count} = rows{count} @ B * scaled{count}
-    right{count} = flat{count} @ A.T * scaled{count}
-    return left{count}.T @ flat{count}, rows{count}.T @ right{count}
+    scaled = alpha / len(A)
+    flat = x.reshape(-1, x.shape[-1])
+    rows = dY.reshape(-1, dY.shape[-1])
+    left, right = rows @ B * scaled, flat @ A.T * scaled
+    return left.T @ flat, rows.T @ right
 """
 
 
-def test_the_measure_is_the_share_of_what_few_have():
-    one, two = {*range(0, 100)}, {*range(50, 150)}
-    alike = similar.shares([[one], [two], [one]])
-    assert alike.shape == (3, 3)
-    assert alike[0, 2] == pytest.approx(1) and alike[0, 0] == pytest.approx(1)
-    assert 0 < alike[0, 1] < 0.5 and alike[0, 1] == pytest.approx(alike[1, 0])
-    # two alone are as alike as they are: nothing weighs nothing because all have it
-    assert similar.shares([[one], [one]])[0, 1] == pytest.approx(1)
-
-
-@pytest.fixture(scope="module")
-def found():
-    """`{pair of names: share}` of 12 submissions and a copy of each of two of them."""
-    import random
-
+def test_copies_are_found_and_marked_and_answers_chosen_at_random_are_not_found():
     rng = random.Random(3)
     own = {f"own{i}": classroom.independent(POOL, rng) for i in range(12)}
     copies = {f"copy{i}": classroom.copied(own[f"own{i}"], rng) for i in range(2)}
     pairs = similar.pairs(POOL, own | copies)
-    return {frozenset(pair.names): pair for pair in pairs}
-
-
-def test_copies_are_found_and_answers_chosen_at_random_are_not(found):
     planted = {frozenset((f"own{i}", f"copy{i}")) for i in range(2)}
-    assert found.keys() == planted
-
-
-def test_the_two_stand_side_by_side_with_what_is_alike_marked(found):
-    pair = found[frozenset(("own0", "copy0"))]
-    for side in pair.sides:
+    assert {frozenset(pair.names) for pair in pairs} == planted
+    for side in (side for pair in pairs for side in pair.sides):
         marked = re.findall(r"<mark>(.*?)</mark>", side, re.DOTALL)
         assert sum(map(len, marked)) > 0.6 * len(re.sub(r"</?mark>", "", side))
 
@@ -69,7 +45,7 @@ def test_what_the_course_gave_out_and_what_is_short_do_not_count():
 
 
 def test_pages_are_without_scripts_and_what_learners_wrote_is_text(tmp_path):
-    cell = "<script>alert(1)</script> = 0\n" + disguised(1)
+    cell = f"<script>alert(1)</script> = 0\n{OWN}"
     cells = {id: cell.replace("gradients", id) for id in ("2.1", "2.2", "2.3")}
     rows = [Row(f"{name}<b>.ipynb", "graded", lab=LAB) for name in "ab"]
     (tmp_path / "similar").mkdir()
@@ -83,20 +59,9 @@ def test_pages_are_without_scripts_and_what_learners_wrote_is_text(tmp_path):
 
 
 def test_the_command_lists_them(batch, capsys):
-    from labkit import cli
-
     argv = ["grade", str(batch.folder), "--out", str(batch.out), "--similar"]
     batch({"a.ipynb": notebook(START), "b.ipynb": notebook(START)})
     with pytest.raises(SystemExit):
         cli.main(argv)
     out = " ".join(capsys.readouterr().out.split())
     assert "pairs that are alike: 0" in out and "similar.html" in out
-
-
-def test_a_judge_keeps_the_other_cells_of_a_submission(judge):
-    helper = "def power(r, root):\n    return r ** (0.5 if root else 1)"
-    given = similar.reference.course_cells(LAB)[1]
-    uses = "def step_flops(shapes, n_tokens, r=None):\n    return power(n_tokens, r is None)"
-    data = notebook(START, given, helper, uses, "x = 1", tags=[4])
-    _, sources = judge.grade("a", data, 1)
-    assert sources[""] == f"{START}\n\n{helper}" and sources["2.5"] == uses

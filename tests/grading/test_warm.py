@@ -1,4 +1,4 @@
-"""The judge and its warm process: what they say of submissions that end, and what if one dies."""
+"""The judge's warm process: what the two say of submissions that end, and what if it dies."""
 
 import os
 import socket
@@ -8,8 +8,7 @@ import time
 import pytest
 
 from labkit.errors import LabError
-from labkit.grading import sandbox, warm, workers
-from labkit.grading.inside import zygote
+from labkit.grading import sandbox, warm
 from labkit.grading.limits import Limits
 
 # the real loop of the warm process, with nothing to warm up and a supervisor that waits for its end
@@ -28,12 +27,16 @@ zygote.main()
 """
 
 
+def running(code):
+    """What takes the place of `sandbox.command`: a warm process that runs `code`."""
+    return lambda fd, kind: [sys.executable, "-c", code, str(fd), kind]
+
+
 @pytest.fixture
 def process(monkeypatch):
     """A warm process with the fake supervisor, as if it lived in a sandbox that nests."""
     monkeypatch.setattr(sandbox, "trial", lambda: "nested")
-    command = lambda fd, kind: [sys.executable, "-c", FAKE, str(fd), kind]  # noqa: E731
-    monkeypatch.setattr(sandbox, "command", command)
+    monkeypatch.setattr(sandbox, "command", running(FAKE))
     monkeypatch.setattr(sandbox, "environment", lambda folder: os.environ)
     process = warm.WarmProcess(Limits(), "nested")
     yield process
@@ -43,7 +46,6 @@ def process(monkeypatch):
 def _serve_one(process):
     with process.submission() as link:
         assert link.recv(10) == b"ready"
-        return link.fileno()
 
 
 def test_an_order_to_kill_that_comes_late_is_for_nobody_else(process):
@@ -74,8 +76,7 @@ def test_a_reply_that_comes_late_is_not_taken_for_another_submissions():
 
 def test_a_hung_submission_is_killed_and_the_next_has_its_turn(process, monkeypatch):
     deaf = FAKE.replace("link.recv(10)", "import time; time.sleep(600)")
-    command = lambda fd, kind: [sys.executable, "-c", deaf, str(fd), kind]  # noqa: E731
-    monkeypatch.setattr(sandbox, "command", command)
+    monkeypatch.setattr(sandbox, "command", running(deaf))
     for _ in range(3):
         _serve_one(process)
     assert process.number == 3
@@ -97,50 +98,6 @@ def test_a_warm_process_that_dies_between_submissions_is_replaced(process):
 
 
 def test_a_warm_process_that_cannot_start_says_why(process, monkeypatch):
-    broken = [sys.executable, "-c", "raise SystemExit('no memory')"]
-    monkeypatch.setattr(sandbox, "command", lambda fd, kind: broken)
+    monkeypatch.setattr(sandbox, "command", running("raise SystemExit('no memory')"))
     with pytest.raises(LabError, match="no memory"):
         _serve_one(process)
-
-
-def test_an_empty_message_is_the_judges_end():
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            ours.close()
-            zygote._wait(os.getpid(), theirs, b"1")  # kills the process that is named: this one
-        finally:
-            os._exit(1)
-    theirs.close()
-    ours.close()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
-
-
-# --- a judge that has no sandbox any more ----------------------------------------------------
-
-POOR = """
-import json, socket, sys
-from labkit.grading import wire
-link = socket.socket(fileno=int(sys.argv[-1]))
-wire.receive(link, 1 << 20)
-wire.send(link, b"H", b"{}")
-while frame := wire.receive(link, 1 << 20):
-    name = json.loads(frame[1].partition(b"\\n")[0])["name"]
-    row = {"submission": name, "status": "graded"}
-    if name == "poor":
-        wire.send(link, b"X", b"the sandbox does not start: no memory")
-    wire.send(link, b"R", json.dumps([row, {}]).encode())
-"""
-
-
-def test_a_sandbox_that_cannot_be_had_again_costs_a_row_and_not_the_batch(monkeypatch):
-    monkeypatch.setattr(workers, "JUDGE", ("-c", POOR))
-    judge = workers.JudgeProcess(Limits())
-    try:
-        assert judge.grade("innocent", b"", 1)[0].status == "graded"
-        row, _ = judge.grade("poor", b"", 1)
-        assert row.status == "crashed" and "no memory" in row.reason
-        assert judge.grade("innocent", b"", 1)[0].status == "graded"
-    finally:
-        judge.stop()

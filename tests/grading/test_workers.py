@@ -27,21 +27,26 @@ while frame := wire.receive(link, 1 << 20):
     row = {"submission": name, "status": "crashed" if n else "graded", "exercises": []}
     if n and sys.argv[2] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if n and sys.argv[2] == "no sandbox":
+        wire.send(link, b"X", b"the sandbox does not start: no memory")
     wire.send(link, b"R", json.dumps([row | {"seconds": os.getpid()}, {}]).encode())
 """
 
 
-@pytest.mark.parametrize("how", ["killed", "told"])
+@pytest.mark.parametrize("how", ["killed", "told", "no sandbox"])
 def test_a_submission_whose_judge_dies_is_graded_in_a_fresh_one_at_once(how, tmp_path, monkeypatch):
     deaths = tmp_path / "deaths"
     monkeypatch.setattr(workers, "JUDGE", ("-c", DYING, str(deaths), how))
     for n, status, left in ((0, "graded", "0"), (1, "graded", "0"), (3, "crashed", "1")):
         deaths.write_text(str(n))
         judge = workers.JudgeProcess(QUICK)
-        row = judge.grade("a.ipynb", b"", 1)[0].data()
-        assert (row["status"], deaths.read_text()) == (status, left)
+        row = judge.grade("a.ipynb", b"", 1)[0]
+        assert (row.status, deaths.read_text()) == (status, left)
         if status == "graded":
-            assert row["seconds"] == judge.process.pid
+            assert row.seconds == judge.process.pid
+        else:
+            assert ("no memory" in row.reason) == (how == "no sandbox")
+        assert judge.grade("b.ipynb", b"", 1)[0].status == "graded", "it costs a row, not the batch"
         judge.stop()
 
 
@@ -51,8 +56,8 @@ def test_a_judge_that_was_ended_on_purpose_does_not_begin_again(tmp_path, monkey
     judge = workers.JudgeProcess(QUICK)
     judge.start()
     judge.kill()
-    row = judge.grade("a.ipynb", b"", 1)[0].data()
-    assert row["status"] == "crashed" and judge.process is None
+    row, _ = judge.grade("a.ipynb", b"", 1)
+    assert row.status == "crashed" and judge.process is None
 
 
 def _lives(process):
@@ -73,10 +78,10 @@ def test_what_is_killed_in_the_middle_costs_nothing(who):
     victims = [first] if who == "judge" else first.children(recursive=True)[::-1]
     killer = threading.Timer(1, lambda: [victim.kill() for victim in victims])
     killer.start()
-    row = judge.grade("a.ipynb", notebook("import time\ntime.sleep(4)", FLOPS), 1)[0].data()
+    row, _ = judge.grade("a.ipynb", notebook("import time\ntime.sleep(4)", FLOPS), 1)
     assert not any(_lives(victim) for victim in victims)
     judge.stop()
-    assert (row["status"], row["earned"]) == ("graded", 2)
+    assert (row.status, row.earned) == ("graded", 2)
 
 
 def test_there_are_no_more_jobs_than_memory_for_them(monkeypatch):
@@ -85,14 +90,6 @@ def test_there_are_no_more_jobs_than_memory_for_them(monkeypatch):
         found = SimpleNamespace(available=free)
         monkeypatch.setattr(workers.psutil, "virtual_memory", lambda found=found: found)
         assert workers._jobs() == jobs
-
-
-def test_judges_work_side_by_side_on_their_own_cores():
-    assert workers._shares(1) == [sorted(os.sched_getaffinity(0))]
-    cores = len(os.sched_getaffinity(0))
-    shares = workers._shares(cores)
-    assert sorted(c for share in shares for c in share) == sorted(os.sched_getaffinity(0))
-    assert workers._shares(cores + 1) == [None] * (cores + 1)
 
 
 def test_a_batch_ends_when_a_judge_cannot_start(monkeypatch):

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from labkit import cli
 from labkit.errors import LabError
 from labkit.grading.after import comments, exports, gradescope, report, tables
-from labkit.grading.row import Row
+from labkit.grading.row import Exercise, Row
 
 CANVAS = """\
 Student,ID,SIS User ID,SIS Login ID,Section,Lab 2: LoRA (771),Essay (772),Final Score
@@ -35,16 +35,19 @@ MOODLE = (
 def row(submission, earned=15, lab="02_lora", **more):
     """A row of twenty possible points."""
     tries = [
-        {"id": "2.1", "name": "lora_forward", "points": 5, "earned": 5, "status": "passed"},
-        {"id": "2.8", "name": "quiz", "points": 15, "earned": earned - 5, "status": "failed"},
+        Exercise("2.1", "lora_forward", 5, 5, "passed"),
+        Exercise("2.8", "quiz", 15, earned - 5, "failed", "<script>1 of 3 right"),
     ]
-    tries[0]["message"], tries[1]["message"] = "", "<script>1 of 3 right"
-    known = {"submission": submission, "lab": lab, "earned": earned, "possible": 20}
-    return Row.of(known | {"seconds": 0.5, "status": "graded", "exercises": tries} | more)
+    known = {"lab": lab, "earned": earned, "possible": 20, "seconds": 0.5, "exercises": tries}
+    return Row(submission, **{"status": "graded"} | known | more)
 
 
-def table(text, separator=","):
-    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
+def lost(submission, reason):
+    return Row(submission, "unreadable", reason)
+
+
+def table(text):
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 @pytest.fixture
@@ -87,12 +90,10 @@ def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
         ("group7_12347_5_x.ipynb", "Gödel, Kurt"),  # a group's file bears its own name
         ("group7_12347_12346_5_x.ipynb", None),  # two readings, and no name decides
         ("lovelaceada_12346_999_5_x.ipynb", "Lovelace, Ada"),
-        ("doejane_77777_67890_x.ipynb", None),
         ("go\u0308delkurt_12347_12346_5_x.ipynb", "Gödel, Kurt"),  # unzipped by a Mac
         ("doejane_LATE_12345_67890_lab2/nb/02_lora.ipynb", "Doe, Jane"),  # a zip, unpacked
         ("doejane_12345_67890_lab2/lovelaceada_12346_5_x.ipynb", "Doe, Jane"),  # and what was in it
         ("anon_4fZq1_67890_x.ipynb", None),
-        ("02_lora.ipynb", None),
         ("12345.ipynb", None),
     ],
 )
@@ -109,7 +110,7 @@ def test_what_needs_a_look_is_listed_and_nothing_is_lost(gradebook):
         row("doejane_12345_2_b.ipynb", 12),
         row("lovelaceada_12346_3_c.ipynb", 6, status="timeout", reason="600 s are over"),
         row("nobody.ipynb"),
-        row("zip.ipynb", 0, None, status="unreadable", reason="this is not JSON", exercises=[]),
+        lost("zip.ipynb", "this is not JSON"),
     ]
     done = exports.canvas(rows, gradebook(CANVAS))
     assert [r["Lab 2: LoRA (771)"] for r in table(done.text)] == ["40", "24", "12", "", ""]
@@ -127,9 +128,7 @@ def test_a_class_that_came_from_two_systems_is_one_line_in_each(gradebook):
     first, second = exports.canvas(rows, gradebook(CANVAS)).problems
     assert first == "not matched: by mail.ipynb"
     assert second.startswith("not matched, named by Moodle (30): Jane Doe_900_")
-    problems = exports.moodle(
-        [*rows, row("Jane Doe_501_assignsubmission_file_/y.ipynb")], (gradebook(MOODLE))
-    ).problems
+    problems = exports.moodle(rows, gradebook(MOODLE)).problems
     assert sum(line.startswith("not matched: ") for line in problems) == 31, "30 are not in it"
     assert problems[-1] == "not matched, named by Canvas (1): doejane_12345_1_a.ipynb"
 
@@ -137,10 +136,9 @@ def test_a_class_that_came_from_two_systems_is_one_line_in_each(gradebook):
 def test_the_lab_and_the_column_are_said_when_they_are_not_clear(gradebook):
     book = gradebook(CANVAS)
     rows = [row("doejane_12345_1_a.ipynb"), row("doejane_12345_2_b.ipynb", lab="03_peft")]
-    with pytest.raises(LabError, match=r"say --lab .*: 02_lora, 03_peft"):
-        exports.canvas(rows, book)
-    with pytest.raises(LabError, match=r"say --lab .*: 02_lora, 03_peft"):
-        exports.canvas(rows, book, lab="5")
+    for lab in (None, "5"):
+        with pytest.raises(LabError, match=r"say --lab .*: 02_lora, 03_peft"):
+            exports.canvas(rows, book, lab=lab)
     with pytest.raises(LabError, match=r"03_peft\? say --column .* 'Lab 2: LoRA \(771\)', 'Essay"):
         exports.canvas(rows, book, lab="3")
     done = exports.canvas(rows, book, lab="03", column="essay")
@@ -158,22 +156,15 @@ def test_titles_that_name_the_lab_are_found(gradebook, title):
     assert table(done.text) == [{"Student": "Doe", "ID": "12345", "Section": "A", title: "15"}]
 
 
-def test_semicolons_decimal_commas_and_a_byte_order_mark(gradebook):
-    text = "Student;ID;Section;Lab 2\n  Points Possible;;;10,0\nDoe;12345;A;\n"
-    done = exports.canvas([row("doe_12345_1_a.ipynb", 15)], gradebook(text, "utf-8-sig"))
-    assert done.text.splitlines()[2] == "Doe;12345;A;7,5"
-
-
 @pytest.mark.parametrize("fill", [exports.canvas, exports.moodle])
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\x00\x01\n", '"' + "x" * 200_000])
+@pytest.mark.parametrize(
+    "text", ["", "a,b\n1,2\n", "\x00\x01\n", '"' + "x" * 200_000, "PK\x03\x04"]
+)
 def test_another_file_is_one_line(gradebook, fill, text):
     with pytest.raises(LabError, match=r"book\.csv") as caught:
         fill([row("a.ipynb")], gradebook(text))
     assert "\n" not in str(caught.value)
-    with pytest.raises(LabError, match=r"book\.csv is a workbook of Excel: save it as CSV"):
-        fill([row("a.ipynb")], gradebook("PK\x03\x04"))
-    with pytest.raises(FileNotFoundError):
-        fill([row("a.ipynb")], gradebook("").with_name("none.csv"))
+    assert ("Excel" in str(caught.value)) == text.startswith("PK")
 
 
 def test_moodle_gets_its_worksheet_with_grade_and_feedback(gradebook):
@@ -196,79 +187,36 @@ def test_moodle_gets_its_worksheet_with_grade_and_feedback(gradebook):
         f"not matched: {rows[2].submission}",
         f"Moodle refuses to change the grade of {rows[1].submission}",
     ]
-    before = table(MOODLE)
-    for line, old in zip((jane, ada, kurt), before, strict=True):
-        same = line.keys() - {"Grade", "Feedback comments"}
-        assert {key: line[key] for key in same} == {key: old[key] for key in same}
+    for line, old in zip((jane, ada, kurt), table(MOODLE), strict=True):
+        assert line == old | {key: line[key] for key in ("Grade", "Feedback comments")}
 
 
-# worksheets as Moodle writes them in other languages: titles, identifier, status, highest, yes
+# in other languages: grade, highest grade, comments and what may follow them, yes, no
 LANGUAGES = {
-    "de": (
-        "ID,Vollständiger Name,E-Mail-Adresse,Status,Bewertung,Bestwertung,"
-        "Bewertung kann geändert werden,Zuletzt geändert (Abgabe),Zuletzt geändert (Bewertung),"
-        "Feedback als Kommentar",
-        ("Teilnehmer/in", "Zur Bewertung abgegeben", '"100,00"', "Ja", "Nein"),
-    ),
-    "fr": (
-        "Identifiant,Nom complet,Adresse de courriel,Statut,Note,Note maximale,"
-        "La note peut être modifiée,Dernière modification (travail remis),"
-        "Dernière modification (note),Feedback par commentaires",
-        ("Participant", "Remis pour évaluation", '"100,00"', "Oui", "Non"),
-    ),
-    "es": (
-        "Identificador,Nombre completo,Dirección de correo,Estado,Calificación,Calificación máxima,"
-        "La calificación puede ser cambiada,Última modificación (entrega),"
-        "Última modificación (calificación),Comentarios de retroalimentación",
-        ("Participante ", "Enviado para calificar", '"100,00"', "Sí", "No"),
-    ),
-    "pt": (
-        "Identificador,Nome completo,Número de identificação,Status,Nota,Nota máxima,"
-        "Nota pode ser alterada,Última modificação (envio),Última modificação (nota),"
-        "Comentários de feedback",
-        ("Participante", "Enviado para avaliação", '"100,00"', "Sim", "Não"),
-    ),
-    "it": (
-        "Identificativo,Nome,Indirizzo email,Stato,Valutazione,Valutazione massima,"
-        "La valutazione può essere cambiata,Ultima modifica (consegna),"
-        "Ultima modifica (valutazione),Commenti,File di commento",
-        ("Partecipante", "Consegnato per la valutazione", '"100,00"', "Si", "No"),
-    ),
-    "nl": (
-        "Identificatie,Volledige naam,E-mailadres,Status,Cijfer,Maximaal cijfer,"
-        "Het cijfer kan gewijzigd worden,Laatst gewijzigd (inzending),"
-        "Laatst gewijzigd (beoordeling),Feedback tekstvak",
-        ("Deelnemer ", "Ingestuurd voor beoordeling", '"100,00"', "Ja", "Nee"),
-    ),
-    "pl": (
-        "Identyfikator,Imię i nazwisko,Adres e-mail,Status,Ocena,Maksymalna ocena,"
-        "Ocena może być zmieniona,Ostatnia modyfikacja (przesłane zadanie),"
-        "Ostatnia modyfikacja (ocena),Komentarz",
-        ("Uczestnik", "Przesłane do oceny", '"100,00"', "Tak", "Nie"),
-    ),
-    "sv, which is not listed": (
-        "Identifierare,Fullständigt namn,E-postadress,Status,Betyg,Högsta betyg,"
-        "Betyg kan ändras,Senast ändrad (inlämning),Senast ändrad (betyg),Feedbackkommentarer",
-        ("Deltagare ", "Inskickat för bedömning", '"100,00"', "Ja", "Nej"),
-    ),
+    "de": ("Bewertung", "Bestwertung", "Feedback als Kommentar", "Ja", "Nein"),
+    "fr": ("Note", "Note maximale", "Feedback par commentaires", "Oui", "Non"),
+    "es": ("Calificación", "Calificación máxima", "Comentarios de retroalimentación", "Sí", "No"),
+    "pt": ("Nota", "Nota máxima", "Comentários de feedback", "Sim", "Não"),
+    "it": ("Valutazione", "Valutazione massima", "Commenti,File di commento", "Si", "No"),
+    "nl": ("Cijfer", "Maximaal cijfer", "Feedback tekstvak", "Ja", "Nee"),
+    "pl": ("Ocena", "Maksymalna ocena", "Komentarz", "Tak", "Nie"),
+    "sv, which is not listed": ("Betyg", "Högsta betyg", "Feedbackkommentarer", "Ja", "Nej"),
 }
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_moodle_in_another_language_is_scaled_and_has_its_comments(gradebook, language):
-    titles, (who, status, most, yes, no) = LANGUAGES[language]
-    more = "," * titles.count("File di commento")
-    lines = [
-        f"{who}{number},{name},{name}@x.org,{status},,{most},{free},-,-,{more}"
-        for number, name, free in ((501, "Jane", yes), (502, "Ada", no), (503, "Kurt", yes))
-    ]
+    grade, highest, words, yes, no = LANGUAGES[language]
+    lines = [f"ID,Name,E-Mail,Status,{grade},{highest},Free,Handed in,Graded,{words}"]
+    for number, name, free in ((501, "Jane", yes), (502, "Ada", no), (503, "Kurt", yes)):
+        lines.append(f'Teilnehmer/in{number},{name},x@x.org,In,,"100,00",{free},-,-,')
     rows = [row("Jane Doe_501_assignsubmission_file_/x.ipynb")]
-    rows += [row("Ada_502_assignsubmission_file_/x.ipynb", 13)]
-    done = exports.moodle(rows, gradebook("\r\n".join([titles, *lines])))
-    grade, words = titles.split(",")[4], titles.split(",")[9]
+    rows += [row("Ada_502_assignsubmission_file_/x.ipynb", 12.5)]
+    done = exports.moodle(rows, gradebook("\r\n".join(lines)))
     jane, ada, kurt = table(done.text)
-    assert (jane[grade], ada[grade], kurt[grade]) == ("75", "65", "")
-    assert jane[words].startswith("15 of 20 points<br>") and kurt[words] == ""
+    assert (jane[grade], ada[grade], kurt[grade]) == ("75", "62,5", "")
+    comment = words.partition(",")[0]
+    assert jane[comment].startswith("15 of 20 points<br>") and kurt[comment] == ""
     assert "scaled: 20 points here are 100 there" in done.remarks
     refused = f"Moodle refuses to change the grade of {rows[1].submission}"
     assert done.problems == ([refused] if no != "Nej" else [])
@@ -287,28 +235,21 @@ def test_a_worksheet_without_what_is_needed_is_looked_at(gradebook):
     ]
 
 
-ENCODINGS = {
-    "utf-8": b"",
-    "utf-8-sig": b"",
-    "cp1252": b"",
-    "latin-1": b"",
-    "utf-16-le": b"\xff\xfe",
-    "utf-16-be": b"\xfe\xff",
-}
+ENCODINGS = {"utf-8": b"", "utf-8-sig": b"", "cp1252": b"", "latin-1": b""}
+ENCODINGS |= {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}  # the mark before the text
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_table_goes_back_in_the_encoding_that_it_came_in(gradebook, encoding, separator):
-    path = gradebook("")
-    lines = [["Student", "ID", "Section", "Lab 2"], ["Gödel", "12347", "é", ""]]
-    lines += [["\x81", "1", "", ""]] if encoding == "latin-1" else []
-    text = "".join(separator.join(line) + "\r\n" for line in lines)
-    path.write_bytes(ENCODINGS[encoding] + text.encode(encoding))
+    path, mark = gradebook(""), ENCODINGS[encoding]
+    text = "Student,ID,Section,Lab 2\r\nGödel,12347,é,\r\n"
+    text += "\x81,1,,\r\n" if encoding == "latin-1" else ""
+    text = text.replace(",", separator)
+    path.write_bytes(mark + text.encode(encoding))
     done = exports.canvas([row("gödelkurt_12347_5_a.ipynb")], path)
     wanted = text.replace(f"é{separator}", f"é{separator}15")
-    assert len(done.filled) == 1
-    assert done.data() == ENCODINGS[encoding] + wanted.encode(encoding)
+    assert done.data() == mark + wanted.encode(encoding)
 
 
 def test_a_comment_that_the_encoding_has_no_character_for_is_html(gradebook):
@@ -318,18 +259,22 @@ def test_a_comment_that_the_encoding_has_no_character_for_is_html(gradebook):
     assert b"&#945; is not divided" in done.data() and "Gödel".encode("cp1252") in done.data()
 
 
-def test_files_of_another_lab_do_not_hold_up_the_class(gradebook):
+def test_files_of_another_lab_or_of_none_do_not_hold_up_the_class(gradebook):
     rows = [row(f"s_{n}_1_02_lora.ipynb") for n in (12345, 12346, 12347)]
-    rows += [row("s_999_1_x.ipynb", lab="03_peft"), row("s_999_2_y.ipynb", lab="01_svd")]
+    rows += [row("s_999_1_x.ipynb", lab="03_peft"), row("s_999_2_02_lora.ipynb", lab="01_svd")]
+    rows += [lost("eve/02_lora.ipynb", "empty")]
     done = exports.canvas(rows, gradebook(CANVAS))
     assert len(done.filled) == 3
     assert done.problems == [
-        "left out, for it is 01_svd and not 02_lora: s_999_2_y.ipynb",
+        "no lab: eve/02_lora.ipynb: empty",
+        "left out, for it is 01_svd and not 02_lora: s_999_2_02_lora.ipynb",
         "left out, for it is 03_peft and not 02_lora: s_999_1_x.ipynb",
+        "s_999_2_02_lora.ipynb is 01_svd, whatever its name says",
     ]
     with pytest.raises(LabError, match="say --lab"):
         exports.canvas([*rows, row("s_9_3_z.ipynb", lab="01_svd")], gradebook(CANVAS))
-    assert exports.canvas(rows, gradebook(CANVAS), lab="3", column="essay").problems == []
+    asked = exports.canvas(rows, gradebook(CANVAS), lab="3", column="essay")
+    assert not any("left out" in problem for problem in asked.problems)
 
 
 ODD = ["[1]", "{}", '[{"submission": "a"}]', '[{"submission": "a", "status": "graded", "lab": 2}]']
@@ -339,10 +284,9 @@ ODD += ['[{"submission": "a", "status": "graded", "exercises": [{"id": "2.1"}]}]
 @pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
 def test_results_that_grading_did_not_write_are_one_line(tmp_path, text, capsys):
     (tmp_path / "results.json").write_text(text)
-    for options in (["--gradescope"], ["--canvas", "x.csv"]):
-        assert call(tmp_path, *options) == 2
-        told = capsys.readouterr().err
-        assert told.count("\n") == 1 and "write it anew: labkit grade" in told
+    assert call(tmp_path, "--gradescope") == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "write it anew: labkit grade" in told
 
 
 @pytest.mark.parametrize(
@@ -361,27 +305,18 @@ def test_a_grade_that_stood_there_is_not_lost_in_silence(before, after, said):
     assert line == ["x", after]
 
 
-def test_a_file_that_is_named_after_another_lab_is_said():
-    rows = [row("ada/02_lora.ipynb"), row("bob/02_lora.ipynb", lab="04_qlora")]
-    _, of_lab, problems = exports.pick(rows, "2")
-    assert [r.submission for r in of_lab] == ["ada/02_lora.ipynb"]
-    assert problems == ["bob/02_lora.ipynb is 04_qlora, whatever its name says"]
-
-
-def test_a_file_of_no_lab_is_named_once():
-    broken = row("eve/02_lora.ipynb", 0, None, status="unreadable", reason="empty", exercises=[])
-    _, _, problems = exports.pick([row("ada/02_lora.ipynb"), broken], "2")
-    assert problems == ["no lab: eve/02_lora.ipynb: empty"]
-
-
 def test_canvas_gets_a_notebook_of_words_under_the_name_that_it_gave(tmp_path):
     rows = [row("x/doejane_12345_67890_02_lora.ipynb"), row("gödelkurt_LATE_12347_5_a.ipynb", 20)]
+    rows.append(row("all/ada_12346_67890_lab2/nb/02_lora.ipynb"))  # a zip, which was unpacked
     rows[0].exercises[1].message = "got [1](http://x) <b> and `2`"
     comments.canvas(tmp_path / "c.zip", rows)
     with zipfile.ZipFile(tmp_path / "c.zip") as archive:
-        names = archive.namelist()
-        book = nbformat.reads(archive.read(names[0]).decode(), 4)
-    assert names == ["doejane_12345_67890_02_lora.ipynb", "gödelkurt_LATE_12347_5_a.ipynb"]
+        files = {name: archive.read(name) for name in archive.namelist()}
+    unpacked = "ada_12346_67890_lab2.zip"
+    assert list(files) == [rows[0].submission[2:], rows[1].submission, unpacked]
+    (inner,) = zipfile.ZipFile(io.BytesIO(files[unpacked])).namelist()
+    assert inner == "02_lora.ipynb"
+    book = nbformat.reads(files[rows[0].submission[2:]].decode(), 4)
     nbformat.validate(book)
     (cell,) = book.cells
     assert cell.cell_type == "markdown" and "# 15 of 20 points" in cell.source
@@ -389,21 +324,12 @@ def test_canvas_gets_a_notebook_of_words_under_the_name_that_it_gave(tmp_path):
     assert "got [1](http://x) &lt;b&gt; and `2`" in shown and "<a" not in shown
 
 
-def test_who_handed_in_a_zip_by_canvas_gets_a_zip_under_its_name(tmp_path):
-    comments.canvas(tmp_path / "c.zip", [row("all/doejane_12345_67890_lab2/nb/02_lora.ipynb")])
-    with zipfile.ZipFile(tmp_path / "c.zip") as archive:
-        assert archive.namelist() == ["doejane_12345_67890_lab2.zip"]
-        inner = zipfile.ZipFile(io.BytesIO(archive.read("doejane_12345_67890_lab2.zip")))
-    book = nbformat.reads(inner.read("02_lora.ipynb").decode(), 4)
-    assert "# 15 of 20 points" in book.cells[0].source
-
-
-def test_the_command_fills_the_table_and_writes_what_each_is_told(tmp_path, capsys):
+def test_the_command_writes_what_each_is_told_and_what_to_look_at(tmp_path, gradebook, capsys):
     rows = [row("all/Jane Doe_501_assignsubmission_file_/02_lora.ipynb"), row("b.ipynb")]
     report.write(tmp_path, rows, {r.submission: {"2.1": "def f(): pass"} for r in rows})
-    (tmp_path / "sheet.csv").write_text(MOODLE)
-    assert call(tmp_path, "--moodle", str(tmp_path / "sheet.csv")) == 1  # b.ipynb is nobody's
-    assert "moodle-comments.zip" in capsys.readouterr().out
+    assert call(tmp_path, "--moodle", gradebook(MOODLE)) == 1
+    assert "LOOK: not matched: b.ipynb" in capsys.readouterr().out
+    assert (tmp_path / "moodle.csv").is_file()
     with zipfile.ZipFile(tmp_path / "moodle-comments.zip") as archive:
         (name,) = archive.namelist()
         page = archive.read(name).decode()
@@ -412,56 +338,37 @@ def test_the_command_fills_the_table_and_writes_what_each_is_told(tmp_path, caps
 
 
 VISIBLE = {"hidden", "after_due_date", "after_published", "visible"}
+FIELDS = {"score", "output", "output_format", "tests", "execution_time", "stdout_visibility"}
+OF_TEST = {"score", "max_score", "name", "number", "status", "output", "output_format"}
 
 
 def expect_gradescope(result):
-    """The fields that Gradescope documents, with their types and values, and no other."""
-    assert result.keys() <= {
-        *("score", "output", "output_format", "tests", "execution_time", "visibility"),
-        *("stdout_visibility", "extra_data", "leaderboard", "test_output_format"),
-    }
+    """The fields that Gradescope documents, with their types and values."""
+    assert result.keys() == FIELDS and result["stdout_visibility"] == "hidden"
     assert isinstance(result["score"], int | float) and isinstance(result["output"], str)
-    assert result["stdout_visibility"] == "hidden"
     for test in result["tests"]:
-        assert test.keys() == {
-            *("score", "max_score", "name", "number", "status", "output", "output_format"),
-            "visibility",
-        }
+        assert test.keys() == OF_TEST | {"visibility"}
         assert test["status"] in ("passed", "failed") and test["visibility"] in VISIBLE
         assert test["output_format"] == "text"  # so that no message becomes markup
         assert 0 <= test["score"] <= test["max_score"] and isinstance(test["output"], str)
-    json.dumps(result)
 
 
-def test_gradescope_gets_a_test_an_exercise():
+def test_gradescope_gets_a_test_an_exercise_and_hears_of_what_was_not_graded():
     result = gradescope.as_gradescope(row("a.ipynb", 11))
     expect_gradescope(result)
     assert (result["score"], result["execution_time"]) == (11, 0.5)
-    assert [(t["number"], t["status"], t["score"]) for t in result["tests"]] == [
-        ("2.1", "passed", 5),
-        ("2.8", "failed", 6),
-    ]
-    assert result["tests"][1]["output"] == "<script>1 of 3 right"
-
-
-def test_gradescope_hears_of_what_was_not_graded():
-    lost = row("a.ipynb", 0, None, status="unreadable", reason="this is not JSON", exercises=[])
-    result = gradescope.as_gradescope(lost)
+    told = [(t["number"], t["status"], t["score"], t["output"]) for t in result["tests"]]
+    assert told == [("2.1", "passed", 5, "passed"), ("2.8", "failed", 6, "<script>1 of 3 right")]
+    result = gradescope.as_gradescope(lost("a.ipynb", "this is not JSON"))
     expect_gradescope(result)
     assert (result["score"], result["output"]) == (0, "unreadable: this is not JSON")
 
 
-def test_gradescope_grades_without_a_sandbox_only_where_none_starts(tmp_path):
-    for reason, calls in (("the sandbox does not start: no", 2), ("no notebook in 'x'", 1)):
-        notes = tmp_path / str(calls)
-        code = (
-            "import sys, pathlib; notes = pathlib.Path(sys.argv[1])\n"
-            "notes.open('a').write(' '.join(sys.argv[2:]) + ';')\n"
-            "sys.exit(0 if '--unsafe' in sys.argv else 'labkit: ' + sys.argv[2])"
-        )
-        done = gradescope.graded([sys.executable, "-c", code, str(notes), reason])
-        assert (done.returncode == 0) == (calls == 2)
-        assert notes.read_text().count(";") == calls
+def test_gradescope_grades_without_a_sandbox_only_where_none_starts():
+    fails = [sys.executable, "-c", "import sys; sys.exit(' '.join(sys.argv[1:]))"]
+    for reason, again in (("the sandbox does not start: no", True), ("no notebook in 'x'", False)):
+        done = gradescope.graded([*fails, reason])
+        assert ("--unsafe" in done.stderr) == again
 
 
 def test_only_the_lab_of_the_assignment_counts_and_of_it_the_best():
@@ -471,13 +378,12 @@ def test_only_the_lab_of_the_assignment_counts_and_of_it_the_best():
     assert none["score"] == 0 and "no notebook of 03_peft" in none["output"]
     assert "c.ipynb (01_svd)" in none["output"]
     assert "nothing" in gradescope.choose([], "03_peft").reason
-    lost = row("a.ipynb", 0, None, status="unreadable", reason="the file is empty")
-    assert gradescope.choose([lost], "02_lora") is lost
+    empty = lost("a.ipynb", "the file is empty")
+    assert gradescope.choose([empty], "02_lora") is empty
     assert gradescope.choose([row("a.ipynb", lab="02")], "02_lora").lab == "02_lora"
 
 
 def call(*args):
-    """Run the command in this process and return its exit code."""
     with pytest.raises(SystemExit) as caught:
         cli.main(["export", *map(str, args)])
     return caught.value.code or 0
@@ -491,13 +397,8 @@ def test_the_command_writes_beside_the_results_and_exit_tells(tmp_path, gradeboo
     assert "students with points: 1" in capsys.readouterr().out
     assert table((tmp_path / "canvas.csv").read_text("utf-8"))[1]["Lab 2: LoRA (771)"] == "30"
     assert call(tmp_path, "--canvas", gradebook(CANVAS), "--lab", "2") == 0
-    told = capsys.readouterr().out
     for name in ("canvas-02_lora.csv", "canvas-02_lora-comments.zip"):  # of each lab its own
-        assert (tmp_path / name).is_file() and str(tmp_path / name) in told
-    assert call(tmp_path, "--moodle", gradebook(MOODLE)) == 1
-    told = "LOOK: not matched, named by Canvas (1): doejane_12345_1_a.ipynb"
-    assert told in capsys.readouterr().out
-    assert (tmp_path / "moodle.csv").is_file()
+        assert (tmp_path / name).is_file()
     (tmp_path / "results.json").write_text(json.dumps(rows))
     assert call(tmp_path, "--gradescope") == 0
     files = list((tmp_path / "gradescope").iterdir())
@@ -511,8 +412,7 @@ def test_the_command_writes_beside_the_results_and_exit_tells(tmp_path, gradeboo
     [
         ([], "say one of --canvas GRADEBOOK.csv, --moodle"),
         (["--gradescope", "--moodle", "x.csv"], "say one of"),
-        (["--gradescope"], "results.json isn't there: labkit grade"),
-        (["--moodle", "x.csv"], "results.json isn't there"),
+        (["--moodle", "x.csv"], "results.json isn't there: labkit grade"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys, args, said):

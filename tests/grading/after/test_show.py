@@ -1,4 +1,4 @@
-"""What the command prints after grading."""
+"""What the command prints while it grades, and after it."""
 
 import io
 from pathlib import Path

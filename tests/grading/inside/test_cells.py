@@ -10,13 +10,12 @@ import time
 
 import pytest
 
-from labkit import names
 from labkit.grading.inside import cells as holding
 from labkit.grading.inside import clock as clocks
 from labkit.grading.inside import runner, supervisor, tree, zygote
 from labkit.grading.inside.cells import Cells
 from labkit.grading.inside.clock import Clock
-from labkit.grading.judge import needs, submission
+from labkit.grading.judge import submission
 from labkit.grading.limits import Limits
 
 QUICK = Limits(cell_seconds=5, total_seconds=60)
@@ -40,9 +39,8 @@ def hold(monkeypatch, tmp_path):
 
 # --- orders of events -----------------------------------------------------------------------
 
-THREAD = (
-    "import threading, time\nthreading.Thread(target=time.sleep, args=[60], daemon=True).start()"
-)
+THREAD = "import threading, time\n"
+THREAD += "threading.Thread(target=time.sleep, args=[60], daemon=True).start()"
 
 
 def _slow(monkeypatch, name):
@@ -148,30 +146,27 @@ def test_computing_and_sleeping_count_beside_others_too(hold, one_core):
     assert {index: how for index, (how, _) in cells.told.items()} == {0: "timeout", 1: "timeout"}
 
 
-def _clocked(monkeypatch, seconds, *looks, end=1e9):
-    """`(seconds counted, whether time was up)` after looks of (at, computed, ready)."""
-    looks = [(0.0, 0.0, False), *looks]
-    times, pulses = iter([at for at, *_ in looks]), iter([look[1:] for look in looks])
+EACH = [n / 20 for n in range(1, 101)]  # looks at a clock in five seconds
+
+
+@pytest.mark.parametrize(
+    "seconds, looks, used, up",  # looks: at, computed until then, ready
+    [
+        (1, [(at, at / 10, True) for at in EACH], 0.5, False),  # it waited for a core
+        (1, [(at, 0, False) for at in EACH], 5, True),  # it slept
+        (6, [(at, 4 * at, True) for at in EACH], 5, False),  # four processes at a time
+        (1, [(30, 0, False)], clocks.STEP, False),  # we were not asked for long
+        (1, [(100, 0, True)], 0, True),  # its time by the clock was 99 seconds
+    ],
+)
+def test_what_a_clock_counts(seconds, looks, used, up, monkeypatch):
+    times = iter([0, *(at for at, *_ in looks)])
+    pulses = iter([(0, False), *(look[1:] for look in looks)])
     monkeypatch.setattr(clocks.time, "monotonic", lambda: next(times))
     monkeypatch.setattr(tree, "pulse", lambda *known: next(pulses))
-    clock = Clock(seconds, end)
-    over = [clock.over() for _ in looks[1:]]
-    return clock.used, over[-1]
-
-
-def test_what_a_clock_counts(monkeypatch):
-    waiting = [(n / 20, n / 200, True) for n in range(1, 101)]
-    used, over = _clocked(monkeypatch, 1, *waiting)
-    assert used == pytest.approx(0.5) and not over
-    sleeping = [(n / 20, 0, False) for n in range(1, 101)]
-    used, over = _clocked(monkeypatch, 1, *sleeping)
-    assert used == pytest.approx(5) and over
-    many = [(n / 20, n / 5, True) for n in range(1, 101)]  # four processes at a time
-    used, over = _clocked(monkeypatch, 6, *many)
-    assert used == pytest.approx(5) and not over
-    used, over = _clocked(monkeypatch, 1, (30, 0, False))  # we were not asked for long
-    assert used == clocks.STEP and not over
-    assert _clocked(monkeypatch, 1, (30, 0, True), end=29) == (0, True)
+    clock = Clock(seconds, 99)
+    over = [clock.over() for _ in looks]
+    assert clock.used == pytest.approx(used) and over[-1] == up
 
 
 SLEEP = "import time\ntime.sleep(0.6)\n"
@@ -220,16 +215,13 @@ def test_which_cells_an_exercise_needs():
         "%%time\nfor step in range(3): pass": False,
         "def change():\n    global FACTOR\n    FACTOR = 3": True,
     }
-    parsed = [names.parsed(source) for source in cells]
-    found = [needs.of_cell(*both) if both else None for both in parsed]
-    needed = needs.cells_for({"answer"}, found)
-    assert dict(zip(cells, (i in needed for i in range(len(cells))), strict=True)) == cells
+    needed = submission.Submission(list(cells)).needed({"answer"})
+    assert {source: i in needed for i, source in enumerate(cells)} == cells
 
 
 def test_what_cells_need_is_found_in_time():
     chain = [f"def f{i}(): return f{i + 1}()" for i in range(12_000)]
-    work = submission.Submission(chain)
-    assert work.needed({"f0"}) == set(range(12_000))
+    assert submission.Submission(chain).needed({"f0"}) == set(range(12_000))
 
 
 def test_where_no_descriptor_can_be_sent_nobody_is_said_to_have_ended(hold, monkeypatch):

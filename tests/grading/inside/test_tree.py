@@ -1,4 +1,4 @@
-"""What the processes of a submission hold of memory, as their supervisor counts it."""
+"""The processes of a submission, as their supervisor counts and kills them."""
 
 import os
 import socket
@@ -48,3 +48,16 @@ def test_descriptors_that_are_under_way_are_counted(monkeypatch):
         for fd in socket.recv_fds(theirs, 1, 5)[1]:
             os.close(fd)
         assert tree.under_way() == before
+
+
+def test_outside_of_a_tree_nothing_is_killed():
+    assert not tree.enclosed() and tree.others() == []
+    sleeper = subprocess.Popen(["sleep", "30"])
+    tree.kill_but()
+    tree.kill_but(sleeper.pid)
+    assert sleeper.poll() is None
+    tree.kill(sleeper.pid)
+    assert sleeper.wait(5) == -9
+    for pid in (1, 0, -1, None, True, "2"):
+        tree.kill(pid)
+        tree.kill_group(pid)

@@ -1,11 +1,10 @@
 """An instructor's own checks: what they replace, and what is said of broken ones."""
 
-from unittest import mock
-
 import pytest
 from rich.console import Console
 from submissions import FLOPS, FORWARD, notebook
 
+from labkit.contract import BROKEN, ODD
 from labkit.errors import LabError
 from labkit.grading.after import show
 from labkit.grading.judge import private
@@ -60,10 +59,6 @@ AGAIN = """
 import torch
 from labkit.contract import exercise, expect, observe
 
-@exercise("2.6", points=3, after="2.2")
-def other_names(add_, LoRALinear):
-    expect(False, "nobody passes")
-
 @exercise("2.11", points=2)
 def half_precision(lora_forward):
     shapes = (4, 5), (7, 5), (3, 5), (7, 3)
@@ -76,31 +71,12 @@ def uses_the_layer(rate):
 """
 
 
-@mock.patch.dict("labkit.contract.NAMES")
 def test_what_an_own_check_is_about_is_not_lent_to_it(graded_by):
     """2.1 is open, and 2.11 asks for the same function: the course's own earns no points."""
     rate = "import torch\n\ndef rate():\n    return LoRALinear(torch.nn.Linear(3, 3), 2, 4).scaling"
     row = graded_by(AGAIN, FORWARD.replace("alpha / len(A)", "0"), rate)
     assert (row.exercise("2.11").status, row.exercise("2.11").earned) == ("failed", 0)
     assert row.exercise("2.12").status == "passed", row.exercise("2.12").message
-
-
-KEEPS = """
-from labkit.contract import exercise, kept, observe
-
-def asked(step_flops):
-    return kept(step_flops, {"q_proj": (8, 2)}, 2)
-
-@exercise("2.5", points=7)
-def leaves_its_input(step_flops):
-    observe(asked, step_flops)
-"""
-
-
-def test_what_a_probe_finds_changed_is_a_fault_in_grading_too(graded_by):
-    row = graded_by(KEEPS, "def step_flops(shapes, n):\n    shapes.clear()")
-    found = row.exercise("2.5")
-    assert found.status == "failed" and "changes its input shapes in place" in found.message
 
 
 BAD = """
@@ -118,12 +94,13 @@ def unforeseen(step_flops):
 
 def test_a_check_that_is_broken_is_not_the_learners_fault(graded_by, tmp_path, capsys):
     row = graded_by(BAD, FLOPS)
-    told = "the check itself is broken: NameError in own.py, line 6: name 'obsreve' is not defined"
-    assert (row.exercise("2.5").status, row.exercise("2.5").message) == ("error", told)
-    told = "a form that the check cannot read (AttributeError in own.py, line 10)"
-    assert row.exercise("2.12").status == "failed" and told in row.exercise("2.12").message
+    broken, odd = row.exercise("2.5"), row.exercise("2.12")
+    assert broken.status == "error" and broken.message.startswith(BROKEN)
+    assert "NameError in own.py, line 6" in broken.message
+    assert odd.status == "failed" and odd.message.startswith(ODD)
+    assert "AttributeError in own.py, line 10" in odd.message
     show.summary([row, row], tmp_path, Console(width=200))
-    assert "LOOK, 2 times in 2.5: the check itself is broken" in capsys.readouterr().out
+    assert f"LOOK, 2 times in 2.5: {BROKEN}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -132,7 +109,7 @@ def test_a_check_that_is_broken_is_not_the_learners_fault(graded_by, tmp_path, c
         ("1 / 0", "ZeroDivisionError"),
         ("x = 1", "no check"),
         (BAD.replace("2.12", "2.5"), "two checks are of exercise 2.5"),
-        (BAD.replace("2.12", "9.9"), "9.9 is of lab 9, and there is none"),
+        (BAD.replace("2.12", "9.9"), "9.9 is of lab 9"),
     ],
 )
 def test_own_checks_that_are_none(text, word, tmp_path):

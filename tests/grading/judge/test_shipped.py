@@ -47,7 +47,6 @@ def test_what_is_shipped_uses_nothing_that_a_cell_could_reach(modules):
 
 
 def _ask(modules, probe, f):
-    """What the process answers that is asked for `probe(f)`."""
     names = {f: "mine", _ask: f"labkit_private_checks:{probe}"}
     body = wire.pack({"seed": 1, "f": _ask, "data": [f]}, names.get)
     head = {"nonce": "1", "sources": [PROBES], "lent": [], "then": None}

@@ -2,26 +2,24 @@
 
 import json
 import time
+from itertools import zip_longest
 
 import pytest
+from submissions import notebook
 
 from labkit.grading.judge import submission
 
 
 def _book(*sources, outputs=(), counts=()):
-    cells = [
-        {"cell_type": "code", "metadata": {}, "outputs": list(outputs), "source": source}
-        for source in sources
-    ]
-    for cell, count in zip(cells, counts, strict=False):
-        cell["execution_count"] = count
-    return json.dumps({"nbformat": 4, "cells": cells}).encode()
+    book = json.loads(notebook(*sources))
+    for cell, count in zip_longest(book["cells"], counts):
+        cell |= {"outputs": list(outputs), "execution_count": count}
+    return json.dumps(book).encode()
 
 
 def test_more_code_than_anybody_writes_is_refused():
-    long = "x = 1\n" * 100_000
-    with pytest.raises(submission.Unreadable, match=r"8,400,000 characters of code, at most 8,0"):
-        submission.read(_book(*[long] * 14))
+    with pytest.raises(submission.Unreadable, match="8,400,000 characters of code"):
+        submission.read(_book(*["x = 1\n" * 100_000] * 14))
 
 
 def test_outputs_are_no_code():
@@ -96,12 +94,10 @@ def _stream(text):
     return {"output_type": "stream", "name": "stdout", "text": text}
 
 
-@pytest.mark.parametrize(
-    "lines", ["◐ 2.1 is revealed: read it", ["…\n", "◐ 2.1 is revealed: read"]]
-)
-def test_what_an_output_shows_counts_wherever_it_came_from(lines):
-    work = submission.read(_book("show('2.1')", outputs=[_stream(lines)]))
-    assert work.shown == {"2.1"} and not work.lent
+def test_what_an_output_shows_counts_wherever_it_came_from():
+    for lines in "◐ 2.1 is revealed: read it", ["…\n", "◐ 2.1 is revealed: read"]:
+        work = submission.read(_book("show('2.1')", outputs=[_stream(lines)]))
+        assert work.shown == {"2.1"} and not work.lent
     work = submission.read(_book("show('2.1')", outputs=[_stream("◐ 2.1 is lent: it runs")]))
     assert work.lent == {"2.1"} and not work.shown
 
@@ -128,15 +124,8 @@ def test_reading_a_cell_takes_no_time_whatever_is_sent(ugly):
     assert time.process_time() - begun < 20  # a quadratic expression takes hours
 
 
-def test_what_python_takes_long_to_list_is_not_listed():
-    """Of each name symtable looks at each function: such a cell is one that is needed."""
-    many = ",".join(f"n{i}" for i in range(2_000)) + "\n" + "lambda:0," * 2_000
-    work = submission.read(_book("x = 1", many, "f = x"))
-    assert work.needed({"f"}) == {0, 1, 2}
-    few = ",".join(f"n{i}" for i in range(100)) + "\n" + "lambda:0," * 100
-    assert submission.read(_book("x = 1", few, "f = x")).needed({"f"}) == {0, 2}
-
-
-@pytest.mark.parametrize("name", ["02_lora", "02_lora_v2", "02_" + "a" * 200_000])
-def test_of_what_a_notebook_calls_its_lab_the_number_is_read(name):
-    assert submission.read(_book(f"labkit.start('{name}')")).started == {"02"}
+def test_a_cell_that_python_takes_long_to_list_is_taken_for_needed():
+    """Of each name symtable looks at each function."""
+    for n, needed in ((2_000, {0, 1, 2}), (100, {0, 2})):
+        cell = ",".join(f"n{i}" for i in range(n)) + "\n" + "lambda:0," * n
+        assert submission.read(_book("x = 1", cell, "f = x")).needed({"f"}) == needed
