@@ -87,7 +87,7 @@ def marks(model):
 guess_json = lab.predict("Of 60 everyday instructions, how many are answered in JSON?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("An adapter for home alone", 60):
+if lab.experiment("An adapter for home alone", 100):
     base, tokenizer = models.load()
     tuned = learn_home(adapted(base))
     found = {"base": marks(base), "home alone": marks(tuned)}
@@ -321,7 +321,7 @@ def distill(start, name, sample, learned=("home",), steps=15, rate=1e-3, weight=
 guess_kept = lab.predict("After 15 steps, how many of the 60 are still answered in JSON?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("Distillation from its own base", 60, needs=["9.1", "9.2", "9.3"]):
+if lab.experiment("Distillation from its own base", 90, needs=["9.1", "9.2", "9.3"]):
     students = {"home alone": tuned, "distilled": distill(tuned, "distilled", sampler())}
     found["distilled"] = marks(students["distilled"])
     told["distilled"] = generation.answers(students["distilled"], tokenizer, some, 48)
@@ -343,7 +343,7 @@ if lab.experiment("Distillation from its own base", 60, needs=["9.1", "9.2", "9.
 
 # %% tags=["experiment"]
 knobs = {"learned": (), "weight": 1.0, "steps": 15, "rate": 1e-3}
-if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
+if lab.experiment("Other settings", 90, needs=["9.1", "9.2", "9.3"]):
     name = "weight {weight:g}, {steps} steps, rate {rate:g}" if knobs["learned"] else "without home"
     name = name.format(**knobs)
     students[name] = distill(tuned, name, sampler(), **knobs)
@@ -376,7 +376,7 @@ def from_base(sample):
 
 # %% tags=["experiment"]
 source = {"learned": ("home", "chat"), "weight": 0.0}
-if lab.experiment("Other answers", 60, needs=["9.1", "9.2", "9.3"]):
+if lab.experiment("Other answers", 90, needs=["9.1", "9.2", "9.3"]):
     name = "written answers" if "learned" in source else "the base's answers"
     students[name] = distill(tuned, name, **{"sample": sampler()} | source)
     found[name] = marks(students[name])
@@ -440,7 +440,7 @@ def drift(model, batch):
 check.drifts(drift)
 
 # %% tags=["experiment"]
-if lab.experiment("How far from the base?", 20, needs=["9.1", "9.2", "9.3", "9.4"]):
+if lab.experiment("How far from the base?", 30, needs=["9.1", "9.2", "9.3", "9.4"]):
     unseen = tasks.load("chat", "test").to_list()
     drifts = {}
     for name, model in students.items():

@@ -98,4 +98,5 @@ def _survivors(id):
 )
 def test_an_edit_that_passes_is_the_same_function(id, capsys):
     torch.manual_seed(0)  # what an answer draws itself is the same in each run
-    assert set(_survivors(id)) == SAME.get(id, {}).keys()
+    found, known = set(_survivors(id)), set(SAME.get(id, {}))
+    assert found == known, "\n".join(["these edits differ from same.toml:", *(found ^ known)])
