@@ -104,8 +104,8 @@ if lab.experiment("An adapter for home alone", 100):
 #
 # The knowledge isn't lost. Switch the adapter off, and all of it is back. But you want one model
 # that does both. The usual cure is to mix everyday instructions with written answers into the
-# training data. That needs somebody to write them, and it teaches the model the writer's style.
-# The base doesn't need to learn how to chat. It only has to go on doing so.
+# training data. That needs somebody to write them, and it teaches the model the writer's style. The
+# base doesn't need to learn how to chat. It only has to go on doing so.
 #
 # ## How far apart are two models?
 #
@@ -226,8 +226,8 @@ check.samples(on_policy)
 #
 # $$\text{loss} = \text{task loss} + \text{weight} \cdot \text{KL}$$
 #
-# The two hardly get in each other's way. The task is about prompts that are commands, and the KL
-# is about prompts that aren't.
+# The two hardly get in each other's way. The task is about prompts that are commands, and the KL is
+# about prompts that aren't.
 
 # %% [markdown]
 # ### Exercise 9.3 · `distill_step`
@@ -330,10 +330,11 @@ if lab.experiment("Distillation from its own base", 90, needs=["9.1", "9.2", "9.
     guess_kept.beside(found["distilled"]["json"])
 
 # %% [markdown]
-# The braces are gone, and `home` still works. Look at the curves: the KL begins near 3 nats per
-# token, because the first token of an answer is a brace, and each later one follows from it. A few
-# steps correct the first token, and then the student sees where *sensible* answers differ from its
-# base's.
+# The braces are gone, and `home` still works. In three other runs, 42, 34 and 40 of 60 instructions
+# were answered in JSON before, and none after
+# ([evidence](../docs/evidence/09_distill.md#fifteen-steps-five-ways)). Look at the curves: the KL
+# begins near 3 nats per token. A few steps correct the first token of an answer, the brace, and
+# from there the student gets to see where its *sensible* answers differ from the base's.
 #
 # Reading only scores would have missed this damage. `chat` comes with checks such as "at most 30
 # words", and a JSON intent passes that one: it is short. Read answers.
@@ -383,6 +384,12 @@ if lab.experiment("Other answers", 90, needs=["9.1", "9.2", "9.3"]):
     display(figures.kept(found))
 
 # %% [markdown]
+# Whoever writes the answers, the JSON disappears. What differs is how far the model ends from its
+# base: 0.1 to 0.2 nats per token after its own answers or the base's, and 0.54 after the written
+# ones, which teach it their own style
+# ([evidence](../docs/evidence/09_distill.md#fifteen-steps-five-ways)). So nobody has to write
+# answers. That the student's own answers are better than the base's, these runs don't show.
+#
 # ## A loss that was too good
 #
 # Somebody's self-distillation reports a KL of 0.01 at the very first step, and it stays there. The
