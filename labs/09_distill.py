@@ -130,9 +130,9 @@ if lab.experiment("An adapter for home alone", 100):
 # ●●○ · 9 min · 3 points
 #
 # Both tensors of logits are `(b, n, vocab)`, and `mask` `(b, n)` is True at the positions that
-# count. Return the mean over these positions of the KL divergence in nats, a tensor of one number,
-# without axes. Each position counts once. By default it is the reverse KL; with `reverse=False`,
-# the forward one.
+# count. Return the mean over these positions of the KL divergence in nats, a scalar tensor of shape
+# `()`. Each position counts once. By default it is the reverse KL; with `reverse=False`, the
+# forward one.
 #
 # The gradient has to reach the student's logits. Compute in fp32, also where logits come in bf16.
 # Where they are in the hundreds, some probabilities are 0 in fp32: neither the result nor the
@@ -187,7 +187,7 @@ check.kl(token_kl)
 # `teacher_logits` `(b, n, vocab)`: what the model without its adapter gives for these tokens.
 #
 # - The student samples, with its adapter on. Call `sample` once.
-# - Sample and score in eval mode and without a gradient.
+# - Sample and score in eval mode and without a gradient, but so that training can use the tensors.
 # - Afterwards the model is in the mode that it came in, with its adapter on.
 #
 # <details><summary>Hint</summary>
@@ -237,11 +237,11 @@ check.samples(on_policy)
 # One step of training, with your `on_policy` and `token_kl`. `task_loss(model)` gives the loss on
 # the next batch of the task, with its gradient.
 #
-# - Let the model answer the prompts, and run it on its answers once more, with a gradient.
+# - Let the model answer the prompts, and run it on its answers once more, with a gradient, in the
+#   mode that it is in.
 # - The KL is reverse. It counts the positions whose logits predict a token of an answer. Logits at
 #   position $t$ predict token $t + 1$, and the labels aren't shifted.
-# - Add the task's loss, clip the norm of the gradient at 1, and step. Don't rely on gradients that
-#   somebody left in the model.
+# - Add the task's loss, clip the norm of the gradient at 1, and step. Clear old gradients first.
 #
 # Return `{"task": ..., "kl": ...}`, two floats: the two losses before the step, `kl` without its
 # weight.
@@ -403,16 +403,16 @@ if lab.experiment("Other answers", 90, needs=["9.1", "9.2", "9.3"]):
 # **A hunt**, from [peft #430](https://github.com/huggingface/peft/issues/430) ("`get_base_model()`
 # is returning the base model with the LoRA still applied"). `drift` should say how far a
 # `PeftModel` is from its base: the reverse KL per token of the answers in `batch`, a float. `batch`
-# is what `sample` returns in 9.2. Fix both faults:
+# is what `sample` returns in 9.2. It has two faults:
 #
-# - The teacher is the base, without the adapter.
-# - There is no noise in it: two calls give the same number, whatever mode the model is in.
-#   Afterwards it is in the mode that it came in.
+# - The teacher still has its adapter.
+# - In train mode, dropout adds noise. Two calls have to give the same number, and leave the model
+#   in the mode that it came in.
 #
 # <details><summary>Hint</summary>
 #
-# PEFT puts an adapter *into* the layers of the model that you give it. Which object still has the
-# old layers?
+# PEFT puts an adapter *into* the layers of the model that you give it, so no object has the old
+# layers. What switches the adapter off for a while?
 # </details>
 
 

@@ -214,7 +214,7 @@ WRONG = [
     (check.quiz, lambda: {"q1": "a", "q2": "a", "q3": "b", "q4": "d"}, "q1 a, not quite"),
 ]
 
-GIVEN = [(check.drifts, "which get_base_model() doesn't take out")]
+GIVEN = [(check.drifts, "teacher and student are the same model")]
 
 
 def _stub(*_, **__):
