@@ -9,28 +9,27 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.errors import LabError
-from labkit.training import serving
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 NEEDS = ("openai", "xllamacpp")
-INSTALL = serving.INSTALL
+INSTALL = "pip install 'lora-labs[serve]'"
 READY = "listening on "  # what the child says once it answers
 
 
 def missing() -> list[str]:
     """The packages of the extra `serve` that this needs and that are not installed."""
-    return serving.missing(NEEDS)
+    return [name for name in NEEDS if not find_spec(name)]
 
 
 @contextmanager
@@ -47,7 +46,7 @@ def llama_cpp(
     OMP_NUM_THREADS says. Adapters are off unless a request asks: see `choosing`. LabError when a
     package or a file is missing, or when the server does not answer within `seconds`.
     """
-    if serving.missing(["xllamacpp"]):
+    if "xllamacpp" in missing():
         raise LabError(f"xllamacpp is missing: {INSTALL}")
     for path in (model, *adapters):
         if not Path(path).is_file():
@@ -119,32 +118,6 @@ def prompt_ids(address: str, messages: list[dict]) -> list[int]:
     return _post(address, "/tokenize", body)["tokens"]
 
 
-def tokens_per_second(
-    address: str,
-    conversations: Sequence[list[dict]],
-    n: int,
-    extras: Sequence[Mapping],
-    rounds: int = 3,
-) -> list[float]:
-    """New tokens a second, a number a round: all conversations at once, n tokens for each.
-
-    The time is that of reading the prompts, too, which are read anew in each round.
-    """
-
-    def generate(messages, extra):
-        body = {"prompt": prompt_ids(address, messages), "n_predict": n, "ignore_eos": True}
-        body |= {"cache_prompt": False} | dict(extra)
-        return _post(address, "/completion", body)["tokens_predicted"]
-
-    rates = []
-    with ThreadPoolExecutor(len(conversations)) as pool:
-        for _ in range(rounds):
-            begun = time.perf_counter()
-            made = sum(pool.map(generate, conversations, extras))
-            rates.append(made / (time.perf_counter() - begun))
-    return rates
-
-
 def _post(address, path, body):
     """What llama.cpp's own routes answer, beside those of OpenAI's protocol."""
     data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -168,7 +141,12 @@ def _address(child, seconds):
 
 def _stop(child):
     child.stdin.close()
-    serving.stop(child)
+    child.terminate()
+    try:
+        child.wait(10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
     child.stdout.close()
 
 

@@ -52,16 +52,6 @@ def machine():
     return found
 
 
-def write(path, test, figures):
-    """Add the figures of a test to the JSON file at `path`, beside the machine they are of."""
-    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    if known.get("machine") != machine():  # figures of another machine are not mixed in
-        known = {"machine": machine(), "tests": {}}
-    known["tests"][test] = figures
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(known, indent=1), encoding="utf-8")
-
-
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
     """Where the test runs; a card is left as empty as it was found."""
@@ -73,11 +63,19 @@ def device(request):
 
 @pytest.fixture
 def record(request, device, tmp_path):
-    """`record(name=value, …)` writes figures; those of the CPU go nowhere that lasts."""
+    """`record(name=value, …)` writes figures, beside the machine that they are of; the path.
+
+    Those of the CPU go nowhere that lasts.
+    """
 
     def note(**figures):
         path = FIGURES if device == "cuda" else tmp_path / "gpu.json"
-        write(path, request.node.name, figures)
+        known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        if known.get("machine") != machine():  # figures of another machine are not mixed in
+            known = {"machine": machine(), "tests": {}}
+        known["tests"][request.node.name] = figures
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(known, indent=1), encoding="utf-8")
         return path
 
     return note
