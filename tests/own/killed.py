@@ -71,11 +71,12 @@ MOMENTS = {  # where one training is killed, one after the other
 }
 
 
-def child(asked, arrange):
-    """Fork; in the child arrange the death and train."""
+def trained(asked, arrange=lambda: None):
+    """Fork, and in the child arrange the death and train: `killed`, or the exit status."""
     pid = os.fork()
     if pid:
-        return pid
+        status = os.waitpid(pid, 0)[1]
+        return "killed" if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
@@ -87,22 +88,16 @@ def child(asked, arrange):
         os._exit(1)
 
 
-def ended(pid):
-    """`killed`, or the exit status."""
-    status = os.waitpid(pid, 0)[1]
-    return "killed" if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-
-
 def main(root):
     write_model(root / "model", dropout=0.5)  # chance too must go on where it was
     write_rows(root / "mine.jsonl")
     how = {"model": str(root / "model"), "epochs": 3, "learning_rate": 2e-2, "dtype": "float32"}
     whole, cut = (Asked(root / "mine.jsonl", root / name, **how) for name in ("whole", "cut"))
-    told = {"whole": ended(child(whole, lambda: None)), "moments": {}}
+    told = {"whole": trained(whole), "moments": {}}
     for name, arrange in MOMENTS.items():
-        end, (_, step) = ended(child(cut, arrange)), checkpoints.newest(stages.partial(cut.out))
+        end, (_, step) = trained(cut, arrange), checkpoints.newest(stages.partial(cut.out))
         told["moments"][name] = {"end": end, "out": cut.out.exists(), "step": step}
-    told["cut"] = ended(child(cut, lambda: None))
+    told["cut"] = trained(cut)
     print(json.dumps(told))
 
 
