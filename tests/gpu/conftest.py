@@ -61,21 +61,21 @@ def device(request):
         torch.cuda.empty_cache()
 
 
+@pytest.fixture(scope="session")
+def figures():
+    """What a run found, beside the machine that it is of."""
+    return {"machine": machine(), "tests": {}}
+
+
 @pytest.fixture
-def record(request, device, tmp_path):
-    """`record(name=value, …)` writes figures, beside the machine that they are of; the path.
+def record(request, device, figures):
+    """`record(name=value, …)` keeps figures; those of a card go to build/ at once."""
 
-    Those of the CPU go nowhere that lasts.
-    """
-
-    def note(**figures):
-        path = FIGURES if device == "cuda" else tmp_path / "gpu.json"
-        known = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        if known.get("machine") != machine():  # figures of another machine are not mixed in
-            known = {"machine": machine(), "tests": {}}
-        known["tests"][request.node.name] = figures
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        return path
+    def note(**found):
+        figures["tests"][request.node.name] = found
+        text = json.dumps(figures, indent=1)
+        if device == "cuda":
+            FIGURES.parent.mkdir(parents=True, exist_ok=True)
+            FIGURES.write_text(text, encoding="utf-8")
 
     return note

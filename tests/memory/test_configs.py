@@ -47,33 +47,17 @@ MISTRAL = {"model_type": "mistral4", "hidden_size": 128, "num_hidden_layers": 2}
 QWEN = SMALL | {"model_type": "qwen3_vl_text", "head_dim": 32}
 ROPE = {"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}
 PUBLISHED = [  # type, architecture and fields; the type that it is read as, part_of, taken_for
-    (
-        "gemma3",
-        "Gemma3ForConditionalGeneration",
-        {"text_config": SMALL},
-        "gemma3_text",
-        "gemma3",
-        "",
-    ),
+    ("gemma3", "Gemma3", {"text_config": SMALL}, "gemma3_text", "gemma3", ""),
     # Kimi-K2: a type and code of its own, the layers of DeepSeek-V3
-    ("kimi_k2", "DeepseekV3ForCausalLM", SMALL, "deepseek_v3", "", "deepseek_v3"),
+    ("kimi_k2", "DeepseekV3", SMALL, "deepseek_v3", "", "deepseek_v3"),
     # Mistral Small 4: transformers lists its text part elsewhere than among causal LMs
-    (
-        *("mistral3", "Mistral3ForConditionalGeneration", {"text_config": MISTRAL}),
-        *("mistral4", "mistral3", ""),
-    ),
+    ("mistral3", "Mistral3", {"text_config": MISTRAL}, "mistral4", "mistral3", ""),
     # MiniMax-M2 was published with the type of MiniMax-01
-    ("minimax", "MiniMaxM2ForCausalLM", SMALL, "minimax_m2", "", "minimax_m2"),
-    ("minimax", "MiniMaxForCausalLM", SMALL, "minimax", "", ""),
+    ("minimax", "MiniMaxM2", SMALL, "minimax_m2", "", "minimax_m2"),
+    ("minimax", "MiniMax", SMALL, "minimax", "", ""),
     # text parts that are no models by themselves: fields beside the vision tower, and inside
-    (
-        *("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", SMALL | ROPE),
-        *("qwen2", "qwen2_5_vl", "qwen2"),
-    ),
-    (
-        *("qwen3_vl", "Qwen3VLForConditionalGeneration", {"text_config": QWEN}),
-        *("qwen3", "qwen3_vl", "qwen3"),
-    ),
+    ("qwen2_5_vl", "Qwen2_5_VL", SMALL | ROPE, "qwen2", "qwen2_5_vl", "qwen2"),
+    ("qwen3_vl", "Qwen3VL", {"text_config": QWEN}, "qwen3", "qwen3_vl", "qwen3"),
 ]
 
 
@@ -81,8 +65,9 @@ PUBLISHED = [  # type, architecture and fields; the type that it is read as, par
 def test_a_published_config_is_read_by_its_text_part_and_its_architecture(
     found, kind, architecture, fields, read, part, taken
 ):
-    more = {"quantization_config": {"quant_method": "fp8"}, "auto_map": {"AutoConfig": "a.B"}}
-    config = found({"model_type": kind, "architectures": [architecture], **fields, **more})
+    fields = fields | {"quantization_config": {"quant_method": "fp8"}, "auto_map": {"any": "a.B"}}
+    does = "ForConditionalGeneration" if part else "ForCausalLM"
+    config = found({"model_type": kind, "architectures": [architecture + does], **fields})
     assert (config.model_type, config.hidden_size) == (read, 128)
     assert (getattr(config, "part_of", ""), config.taken_for) == (part, taken)
     assert not hasattr(config, "quantization_config")

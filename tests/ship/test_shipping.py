@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from test_gguf import read
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from labkit.data.tokens import PLAIN
 from labkit.errors import LabError
@@ -89,10 +90,7 @@ def test_the_cost_is_the_divergence_from_the_adapter_apart(shipped, shelf):
     """KL by torch's own function, over the tokens of the answers."""
     out, facts, _ = shipped
     tokenizer = AutoTokenizer.from_pretrained(shelf / "mine")
-    tuned = trained(shelf)
-    whole = GgufConfig(dequantize=True)
-    how = {"gguf_file": "mine-q4_0.gguf", "dtype": torch.float32, "quantization_config": whole}
-    written = AutoModelForCausalLM.from_pretrained(out, **how).eval()
+    tuned, written = trained(shelf), read(out / "mine-q4_0.gguf")
     p, q = [], []
     for question, answer in ROWS:
         asked = [{"role": "user", "content": question}]

@@ -56,12 +56,6 @@ def test_a_packed_batch_holds_every_token_once_and_the_prefix_once(tokenizer, ho
         assert ids[:p].tolist() + ids[own].tolist() == row["input_ids"]
 
 
-def test_only_the_answer_has_labels(tokenizer, home):
-    row = loop.encode(tokenizer, home[0]["messages"])
-    told = [token for token in row["labels"] if token != packing.IGNORED]
-    assert tokenizer.decode(told, skip_special_tokens=True).strip() == home[0]["answer"]
-
-
 def test_a_conversation_without_answer_is_refused(tokenizer):
     with pytest.raises(ValueError, match="assistant"):
         loop.encode(tokenizer, [{"role": "user", "content": "hello"}])
