@@ -29,9 +29,9 @@ def shelf(make, adapted, tokenizer, tmp_path_factory):
     model = make(vocab_size=320)  # rows of whole blocks of 32
     model.config.dtype = torch.bfloat16
     model.to(torch.bfloat16).save_pretrained(made / "base")
-    adapted(models.load(made / "base", torch.float32)[0], std=0.1).save_pretrained(made / "mine")
     for name in ("base", "mine"):
         tokenizer.save_pretrained(made / name)
+    adapted(models.load(made / "base", torch.float32)[0], std=0.1).save_pretrained(made / "mine")
     lines = [json.dumps({"question": q, "answer": a}) for q, a in ROWS]
     (made / "mine.jsonl").write_text("\n".join(lines), "utf-8")
     return made
