@@ -1,7 +1,7 @@
-"""llama.cpp on this machine: one base as GGUF with separate adapters, for OpenAI's clients.
+"""llama.cpp on this machine: one base as GGUF, adapters beside it, asked by OpenAI's clients.
 
-The package `xllamacpp` contains llama.cpp's own server. It runs in a child process, listens only on
-127.0.0.1, and ends with the block or with the parent process.
+The engine is the package `xllamacpp`, which has llama.cpp's own server inside. It runs in a process
+of its own, listens on 127.0.0.1 alone, and ends with the block, or with the process that began it.
 """
 
 import json
@@ -9,28 +9,27 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.errors import LabError
-from labkit.training import serving
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 NEEDS = ("openai", "xllamacpp")
-INSTALL = serving.INSTALL
-READY = "listening on "  # printed by the child once it answers
+INSTALL = "pip install 'lora-labs[serve]'"
+READY = "listening on "  # what the child says once it answers
 
 
 def missing() -> list[str]:
-    """The packages that this module needs, from the extra `serve`, and that are not installed."""
-    return serving.missing(NEEDS)
+    """The packages of the extra `serve` that this needs and that are not installed."""
+    return [name for name in NEEDS if not find_spec(name)]
 
 
 @contextmanager
@@ -43,11 +42,11 @@ def llama_cpp(
 ) -> Iterator[str]:
     """Serve a GGUF while the block runs; yields the base URL for clients, which ends in /v1.
 
-    `slots` requests run at once, each with `context` tokens, on OMP_NUM_THREADS threads. Adapters
-    are off unless a request chooses one: see `choosing`. LabError when a package or a file is
-    missing, or when the server does not answer within `seconds`.
+    `slots` requests run at once, each with room for `context` tokens, on as many threads as
+    OMP_NUM_THREADS says. Adapters are off unless a request asks: see `choosing`. LabError when a
+    package or a file is missing, or when the server does not answer within `seconds`.
     """
-    if serving.missing(["xllamacpp"]):
+    if "xllamacpp" in missing():
         raise LabError(f"xllamacpp is missing: {INSTALL}")
     for path in (model, *adapters):
         if not Path(path).is_file():
@@ -72,8 +71,9 @@ def llama_cpp(
 def choosing(names: Sequence[str], name: str | None) -> Mapping:
     """The `extra_body` of a request that wants adapter `name` of the server's `names`, or none.
 
-    llama.cpp ignores unknown adapter numbers, so an unknown name is a LabError here. Prompts are
-    not cached, because the cache is looked up by tokens, regardless of the adapter
+    llama.cpp numbers its adapters and takes no notice of a number that it doesn't have; so a name
+    that isn't there is a LabError here, before anything is sent. Each prompt is read anew, since
+    what it keeps of earlier ones was found to be looked up by tokens, whatever adapter had made it
     (ggml-org/llama.cpp issue 26207).
     """
     if name is not None and name not in names:
@@ -85,7 +85,7 @@ def choosing(names: Sequence[str], name: str | None) -> Mapping:
 def ask(
     client: "OpenAI", messages: list[dict], max_tokens: int, extra: Mapping | None = None
 ) -> str:
-    """The server's greedy answer to `messages`, a text; a trailing answer is dropped."""
+    """The server's greedy answer to `messages`, a text; a last answer among them is taken off."""
     asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
     how = {"model": "gguf", "max_tokens": max_tokens, "temperature": 0, "extra_body": extra}
     return client.chat.completions.create(messages=asked, **how).choices[0].message.content.strip()
@@ -98,7 +98,7 @@ def ask_all(
     extras: Sequence[Mapping | None],
     at_once: int = 4,
 ) -> list[str]:
-    """`ask` for each conversation with its own `extra`, `at_once` in parallel; answers in order."""
+    """`ask` for each conversation with its own `extra`, some at once; answers in their order."""
     with ThreadPoolExecutor(at_once) as pool:
         jobs = [
             pool.submit(ask, client, messages, max_tokens, extra)
@@ -108,9 +108,9 @@ def ask_all(
 
 
 def prompt_ids(address: str, messages: list[dict]) -> list[int]:
-    """The ids that the server makes of a conversation, up to where its answer begins.
+    """The ids that the server at `address` makes of a conversation, up to where its answer begins.
 
-    Compare them with training's before you compare answers.
+    Compare them with those of training before you compare answers.
     """
     asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
     text = _post(address, "/apply-template", {"messages": asked})["prompt"]
@@ -118,33 +118,8 @@ def prompt_ids(address: str, messages: list[dict]) -> list[int]:
     return _post(address, "/tokenize", body)["tokens"]
 
 
-def tokens_per_second(
-    address: str,
-    conversations: Sequence[list[dict]],
-    n: int,
-    extras: Sequence[Mapping],
-    rounds: int = 3,
-) -> list[float]:
-    """New tokens per second in each round: all conversations at once, n tokens for each.
-
-    The time includes reading the prompts, again in each round.
-    """
-
-    def generate(messages, extra):
-        body = {"prompt": prompt_ids(address, messages), "n_predict": n, "ignore_eos": True}
-        body |= {"cache_prompt": False} | dict(extra)
-        return _post(address, "/completion", body)["tokens_predicted"]
-
-    rates = []
-    with ThreadPoolExecutor(len(conversations)) as pool:
-        for _ in range(rounds):
-            begun = time.perf_counter()
-            made = sum(pool.map(generate, conversations, extras))
-            rates.append(made / (time.perf_counter() - begun))
-    return rates
-
-
 def _post(address, path, body):
+    """What llama.cpp's own routes answer, beside those of OpenAI's protocol."""
     data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
     request = urllib.request.Request(address.removesuffix("/v1") + path, data, kind)
     with urllib.request.urlopen(request, timeout=300) as answer:
@@ -152,7 +127,7 @@ def _post(address, path, body):
 
 
 def _address(child, seconds):
-    """The child's address once it listens; LabError if it exits, or takes too long."""
+    """What the child says once it listens; LabError when it ends before, or takes too long."""
     timer = threading.Timer(seconds, child.kill)
     timer.start()
     try:
@@ -166,21 +141,26 @@ def _address(child, seconds):
 
 def _stop(child):
     child.stdin.close()
-    serving.stop(child)
+    child.terminate()
+    try:
+        child.wait(10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
     child.stdout.close()
 
 
 def _serve(order):
-    """The child: start llama.cpp, print its address, and wait until the input closes."""
+    """The child: start llama.cpp, say where, and stay until the input ends."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = order["model"]
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.n_parallel, params.n_ctx = order["slots"], order["slots"] * order["context"]
-    params.cpuparams.poll = params.cpuparams_batch.poll = 0  # waiting threads don't spin
+    params.cpuparams.poll = params.cpuparams_batch.poll = 0  # threads that wait leave the CPU alone
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdecimal() and int(threads):  # as torch does; else one per core
+    if threads.isdecimal() and int(threads):  # as torch does; else as many as there are cores
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
     params.use_jinja, params.ui, params.verbosity = True, False, 0
     adapters = []
@@ -192,7 +172,7 @@ def _serve(order):
     server = xllamacpp.Server(params)
     print(READY + server.listening_address, flush=True)
     sys.stdin.read()
-    os._exit(0)  # its threads would keep running
+    os._exit(0)  # its threads would go on
 
 
 if __name__ == "__main__":

@@ -24,17 +24,17 @@ def clean():
 
 @pytest.fixture
 def examined(tmp_path, read_with):
-    """`examined(rows, test=None, max_length=512)`: the report on rows, written as JSONL."""
+    """`examined(rows, test=None)`: the report on rows (dicts, or lists of messages) as JSONL."""
 
     def write(name, rows):
-        file = tmp_path / name
+        rows = [row if isinstance(row, dict) else {"messages": row} for row in rows]
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        file.write_text("\n".join(lines) + "\n", "utf-8")
-        return file
+        (tmp_path / name).write_text("\n".join(lines) + "\n", "utf-8")
+        return tmp_path / name
 
-    def examine(rows, test=None, max_length=512):
+    def examine(rows, test=None):
         file = write("mine.jsonl", rows)
         second = write("test.jsonl", test) if test else None
-        return report.of(file, report.load(file), *read_with, max_length, second)
+        return report.of(file, report.load(file), *read_with, test=second)
 
     return examine

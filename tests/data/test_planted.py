@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from labkit import tasks
-from labkit.data.meaning import MEANING
+from labkit.data import audit, shapes
 
 USER, ANSWER = 1, 2  # where they stand in a ticket's messages
 
@@ -15,10 +15,7 @@ def said(row, at, content):
 
 
 def role(at, name):
-    def plant(row):
-        row[at]["role"] = name
-
-    return plant
+    return lambda row: row[at].update(role=name)
 
 
 def content(at, value):
@@ -70,6 +67,11 @@ PLANTED = [  # id of the finding, and what makes it of a good row
 ]
 
 
+def told(report):
+    """Id, level and lines of what was found."""
+    return [(f.id, f.level, f.lines) for f in report.findings]
+
+
 @pytest.mark.parametrize(
     ("name", "plant"), PLANTED, ids=[f"{i}-{p[0]}" for i, p in enumerate(PLANTED)]
 )
@@ -77,7 +79,7 @@ def test_a_planted_fault_is_found_in_its_rows_alone(clean, examined, name, plant
     rows = copy.deepcopy(clean)
     for at in (3, 17):
         plant(rows[at])
-    found = {f.id: f for f in examined([{"messages": row} for row in rows]).findings}
+    found = {f.id: f for f in examined(rows).findings}
     assert name in found, f"found {sorted(found)}"
     assert found[name].lines == [4, 18]
     assert found[name].as_dict()["do"]
@@ -85,13 +87,8 @@ def test_a_planted_fault_is_found_in_its_rows_alone(clean, examined, name, plant
     assert all(set(f.lines) == {4, 18} for f in found.values()), found
 
 
-def test_the_planted_faults_are_of_most_kinds():
-    assert len({name for name, _ in PLANTED}) >= 20
-    assert {name for name, _ in PLANTED} <= set(MEANING)
-
-
 def test_a_clean_file_has_no_findings(clean, examined):
-    found = examined([{"messages": row} for row in clean])
+    found = examined(clean)
     assert found.findings == [] and not found.wrong
     assert list(found.audit.labels.values()) == [10] * 4
     assert found.audit.tokens["min"] < found.audit.tokens["median"] < found.audit.tokens["max"]
@@ -99,107 +96,81 @@ def test_a_clean_file_has_no_findings(clean, examined):
 
 @pytest.mark.parametrize("task", tasks.NAMES)
 def test_no_false_alarm_on_the_tasks_of_the_course(task, examined):
-    parts = [tasks.load(task, part).select_columns("messages").to_list() for part in tasks.SPLITS]
-    assert [f.as_dict() for f in examined(*parts).findings] == []
+    parts = [list(tasks.load(task, part)["messages"]) for part in tasks.SPLITS]
+    assert told(examined(*parts)) == []
 
 
 @pytest.mark.parametrize("fold", [str, str.upper, lambda text: f"  {text.replace(' ', '  ')} "])
 def test_duplicates_and_leaks_are_found_with_case_and_spaces_folded(clean, examined, fold):
     again = copy.deepcopy(clean[5])
     said(again, USER, fold(again[USER]["content"]))
-    found = examined([{"messages": row} for row in [*clean, again]]).findings
-    assert [(f.id, f.level, f.lines) for f in found] == [("duplicate", "look", [41])]
-    train, test = clean[:35], [*clean[35:], again]
-    found = examined([{"messages": row} for row in train], [{"messages": row} for row in test])
-    assert [(f.id, f.level, f.lines) for f in found.findings] == [("leak", "wrong", [6])]
-    assert (
-        found.findings[0].file == "test.jsonl"
-        and "line 6 of the training" in found.findings[0].detail
-    )
+    assert told(examined([*clean, again])) == [("duplicate", "look", [41])]
+    found = examined(clean[:35], [*clean[35:], again])
+    assert told(found) == [("leak", "wrong", [6])]
+    assert found.findings[0].file == "test.jsonl"
+    assert "line 6 of the training" in found.findings[0].detail
 
 
 def test_different_answers_to_one_prompt_are_wrong(clean, examined):
     other = copy.deepcopy(clean[5])
     said(other, ANSWER, clean[15][ANSWER]["content"])
-    found = examined([{"messages": row} for row in [*clean, other]]).findings
-    assert [(f.id, f.level, f.lines) for f in found] == [("contradiction", "wrong", [6, 41])]
+    assert told(examined([*clean, other])) == [("contradiction", "wrong", [6, 41])]
 
 
 def test_a_sentence_that_comes_back_is_spelled_in_one_way(examined):
     answers = ["Dogs travel free, on a lead, on the outer deck.", "The last boat leaves at nine."]
     rows = [{"question": f"Question {n}?", "answer": answers[n % 2]} for n in range(24)]
-    assert examined(rows).findings == [] and len(examined(rows).audit.labels) == 2
+    assert told(examined(rows)) == [] and len(examined(rows).audit.labels) == 2
     rows[5]["answer"] = answers[1].upper()
-    assert [(f.id, f.level, f.lines) for f in examined(rows).findings] == [
-        ("spelling", "wrong", [6])
-    ]
+    assert told(examined(rows)) == [("spelling", "wrong", [6])]
 
 
 def test_labels_that_the_training_lacks_and_lopsided_ones(clean, examined):
     test = copy.deepcopy(clean[35:])
     said(test[2], ANSWER, "praise")
-    rows = [{"messages": row} for row in clean[:35]]
-    found = examined(rows, [{"messages": row} for row in test]).findings
-    assert [(f.id, f.lines) for f in found] == [("unseen_label", [3])]
-    lopsided = copy.deepcopy(clean)
-    for row in lopsided[:37]:
+    assert told(examined(clean[:35], test)) == [("unseen_label", "wrong", [3])]
+    rows = copy.deepcopy(clean)
+    for row in rows[:37]:
         said(row, ANSWER, "refund_request")
-    found = examined([{"messages": row} for row in lopsided])
-    assert [(f.id, f.level, len(f.lines)) for f in found.findings] == [("imbalance", "look", 37)]
-    for row in lopsided:
+    assert told(examined(rows)) == [("imbalance", "look", [*range(1, 38)])]
+    for row in rows:
         said(row, ANSWER, "refund_request")
-    assert [f.id for f in examined([{"messages": row} for row in lopsided]).wrong] == ["one_answer"]
+    assert told(examined(rows)) == [("one_answer", "wrong", [*range(1, 41)])]
 
 
 def test_an_answer_unlike_all_others(examined):
-    home = tasks.load("home", "train").select_columns("messages").to_list()[:60]
-    said(home[7]["messages"], ANSWER, home[7]["messages"][ANSWER]["content"][:-3])
-    assert [(f.id, f.lines) for f in examined(home).findings] == [("broken_json", [8])]
-    asked = [f"Why is rule {n} there, and who made it?" for n in range(20)]
+    home = list(tasks.load("home", "train")["messages"])[:60]
+    said(home[7], ANSWER, home[7][ANSWER]["content"][:-3])
+    assert told(examined(home)) == [("broken_json", "wrong", [8])]
     rows = [
-        {"question": q, "answer": f"It was made in {n}, by all of us."} for n, q in enumerate(asked)
+        {"question": f"Who made rule {n}?", "answer": f"It was made in {n}, by all of us."}
+        for n in range(20)
     ]
-    assert examined(rows).findings == []
+    assert told(examined(rows)) == []
     rows[9]["answer"] = "It was made in 9, by all of"
-    assert [(f.id, f.lines) for f in examined(rows).findings] == [("unfinished", [10])]
+    assert told(examined(rows)) == [("unfinished", "look", [10])]
     rows[12] = {"question": "Question", "answer": "answer "}
-    (header,) = examined(rows).wrong
-    assert (header.id, header.lines) == ("header", [13])
+    assert [(f.id, f.lines) for f in examined(rows).wrong] == [("header", [13])]
     del rows[4]["answer"], rows[12]
     assert [(f.id, f.lines) for f in examined(rows).wrong] == [("missing", [5])]
     assert "few_rows" in {f.id for f in examined(rows[:8]).findings}
 
 
-def test_a_template_without_an_end_and_one_that_refuses(clean, read_with, tmp_path):
-    from labkit.data import audit, shapes
+REFUSES = "{{ raise_exception('no system here') if messages[0]['role'] == 'system' }}"
 
+
+def test_a_template_without_an_end_and_one_that_refuses(clean, read_with):
     tokenizer, ends = copy.deepcopy(read_with[0]), read_with[1]
     examples = [shapes.Example(n, messages) for n, messages in enumerate(clean, start=1)]
-    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "")
-    assert [(f.id, len(f.lines)) for f in audit.audit(examples, tokenizer, 512, ends).findings] == [
-        ("no_end", 40)
-    ]
-    tokenizer.chat_template = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
-    )
-    (found,) = audit.audit(examples, tokenizer, 512, ends).findings
-    assert (found.id, found.detail, len(found.lines)) == ("template", "no system here", 40)
+    endless = tokenizer.chat_template.replace("<|im_end|>", "")
+    for template, name, detail in ((endless, "no_end", ""), (REFUSES, "template", "no system")):
+        tokenizer.chat_template = template
+        (found,) = audit.audit(examples, tokenizer, 512, ends).findings
+        assert (found.id, len(found.lines)) == (name, 40) and detail in found.detail
 
 
 def test_what_is_trained_on_a_text(examined):
     rows = [{"text": f"Page {n} of the book tells of number {n * n}."} for n in range(30)]
-    assert examined(rows).findings == []
+    assert told(examined(rows)) == []
     rows[3]["text"], rows[9]["text"] = "  ", rows[8]["text"]
-    assert [(f.id, f.lines) for f in examined(rows).findings] == [
-        ("empty_text", [4]),
-        ("duplicate", [10]),
-    ]
-
-
-def test_what_the_file_is_stands_above_the_findings(clean, examined):
-    """Rows, their shape, tokens, and answers that come back: how many there are, and of what."""
-    first, tokens, learned, answers = examined([{"messages": row} for row in clean]).summary()
-    assert first == "mine.jsonl: 40 rows, chat (from messages)"
-    assert tokens.startswith("tokens a row: min ") and tokens.endswith("; cut at 512")
-    assert learned.startswith("tokens that are learned: ")
-    assert answers.startswith("answers repeat, 4 different ones: ") and answers.count(" 10") == 4
+    assert told(examined(rows)) == [("empty_text", "wrong", [4]), ("duplicate", "look", [10])]

@@ -52,16 +52,6 @@ def machine():
     return found
 
 
-def write(path, test, figures):
-    """Add the figures of a test to the JSON file at `path`, beside the machine they are of."""
-    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    if known.get("machine") != machine():  # figures of another machine are not mixed in
-        known = {"machine": machine(), "tests": {}}
-    known["tests"][test] = figures
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(known, indent=1), encoding="utf-8")
-
-
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
     """Where the test runs; a card is left as empty as it was found."""
@@ -71,13 +61,21 @@ def device(request):
         torch.cuda.empty_cache()
 
 
-@pytest.fixture
-def record(request, device, tmp_path):
-    """`record(name=value, …)` writes figures; those of the CPU go nowhere that lasts."""
+@pytest.fixture(scope="session")
+def figures():
+    """What a run found, beside the machine that it is of."""
+    return {"machine": machine(), "tests": {}}
 
-    def note(**figures):
-        path = FIGURES if device == "cuda" else tmp_path / "gpu.json"
-        write(path, request.node.name, figures)
-        return path
+
+@pytest.fixture
+def record(request, device, figures):
+    """`record(name=value, …)` keeps figures; those of a card go to build/ at once."""
+
+    def note(**found):
+        figures["tests"][request.node.name] = found
+        text = json.dumps(figures, indent=1)
+        if device == "cuda":
+            FIGURES.parent.mkdir(parents=True, exist_ok=True)
+            FIGURES.write_text(text, encoding="utf-8")
 
     return note

@@ -3,7 +3,7 @@
 The body is the same.
 """
 
-import json
+import contextlib
 import os
 
 import bitsandbytes as bnb
@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 import transformers
-from real_steps import allocators_peak
+from real_steps import allocators_peak, sized
 from trl import SFTConfig
 
 from labkit import tasks
@@ -24,9 +24,7 @@ from labkit.training import finetuning, hardware, models
 
 def small():
     """A Llama of three layers with grouped keys."""
-    shape = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3}
-    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 700}
-    return transformers.LlamaConfig(**shape, **heads)
+    return sized((96, 256, 3, 6, 2, 700, False))
 
 
 def real_card(device):
@@ -40,25 +38,25 @@ def settings_of(device, **more):
     return Settings(dtype="float16" if half else "bfloat16", **more)
 
 
-def held_peak(peak, device):
-    """Bytes that torch's allocator held at most on a card; those of all tensors on a CPU."""
-    return peak.allocated_bytes if device == "cuda" else peak.bytes
+def allocated(device):
+    """Bytes that torch's allocator holds on a card; 0 on a CPU."""
+    return torch.cuda.memory_allocated() if device == "cuda" else 0
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_qlora_takes_what_was_simulated(device, record, checkpointing):
-    config = configs.find("llama-2-7b") if device == "cuda" else small()
-    seq = 512 if device == "cuda" else 64
+    card = device == "cuda"
+    config, seq = (configs.find("llama-2-7b"), 512) if card else (small(), 64)
     settings = settings_of(device, method="qlora", seq=seq, checkpointing=checkpointing)
     simulated = simulate(config, settings, device=device).peak
-    before = torch.cuda.memory_allocated() if device == "cuda" else 0
-    if device == "cuda" and simulated > torch.cuda.mem_get_info()[0]:
+    if card and simulated > torch.cuda.mem_get_info()[0]:
         pytest.skip(f"the card has less than the {simulated / 1e9:.1f} GB that it takes")
+    before = allocated(device)
     peak = real.peak_of_steps(config, settings, device)
-    measured = held_peak(peak, device) - before
+    measured = (peak.allocated_bytes if card else peak.bytes) - before
     record(simulated=simulated, measured=measured, tracked=peak.bytes, reserved=peak.reserved_bytes)
     # a card adds cuBLAS' workspaces and the allocator's rounding
-    assert measured == pytest.approx(simulated, rel=0.03 if device == "cuda" else 0.001)
+    assert measured == pytest.approx(simulated, rel=0.03 if card else 0.001)
 
 
 def test_track_says_what_torchs_allocator_says(device, record):
@@ -69,8 +67,8 @@ def test_track_says_what_torchs_allocator_says(device, record):
     real.step(model, optimizer, settings)  # states, and cuBLAS' workspaces, exist from here on
     if device == "cuda":
         torch.cuda.synchronize()
-        start = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
+        start = allocated(device)
         real.step(model, optimizer, settings)
         grown, slack = torch.cuda.max_memory_allocated() - start, {"rel": 0.02}
     else:
@@ -92,11 +90,11 @@ def test_paged_adamw_steps_as_adamw_does_while_its_states_come_and_go(device, re
     for seed in range(4):
         gradient = torch.randn(n, generator=torch.Generator().manual_seed(seed + 1)).to(device)
         for parameter, optimizer in ((paged, ours), (plain, theirs)):
-            before = torch.cuda.memory_allocated() if device == "cuda" else 0
+            before = allocated(device)
             parameter.grad = gradient.clone()
             optimizer.step()
             parameter.grad = None
-            grown.append(torch.cuda.memory_allocated() - before if device == "cuda" else 0)
+            grown.append(allocated(device) - before)
         if device == "cuda":  # out to the host's memory; the next step brings them back
             bnb.functional.GlobalPageManager.get_instance().prefetch_all(to_cpu=True)
             torch.cuda.synchronize()
@@ -109,22 +107,20 @@ def test_paged_adamw_steps_as_adamw_does_while_its_states_come_and_go(device, re
         assert grown[0] < n and grown[1] >= 2 * 4 * n  # paged states are not the allocator's
 
 
+@torch.no_grad()
 def adapted(device, *names):
     """A random model in fp32 with a random adapter of each name, in eval mode."""
     config = configs.find("smollm2-135m") if real_card(device) else small()
     torch.manual_seed(0)
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    for i, name in enumerate(names):
-        lora = peft.LoraConfig(r=4 + i, target_modules="all-linear", task_type="CAUSAL_LM")
-        if i == 0:
-            model = peft.get_peft_model(model, lora, adapter_name=name)
-        else:
-            model.add_adapter(name, lora)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
+    lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(model, lora, adapter_name=names[0])
+    for name in names[1:]:
+        model.add_adapter(name, lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(std=0.05)
     return model.eval()
 
 
@@ -144,18 +140,15 @@ def test_a_merged_model_is_the_unmerged_one(device, record):
 
 @torch.no_grad()
 def test_a_mixed_batch_is_one_by_one(device, record):
-    names = ["home", "tickets", "chat"]
-    model = adapted(device, *names)
+    model = adapted(device, "home", "tickets", "chat")
     ids = torch.randint(model.config.vocab_size, (5, 24), device=device)
     asked = ["chat", "home", "__base__", "tickets", "home"]
     together = model(input_ids=ids, adapter_names=asked).logits
     alone = []
     for row, name in zip(ids, asked, strict=True):
-        if name == "__base__":
-            with model.disable_adapter():
-                alone.append(model(input_ids=row[None]).logits)
-        else:
+        if name != "__base__":
             model.set_adapter(name)
+        with model.disable_adapter() if name == "__base__" else contextlib.nullcontext():
             alone.append(model(input_ids=row[None]).logits)
     alone = torch.cat(alone)
     gap = (together - alone).abs().max().item()
@@ -195,12 +188,3 @@ def test_finetune_learns_in_the_dtype_of_this_machine(device, record, tmp_path, 
     record(losses=result.losses, seconds=result.seconds, weights=base)
     assert trained == {torch.float32}
     assert result.losses[-1] < result.losses[0] - 0.05
-
-
-@pytest.mark.parametrize("device", ["cpu"], indirect=True)
-def test_figures_are_kept_with_the_machine_they_are_of(record):
-    record(a=1)
-    found = json.loads(record(a=2).read_text("utf-8"))
-    assert list(found["tests"].values()) == [{"a": 2}]
-    assert found["machine"]["torch"] == torch.__version__
-    assert {"python", "cuda", "transformers", "peft", "bitsandbytes"} <= set(found["machine"])

@@ -1,16 +1,14 @@
 """Trains in children that are killed, and says what each left: `python killed.py FOLDER`.
 
-Each child is forked with all imported, and kills itself with SIGKILL at a moment, or is killed by
-the clock. Then the next goes on. Prints one JSON object.
+Each child is forked with all imported, and kills itself with SIGKILL at a moment. Then the next
+goes on. Prints one JSON object.
 """
 
 import json
 import os
-import random
 import shutil
 import signal
 import sys
-import time
 import traceback
 from pathlib import Path
 
@@ -73,11 +71,12 @@ MOMENTS = {  # where one training is killed, one after the other
 }
 
 
-def child(asked, arrange):
-    """Fork; in the child arrange the death and train."""
+def trained(asked, arrange=lambda: None):
+    """Fork, and in the child arrange the death and train: `killed`, or the exit status."""
     pid = os.fork()
     if pid:
-        return pid
+        status = os.waitpid(pid, 0)[1]
+        return "killed" if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
@@ -89,37 +88,16 @@ def child(asked, arrange):
         os._exit(1)
 
 
-def ended(pid):
-    """`killed`, or the exit status."""
-    status = os.waitpid(pid, 0)[1]
-    return "killed" if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-
-
-def after(asked):
-    """What stands there now: whether FOLDER, and the last whole checkpoint's step."""
-    return {"out": asked.out.exists(), "step": checkpoints.newest(stages.partial(asked.out))[1]}
-
-
 def main(root):
     write_model(root / "model", dropout=0.5)  # chance too must go on where it was
     write_rows(root / "mine.jsonl")
     how = {"model": str(root / "model"), "epochs": 3, "learning_rate": 2e-2, "dtype": "float32"}
-    asked = {
-        name: Asked(root / "mine.jsonl", root / name, **how) for name in ("whole", "cut", "clock")
-    }
-    begun = time.monotonic()
-    told = {"whole": ended(child(asked["whole"], lambda: None)), "moments": {}}
-    seconds = time.monotonic() - begun
+    whole, cut = (Asked(root / "mine.jsonl", root / name, **how) for name in ("whole", "cut"))
+    told = {"whole": trained(whole), "moments": {}}
     for name, arrange in MOMENTS.items():
-        told["moments"][name] = {"end": ended(child(asked["cut"], arrange))} | after(asked["cut"])
-    told["cut"] = ended(child(asked["cut"], lambda: None))
-    rng, told["clock"] = random.Random(), []
-    for kill in range(6):
-        pid = child(asked["clock"], lambda: None)
-        if kill < 5:
-            time.sleep(seconds * rng.uniform(0.3, 1.0))
-            os.kill(pid, signal.SIGKILL)
-        told["clock"].append({"end": ended(pid)} | after(asked["clock"]))
+        end, (_, step) = trained(cut, arrange), checkpoints.newest(stages.partial(cut.out))
+        told["moments"][name] = {"end": end, "out": cut.out.exists(), "step": step}
+    told["cut"] = trained(cut)
     print(json.dumps(told))
 
 

@@ -5,14 +5,14 @@ import shutil
 from dataclasses import replace
 
 import pytest
-import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM
 from small_training import write_rows
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from labkit.errors import LabError
 from labkit.own import run, stages, trainer
 from labkit.own.settings import Asked
+from labkit.training import models
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +54,13 @@ def test_peft_loads_it_where_the_base_is_found_by_its_id(made, folder, tmp_path,
     monkeypatch.chdir(tmp_path)
     model = AutoPeftModelForCausalLM.from_pretrained("adapter")
     tokenizer = AutoTokenizer.from_pretrained("adapter")
-    base = AutoModelForCausalLM.from_pretrained("nobody/tiny")
-    again = PeftModel.from_pretrained(base, "adapter").eval()
     sample = made[1]["scores"]["samples"][0]
     asked = [{"role": "user", "content": sample["prompt"]}]
-    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt")
+    how = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    ids = tokenizer.apply_chat_template(asked, **how)
     told = model.generate(**ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
     new = told[0, ids["input_ids"].shape[1] :]
     assert tokenizer.decode(new, skip_special_tokens=True).strip() == sample["adapter"]
-    torch.testing.assert_close(again(**ids).logits, model.eval()(**ids).logits)
 
 
 def test_the_same_line_again_is_done_and_another_is_refused(made, capsys):
@@ -78,7 +76,7 @@ def test_the_same_line_again_is_done_and_another_is_refused(made, capsys):
 def test_two_calls_do_not_train_in_one_folder(asked):
     work = stages.partial(asked().out)
     work.mkdir()
-    with stages.alone(work), pytest.raises(LabError, match="another call is at work there; wait"):
+    with stages.alone(work), pytest.raises(LabError, match="another call is at work there"):
         run.train(asked())
     with stages.alone(work):  # it has been let go
         assert not (work / "made").exists()
@@ -94,25 +92,19 @@ def test_what_lies_there_is_never_written_over(asked, tmp_path):
         run.train(asked(out=tmp_path / "other"))
 
 
-def faulty(tmp_path, folder):
+def test_what_would_train_wrongly_is_refused_or_left_out(asked, tmp_path, folder):
     lines = (folder / "mine.jsonl").read_text("utf-8").splitlines()
     lines[4] = json.dumps({"question": "turn on the fan", "answer": ""})
     lines[7] = json.dumps({"question": "turn off the fan", "answer": None})
     file = tmp_path / "faulty.jsonl"
     file.write_text("\n".join(lines), "utf-8")
-    return file
-
-
-def test_what_would_train_wrongly_is_refused_or_left_out(asked, tmp_path, folder):
-    file = faulty(tmp_path, folder)
     with pytest.raises(LabError) as caught:
         run.train(asked(file=file))
-    assert "an empty answer: line 5" in str(caught.value) and "line 8" in str(caught.value)
-    assert "--drop-bad" in str(caught.value) and not (tmp_path / "mine").exists()
-    facts = run.train(asked(file=file, drop_bad=True, steps=1))
-    assert (
-        facts["data"]["dropped"] == 2 and facts["data"]["trained"] + facts["data"]["held_out"] == 58
-    )
+    for said in ("an empty answer: line 5", "line 8", "--drop-bad"):
+        assert said in str(caught.value)
+    assert not (tmp_path / "mine").exists()
+    data = run.train(asked(file=file, drop_bad=True, steps=1))["data"]
+    assert (data["dropped"], data["trained"] + data["held_out"]) == (2, 58)
 
 
 def test_a_second_file_is_held_out(asked, tmp_path, folder):
@@ -125,11 +117,13 @@ def test_a_second_file_is_held_out(asked, tmp_path, folder):
         run.train(asked(test=leaking, out=tmp_path / "two"))
 
 
-def test_texts_are_scored_by_their_loss(asked, tmp_path, folder):
+def test_texts_are_scored_by_their_loss_and_the_progress_is_told(asked, tmp_path, folder, capsys):
     rows = [json.loads(line) for line in (folder / "mine.jsonl").read_text("utf-8").splitlines()]
     file = tmp_path / "texts.jsonl"
     file.write_text("\n".join(json.dumps({"text": row["question"]}) for row in rows), "utf-8")
     scores = run.train(asked(file=file))["scores"]["table"]
+    told = capsys.readouterr().err
+    assert "step 1/12 · loss" in told and "left" in told and "step 12/12" in told
     assert list(scores) == ["adapter", "base", "token frequencies"]
     assert scores["adapter"]["loss"] < scores["base"]["loss"]
 
@@ -145,37 +139,26 @@ def test_a_model_that_cannot_be_packed_trains_to_the_same_numbers(asked, tmp_pat
     assert plain["scores"]["samples"] == packed["scores"]["samples"]
 
 
-def test_the_progress_tells_the_time_left(asked, capsys):
-    run.train(asked(steps=3))
-    told = capsys.readouterr().err
-    assert "step 1/3 · loss" in told and "left" in told and "step 3/3" in told
-
-
 def test_few_rows_are_trained_on_more_often(asked):
-    default = replace(asked(), epochs=0)
-    assert [default.n_steps(n) for n in (48, 160, 1000)] == [60, 60, 375]
-    assert [asked().n_steps(48), asked(epochs=5).n_steps(41), asked(steps=7).n_steps(48)] == [
-        12,
-        30,
-        7,
-    ]
+    assert [asked(epochs=0).n_steps(n) for n in (48, 160, 1000)] == [60, 60, 375]
+    assert asked(epochs=2).n_steps(48) == 12 and asked(epochs=5).n_steps(41) == 30
+    assert asked(steps=7).n_steps(48) == 7
 
 
 def test_bad_folders_are_one_line(asked, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LabError, match=r"has no config\.json: it is not a model's folder"):
-        run.train(asked(model=str(tmp_path / "empty")))
     (tmp_path / "file").write_text("")
-    with pytest.raises(LabError, match="cannot be made: Not a directory"):
-        run.train(asked(out=tmp_path / "file" / "mine"))
-    with pytest.raises(LabError, match="the hub's ids are ORG/NAME"):
-        run.train(asked(base_id="tiny"))
+    for change, said in (
+        ({"model": str(tmp_path / "empty")}, r"has no config\.json"),
+        ({"out": tmp_path / "file" / "mine"}, "cannot be made: Not a directory"),
+        ({"base_id": "tiny"}, "the hub's ids are ORG/NAME"),
+    ):
+        with pytest.raises(LabError, match=said):
+            run.train(asked(**change))
 
 
 def test_the_hub_s_name_of_a_folder_is_known_where_it_can_be(tmp_path):
-    from labkit.training import models
-
-    assert models.hub_id("smollm2-135m") == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert models.hub_id(models.folder("smollm2-135m")) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    for name in ("smollm2-135m", models.folder("smollm2-135m")):
+        assert models.hub_id(name) == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert models.hub_id("/hub/models--org--a-model/snapshots/1f2e") == "org/a-model"
     assert models.hub_id(tmp_path) is None

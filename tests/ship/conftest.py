@@ -34,14 +34,14 @@ def tokenizer_of(rule=None):
 
 
 @pytest.fixture(scope="session")
-def tokenizer():
-    return tokenizer_of()
-
-
-@pytest.fixture(scope="session")
 def cutting():
     """`cutting(rule)` -> a tokenizer that cuts text by a regex."""
     return tokenizer_of
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tokenizer_of()
 
 
 @pytest.fixture(scope="session")
@@ -66,19 +66,23 @@ def make(tokenizer):
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def adapted(make):
-    """`adapted(seed=0, model=None, **changes)` -> a PeftModel with a LoRA that is not zero."""
+    """`adapted(model=None, names=("default",), std=0.3, **changes)` -> a PeftModel.
 
-    def made(seed=0, model=None, **changes):
+    Its LoRAs are of random numbers, the same each time.
+    """
+
+    def made(model=None, names=("default",), std=0.3, **changes):
         settings = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"}
         config = LoraConfig(task_type="CAUSAL_LM", **settings | changes)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = get_peft_model(model or make(), config).eval()
-            for name, p in model.named_parameters():
-                if "lora_" in name:
-                    torch.nn.init.normal_(p, std=0.3)
+        model = get_peft_model(model or make(), config, names[0]).eval()
+        for name in names[1:]:
+            model.add_adapter(name, config)
+        rng = torch.Generator().manual_seed(1)
+        for name, p in model.named_parameters():
+            if "lora_" in name and p.dim() == 2:
+                torch.nn.init.normal_(p, std=std, generator=rng)
         return model
 
     return made

@@ -65,14 +65,6 @@ def test_a_grid_is_gguf_s_own(make, tokenizer, tmp_path, kind, family):
     assert stored["blk.0.attn_norm.weight"].tensor_type.name == "F32"
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_a_merged_adapter_is_in_the_file(make, adapted, tokenizer, tmp_path, family):
-    tuned = adapted(model=make(family))
-    wanted = logits(tuned)
-    path = gguf.write_model(tuned.merge_and_unload(), tokenizer, tmp_path / "model.gguf", "f32")
-    torch.testing.assert_close(logits(read(path)), wanted, rtol=1e-3, atol=1e-3)
-
-
 def test_the_tokenizer_and_its_template_are_in_the_file(make, tokenizer, tmp_path):
     path = gguf.write_model(make(), tokenizer, tmp_path / "model.gguf", "f16")
     fields = library.GGUFReader(str(path)).fields
@@ -112,16 +104,15 @@ def test_what_has_no_place_in_a_file_is_one_line(make, adapted, tokenizer, tmp_p
     sliding = make("qwen2", use_sliding_window=True, sliding_window=8)
     for model, kind, said in (
         (make("gemma", head_dim=16), "f16", "gemma: only models of the Llama family, Qwen2 and"),
-        (sliding, "f16", "use_sliding_window: a Qwen2 with that"),
+        (sliding, "f16", "use_sliding_window"),
         (make(vocab_size=100), "f16", "the tokenizer has 305 tokens and the model 100"),
         (make(attention_bias=True), "f16", "attention_bias"),
         (make(rope_parameters=scaled), "f16", "rope_type linear"),
         (adapted(), "f16", "merge_and_unload"),
         (make(), "q5_k", "no kind 'q5_k'"),
     ):
-        with pytest.raises(LabError, match=said) as caught:
+        with pytest.raises(LabError, match=f"^[^\n]*{said}[^\n]*$"):
             gguf.write_model(model, tokenizer, tmp_path / "model.gguf", kind)
-        assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())  # nothing half-made
 
 
@@ -138,9 +129,8 @@ def test_what_has_no_place_in_a_file_is_one_line(make, adapted, tokenizer, tmp_p
 def test_an_adapter_that_is_more_than_a_and_b_is_one_line(adapted, tmp_path, changes, said):
     tuned = adapted(**changes)
     tuned.save_pretrained(tmp_path)
-    with pytest.raises(LabError, match=said) as caught:
+    with pytest.raises(LabError, match=f"^[^\n]*{said}[^\n]*$"):
         gguf.write_adapter(tmp_path, tuned.config, tmp_path / "adapter.gguf")
-    assert "\n" not in str(caught.value)
 
 
 def test_another_model_s_file_is_not_loaded(make, tokenizer, tmp_path):

@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from test_gguf import read
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from labkit.data.tokens import PLAIN
 from labkit.errors import LabError
-from labkit.ship import adapter, card, gguf, measure, recipes, shipping, turns
+from labkit.ship import adapter, card, gguf, measure, recipes, shipping
 from labkit.ship.shipping import Asked
 from labkit.training import models
 
@@ -22,24 +23,15 @@ ROWS = [("turn on the lamp", "it's on"), ("the kitchen", "12 times"), ("see the 
 
 
 @pytest.fixture(scope="module")
-def shelf(make, tokenizer, tmp_path_factory):
+def shelf(make, adapted, tokenizer, tmp_path_factory):
     """A folder with `base`, a tiny Llama, and `mine`, an adapter that names it by its path."""
-    from peft import LoraConfig, get_peft_model
-
     made = tmp_path_factory.mktemp("shelf")
     model = make(vocab_size=320)  # rows of whole blocks of 32
     model.config.dtype = torch.bfloat16
     model.to(torch.bfloat16).save_pretrained(made / "base")
-    tokenizer.save_pretrained(made / "base")
-    lora = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        tuned = get_peft_model(models.load(made / "base", torch.float32)[0], lora)
-        for name, p in tuned.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(p, std=0.1)
-    tuned.save_pretrained(made / "mine")
-    tokenizer.save_pretrained(made / "mine")
+    for name in ("base", "mine"):
+        tokenizer.save_pretrained(made / name)
+    adapted(models.load(made / "base", torch.float32)[0], std=0.1).save_pretrained(made / "mine")
     lines = [json.dumps({"question": q, "answer": a}) for q, a in ROWS]
     (made / "mine.jsonl").write_text("\n".join(lines), "utf-8")
     return made
@@ -52,9 +44,15 @@ def shipped(shelf):
     return shelf / "out", shipping.ship(asked), asked
 
 
-def logits(model, ids=(1, 40, 80, 120, 7)):
-    with torch.no_grad():
-        return model(torch.tensor([ids])).logits
+def trained(shelf):
+    """The adapter beside its base in fp32."""
+    base, _ = models.load(shelf / "base", torch.float32)
+    return PeftModel.from_pretrained(base, shelf / "mine").eval()
+
+
+@torch.no_grad()
+def logits(model, ids):
+    return model(torch.tensor([ids])).logits
 
 
 def test_every_file_is_there_and_the_table_tells_size_and_cost(shipped):
@@ -92,11 +90,7 @@ def test_the_cost_is_the_divergence_from_the_adapter_apart(shipped, shelf):
     """KL by torch's own function, over the tokens of the answers."""
     out, facts, _ = shipped
     tokenizer = AutoTokenizer.from_pretrained(shelf / "mine")
-    base, _ = models.load(shelf / "base", torch.float32)
-    tuned = PeftModel.from_pretrained(base, shelf / "mine").eval()
-    whole = GgufConfig(dequantize=True)
-    how = {"gguf_file": "mine-q4_0.gguf", "dtype": torch.float32, "quantization_config": whole}
-    written = AutoModelForCausalLM.from_pretrained(out, **how).eval()
+    tuned, written = trained(shelf), read(out / "mine-q4_0.gguf")
     p, q = [], []
     for question, answer in ROWS:
         asked = [{"role": "user", "content": question}]
@@ -115,8 +109,7 @@ def test_the_plain_model_is_the_merged_one_in_the_base_s_dtype(shipped, shelf):
     out, _, _ = shipped
     plain = AutoModelForCausalLM.from_pretrained(out / "merged")
     assert plain.dtype == torch.bfloat16 and not hasattr(plain, "peft_config")
-    base, _ = models.load(shelf / "base", torch.float32)
-    wanted = PeftModel.from_pretrained(base, shelf / "mine").merge_and_unload()
+    wanted = trained(shelf).merge_and_unload()
     for (name, p), q in zip(wanted.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(p.to(torch.bfloat16), q), name
     tokenizer = AutoTokenizer.from_pretrained(out / "merged")
@@ -124,7 +117,7 @@ def test_the_plain_model_is_the_merged_one_in_the_base_s_dtype(shipped, shelf):
 
 
 def test_the_lines_name_the_files(shipped, shelf):
-    _, facts, _ = shipped
+    out, facts, _ = shipped
     told = facts["lines"]
     assert told["llama.cpp"] == "llama-server -m mine-q8_0.gguf --jinja"
     assert "-m base-f16.gguf" in told["llama.cpp, base and adapter"]
@@ -133,6 +126,10 @@ def test_the_lines_name_the_files(shipped, shelf):
     assert "mine=../mine" in told["vLLM"] and "../mine/chat_template.jinja" in told["vLLM"]
     assert told["transformers"] == "transformers serve ./merged"
     assert told["Ollama"].startswith("ollama create mine -f Modelfile\n")
+    first = (out / "Modelfile.apart").read_text("utf-8").splitlines()[:2]
+    assert first == ["FROM ./base-f16.gguf", "ADAPTER ./mine-lora.gguf"]
+    several = {"one": "one.gguf", "two": "two.gguf"}
+    assert "--lora one.gguf,two.gguf" in recipes.llama_server("base.gguf", several)
 
 
 def test_the_same_again_is_done_and_another_is_refused(shipped, capsys):
@@ -142,8 +139,6 @@ def test_the_same_again_is_done_and_another_is_refused(shipped, capsys):
     assert "is done already" in capsys.readouterr().err
     with pytest.raises(LabError, match="holds files of other data or settings: name another --out"):
         shipping.ship(Asked(asked.folder, out, ("f16",)))
-    with pytest.raises(LabError, match="holds something else"):
-        shipping.ship(Asked(asked.folder, asked.folder, ("f16",)))
     assert (out / "ship.json").stat().st_mtime_ns == before
 
 
@@ -167,9 +162,9 @@ def test_stopped_in_the_middle_nothing_looks_whole(shelf, tmp_path, monkeypatch)
 
 def test_what_cannot_be_shipped_is_one_line(shelf, make, tokenizer, tmp_path):
     make("gemma", head_dim=16).save_pretrained(tmp_path / "other")
+    make(intermediate_size=64).save_pretrained(tmp_path / "small")
     for name in ("other", "small"):
         tokenizer.save_pretrained(tmp_path / name)
-    make(intermediate_size=64).save_pretrained(tmp_path / "small")
     shutil.copytree(shelf / "mine", tmp_path / "lost")
     config = json.loads((tmp_path / "lost/adapter_config.json").read_text("utf-8"))
     config["base_model_name_or_path"] = "nobody/nothing"
@@ -179,60 +174,51 @@ def test_what_cannot_be_shipped_is_one_line(shelf, make, tokenizer, tmp_path):
         (Asked(mine, out, base=str(tmp_path / "other")), "--merge` writes a plain model"),
         (Asked(mine, out, base=str(tmp_path / "small")), "does not fit its base"),
         (Asked(tmp_path / "lost", out), "nobody/nothing is neither .* by --base FOLDER"),
-        (Asked(mine, out, ("q5_k",)), "no kind 'q5_k'"),
-        (Asked(shelf / "base", out), "is no adapter's folder"),
         (Asked(mine, out, data=tmp_path / "none.csv"), "no file"),
     ):
-        with pytest.raises(LabError, match=said) as caught:
+        with pytest.raises(LabError, match=f"^[^\n]*{said}[^\n]*$"):
             shipping.ship(asked)
-        assert "\n" not in str(caught.value) and not out.exists()
+        assert not out.exists()
         shutil.rmtree(tmp_path / "out.partial", ignore_errors=True)
 
 
-def test_an_adapter_with_more_than_a_and_b_is_merged_alone(shelf, tmp_path):
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
-    model = get_peft_model(models.load(shelf / "base", torch.float32)[0], lora)
-    model.save_pretrained(tmp_path / "dora")
+def test_an_adapter_with_more_than_a_and_b_is_merged_alone(shelf, adapted, tmp_path):
+    base, _ = models.load(shelf / "base", torch.float32)
+    tuned = adapted(base, target_modules=["q_proj"], use_dora=True)
+    tuned.save_pretrained(tmp_path / "dora")
     facts = shipping.ship(Asked(tmp_path / "dora", tmp_path / "out", ("f16",)))
     assert [row["file"] for row in facts["files"]] == ["dora-f16.gguf"]
-    assert "use_dora cannot be written as a GGUF adapter" in facts["notes"][0]
+    assert "use_dora" in facts["notes"][0]
 
 
-CHATML = (
-    "{% if messages[0]['role'] != 'system' %}<s>system\nBe kind.</s>\n{% endif %}"
-    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
-    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+UNASKED = "{% if messages[0]['role'] != 'system' %}<s>system\nBe kind.</s>\n{% endif %}"
+SAME = "{{ if .System }}<s>system\n{{ .System }}</s>\n{{ end }}{{ if .Prompt }}<s>user\n"
+SAME += "{{ .Prompt }}</s>\n<s>assistant\n{{ end }}{{ .Response }}</s>\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "lines", "note"),
+    [
+        ("OWN", [f'TEMPLATE """{SAME}"""'], ""),
+        (UNASKED + "OWN", [f'TEMPLATE """{SAME}"""', 'SYSTEM """Be kind."""'], ""),
+        (PLAIN, ["TEMPLATE"], "several turns is another text"),  # it has no end of a turn
+        ("{{ messages | length }} {{ messages[-1]['content'] }}", [], "no equal in Ollama's"),
+    ],
 )
-
-
-def test_ollama_s_template_is_read_off_the_tokenizer_s(tokenizer):
-    found = turns.turns(tokenizer)
-    assert found.several and found.default == ""
-    assert found.template() == (
-        "{{ if .System }}<s>system\n{{ .System }}</s>\n{{ end }}{{ if .Prompt }}<s>user\n"
-        "{{ .Prompt }}</s>\n<s>assistant\n{{ end }}{{ .Response }}</s>\n"
-    )
+def test_ollama_s_template_is_read_off_the_tokenizer_s(tokenizer, template, lines, note):
     other = copy(tokenizer)
-    other.chat_template = CHATML
-    found = turns.turns(other)
-    assert found.default == "Be kind." and found.several
-    text = recipes.modelfile("a.gguf", tokenizer=other)
-    assert 'SYSTEM """Be kind."""' in text and f'TEMPLATE """{found.template()}"""' in text
-    assert 'SYSTEM """Be brief."""' in recipes.modelfile("a.gguf", None, "Be brief.", other)
-    quoting = recipes.modelfile("a.gguf", None, 'Say """ first.\nThen """')
-    assert 'SYSTEM """Say """ first.\nThen """"""\n' in quoting
-    ending = recipes.modelfile("a.gguf", None, 'Say """ \nfirst.')
+    other.chat_template = template.replace("OWN", tokenizer.chat_template)
+    told = recipes.modelfile("a.gguf", tokenizer=other)
+    assert all(line in told for line in lines)
+    notes = [line for line in told.splitlines() if line.startswith("# ")]
+    assert len(notes) == bool(note) and note in "".join(notes)
+
+
+def test_a_system_message_of_one_s_own_is_written_where_ollama_can_read_it():
+    def said(system):
+        return recipes.modelfile("a.gguf", None, system)
+
+    assert 'SYSTEM """Be brief."""' in said("Be brief.")
+    assert 'SYSTEM """Say """ first.\nThen """"""\n' in said('Say """ first.\nThen """')
+    ending = said('Say """ \nfirst.')
     assert "SYSTEM" not in ending and "ends with three quotation marks" in ending
-    other.chat_template = "{{ messages | length }} {{ messages[-1]['content'] }}"
-    assert turns.turns(other) is None
-    assert "no equal in Ollama's language" in recipes.modelfile("a.gguf", tokenizer=other)
-
-
-def test_a_template_without_an_end_of_turn_is_said_to_differ_in_long_conversations(tokenizer):
-    other = copy(tokenizer)
-    other.chat_template = PLAIN
-    found = turns.turns(other)
-    assert found and not found.several
-    assert "several turns is another text" in recipes.modelfile("a.gguf", tokenizer=other)

@@ -11,7 +11,6 @@ from labkit import tasks
 from labkit.tasks import tickets
 
 LINES = [json.loads(line) for line in tickets.FILE.read_text(encoding="utf-8").splitlines()]
-TEXTS = [line["text"] for line in LINES]
 STYLES = {
     "train": {"plain": 8, "rude": 3, "misspelt": 4, "long": 2, "two_issue": 3},
     "test": {"plain": 2, "rude": 1, "misspelt": 1, "long": 1, "two_issue": 1},
@@ -31,14 +30,6 @@ def wordings(category):
     return forms | ({"charge back", "charged back"} if category == "chargeback" else set())
 
 
-def test_there_are_48_categories_in_8_groups():
-    assert len(tickets.GROUPS) == 8
-    assert len(tickets.CATEGORIES) == len(set(tickets.CATEGORIES)) == 48
-    for group, categories in tickets.GROUPS.items():
-        assert {tickets.GROUP_OF[category] for category in categories} == {group}
-        assert group not in tickets.CATEGORIES
-
-
 def test_every_category_has_its_share_of_splits_and_styles():
     found = Counter((line["category"], line["split"], line["style"]) for line in LINES)
     assert found == {
@@ -49,25 +40,17 @@ def test_every_category_has_its_share_of_splits_and_styles():
     }
 
 
-def test_file_is_in_order():
-    order = [(tickets.CATEGORIES.index(n["category"]), n["split"] == "test") for n in LINES]
-    assert order == sorted(order)
-
-
 def test_no_near_duplicates_within_or_across_splits(too_alike):
-    assert too_alike(TEXTS) == []
+    assert too_alike([line["text"] for line in LINES]) == []
 
 
-def test_texts_are_clean():
-    for text in TEXTS:
+def test_texts_are_clean_and_as_long_as_their_style():
+    for line in LINES:
+        text = line["text"]
         assert text.isascii() and text == " ".join(text.split()), text
         assert not re.search(r"\S@\S|https?:|www\.|\d{6}", text), "an address or number: " + text
-
-
-def test_lengths_are_those_of_the_style():
-    for line in LINES:
         shortest, longest = (60, 110) if line["style"] == "long" else (8, 45)
-        assert shortest <= len(line["text"].split()) <= longest, line["text"]
+        assert shortest <= len(text.split()) <= longest, text
 
 
 def test_no_ticket_spells_its_label():
@@ -76,25 +59,13 @@ def test_no_ticket_spells_its_label():
         assert not [form for form in wordings(line["category"]) if f" {form} " in said], said
 
 
-def test_leaks_would_be_found():
-    assert " refund status " in spoken("What's my REFUND-status?")
-    assert {"refund status", "refundstatus"} <= wordings("refund_status")
-    assert {"customs fees", "custom fee", "customsfees"} <= wordings("customs_fees")
-
-
-def test_no_word_gives_a_category_away():
-    """None stands in most of a category's tickets and hardly anywhere else."""
-    words = [(line["category"], word) for line in LINES for word in {*spoken(line["text"]).split()}]
-    everywhere = Counter(word for _, word in words)
-    for (category, word), n in Counter(words).items():
-        assert n <= 26 * 2 / 3 or n < everywhere[word] / 3, (category, word)
-
-
 @pytest.mark.parametrize(("split", "size"), [("train", 960), ("test", 288)])
 def test_load_gives_the_columns(split, size):
     loaded = tasks.load("tickets", split)
     assert isinstance(loaded, datasets.Dataset) and len(loaded) == size
     assert set(loaded.column_names) == {"messages", "category", "group", "style", "text"}
+    places = [tickets.CATEGORIES.index(category) for category in loaded["category"]]
+    assert places == sorted(places)
     for row in loaded:
         system, user, assistant = row["messages"]
         assert system == {"role": "system", "content": tickets.SYSTEM}
@@ -110,10 +81,7 @@ def test_some_groups_can_be_taken():
         tasks.load("tickets", groups=["returns", "sales"])
 
 
-def test_prompts_are_short_and_only_the_zero_shot_one_lists_categories():
-    for row in tickets.rows("test"):
-        asked = row["messages"][:-1]
-        assert sum(len(turn["content"]) for turn in asked) < len(row["text"]) + 50
+def test_the_zero_shot_prompt_lists_the_categories():
     system, user = tickets.zero_shot("Where is my lamp?")
     assert (system["role"], user["role"]) == ("system", "user")
     assert user["content"].endswith("Where is my lamp?")
@@ -128,8 +96,6 @@ ANSWERS = [" App_Crash\n", "slow_app", "slow_app", "I cannot tell."]
 def test_accuracy_counts_names_whatever_their_case():
     assert tickets.hits(ANSWERS, ROWS) == [True, False, True, False]
     assert tickets.accuracy(ANSWERS, ROWS) == 0.5
-    truth = tasks.load("tickets", "test")
-    assert tickets.accuracy([row["messages"][-1]["content"] for row in truth], truth) == 1
 
 
 @pytest.mark.parametrize("wrong", ["", "other", "app", "app crash", "app_crash slow_app"])
@@ -137,12 +103,7 @@ def test_answers_that_name_no_category_are_wrong(wrong):
     assert tickets.hits([wrong], ROWS[:1]) == [False]
 
 
-@pytest.mark.parametrize("score", [tickets.hits, tickets.accuracy])
-def test_answers_without_a_row_are_refused(score):
+@pytest.mark.parametrize(("answers", "rows"), [(ANSWERS[1:], ROWS), ([], [])])
+def test_answers_without_a_row_and_nothing_to_score_are_refused(answers, rows):
     with pytest.raises(ValueError):
-        score(ANSWERS[1:], ROWS)
-
-
-def test_nothing_to_score_is_refused():
-    with pytest.raises(ValueError):
-        tickets.accuracy([], [])
+        tickets.accuracy(answers, rows)

@@ -3,6 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
+from labkit import tasks
 from labkit.training import hardware, models
 
 
@@ -10,3 +11,9 @@ from labkit.training import hardware, models
 def tokenizer():
     """The real one; its model stays on the disk."""
     return AutoTokenizer.from_pretrained(models.path(hardware.SMALLEST))
+
+
+@pytest.fixture(scope="session")
+def home():
+    """Some rows of the task."""
+    return tasks.load("home", "train").select(range(48))

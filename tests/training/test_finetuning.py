@@ -1,4 +1,4 @@
-"""finetune: TRL's losses for less work, results kept whole or not at all. And packed rows."""
+"""finetune: TRL's losses for less work, results kept whole or not at all."""
 
 import dataclasses
 import os
@@ -9,20 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-import torch.nn.functional as F
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from small_llama import small_llama as tiny
 from trl import SFTConfig, SFTTrainer
 
-from labkit import tasks
 from labkit.errors import LabError
-from labkit.training import lean, loop, packing
+from labkit.training import lean
 from labkit.training.finetuning import finetune
-
-
-@pytest.fixture(scope="module")
-def home():
-    return tasks.load("home", "train").select(range(48))
 
 
 @pytest.fixture(scope="module")
@@ -50,94 +43,21 @@ def config(folder, **more):
     return SFTConfig(str(folder), use_cpu=True, bf16=False, **quiet, **options | more)
 
 
-def packed_loss(model, rows):
-    batch = packing.pack(rows)
-    hidden = packing.hidden_states(model.get_decoder(), batch)
-    logits = model.get_output_embeddings()(hidden)
-    return F.cross_entropy(logits[0, :-1], batch["labels"][0, 1:])
-
-
-def encoded(tokenizer, home, n):
-    return [loop.encode(tokenizer, messages) for messages in home["messages"][:n]]
-
-
-@pytest.mark.parametrize("n", [1, 2, 9])
-@pytest.mark.parametrize("prompts_too", [False, True])
-def test_packed_loss_and_gradients_are_those_of_padded_rows(
-    tokenizer, home, n, prompts_too, padded_loss
-):
-    model, rows = tiny(), encoded(tokenizer, home, n)
-    if prompts_too:
-        rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
-    wanted = padded_loss(model, rows)
-    wanted.backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
-    loss = packed_loss(model, rows)
-    loss.backward()
-    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(p.grad, gradients[name], rtol=1e-3, atol=1e-6, msg=name)
-
-
-def test_a_packed_batch_holds_every_token_once_and_the_prefix_once(tokenizer, home):
-    rows = encoded(tokenizer, home, 9)
-    batch = packing.pack(rows)
-    ids, p = batch["input_ids"][0], int(batch["rows"][0, 0])
-    assert "Home intent" in tokenizer.decode(ids[:p])
-    assert len(ids) == p + sum(len(row["input_ids"]) - p for row in rows)
-    for row, places in zip(rows, batch["rows"], strict=True):
-        own = places[places >= 0]
-        assert ids[:p].tolist() + ids[own].tolist() == row["input_ids"]
-        assert batch["position_ids"][0, own].tolist() == list(range(p, len(row["input_ids"])))
-
-
-def test_a_row_sees_nothing_of_its_neighbours(tokenizer, home):
-    model, rows = tiny(), encoded(tokenizer, home, 3)
-    other = [rows[0], rows[1], encoded(tokenizer, home, 5)[4]]
-    hidden = []
-    for chosen in (rows, other):
-        batch = packing.pack(chosen)
-        places = batch["rows"][0]
-        states = packing.hidden_states(model.get_decoder(), batch)[0]
-        hidden.append(states[places[places >= 0]])
-    torch.testing.assert_close(*hidden, rtol=0, atol=1e-6)
-
-
-def test_packing_leaves_the_models_attention_as_it_was(tokenizer, home):
-    model = tiny()
-    ids = torch.tensor([encoded(tokenizer, home, 1)[0]["input_ids"]])
-    before = model(ids).logits
-    packed_loss(model, encoded(tokenizer, home, 3))
-    assert torch.equal(model(ids).logits, before)
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_losses_and_adapter_are_those_of_sfttrainer(tokenizer, pairs, runs, accumulate):
+@pytest.mark.parametrize(("form", "accumulate"), [("pairs", 1), ("messages", 2)])
+def test_losses_and_adapter_are_those_of_sfttrainer(tokenizer, home, pairs, runs, form, accumulate):
+    """Of messages the last one is the completion."""
     args = config(runs, max_steps=4, gradient_accumulation_steps=accumulate)
     plain = SFTTrainer(
         tiny(), args, train_dataset=pairs, processing_class=tokenizer, peft_config=lora()
     )
     plain.train()
     wanted = [entry["loss"] for entry in plain.state.log_history if "loss" in entry]
-    got = finetune(tiny(), tokenizer, pairs, lora(), args)
+    got = finetune(tiny(), tokenizer, pairs if form == "pairs" else home, lora(), args)
     assert got.losses == pytest.approx(wanted, abs=1e-4)
     assert wanted[-1] < wanted[0] - 0.05, "nothing was learned, so nothing was compared"
     theirs = dict(plain.model.named_parameters())
     for name, p in got.model.named_parameters():
         torch.testing.assert_close(p, theirs[name], rtol=1e-2, atol=1e-4, msg=name)
-
-
-def test_messages_train_on_their_last_answer(tokenizer, home, pairs, runs):
-    two = [finetune(tiny(), tokenizer, rows, lora(), config(runs)) for rows in (home, pairs)]
-    assert two[0].losses == pytest.approx(two[1].losses, abs=1e-5)
-
-
-def test_the_learners_settings_hold(tokenizer, pairs, runs):
-    slow = finetune(tiny(), tokenizer, pairs, lora(), config(runs, learning_rate=1e-6, max_steps=2))
-    assert len(slow.losses) == 2
-    B = [p for name, p in slow.model.named_parameters() if "lora_B" in name]
-    assert 0 < max(p.abs().max() for p in B) < 1e-5
 
 
 def test_the_result_is_a_plain_peft_model_in_eval_mode(tokenizer, pairs, runs):
@@ -161,6 +81,8 @@ def test_the_same_call_again_comes_from_the_cache(tokenizer, pairs, runs, capsys
     ids = torch.arange(12)[None]
     torch.testing.assert_close(again.model(ids).logits, first.model(ids).logits)
     assert not again.model.training
+    anew = finetune(tiny(), tokenizer, pairs, settings, config(runs), cache=False)
+    assert not anew.cached and anew.folder.is_dir()
 
 
 HOLDS = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]): print(flush=True), input()"
@@ -186,28 +108,19 @@ def test_what_another_process_trains_is_waited_for_and_loaded(tokenizer, pairs, 
         assert mine.result().cached
 
 
-@pytest.mark.parametrize("change", ["rate", "rank", "rows", "weights", "targets"])
-def test_another_configuration_is_another_result(tokenizer, pairs, runs, change):
-    first = finetune(tiny(), tokenizer, pairs, lora(), config(runs, max_steps=1))
-    model, rows, settings, args = tiny(), pairs, lora(), config(runs, max_steps=1)
-    if change == "rate":
-        args = dataclasses.replace(args, learning_rate=2e-2)
-    elif change == "rank":
-        settings = lora(r=5)
-    elif change == "rows":
-        rows = pairs.select(range(47))
-    elif change == "weights":
-        model = tiny(seed=1)
-    else:
-        settings = lora(targets=["q_proj"])
-    other = finetune(model, tokenizer, rows, settings, args)
-    assert not other.cached and other.folder != first.folder
-
-
-def test_without_cache_it_trains_anew(tokenizer, pairs, runs):
-    for _ in range(2):
-        result = finetune(tiny(), tokenizer, pairs, lora(), config(runs, max_steps=1), cache=False)
-        assert not result.cached and result.folder.is_dir()
+def test_another_configuration_is_another_result(tokenizer, pairs, runs):
+    args = config(runs, max_steps=1)
+    same = (tiny(), tokenizer, pairs, lora(), args)
+    others = [
+        (tiny(), tokenizer, pairs, lora(), dataclasses.replace(args, learning_rate=2e-2)),
+        (tiny(), tokenizer, pairs, lora(r=5), args),
+        (tiny(), tokenizer, pairs, lora(targets=["q_proj"]), args),
+        (tiny(), tokenizer, pairs.select(range(47)), lora(), args),
+        (tiny(seed=1), tokenizer, pairs, lora(), args),
+    ]
+    results = [finetune(*asked) for asked in [same, *others]]
+    assert not any(result.cached for result in results)
+    assert len({result.folder for result in results}) == 6
 
 
 def test_an_interrupted_write_loses_nothing(tokenizer, pairs, runs, monkeypatch):
@@ -224,8 +137,8 @@ def test_an_interrupted_write_loses_nothing(tokenizer, pairs, runs, monkeypatch)
 
 
 def test_a_model_with_an_adapter_is_refused(tokenizer, pairs, runs):
-    result = finetune(tiny(), tokenizer, pairs, lora(), config(runs, max_steps=1))
-    for model in (result.model, result.model.get_base_model()):
+    tuned = get_peft_model(tiny(), lora())
+    for model in (tuned, tuned.get_base_model()):
         with pytest.raises(LabError, match="load the base model afresh"):
             finetune(model, tokenizer, pairs, lora(), config(runs))
 

@@ -5,24 +5,12 @@ import copy
 import pytest
 import torch
 from small_llama import small_llama
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GptOssConfig,
-    GptOssForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-)
+from test_fast import SIZE
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from labkit import tasks
 from labkit.errors import LabError
 from labkit.training import loop, models, packing
 from labkit.training.generation import answers
-
-
-@pytest.fixture(scope="module")
-def home():
-    return tasks.load("home", "train").select(range(40))
 
 
 @pytest.fixture
@@ -31,15 +19,20 @@ def model():
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 7])
-def test_loss_and_gradients_are_those_of_transformers(model, tokenizer, home, n_rows, padded_loss):
+@pytest.mark.parametrize("prompts_too", [False, True])
+def test_loss_and_gradients_are_those_of_transformers(
+    model, tokenizer, home, n_rows, prompts_too, padded_loss
+):
     rows = [loop.encode(tokenizer, messages) for messages in home["messages"][:n_rows]]
+    if prompts_too:
+        rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
     wanted = padded_loss(model, rows)
     wanted.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     loss = loop.answer_loss(model, packing.pack(rows), autocast=False)
     loss.backward()
-    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, gradients[name], rtol=1e-3, atol=1e-6, msg=name)
 
@@ -52,10 +45,15 @@ def test_equal_prompts_still_leave_the_answers_their_own_loss(model, padded_loss
     torch.testing.assert_close(loss, padded_loss(model, rows))
 
 
-def test_only_the_answer_has_labels(tokenizer, home):
-    row = loop.encode(tokenizer, home[0]["messages"])
-    told = [token for token in row["labels"] if token != packing.IGNORED]
-    assert tokenizer.decode(told, skip_special_tokens=True).strip() == home[0]["answer"]
+def test_a_packed_batch_holds_every_token_once_and_the_prefix_once(tokenizer, home):
+    rows = [loop.encode(tokenizer, messages) for messages in home["messages"][:9]]
+    batch = packing.pack(rows)
+    ids, p = batch["input_ids"][0], int(batch["rows"][0, 0])
+    assert "Home intent" in tokenizer.decode(ids[:p])
+    assert len(ids) == p + sum(len(row["input_ids"]) - p for row in rows)
+    for row, places in zip(rows, batch["rows"], strict=True):
+        own = places[places >= 0]
+        assert ids[:p].tolist() + ids[own].tolist() == row["input_ids"]
 
 
 def test_a_conversation_without_answer_is_refused(tokenizer):
@@ -65,19 +63,12 @@ def test_a_conversation_without_answer_is_refused(tokenizer):
 
 def test_batches_see_every_row_once_a_pass_and_repeat_by_seed(tokenizer, home):
     def seen(seed):
-        found = loop.batches(home, tokenizer, 8, 5, seed)
+        found = loop.batches(home, tokenizer, 8, 6, seed)
         return [token for batch in found for token in batch["labels"][0].tolist() if token != -100]
 
     rows = [loop.encode(tokenizer, messages)["labels"] for messages in home["messages"]]
     assert sorted(seen(0)) == sorted(token for row in rows for token in row if token != -100)
     assert seen(0) == seen(0) != seen(1)
-
-
-def test_no_row_is_encoded_that_no_batch_holds(tokenizer, home, monkeypatch):
-    encode, asked = loop.encode, []
-    monkeypatch.setattr(loop, "encode", lambda *row: asked.append(row) or encode(*row))
-    assert len(list(loop.batches(home, tokenizer, 2, 3))) == 3
-    assert len(asked) == 6 < len(home)
 
 
 def test_a_batch_larger_than_the_data_is_the_data(tokenizer, home):
@@ -113,31 +104,30 @@ def test_held_out_loss_weighs_tokens_and_restores_the_mode(model, tokenizer, hom
     assert got == pytest.approx(wanted, rel=5e-3)
 
 
-def test_answers_come_back_in_order(tokenizer):
+def test_the_real_model_answers_and_answers_come_back_in_order(tokenizer):
     model, _ = models.load(dtype=torch.float32)  # in bf16 a processor may choose otherwise
-    questions = ["What is the capital of France?", "Say only the word hello, nothing else, please."]
+    assert model.num_parameters() == 134_515_008
+    questions = ["Say only the word hello, nothing else, please.", "What is the capital of France?"]
     asked = [[{"role": "user", "content": question}] for question in questions]
     told = answers(model, tokenizer, asked, max_new_tokens=8)
-    one_by_one = [answers(model, tokenizer, [one], max_new_tokens=8)[0] for one in asked]
-    assert "Paris" in told[0] and "Paris" not in told[1]
-    assert told[0] == one_by_one[0]
+    assert "Paris" in told[1] and "Paris" not in told[0]
+    assert told[1:] == answers(model, tokenizer, asked[1:], max_new_tokens=8)
 
 
-SIZE = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0}
-
-
-@pytest.mark.parametrize("model", ["window", "soft cap", "sinks"])
-def test_attention_that_packed_rows_do_not_know_is_refused(model):
-    """A window that a row fits into is none; the others change every score."""
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("mistral", {"sliding_window": 4}, "window"),
+        ("gemma2", {}, "soft cap"),
+        ("gpt_oss", {"num_local_experts": 2}, "sinks"),
+    ],
+)
+def test_attention_that_packed_rows_do_not_know_is_refused(kind, options, said):
     rows = [{"input_ids": [1, 2, *range(3, 9)], "labels": [-100] * 3 + [*range(4, 9)]}] * 2
-    odd = {
-        "window": lambda: MistralForCausalLM(MistralConfig(**SIZE, **HEADS, sliding_window=4)),
-        "soft cap": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZE, **HEADS)),
-        "sinks": lambda: GptOssForCausalLM(GptOssConfig(**SIZE, **HEADS, num_local_experts=2)),
-    }
-    with pytest.raises(LabError, match=model):
-        loop.summed_loss(odd[model](), packing.pack(rows))
-    if model == "window":
-        wide = MistralForCausalLM(MistralConfig(**SIZE, **HEADS, sliding_window=64))
-        assert loop.summed_loss(wide, packing.pack(rows))[0].isfinite()
+    config = AutoConfig.for_model(kind, **SIZE, **options)
+    with pytest.raises(LabError, match=said):
+        loop.summed_loss(AutoModelForCausalLM.from_config(config), packing.pack(rows))
+    if kind == "mistral":  # a window that a row fits into is none
+        config.sliding_window = 64
+        loss, _ = loop.summed_loss(AutoModelForCausalLM.from_config(config), packing.pack(rows))
+        assert loss.isfinite()

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from peft import LoraConfig
+from small_llama import small_llama
 from trl import SFTConfig
 
-from labkit import download, lab, tasks
+from labkit import download, lab
 from labkit.checks import lab01
 from labkit.probes import tiny
 from labkit.training import finetuning, generation, hardware, loop, models
@@ -18,29 +19,20 @@ def rehearsal(request, monkeypatch):
     return request.param == "rehearsal"
 
 
-@pytest.fixture(scope="module")
-def home():
-    return tasks.load("home", "train").select(range(12))
-
-
 def test_a_loop_takes_a_few_steps(rehearsal, tokenizer, home):
     assert len(list(loop.batches(home, tokenizer, size=2, steps=5))) == (3 if rehearsal else 5)
 
 
-def test_a_trainer_has_a_few_rows(rehearsal, tokenizer, home, tmp_path, monkeypatch):
-    class Began(Exception):
-        pass
-
-    def began(model, tokenizer, dataset, *_):
-        raise Began(len(dataset))
-
+def test_a_training_is_short_and_never_taken_for_a_real_one(tokenizer, home, tmp_path, monkeypatch):
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(finetuning.lean, "lean_trainer", began)
-    args = SFTConfig(output_dir=str(tmp_path), max_steps=5, use_cpu=True, bf16=False)
-    model, _ = tiny.language_model(seed=0)
-    with pytest.raises(Began) as caught:
-        finetuning.finetune(model, tokenizer, home, LoraConfig(r=2), args)
-    assert caught.value.args == (4 if rehearsal else 12,)
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    args = SFTConfig(str(tmp_path), max_steps=5, use_cpu=True, bf16=False)
+    few, results = home.select(range(4)), []
+    for told, rows in (("1", home), ("1", few), ("0", few)):
+        monkeypatch.setenv("LABKIT_REHEARSAL", told)
+        results.append(finetuning.finetune(small_llama(), tokenizer, rows, lora, args))
+    assert [len(result.losses) for result in results] == [3, 3, 5]
+    assert [result.cached for result in results] == [False, True, False]
 
 
 def test_an_answer_has_a_few_tokens(rehearsal):
@@ -64,8 +56,7 @@ def test_a_model_is_a_small_copy_made_once(rehearsal, tmp_path, monkeypatch):
     """Of the same weights; by whichever name of a folder it is asked for later."""
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
     monkeypatch.setitem(models.MODELS, "tiny", download.Entry(repo="nobody/tiny"))
-    monkeypatch.setitem(hardware.REHEARSED, "layers", 1)
-    monkeypatch.setitem(hardware.REHEARSED, "mlp", 16)
+    monkeypatch.setattr(hardware, "REHEARSED", {"layers": 1, "mlp": 16})
     whole, tokenizer = tiny.language_model(seed=0)
     for part in (whole, tokenizer):
         part.save_pretrained(models.folder("tiny"))
@@ -81,17 +72,6 @@ def test_a_model_is_a_small_copy_made_once(rehearsal, tmp_path, monkeypatch):
         assert torch.equal(kept, known[tuple(map(slice, kept.shape))]), name
     assert model.model.layers[0].mlp.down_proj.weight.shape == (32, 16 if rehearsal else 48)
     model(torch.tensor([[3, 4, 5]]))
-
-
-def test_what_a_rehearsal_trains_is_no_result(rehearsal, tokenizer, home, tmp_path, monkeypatch):
-    """Its settings differ, so that nobody finds it in the cache as the real one."""
-    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
-    args = SFTConfig(output_dir=str(tmp_path), max_steps=5, use_cpu=True, bf16=False)
-    model, _ = tiny.language_model(seed=0)
-    lora = LoraConfig(r=2, target_modules=["q_proj"])
-    named = finetuning._key(model, tokenizer, home, lora, args)
-    monkeypatch.setenv("LABKIT_REHEARSAL", "0" if rehearsal else "1")
-    assert finetuning._key(model, tokenizer, home, lora, args) != named
 
 
 def test_the_header_says_so(rehearsal):

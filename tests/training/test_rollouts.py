@@ -3,21 +3,10 @@
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from test_fast import tuned
 
 from labkit.probes import tiny
 from labkit.training import pairs, rollouts
-
-
-@pytest.fixture
-def model():
-    model, _ = tiny.language_model(seed=0)
-    torch.manual_seed(0)
-    tuned = get_peft_model(model.float(), LoraConfig(r=4, target_modules="all-linear"))
-    for name, p in tuned.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(p, std=0.3)
-    return tuned.eval()
 
 
 def drawn():
@@ -31,51 +20,50 @@ def drawn():
     return [*made, made[2]]
 
 
-def plain(model, answer):
-    """Log-probabilities of one answer's tokens by the model's own forward."""
-    ids, labels = (torch.tensor([answer[name]]) for name in ("input_ids", "labels"))
-    logp = model(ids).logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-    return logp[labels[:, 1:] != -100]
+def plain(model, answers):
+    """Log-probabilities of the answers' tokens, by the model's own forward of each row."""
+    found = []
+    for answer in answers:
+        ids, labels = (torch.tensor([answer[name]]) for name in ("input_ids", "labels"))
+        logp = model(ids).logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+        found.append(logp[labels[:, 1:] != -100])
+    return torch.cat(found)
 
 
-def test_logprobs_and_their_gradient_are_those_of_plain_forwards(model, monkeypatch):
+@pytest.mark.parametrize("trained_head", [False, True])
+def test_logprobs_and_their_gradient_are_those_of_plain_forwards(monkeypatch, trained_head):
     monkeypatch.setattr(rollouts.fast, "ROWS", 4)  # several parts
-    answers, weights = drawn(), torch.randn(40, generator=torch.Generator().manual_seed(2))
+    model, answers = tuned().eval(), drawn()
+    model.get_output_embeddings().weight.requires_grad_(trained_head)
     logp, mask = rollouts.logprobs(model, answers)
-    wanted = torch.cat([plain(model, answer) for answer in answers])
+    wanted = plain(model, answers)
     assert mask.sum(1).tolist() == [sum(y != -100 for y in a["labels"]) for a in answers]
     assert not logp[~mask].any()
     torch.testing.assert_close(logp[mask], wanted, rtol=1e-5, atol=1e-5)
     trained = [p for p in model.parameters() if p.requires_grad]
-    weights = weights[: len(wanted)]
+    weights = torch.randn(len(wanted), generator=torch.Generator().manual_seed(2))
     got = torch.autograd.grad((logp[mask] * weights).sum(), trained)
     asked = torch.autograd.grad((wanted * weights).sum(), trained)
-    for g, w in zip(got, asked, strict=True):  # rounding goes with a tensor's largest, here to 37
+    for g, w in zip(got, asked, strict=True):  # rounding goes with a tensor's largest
         torch.testing.assert_close(g, w, rtol=0, atol=2e-5 * float(w.abs().max()))
-
-
-def test_a_head_that_is_trained_gets_its_gradient(model):
-    weight, answers = model.get_output_embeddings().weight.requires_grad_(True), drawn()
-    logp, mask = rollouts.logprobs(model, answers)
-    wanted = torch.cat([plain(model, answer) for answer in answers])
-    got, asked = (torch.autograd.grad(x.mean(), weight)[0] for x in (logp[mask], wanted))
-    torch.testing.assert_close(got, asked, rtol=1e-4, atol=1e-5)
 
 
 def test_answers_stand_by_prompt_and_have_labels_where_they_are():
     model, tokenizer = tiny.language_model(seed=0)
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
-    words = [
+    rows = [
         {"messages": [{"role": "user", "content": text}]} for text in ("light on", "fan off now")
     ]
-    draw = lambda: rollouts.sample(  # noqa: E731
-        model.float(), tokenizer, words, 3, 5, generator=torch.Generator().manual_seed(0)
-    )
-    answers = draw()
-    assert [a["row"] for a in answers] == [words[0]] * 3 + [words[1]] * 3
-    assert answers == draw()
-    assert len({a["text"] for a in answers}) > 2
-    for a in answers:
+
+    def answers():
+        rng = torch.Generator().manual_seed(0)
+        return rollouts.sample(model.float(), tokenizer, rows, 3, 5, generator=rng)
+
+    found = answers()
+    assert [a["row"] for a in found] == [rows[0]] * 3 + [rows[1]] * 3
+    assert found == answers()
+    assert len({a["text"] for a in found}) > 2
+    for a in found:
         n = sum(y != -100 for y in a["labels"])
         assert 1 <= n <= 5 and a["labels"][-n:] == a["input_ids"][-n:]
 
@@ -94,25 +82,23 @@ def test_prompts_are_drawn_by_the_seed_and_few_in_a_rehearsal(monkeypatch):
 
 def test_pairs_stand_chosen_first_padded_on_the_right(tokenizer):
     texts = [("one", "yes", "a much longer no"), ("two words", "y", "n"), ("3", "good one", "bad")]
-    says = lambda role, text: [{"role": role, "content": text}]  # noqa: E731
-    rows = Dataset.from_list(
-        [
-            {
-                "prompt": says("user", prompt),
-                "chosen": says("assistant", chosen),
-                "rejected": says("assistant", rejected),
-            }
-            for prompt, chosen, rejected in texts
-        ]
-    )
-    made = pairs.batches(rows, tokenizer, 2, 3)
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    rows = [
+        {
+            name: [{"role": role, "content": text}]
+            for (name, role), text in zip(roles.items(), row, strict=True)
+        }
+        for row in texts
+    ]
+    made = pairs.batches(Dataset.from_list(rows), tokenizer, 2, 3)
     assert len(made) == 3 and all(len(batch["labels"]) == 4 for batch in made)
     said = set()
     for batch in made:
         ids, labels, seen = (batch[n] for n in ("input_ids", "labels", "attention_mask"))
         assert (seen.diff(dim=1) <= 0).all()  # ones, then zeros
         assert (labels[seen == 0] == -100).all()
+        told = labels != -100
+        assert (labels[told] == ids[told]).all()
         answers = [tokenizer.decode(y[y != -100], skip_special_tokens=True).strip() for y in labels]
         said |= set(zip(answers[:2], answers[2:], strict=True))
-        assert all((y[y != -100] == x[y != -100]).all() for x, y in zip(ids, labels, strict=True))
     assert said <= {(chosen, rejected) for _, chosen, rejected in texts} and len(said) > 1

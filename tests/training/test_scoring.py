@@ -13,33 +13,31 @@ TEMPLATE = (
 )
 
 
-def conversation(prompt, answer):
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-
-
 @pytest.fixture(scope="module")
 def told():
     """A tiny model, its tokenizer, prompts and its greedy answers, which end by themselves."""
     model, tokenizer = language_model(seed=11)
     model.generation_config.update(eos_token_id=0, pad_token_id=0)
     tokenizer.chat_template = TEMPLATE
-    rng = torch.Generator().manual_seed(0)
-    prompts = [words(rng, 2 + i % 5) for i in range(40)]
-    pairs = [(prompt, greedy(model, tokenizer, prompt)) for prompt in prompts]
-    pairs = [(p, a) for p, a in pairs if 1 < len(a.split()) < 40 and "<unk>" not in a]
+    rng, pairs = torch.Generator().manual_seed(0), []
+    for i in range(40):
+        prompt = words(rng, 2 + i % 5)
+        ids = tokenizer(prompt, return_tensors="pt")
+        out = model.generate(**ids, max_new_tokens=48, do_sample=False)
+        answer = tokenizer.decode(out[0, ids["input_ids"].shape[1] :]).partition(" <end>")[0]
+        if 1 < len(answer.split()) < 40 and "<unk>" not in answer:
+            pairs.append((prompt, answer))
     assert len(pairs) > 7
     return model, tokenizer, pairs
 
 
-def greedy(model, tokenizer, prompt):
-    """The answer up to its end, by `generate`."""
-    ids = tokenizer(prompt, return_tensors="pt")
-    out = model.generate(**ids, max_new_tokens=48, do_sample=False)
-    return tokenizer.decode(out[0, ids["input_ids"].shape[1] :]).partition(" <end>")[0]
-
-
 def rows(pairs):
-    return Dataset.from_dict({"messages": [conversation(*pair) for pair in pairs]})
+    roles = ("user", "assistant")
+    talks = [
+        [{"role": role, "content": text} for role, text in zip(roles, pair, strict=True)]
+        for pair in pairs
+    ]
+    return Dataset.from_dict({"messages": talks})
 
 
 def test_what_the_model_says_is_right_and_nothing_else(told):

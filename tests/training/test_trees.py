@@ -18,10 +18,9 @@ ROWS = [
 
 def padded(rows):
     """`input_ids` and `attention_mask` `(b, n)`, right-padded with 0."""
-    n = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (n - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (n - len(row)) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}
+    batch = packing.padded([{"input_ids": row, "labels": row} for row in rows])
+    del batch["labels"]
+    return batch
 
 
 def drawn(seed):
@@ -31,17 +30,8 @@ def drawn(seed):
     return [torch.randint(4, 7, (n,), generator=rng).tolist() for n in lengths]
 
 
-def test_what_rows_begin_with_stands_once():
-    batch = trees.tree(ROWS)
-    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 4, 7, 8, 9, 5]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 4]]
-    assert batch["paths"][3].tolist() == [0, 1, 5, 6, -1, -1, -1]
-    assert batch["rows"].tolist() == batch["paths"][:, 2:].tolist()
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_a_path_says_its_row_and_a_token_is_as_deep_as_it_was(seed):
-    rows = drawn(seed)
+@pytest.mark.parametrize("rows", [ROWS, *map(drawn, range(4))])
+def test_each_beginning_stands_once_as_deep_as_it_was(rows):
     batch = trees.tree(rows)
     begun = {tuple(row[: i + 1]) for row in rows for i in range(len(row))}
     assert batch["input_ids"].shape == batch["position_ids"].shape == (1, len(begun))
@@ -97,17 +87,12 @@ def test_whoever_asks_for_more_gets_the_plain_forward(ask):
     assert (got.loss is None) == (ask != "labels")
 
 
-def test_a_forward_that_was_put_there_before_is_there_again():
+@pytest.mark.parametrize("own", [{}, {"forward": lambda **_: None}])
+def test_the_forward_is_what_it_was_even_after_an_error(own):
     model = tuned()
     base = packing.base_of(model)
-    base.forward = before = lambda **_: None
-    with trees.forward(model):
-        assert base.forward is not before
-    assert base.forward is before
-
-
-def test_the_forward_is_the_models_own_again_after_an_error():
-    model = tuned()
+    vars(base).update(own)
     with pytest.raises(RuntimeError, match="stop"), trees.forward(model):
+        assert vars(base)["forward"] is not own.get("forward")
         raise RuntimeError("stop")
-    assert "forward" not in vars(packing.base_of(model))
+    assert vars(base).get("forward") is own.get("forward")
