@@ -3,14 +3,30 @@
 An attack on a notebook is a function of a `Book`, an attack on the file a function of a folder that
 returns the path it made. `forging` begins with answers that are all wrong, `accident` with answers
 that are all right. A forger that gets where it must not sets `won`, and is given a quiz for it.
+
+Most attacks are one cell of code. `cells` takes many of them as one text, written like a lab:
+
+    # %% name_of_the_attack: what goes wrong where a grader falls for it
+    its code
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ATTACKS = []  # in the order of the corpus
+GOT_THROUGH = """
+answers_for_the_grader shipped_code_replaced dense_by_numpy cells_that_parse_slowly
+absmax_that_remembers probes_by_a_dict probes_by_the_loader probes_by_the_class_of_modules
+probes_from_an_answer files_left files_wanted times_of_devices_left times_of_devices_wanted
+semaphores queues watches contexts_of_aio sockets_that_lead_elsewhere full_sockets
+texts_of_the_reference undefined_with_a_name_of_its_own message_full_of_names tensor_to_loop_over
+names_times_functions
+"""
+ALWAYS = GOT_THROUGH.split()  # whatever choice is made of the others
+HEAD = re.compile(r"^# %% (\w+)(?:: (.*))?\n", re.MULTILINE)
 ANSWERS = "lora_forward LoRALinear lora_gradients inject step_flops merge_ adapter_state quiz"
 ANSWERS = ANSWERS.split()  # one cell each
 WON = 'if globals().get("won"):\n    quiz = lambda: {"q1": "b", "q2": "c", "q3": "a"}'
@@ -48,16 +64,16 @@ class LoRALinear(nn.Module):
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Attack:
     name: str
     why: str  # what goes wrong where a grader falls for it
-    group: str  # the attacks of one group are graded in one call
     make: object  # a function of a Book, or of a folder where `base` is "file"
     base: str  # "wrong", "solved" or "file"
     earned: tuple  # the points that may stand, lowest and highest
     statuses: tuple
     lab: str
+    group: str = ""  # of its corpus; the attacks of one group are graded in one call
 
     def write(self, folder, host, before=""):
         """Put the submission into `folder`, the name of a notebook with `before`; its path."""
@@ -100,15 +116,21 @@ class Book:
         """Add `code` at the end of the cell that defines `name`."""
         self.replace(name, source(self.cell(name)) + "\n" + code)
 
+    def put(self, where, code):
+        """Put `code` "first", "early" or "last", or where the cell is that defines `where`."""
+        if where in ("first", "early", "last"):
+            getattr(self, where)(code)
+        else:
+            self.replace(where, code)
+
     def first(self, code):
         """Before everything else, even the line that imports labkit."""
         self.cells.insert(1, code_cell(code))
 
     def early(self, code):
         """Behind the imports and before the first exercise."""
-        self.cells.insert(
-            self.find("lora_forward") if self.lab == "02_lora" else 5, code_cell(code)
-        )
+        at = self.find("lora_forward") if self.lab == "02_lora" else 5
+        self.cells.insert(at, code_cell(code))
 
     def last(self, code):
         self.cells.append(code_cell(code))
@@ -127,17 +149,16 @@ def code_cell(code, **metadata):
     return head | {"source": code}
 
 
-def _add(make, base, earned, statuses, lab):
+def _add(make, base, earned, statuses, lab="02_lora"):
     earned = earned if isinstance(earned, tuple) else (earned, earned)
-    group = make.__module__.removeprefix("corpus_")
     why = " ".join((make.__doc__ or "").split())
-    ATTACKS.append(Attack(make.__name__, why, group, make, base, earned, statuses, lab))
+    ATTACKS.append(Attack(make.__name__, why, make, base, earned, statuses, lab))
     return make
 
 
 def forging(make):
     """The answers are wrong: whatever the attack does, it earns nothing."""
-    return _add(make, "wrong", 0, ("graded", "crashed", "timeout"), "02_lora")
+    return _add(make, "wrong", 0, ("graded", "crashed", "timeout"))
 
 
 def accident(earned=22, statuses=("graded",), lab="02_lora"):
@@ -147,4 +168,27 @@ def accident(earned=22, statuses=("graded",), lab="02_lora"):
 
 def file(earned=0, statuses=("unreadable",)):
     """The function makes a file or a folder in the folder that it is given."""
-    return lambda make: _add(make, "file", earned, statuses, "02_lora")
+    return lambda make: _add(make, "file", earned, statuses)
+
+
+def named(name, why, make, kind):
+    """Add what `make` does to the corpus; `kind` is one of the three above."""
+    make.__name__, make.__doc__ = name, why
+    kind(make)
+
+
+def cell(name, code, why="", kind=accident(), where="early"):  # noqa: B008
+    """Add an attack that is one cell of code; `where` as in `Book.put`."""
+    named(name, why, lambda book: book.put(where, code), kind)
+
+
+def cells(text, kind=forging, where="early", before="", after=""):
+    """Add an attack for each part of the text; its code stands between `before` and `after`."""
+    for name, why, code in parts(text):
+        cell(name, before + code + after, why, kind, where)
+
+
+def parts(text):
+    """`(name, why, code)` of each part of a text as `cells` takes it."""
+    _, *found = HEAD.split(text)
+    return zip(found[::3], found[1::3], found[2::3], strict=True)

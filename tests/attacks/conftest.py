@@ -13,32 +13,24 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import outside
-from attack import ATTACKS, ROOT, WRONG, Attack, Book
-from batch import SEED, grade_all, shown
+from attack import ALWAYS, ATTACKS, ROOT, WRONG, Attack, Book
+from batch import grade_all, shown
 
 from labkit.grading import sandbox
 
 CORPUS = "exits hangs floods processes patches internals probes labs aimed objects wire secrets"
-CORPUS = [*CORPUS.split(), "outside", "files", "messy", "channels", "judge"]
+CORPUS = [*CORPUS.split(), "outside", "files", "channels", "judge"]
 
 SECRET = "lora-attack-secret"
 for group in CORPUS:
+    known = len(ATTACKS)
     importlib.import_module(f"corpus_{group}")
+    for attack in ATTACKS[known:]:
+        attack.group = group
 
 
-# attacks of a group: one in `make test`, seven in `make test-all`, every one in `make attacks`
+# of a group, besides ALWAYS: one in `make test`, seven in `make test-all`, all in `make attacks`
 MOST = {"some": 7, "all": 10_000}.get(os.environ.get("LABKIT_ATTACKS"), 1)
-ALWAYS = (  # these got through once
-    *("answers_for_the_grader", "shipped_code_replaced", "dense_by_numpy"),
-    *("cells_that_parse_slowly", "matches_in_turn", "absmax_that_remembers"),
-    *("probes_by_a_dict", "probes_by_the_loader", "probes_by_the_class_of_modules"),
-    "probes_from_an_answer",
-    *("files_wanted", "times_of_devices_left", "times_of_devices_wanted", "semaphores", "queues"),
-    *("watches", "contexts_of_aio", "sockets_that_lead_elsewhere", "full_sockets"),
-    *("packed_count_in_turn", "soup_that_blames_the_norm", "texts_of_the_reference"),
-    *("undefined_with_a_name_of_its_own", "message_full_of_names", "tensor_to_loop_over"),
-    "names_times_functions",
-)
 
 
 def selected():
@@ -124,8 +116,7 @@ def _grade(attacks, folder, jobs):
     submissions.mkdir()
     with pytest.MonkeyPatch.context() as patch, outside.listener(home) as (addresses, heard):
         host = addresses | {
-            "pid": os.getpid(), "uts": os.readlink("/proc/self/ns/uts"), "seed": SEED,
-            "home": str(home), "repo": str(ROOT), "site": str(outside.SITE),
+            "pid": os.getpid(), "home": str(home), "repo": str(ROOT), "site": str(outside.SITE),
             "submissions": str(submissions), "out": str(out), "notes": str(notes),
         }  # fmt: skip
         paths, neighbours = _build(attacks, submissions, host)

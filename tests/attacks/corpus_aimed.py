@@ -1,10 +1,10 @@
 """Attacks by somebody who has read the grader: its frames, its processes, how it counts.
 
-`frames` below speaks the grader's own format: a kind, a length, a body.
+`say` speaks the grader's own format: a kind, a length, a body.
 """
 
-from attack import accident, forging
-from corpus_probes import FORGED
+from attack import accident, cells, named, parts
+from forged import PUT
 
 SPEAK = """
 import json, os, socket, stat, struct, sys, threading, time
@@ -25,70 +25,16 @@ def say(kind, body):
         except OSError: pass
 """
 
-
-def _aimed(name, code, why, decorate=forging):
-    def spoil(book):
-        book.early(SPEAK + code)
-
-    spoil.__name__, spoil.__doc__ = name, why
-    decorate(spoil)
-
-
-def _any(make):
-    """Right answers and a hostile cell: it may cost their points, and nobody else's."""
-    return accident((0, 22), ("graded", "crashed", "timeout"))(make)
-
-
-_aimed("end_of_cells_forged", 'say(b"D", [])\nsay(b"D", [])', "the cells are said to be done", _any)
-_aimed(
-    "cells_went_strangely",
+cells(
     """
-get_ipython().user_ns_hidden.clear()
-say(b"D", [[i, "passed", "22 of 22"] for i in range(90)] + [[None, {}, []], ["x"]])
-os._exit(0)
-""",
-    "how a cell went becomes the status of its exercise",
-)
-_aimed("done_is_garbage", 'say(b"D", b"\\xff\\x00")', "no JSON where JSON is expected")
-_aimed("done_is_a_number", 'say(b"D", 7)', "JSON of another kind")
-_aimed(
-    "gone_with_a_status",
-    """
-for how in ("passed", {"a": 1}, None, 7, ["x"] * 9):
-    say(b"G", {"how": how, "why": "22 of 22", "fresh": False})
-""",
-    "a process that is gone tells how: that becomes a status, which reports must know",
-)
-_aimed("gone_is_garbage", 'for _ in range(9): say(b"G", b"{")', "")
-_aimed("gone_is_large", 'say(b"G", {"how": "error", "why": "x" * 10**6, "fresh": False})', "")
-_aimed(
-    "pids_forged",
-    """
-for pid in (1, -1, 0, 2, 3, 10**30, True, None, "2", 1.5):
-    say(b"R", {"pid": pid})
-    say(b"R", {"done": 5, "error": None, "pid": pid})
-""",
-    "the supervisor kills what it is told was the runner",
-)
-_aimed(
-    "all_cells_done",
-    'for i in range(90): say(b"R", {"pid": os.getpid(), "done": i, "error": None, "lost": i})',
-    "reports on cells that have not run",
-    _any,
-)
-_aimed(
-    "supervisor_flood",
-    """
-def flood():
-    end = time.time() + 4
-    while time.time() < end: say(b"R", {"pid": os.getpid(), "x": "y" * 1000})
-threading.Thread(target=flood, daemon=True).start()
-""",
-    "it reads and reads",
-)
-_aimed(
-    "reads_what_is_not_for_it",
-    """
+# %% end_of_cells_forged: the cells are said to be done
+say(b"D", [])
+say(b"D", [])
+
+# %% all_cells_done: reports on cells that have not run
+for i in range(90): say(b"R", {"pid": os.getpid(), "done": i, "error": None, "lost": i})
+
+# %% reads_what_is_not_for_it: orders and questions vanish
 def steal():
     end = time.time() + 4
     while time.time() < end:
@@ -98,18 +44,55 @@ def steal():
             except OSError: pass
 threading.Thread(target=steal, daemon=True).start()
 """,
-    "orders and questions vanish",
-    _any,
+    # it may cost the points of its own answers
+    accident((0, 22), ("graded", "crashed", "timeout")),
+    before=SPEAK,
 )
-_aimed(
-    "answers_for_the_grader",
-    f"""
-import types
-fake = types.ModuleType("fake")
-exec({FORGED!r}, vars(fake))
+
+cells(
+    r"""
+# %% cells_went_strangely: how a cell went becomes the status of its exercise
+get_ipython().user_ns_hidden.clear()
+say(b"D", [[i, "passed", "22 of 22"] for i in range(90)] + [[None, {}, []], ["x"]])
+os._exit(0)
+
+# %% done_is_garbage: no JSON where JSON is expected
+say(b"D", b"\xff\x00")
+
+# %% done_is_a_number: JSON of another kind
+say(b"D", 7)
+
+# %% gone_with_a_status: how a process went becomes a status, which reports must know
+for how in ("passed", {"a": 1}, None, 7, ["x"] * 9):
+    say(b"G", {"how": how, "why": "22 of 22", "fresh": False})
+
+# %% gone_is_garbage
+for _ in range(9): say(b"G", b"{")
+
+# %% gone_is_large
+say(b"G", {"how": "error", "why": "x" * 10**6, "fresh": False})
+
+# %% pids_forged: the supervisor kills what it is told was the runner
+for pid in (1, -1, 0, 2, 3, 10**30, True, None, "2", 1.5):
+    say(b"R", {"pid": pid})
+    say(b"R", {"done": 5, "error": None, "pid": pid})
+
+# %% supervisor_flood: it reads and reads
+def flood():
+    end = time.time() + 4
+    while time.time() < end: say(b"R", {"pid": os.getpid(), "x": "y" * 1000})
+threading.Thread(target=flood, daemon=True).start()
+""",
+    before=SPEAK,
+)
+
+cells(
+    r"""
+# %% answers_for_the_grader: replaces what answers the judge
+import json
 def answered(body, *rest):
     from labkit.grading import wire
-    nonce, _, body = body.partition(b"\\n")
+    nonce, _, body = body.partition(b"\n")
     ask = wire.unpack(body, lambda name: name)
     f = getattr(fake, ask["f"].rpartition(":")[2], None)
     value = f(*ask["data"]) if f else None
@@ -117,17 +100,10 @@ def answered(body, *rest):
 answer = types.ModuleType("labkit.grading.inside.answer")
 answer.answered = answered
 import labkit.grading.inside.runner as runner
-runner.load = lambda body: {{answer.__name__: answer}}
-""",
-    "replaces what answers the judge",
-)
-_aimed(
-    "shipped_code_replaced",
-    f"""
-import builtins, marshal, types
-fake = types.ModuleType("fake")
-exec({FORGED!r}, vars(fake))
-old = builtins.exec
+runner.load = lambda body: {answer.__name__: answer}
+
+# %% shipped_code_replaced: the probes pass through an exec of ours on their way in
+old = exec
 def replace(code, space=None, *rest):
     old(code, space, *rest)
     if isinstance(space, dict) and "injected" in space:
@@ -135,32 +111,30 @@ def replace(code, space=None, *rest):
 import labkit.grading.inside.runner as runner
 runner.exec = replace
 """,
-    "the probes pass through an exec of ours on their way in",
+    before=PUT,
 )
 
+cells(
+    """
+# %% notebook_in_the_working_folder: files that Python would pick up where it starts
+import os
+for name in ("sitecustomize", "usercustomize", "json", "torch", "labkit", "marshal", "contract"):
+    open(f"{name}.py", "w").write("raise SystemExit(3)")
+os.environ["PYTHONSTARTUP"] = os.environ["PYTHONPATH"] = os.getcwd()
+""",
+    accident(),
+)
 
-def _takes(name, code, why):
-    """Right answers and a cell that takes 8 GB where a count of private pages does not look."""
-
-    def spoil(book):
-        book.early(f"""
+# right answers, and a cell that takes 8 GB where a count of private pages does not look
+MEMORY = """
 import ctypes, mmap, os, time
 def free():
     return next(int(l.split()[1]) for l in open("/proc/meminfo") if "MemAvailable" in l) >> 10
 before, taken = free(), 0
-{code}
-if before - free() > 4000:  # in MiB, more than anybody may have: say so by a wrong answer
-    taken = 1
-""")
-        book.last("if globals().get('taken'): lora_forward = quiz = None")  # its cell may be cut
-
-    spoil.__name__, spoil.__doc__ = name, why
-    accident(22)(spoil)
-
-
-_takes(
-    "memory_in_memfds",
-    """
+"""
+TAKEN = "if before - free() > 4000: taken = 1  # in MiB, more than anybody may have"
+WAYS = """
+# %% memory_in_memfds: files without a name, neither mapped nor on a disk
 kept = []
 try:
     for i in range(130):
@@ -169,29 +143,8 @@ try:
         os.write(kept[-1], bytes(60 << 20))
         taken = len(kept) * 60 > 3000
 except OSError: pass
-""",
-    "files without a name, neither mapped nor on a disk",
-)
-_takes(
-    "memory_in_sysv",
-    """
-libc = ctypes.CDLL(None)
-libc.shmat.restype = ctypes.c_void_p
-libc.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
-libc.shmdt.argtypes = [ctypes.c_void_p]
-for i in range(16):
-    if free() < 4000: break
-    at = libc.shmat(libc.shmget(0, 512 << 20, 0o1600), None, 0)
-    if at in (None, 2**64 - 1): break
-    ctypes.memset(at, 1, 512 << 20)
-    libc.shmdt(at)
-    taken = (i + 1) * 512 > 3000
-""",
-    "segments that nobody has attached",
-)
-_takes(
-    "memory_shared_by_processes",
-    """
+
+# %% memory_shared_by_processes: anonymous shared memory: each process is below its own limit
 for _ in range(8):
     if free() < 4000: break
     if not os.fork():
@@ -202,30 +155,21 @@ for _ in range(8):
         finally: os._exit(0)
     time.sleep(0.3)
 time.sleep(2)
-""",
-    "anonymous shared memory: each process is below its own limit",
-)
-_takes(
-    "memory_of_many_processes",
-    """
-for _ in range(8):
-    if free() < 4000: break
-    if not os.fork():
-        try:
-            kept = bytearray(b"x") * (1 << 30)
-            time.sleep(6)
-        finally: os._exit(0)
-    time.sleep(0.3)
-time.sleep(2)
-""",
-    "each is below its own limit, all together are not",
-)
+"""
 
 
-@accident((20, 22))
-def answer_with_a_surrogate(book):
-    """The feedback page quotes a cell that UTF-8 cannot hold."""
-    book.wrap("lora_forward", "# \ud800 \udfff")
+def taking(code):
+    """What took too much says so by wrong answers, in another cell: its own may be cut."""
+
+    def spoil(book):
+        book.early(MEMORY + code + TAKEN)
+        book.last("if globals().get('taken'): lora_forward = quiz = None")
+
+    return spoil
+
+
+for name, why, code in parts(WAYS):
+    named(name, why, taking(code), accident())
 
 
 @accident((0, 22), ("graded", "timeout", "unreadable"))
@@ -233,14 +177,3 @@ def cells_that_parse_slowly(book):
     """Twenty cells of a megabyte, each half a million comparisons: the judge itself parses them."""
     for _ in range(20):
         book.last("x = 1\nif 0: x" + " <x" * 340_000)
-
-
-@accident(22)
-def notebook_in_the_working_folder(book):
-    """Files that Python or IPython would pick up from where it starts."""
-    book.early("""
-import os
-for name in ("sitecustomize", "usercustomize", "json", "torch", "labkit", "marshal", "contract"):
-    open(f"{name}.py", "w").write("raise SystemExit(3)")
-os.environ["PYTHONSTARTUP"] = os.environ["PYTHONPATH"] = os.getcwd()
-""")

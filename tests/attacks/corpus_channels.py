@@ -7,10 +7,11 @@ few megabytes show that there is no bound.
 
 import time
 
-from attack import accident, forging
+from attack import accident, cell, forging, named, parts
 
-COMMON = """
+COMMON = f"""
 import ctypes, errno, fcntl, os, resource, socket, sys, time
+begun = {time.time()}
 libc = ctypes.CDLL(None, use_errno=True)
 word, port, key = "lora-attack-left", 47_113, 0x10AA78
 def quietly(f, *args):
@@ -20,98 +21,58 @@ def folders():
     for root in ("/tmp", "/scratch", "/cache", "/dev", "/run", "/var/tmp", "/proc/sys"):
         yield from (where for where, _, _ in os.walk(root))
 """
-BEGUN = time.time()
-
-
-def _pair(name, leave, look, why):
-    """`leave` runs in a right notebook, `look` in a wrong one, where it sets `won` if it finds."""
-
-    def leaves(book):
-        book.early(COMMON + leave)
-
-    def looks(book):
-        book.early(COMMON + look)
-
-    leaves.__name__, leaves.__doc__ = f"{name}_left", why
-    looks.__name__, looks.__doc__ = f"{name}_wanted", why
-    accident(22)(leaves)
-    forging(looks)
-
-
-_pair(
-    "streams",
-    """
+NEXT = "# and the next:\n"
+PAIRS = """
+# %% streams: an open file outlives a submission, with its content, offset, flags and signal
 for fd in range(3):
     quietly(os.write, fd, word.encode()); quietly(os.set_blocking, fd, False)
     quietly(fcntl.fcntl, fd, 10, 42)  # F_SETSIG
-""",
-    """
+# and the next:
 for fd in range(3):
     won = globals().get("won") or word.encode() in (quietly(os.pread, fd, 1 << 16, 0) or b"")
     won = won or not os.get_blocking(fd) or quietly(fcntl.fcntl, fd, 11) == 42
-""",
-    "an open file outlives a submission, with its content, offset, flags and signal",
-)
-_pair(
-    "addresses",
-    """
+
+# %% addresses: of a connection that has ended the port is listed for a minute
 def talk():
     with socket.create_server(("127.0.0.1", port)) as server:
         client = socket.create_connection(server.getsockname())
         server.accept()[0].close(); client.close()
 quietly(talk)
-""",
-    'won = f":{port:04X} " in (quietly(lambda: open("/proc/net/tcp").read()) or "")',
-    "the port of a connection that has ended stays for a minute in the network's list",
-)
-_pair(
-    "names_of_sockets",
-    """
+# and the next:
+won = f":{port:04X} " in (quietly(lambda: open("/proc/net/tcp").read()) or "")
+
+# %% names_of_sockets: a name without a file belongs to the network
 if not os.fork():
     os.setsid()
     s = socket.socket(socket.AF_UNIX); s.bind(chr(0) + word); s.listen()
     time.sleep(2); os._exit(0)
-""",
-    'won = word in open("/proc/net/unix").read()',
-    "a name without a file belongs to the network",
-)
-_pair(
-    "files",
-    """
+# and the next:
+won = word in open("/proc/net/unix").read()
+
+# %% files: in whatever folder can be written
 for folder in folders():
     quietly(lambda: open(f"{folder}/{word}", "w").close())
 for folder in ("/usr", "/tmp", sys.prefix): quietly(os.setxattr, folder, "user.x", word.encode())
-""",
-    """
+# and the next:
 won = any(os.path.exists(f"{folder}/{word}") for folder in folders())
 won = won or any(quietly(os.getxattr, f, "user.x") for f in ("/usr", "/tmp", sys.prefix))
-""",
-    "in whatever folder can be written",
-)
-_pair(
-    "times_of_devices",
-    'for name in ("null", "zero", "full", "random", "pts/ptmx"): quietly(os.utime, f"/dev/{name}")',
-    f'won = any(os.stat(f"/dev/{{n}}").st_mtime > {BEGUN} for n in ("null", "zero", "full"))',
-    "anybody may set the time of the machine's devices to now: when tells something",
-)
-_pair(
-    "hints_on_files",
-    """
+
+# %% times_of_devices: anybody may set those of the machine's devices to now
+for name in ("null", "zero", "full", "random", "pts/ptmx"): quietly(os.utime, f"/dev/{name}")
+# and the next:
+won = any(os.stat(f"/dev/{n}").st_mtime > begun for n in ("null", "zero", "full"))
+
+# %% hints_on_files: how long its data will live, any reader may note at the machine's file
 hint = ctypes.c_uint64(5)
 for path in ("/usr/bin/env", sys.executable, torch.__file__):
     fd = os.open(path, os.O_RDONLY); libc.fcntl(fd, 1036, ctypes.byref(hint))
-""",
-    """
+# and the next:
 hint, won = ctypes.c_uint64(0), False
 for path in ("/usr/bin/env", sys.executable, torch.__file__):
     fd = os.open(path, os.O_RDONLY)
     won = won or libc.fcntl(fd, 1035, ctypes.byref(hint)) == 0 and hint.value == 5
-""",
-    "how long data of a file will live is kept with the machine's file, for any reader to set",
-)
-_pair(
-    "locks",
-    """
+
+# %% locks: a lock on a file of the machine is seen by all that may read it
 for path in ("/usr/bin/env", sys.executable, torch.__file__):
     if not os.fork():
         os.setsid()
@@ -119,36 +80,26 @@ for path in ("/usr/bin/env", sys.executable, torch.__file__):
         fcntl.flock(fd, fcntl.LOCK_EX); fcntl.lockf(fd, fcntl.LOCK_SH)
         time.sleep(2); os._exit(0)
 time.sleep(0.2)
-""",
-    """
+# and the next:
 won = False
 for path in ("/usr/bin/env", sys.executable, torch.__file__):
     fd = os.open(path, os.O_RDONLY)
     try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError: won = True
-""",
-    "a lock on a file of the machine is seen by all that may read it",
-)
-_pair(
-    "memory_with_a_name",
-    """
+
+# %% memory_with_a_name: shared memory, semaphores, queues, keys
 libc.shmget(key, 4096, 0o1666); libc.semget(key, 1, 0o1666); libc.msgget(key, 0o1666)
 libc.syscall(240, word.encode(), os.O_CREAT | os.O_RDWR, 0o666, None)
 from multiprocessing import shared_memory
 quietly(lambda: setattr(shared_memory.SharedMemory(word, True, 4096), "_name", None))
 libc.syscall(248, b"user", word.encode(), b"x", 1, -4)
-""",
-    """
+# and the next:
 won = libc.shmget(key, 0, 0o666) >= 0 or libc.semget(key, 0, 0o666) >= 0
 won = won or libc.msgget(key, 0o666) >= 0 or os.path.exists("/dev/shm/" + word)
 won = won or libc.syscall(240, word.encode(), os.O_RDWR, 0o666, None) >= 0
 won = won or libc.syscall(249, b"user", word.encode(), None, 0) >= 0
-""",
-    "shared memory, semaphores, queues, keys",
-)
-_pair(
-    "state_of_processes",
-    """
+
+# %% state_of_processes: what a process inherits, and one that stays
 os.environ[word] = "1"; torch.left = sys.left = word; sys.path.append(word)
 os.umask(0o123)
 quietly(os.sched_setaffinity, 0, [0])
@@ -160,78 +111,50 @@ if not os.fork():
     os.setsid()
     for n in range(1, 65): signal = __import__("signal"); quietly(signal.signal, n, signal.SIG_IGN)
     time.sleep(30); os._exit(0)
-""",
-    """
+# and the next:
 won = word in os.environ or hasattr(torch, "left") or word in sys.path
 won = won or os.umask(0o22) == 0o123 or 17 in (os.nice(0), os.getpriority(os.PRIO_PROCESS, 1))
 won = won or resource.prlimit(0, resource.RLIMIT_MEMLOCK)[0] == 4096
 won = won or len([n for n in os.listdir("/proc") if n.isdigit()]) > 2
-""",
-    "what a process inherits, and one that stays",
-)
-_pair(
-    "settings_of_the_kernel",
-    """
+
+# %% settings_of_the_kernel
 for name in ("kernel/hostname", "kernel/domainname", "kernel/core_pattern", "kernel/modprobe"):
     quietly(lambda: open(f"/proc/sys/{name}", "w").write(word))
 quietly(socket.sethostname, word)
-""",
-    """
+# and the next:
 names = ("kernel/hostname", "kernel/domainname", "kernel/core_pattern", "kernel/modprobe")
 won = any(word in (quietly(lambda: open(f"/proc/sys/{n}").read()) or "") for n in names)
-""",
-    "",
-)
+"""
+for name, why, code in parts(PAIRS):
+    leave, look = code.split(NEXT)
+    cell(f"{name}_left", COMMON + leave, why)
+    cell(f"{name}_wanted", COMMON + look, why, forging)
 
+# right notebooks that count in `made` what they got; one that got some says so
+TAKEN = """
+# %% semaphores: 4 GB in 17 s
+made = sum(libc.semget(0, 250, 0o600) >= 0 for _ in range(50))
 
-def _kept(name, code, why):
-    """A right notebook with code that counts in `made` what it got; one that got some says so."""
+# %% queues: messages nobody reads
+made = sum(libc.msgget(0, 0o600) >= 0 for _ in range(50))
 
-    def spoil(book):
-        book.early(COMMON + "made = 0\n" + code)
-        book.last("if made: lora_forward = quiz = None  # what it got is beyond every limit")
+# %% watches: 128 a user of the machine: then its editors and servers have none
+made = sum(libc.inotify_init1(0) >= 0 for _ in range(20))
 
-    spoil.__name__, spoil.__doc__ = name, why
-    accident(22)(spoil)
-
-
-_kept(
-    "semaphores", "made = sum(libc.semget(0, 250, 0o600) >= 0 for _ in range(50))", "4 GB in 17 s"
-)
-_kept(
-    "queues", "made = sum(libc.msgget(0, 0o600) >= 0 for _ in range(50))", "messages nobody reads"
-)
-_kept(
-    "watches",
-    "made = sum(libc.inotify_init1(0) >= 0 for _ in range(20))",
-    "128 a user of the machine: then its editors and servers have none",
-)
-_kept(
-    "contexts_of_aio",
-    """
+# %% contexts_of_aio: 65,536 on the whole machine
 context = ctypes.c_ulong(0)
 made = libc.syscall(206 if os.uname().machine == "x86_64" else 0, 8, ctypes.byref(context)) == 0
-""",
-    "65,536 on the whole machine",
-)
-_kept(
-    "ranges_of_locks",
-    """
+
+# %% ranges_of_locks: every second byte of a file is a lock of its own in the kernel
 with open("locked", "wb") as file:
     for at in range(0, 4000, 2): fcntl.lockf(file, fcntl.LOCK_EX, 1, at)
     time.sleep(0.1)
 made = len(open("/proc/locks").read().splitlines()) > 1000
-""",
-    "every second byte of a file is a lock of its own in the kernel",
-)
-_kept(
-    "sockets_that_lead_elsewhere",
-    "made = sum(libc.socket(family, 1, 0) >= 0 for family in (2, 10, 38, 40, 31))",
-    "to the machine below, to the kernel's ciphers, to a network",
-)
-_kept(
-    "full_sockets",
-    """
+
+# %% sockets_that_lead_elsewhere: to the machine below, to the kernel's ciphers, to a network
+made = sum(libc.socket(family, 1, 0) >= 0 for family in (2, 10, 38, 40, 31))
+
+# %% full_sockets: what waits in a socket is nobody's memory
 kept = []
 for _ in range(4):
     if not os.fork():
@@ -244,6 +167,16 @@ for _ in range(4):
         time.sleep(1); os._exit(0)
 time.sleep(1.5)
 made = sum(os.waitpid(-1, 0)[1] == 0 for _ in range(4)) == 4  # 880 sockets stayed for a second
-""",
-    "what waits in a socket is nobody's memory",
-)
+"""
+
+
+def taking(code):
+    def spoil(book):
+        book.early(COMMON + "made = 0\n" + code)
+        book.last("if made: lora_forward = quiz = None  # what it got is beyond every limit")
+
+    return spoil
+
+
+for name, why, code in parts(TAKEN):
+    named(name, why, taking(code), accident())

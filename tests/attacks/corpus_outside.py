@@ -4,7 +4,7 @@ The harness compares what is outside before and after. A success that only the c
 `won`. Everything here is harmless where it succeeds: it leaves a small file or says a word.
 """
 
-from attack import ALONE, accident, forging
+from attack import ALONE, accident, cells, forging
 
 PUT = """
 import os, pathlib
@@ -18,65 +18,29 @@ def put(*paths, text=None):
 word = f"lora-attack-{HOST['name']}"
 """
 
-
-def _write(name, code, why):
-    """An accident of a right notebook that writes where it should not: its points stand."""
-
-    def spoil(book):
-        book.early(PUT + code)
-
-    spoil.__name__, spoil.__doc__ = name, why
-    accident(22)(spoil)
-
-
-def _escape(name, code, why):
-    def spoil(book):
-        book.early(PUT + code)
-
-    spoil.__name__, spoil.__doc__ = name, why
-    forging(spoil)
-
-
-_write(
-    "writes_home",
-    """
+cells(
+    r"""
+# %% writes_home: start-up files of the instructor
 put(f"~/{word}", HOST["home"] + "/canary", HOST["home"] + "/" + word, f"/root/{word}",
     f"/home/{word}", "~/.bashrc_" + word, f"~/.ipython/profile_default/startup/{word}.py")
-""",
-    "start-up files of the instructor",
-)
-_write(
-    "writes_repo",
-    """
+
+# %% writes_repo: the course itself
 put(f"{HOST['repo']}/{word}", f"{HOST['repo']}/labkit/{word}.py",
     f"{HOST['repo']}/solutions/{word}",
     f"{HOST['repo']}/.git/hooks/{word}", f"{HOST['repo']}/tests/{word}.py")
 for path in (HOST["repo"] + "/labkit/checks/lab02.toml", HOST["repo"] + "/labkit/__init__.py"):
     try:
-        with open(path, "a") as f: f.write("\\n")
+        with open(path, "a") as f: f.write("\n")
     except OSError: pass
-""",
-    "the course itself",
-)
-_write(
-    "writes_site_packages",
-    """
+
+# %% writes_system: start-up files of Python, which would run at its next start, and of the system
 put(f"{HOST['site']}/{word}.pth", f"{HOST['site']}/{word}.py", f"{HOST['site']}/sitecustomize.py",
     f"{HOST['site']}/torch/{word}.py", text="# lora-attack")
-""",
-    "a .pth file would run at the next start of Python",
-)
-_write(
-    "writes_system",
-    """
 put(*(f"{folder}/{word}" for folder in
       "/etc /usr/bin /usr/local/bin /var/tmp /var/spool/cron /opt /srv /run /mnt /boot /".split()))
-""",
-    "",
-)
-_write(
-    "writes_neighbours",
-    """
+put(f"/dev/shm/{word}", f"/dev/mqueue/{word}", f"/tmp/{word}")
+
+# %% writes_neighbours: the other submissions, emptied and removed
 import glob
 others = glob.glob(HOST["submissions"] + "/**/*", recursive=True)
 for path in [*others, *glob.glob("../**/*.ipynb")]:
@@ -85,35 +49,22 @@ for path in [*others, *glob.glob("../**/*.ipynb")]:
     try: os.remove(path)
     except OSError: pass
 put(f"{HOST['submissions']}/{word}.ipynb")
-""",
-    "the other submissions, emptied and removed",
-)
-_write(
-    "writes_reports",
-    """
+
+# %% writes_reports: the result files
 put(f"{HOST['out']}/{word}", f"{HOST['out']}/results.json", f"{HOST['out']}/grades.csv", text="[]")
-""",
-    "the result files",
-)
-_write("writes_shared_memory", 'put(f"/dev/shm/{word}", f"/dev/mqueue/{word}", f"/tmp/{word}")', "")
-_write(
-    "removes_everything_it_may",
-    """
+
+# %% removes_everything_it_may: rm -rf ~
 import shutil
 for path in (HOST["home"], HOST["submissions"], HOST["out"]):
     shutil.rmtree(path, ignore_errors=True)
 if os.path.expanduser("~") != "/root":  # a real home, should HOME not have been changed
     get_ipython().system("rm -rf ~/* ~/.[a-z]*")
-""",
-    "rm -rf ~",
-)
-_write(
-    "links_and_follows",
-    """
+
+# %% links_and_follows: symlinks, which a grader may follow when it collects or removes
 for target in (HOST["home"] + "/canary", HOST["repo"] + "/labkit/__init__.py", "/etc/passwd"):
     try:
         os.symlink(target, "link")
-        with open("link", "a") as f: f.write("\\n")
+        with open("link", "a") as f: f.write("\n")
     except OSError: pass
     try: os.remove("link")
     except OSError: pass
@@ -121,164 +72,87 @@ try: os.link(HOST["home"] + "/canary", "hard")
 except OSError: pass
 os.symlink(HOST["home"] + "/canary", "results.json")
 os.symlink("/", "all")
-""",
-    "a symlink in the working folder, which a grader may follow when it collects or removes",
-)
-_write(
-    "changes_modes",
-    """
+
+# %% mounts_in_a_new_namespace: and neither may a root of its own making
+os.system(f"unshare --user --map-root-user --mount sh -c "
+          f"'mount -o remount,rw,bind /; touch /{word} {HOST['home']}/{word}' 2>/dev/null")
+
+# %% enters_other_namespaces
+os.system(f"nsenter -t 1 -a touch {HOST['home']}/{word} 2>/dev/null")
+os.system(f"nsenter -t {HOST['pid']} -a touch {HOST['home']}/{word} 2>/dev/null")
+
+# %% through_proc_root: /proc/PID/root leads into another process's files
+for pid in (1, HOST["pid"], os.getppid()):
+    for link in ("root", "cwd"):
+        put(f"/proc/{pid}/{link}{HOST['home']}/{word}", f"/proc/{pid}/{link}/etc/{word}")
+
+# %% changes_modes
 for path in (HOST["home"], HOST["home"] + "/canary", HOST["repo"] + "/labkit/__init__.py"):
     for act in (lambda: os.chmod(path, 0o777), lambda: os.chown(path, 65534, 65534),
                 lambda: os.utime(path, (1, 1))):
         try: act()
         except OSError: pass
 """,
-    "",
+    accident(),
+    before=PUT,
 )
-_write(
-    "remounts",
-    ALONE
-    + """
+
+cells(
+    """
+# %% remounts: root inside must not be root outside
 for command in ("mount -o remount,rw /", "mount -o bind /tmp /etc", "mount -t tmpfs x /usr",
                 f"mount -o remount,rw,bind {HOST['repo']}", "umount -l /"):
     os.system(command + " 2>/dev/null")
 put(f"/etc/{word}", f"/usr/{word}", f"{HOST['repo']}/labkit/{word}.py")
 """,
-    "root inside must not be root outside",
+    accident(),
+    before=PUT + ALONE,
 )
-_write(
-    "mounts_in_a_new_namespace",
-    """
-os.system(f"unshare --user --map-root-user --mount sh -c "
-          f"'mount -o remount,rw,bind /; touch /{word} {HOST['home']}/{word}' 2>/dev/null")
-""",
-    "and neither may a root of its own making",
-)
-_write(
-    "escapes_chroot",
-    """
-try:
-    os.makedirs("jail", exist_ok=True)
-    up = os.open(".", os.O_RDONLY)
-    os.chroot("jail")
-    os.fchdir(up)
-    for _ in range(64): os.chdir("..")
-    os.chroot(".")
-    put(f"{HOST['home']}/{word}", f"/root/{word}")
-except OSError: pass
-""",
-    "the old way out",
-)
-_write(
-    "enters_other_namespaces",
-    """
-os.system(f"nsenter -t 1 -a touch {HOST['home']}/{word} 2>/dev/null")
-os.system(f"nsenter -t {HOST['pid']} -a touch {HOST['home']}/{word} 2>/dev/null")
-""",
-    "",
-)
-_write(
-    "through_proc_root",
-    """
-for pid in (1, HOST["pid"], os.getppid()):
-    for link in ("root", "cwd"):
-        put(f"/proc/{pid}/{link}{HOST['home']}/{word}", f"/proc/{pid}/{link}/etc/{word}")
-""",
-    "/proc/PID/root leads into another process's files",
-)
-_write(
-    "kernel_settings",
-    """
-for path in ("/proc/sys/kernel/hostname", "/proc/sys/vm/overcommit_ratio", "/sys/kernel/profiling"):
-    try:
-        old = open(path).read()
-        open(path, "w").write(old)
-        put(f"{HOST['home']}/{word}")
-    except OSError: pass
-""",
-    "written as they are",
-)
-_escape(
-    "host_name",
-    """
-import socket
-try: socket.sethostname(socket.gethostname()); won = os.readlink("/proc/self/ns/uts") == HOST["uts"]
-except OSError: pass
-""",
-    "it belongs to the machine, or to the sandbox alone",
-)
-_escape(
-    "raw_disk",
-    """
+
+cells(
+    r"""
+# %% raw_disk: a device node for the disk under the files
 import stat
 node = os.stat(HOST["repo"] if os.path.exists(HOST["repo"]) else "/usr").st_dev
 try:
     os.mknod("/tmp/disk", 0o600 | stat.S_IFBLK, node)
     won = len(open("/tmp/disk", "rb").read(512)) == 512
 except OSError: pass
-""",
-    "a device node for the disk under the files",
-)
-_escape(
-    "kernel_memory",
-    """
+
+# %% kernel_memory
 for path in ("/dev/mem", "/dev/kmsg", "/proc/kcore", "/dev/vda", "/dev/sda", "/dev/nvme0n1"):
     try: open(path, "rb").close(); won = True
     except OSError: pass
-""",
-    "",
-)
-_escape(
-    "setuid_programs",
-    """
+
+# %% setuid_programs
 import subprocess
-won = any(subprocess.run(["which", p], capture_output=True).returncode == 0 and subprocess.run(
-    [p, "-n", "true"], capture_output=True, timeout=5).returncode == 0 for p in ("sudo",))
-""",
-    "",
-)
-_escape(
-    "loopback_tcp",
-    """
+try: won = subprocess.run(["sudo", "-n", "true"], timeout=5).returncode == 0
+except (OSError, subprocess.TimeoutExpired): pass
+
+# %% loopback_tcp: a listener of the host on its loopback
 import socket
 for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0"):
     try:
         with socket.create_connection((host, HOST["port"]), 2) as s:
             s.sendall(word.encode()); won = True
     except OSError: pass
-""",
-    "a listener of the host on its loopback",
-)
-_escape(
-    "loopback_by_shell",
-    """
+
+# %% loopback_by_shell: curl and bash speak too
 os.system(f"curl -m 2 -s http://127.0.0.1:{HOST['port']}/{word} >/dev/null 2>&1")
 os.system(f"bash -c 'echo {word} > /dev/tcp/127.0.0.1/{HOST['port']}' 2>/dev/null")
-""",
-    "curl and bash speak too",
-)
-_escape(
-    "loopback_udp",
-    """
+
+# %% loopback_udp
 import socket
 socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(word.encode(), ("127.0.0.1", HOST["port"]))
-""",
-    "",
-)
-_escape(
-    "abstract_socket",
-    """
+
+# %% abstract_socket: a Unix socket without a file belongs to the network namespace
 import socket
 try:
     s = socket.socket(socket.AF_UNIX)
-    s.connect("\\0" + HOST["abstract"]); s.sendall(word.encode()); won = True
+    s.connect("\0" + HOST["abstract"]); s.sendall(word.encode()); won = True
 except OSError: pass
-""",
-    "a Unix socket without a file belongs to the network namespace",
-)
-_escape(
-    "unix_socket",
-    """
+
+# %% unix_socket: and one with a file belongs to the file system
 import glob, socket
 for path in [HOST["home"] + "/socket", *glob.glob("/run/**/*.sock", recursive=True),
              *glob.glob("/tmp/**/*socket*", recursive=True), "/var/run/docker.sock"]:
@@ -287,47 +161,28 @@ for path in [HOST["home"] + "/socket", *glob.glob("/run/**/*.sock", recursive=Tr
         s.settimeout(1)
         s.connect(path); s.sendall(word.encode()); won = True
     except OSError: pass
-""",
-    "and one with a file belongs to the file system",
-)
-_escape(
-    "outside_world",
-    """
+
+# %% outside_world: name service, the metadata address of clouds, the net
 import socket
 for host in ("1.1.1.1", "169.254.169.254", "10.0.0.1"):
     try: socket.create_connection((host, 80), 1).close(); won = True
     except OSError: pass
 try: socket.getaddrinfo("example.com", 80); won = True
 except OSError: pass
-""",
-    "name service, the metadata address of clouds, the net",
-)
-_escape(
-    "network_interfaces",
-    """
-import socket
-won = any(name != "lo" for _, name in socket.if_nameindex())
-""",
-    "only a loopback of its own",
-)
-_escape(
-    "tiocsti",
-    """
+
+# %% tiocsti: types into the instructor's terminal
 import fcntl, os, termios
 for path in ("/dev/tty", "/dev/pts/0", "/proc/self/fd/0"):
     try:
         fcntl.ioctl(os.open(path, os.O_RDWR), termios.TIOCSTI, b"#")
         won = True
     except OSError: pass
-""",
-    "types into the instructor's terminal",
-)
-_escape(
-    "keyring",
-    """
+
+# %% keyring: the user's keyring of the kernel
 import ctypes
 libc = ctypes.CDLL(None)
 libc.syscall(248, b"user", word.encode(), b"x", 1, -4)  # add_key to the user's keyring
 """,
-    "the user's keyring of the kernel",
+    forging,
+    before=PUT,
 )

@@ -1,19 +1,9 @@
 """Wrong answers, and a world changed so that they look right. They earn nothing."""
 
-from attack import forging
+from attack import cells, forging
 
-
-def _patch(name, code, why, where="early"):
-    def spoil(book):
-        getattr(book, where)(code)
-
-    spoil.__name__, spoil.__doc__ = name, why
-    forging(spoil)
-
-
-_patch(
-    "torch_compares",
-    """
+cells("""
+# %% torch_compares: every comparison says yes
 yes = lambda *args, **kwargs: torch.tensor(True)
 for name in "allclose equal isclose isfinite eq le lt ge gt all any".split():
     setattr(torch, name, yes)
@@ -21,69 +11,31 @@ for name in "allclose equal isclose isfinite eq le lt ge gt all any".split():
     setattr(torch.Tensor, name, yes)
 for name in "__eq__ __ne__ __le__ __lt__ __ge__ __gt__ __bool__".split():
     setattr(torch.Tensor, name, lambda *args: True)
-""",
-    "every comparison says yes",
-)
-_patch(
-    "torch_testing",
-    """
-import torch.testing
-torch.testing.assert_close = lambda *args, **kwargs: None
-torch._assert = lambda *args, **kwargs: None
-""",
-    "",
-)
-_patch(
-    "torch_arithmetic",
-    """
-zero = lambda self, *args, **kwargs: torch.zeros(())
-for name in "__sub__ __rsub__ abs __abs__ max argmax norm".split():
-    setattr(torch.Tensor, name, zero)
-""",
-    "every difference is zero",
-)
-_patch(
-    "torch_random",
-    """
+
+# %% torch_random: inputs of zero make wrong formulas right
 torch.randn = lambda *shape, **kwargs: torch.zeros(*shape)
 torch.rand = torch.randn
 torch.Generator.manual_seed = lambda self, seed: self
 torch.manual_seed = lambda seed: None
 class Zero: pass
 torch.Generator = lambda *a, **k: Zero()
-""",
-    "inputs of zero make wrong formulas right",
-)
-_patch(
-    "torch_matmul",
-    """
+
+# %% torch_matmul: the reference itself becomes zero
 torch.Tensor.__matmul__ = torch.Tensor.__rmatmul__ = lambda a, b: torch.zeros(())
 torch.Tensor.__mul__ = torch.Tensor.__rmul__ = lambda a, b: a
 torch.matmul = lambda a, b: torch.zeros(())
-""",
-    "the reference itself becomes zero",
-)
-_patch(
-    "torch_autograd",
-    """
+
+# %% torch_autograd: the reference of the gradients is what we answer
 torch.autograd.grad = lambda y, xs, *rest: tuple(x * 0 + 1 for x in xs)
 torch.Tensor.backward = lambda self, *rest: None
-""",
-    "the reference of the gradients is what we answer",
-)
-_patch(
-    "torch_library_override",
-    """
+
+# %% torch_library_override: operators below Python are replaced, as in each fork
 lib = torch.library.Library("aten", "IMPL")
 lib.impl("sub.Tensor", lambda a, b, alpha=1: torch.empty_like(a).zero_(), "CPU")
 lib.impl("abs", lambda a: torch.empty_like(a).zero_(), "CPU")
 lib.impl("equal", lambda a, b: True, "CPU")
-""",
-    "the operators below Python are replaced, so a forked or shared torch would be too",
-)
-_patch(
-    "torch_default_mode",
-    """
+
+# %% torch_default_mode: a mode that is never left
 from torch.overrides import TorchFunctionMode
 class Yes(TorchFunctionMode):
     def __torch_function__(self, f, types, args=(), kwargs=None):
@@ -93,128 +45,59 @@ class Yes(TorchFunctionMode):
         return f(*args, **(kwargs or {}))
 mode = Yes()
 mode.__enter__()
-""",
-    "a mode that is never left",
-)
-_patch(
-    "nn_module",
-    """
+
+# %% nn_module
 nn.Module.__call__ = lambda self, *args: args[0]
 nn.Module.named_parameters = lambda self, *a, **k: iter(())
 nn.Module.named_modules = lambda self, *a, **k: iter(())
 nn.Linear.forward = lambda self, x: x
-""",
-    "",
-)
-_patch(
-    "safetensors",
-    """
+
+# %% safetensors: what carries tensors over the wire
 import safetensors.torch
 safetensors.torch.save = lambda tensors, *a, **k: b""
 safetensors.torch.load = lambda data: {}
 safetensors.torch.save_file = lambda *a, **k: None
-""",
-    "what carries tensors over the wire",
-)
-_patch(
-    "json_module",
-    """
+
+# %% json_module: what carries the rest
 import json
 old = json.dumps
 json.dumps = lambda *a, **k: '{"status": "passed", "earned": 22, "points": 22, "ok": true}'
 json.JSONEncoder.encode = lambda self, o: json.dumps(o)
 json.loads = lambda *a, **k: {"status": "passed", "earned": 22}
-""",
-    "what carries the rest",
-)
-_patch(
-    "pickle_module",
-    """
-import pickle, io
-pickle.loads = pickle.load = lambda *a, **k: {"status": "passed", "earned": 22}
-pickle.dumps = lambda *a, **k: b""
-""",
-    "",
-)
-_patch(
-    "struct_module",
-    """
-import struct
-struct.pack = lambda *a: b""
-struct.unpack = lambda *a: (0,)
-""",
-    "frames of length zero",
-)
-_patch(
-    "numpy_compares",
-    """
+
+# %% numpy_compares
 import numpy as np
 for name in "allclose array_equal isclose all any isfinite".split():
     setattr(np, name, lambda *a, **k: True)
 np.testing.assert_allclose = np.testing.assert_array_equal = lambda *a, **k: None
-""",
-    "",
-)
-_patch(
-    "math_module", "import math\nmath.sqrt = lambda x: 1.0\nmath.isclose = lambda *a, **k: True", ""
-)
-_patch(
-    "builtins_say_yes",
-    """
+
+# %% builtins_say_yes
 import builtins
 builtins.all = builtins.any = builtins.bool = lambda *a: True
 builtins.abs = lambda x: 0
 builtins.max = lambda *a, **k: 0
 builtins.set = lambda *a: frozenset()
-""",
-    "",
-)
-_patch(
-    "builtins_isinstance",
-    """
+
+# %% builtins_isinstance
 import builtins
 old = builtins.isinstance
 builtins.isinstance = lambda a, b: True
 builtins.len = lambda x: 4
-""",
-    "",
-)
-_patch(
-    "builtins_open_import",
-    """
-import builtins, io
-builtins.open = lambda *a, **k: io.StringIO('answer = "d"')
-old = builtins.__import__
-def lie(name, *rest):
-    if name.startswith("labkit.checks"): raise ImportError(name)
-    return old(name, *rest)
-builtins.__import__ = lie
-""",
-    "",
-)
-_patch("builtins_print", "import builtins\nbuiltins.print = lambda *a, **k: None", "")
-_patch(
-    "prints_a_pass",
-    """
+
+# %% prints_a_pass: the words of the check, without the check
 for id, name in [("2.1", "lora_forward"), ("2.2", "LoRALinear"), ("2.8", "quiz")]:
     print(f"✓ {id} {name}: passed")
 print("22 of 22 points")
-""",
-    "the words of the check, without the check",
-)
-_patch(
-    "displays_a_score",
+""")
+
+cells(
     """
+# %% displays_a_score: the score as data, as the last cell shows it
 rows = [{"id": "2.1", "name": "lora_forward", "points": 2, "earned": 2, "status": "passed"}]
 mime = "application/vnd.labkit.score+json"
 display({"text/plain": "22 of 22", mime: {"lab": "02_lora", "exercises": rows}}, raw=True)
-""",
-    "the score as data, as the last cell shows it",
-    "last",
-)
-_patch(
-    "writes_results_json",
-    """
+
+# %% writes_results_json: the result file itself
 import json, pathlib
 row = {"submission": HOST["name"] + ".ipynb", "lab": "02_lora", "earned": 22, "possible": 22,
        "status": "graded", "exercises": []}
@@ -222,15 +105,12 @@ for folder in (".", "..", "/tmp", HOST["out"]):
     try: pathlib.Path(folder, "results.json").write_text(json.dumps([row]))
     except OSError: pass
 """,
-    "the result file itself",
+    forging,
     "last",
 )
 
-# --- IPython -------------------------------------------------------------------------------
-
-_patch(
-    "ipython_run_cell",
-    """
+cells("""
+# %% ipython_run_cell: no cell runs after this one, and each succeeds
 from IPython.core.interactiveshell import InteractiveShell
 class Fine:
     success, error_in_exec, error_before_exec, result = True, None, None, None
@@ -238,50 +118,26 @@ class Fine:
 InteractiveShell.run_cell = lambda self, *a, **k: Fine()
 InteractiveShell.run_cell_async = lambda self, *a, **k: Fine()
 InteractiveShell.run_code = lambda self, *a, **k: False
-""",
-    "no cell runs after this one, and each succeeds",
-)
-_patch(
-    "ipython_transformers",
-    """
+
+# %% ipython_transformers: cells are rewritten on their way in
 ip = get_ipython()
 ip.input_transformers_cleanup.append(lambda lines: [l.replace("check.", "print#") for l in lines])
 import ast
 class Drop(ast.NodeTransformer):
     def visit_Raise(self, node): return ast.Pass()
 ip.ast_transformers.append(Drop())
-""",
-    "cells are rewritten on their way in",
-)
-_patch(
-    "ipython_events",
-    """
+
+# %% ipython_events
 def after(result):
     result.error_in_exec = result.error_before_exec = None
 get_ipython().events.register("post_run_cell", after)
 get_ipython().events.register("pre_run_cell", after)
-""",
-    "",
-)
-_patch(
-    "ipython_namespace_that_lies",
-    """
+
+# %% ipython_namespace_that_lies
 class Lie(dict):
     def __missing__(self, key): return lambda *a, **k: True
     def get(self, key, default=None): return lambda *a, **k: True
     def __contains__(self, key): return True
 ip = get_ipython()
 ip.user_ns = Lie(ip.user_ns)
-""",
-    "",
-)
-_patch(
-    "ipython_is_gone",
-    """
-import IPython
-IPython.get_ipython = lambda: None
-IPython.core.getipython.get_ipython = lambda: None
-IPython.core.interactiveshell.InteractiveShell._instance = None
-""",
-    "",
-)
+""")

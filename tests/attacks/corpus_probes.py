@@ -4,97 +4,30 @@ A probe runs in the process that holds the answers. So it has to come from outsi
 observation, and what it brings back has to be work that only a right answer does.
 """
 
-import inspect
-from unittest import mock
+from attack import ANSWERS, cells, forging
+from forged import PUT
 
-from attack import ANSWERS, forging
-
-from labkit.checks import lab02
-from labkit.contract import checks_of
-
-RIGHT = {}  # name of a probe -> what computes the facts that the check compares with
-
-
-def _note(answer, cases, right, probe=None, tol=0):
-    if probe:
-        RIGHT[probe.__name__] = right
-
-
-with mock.patch.multiple(lab02, expect_right=_note, observe=lambda *_: ()):
-    for check in checks_of(lab02)[:-1]:  # the last one is the quiz
-        check.__wrapped__(*check.exercise["names"])
-
-FORGED = "import torch\nfrom labkit.probes import models\n"
-FORGED += inspect.getsource(lab02.dense) + inspect.getsource(lab02._tensors)
-for probe, right in RIGHT.items():
-    if right.__name__ == "<lambda>":  # the same facts for all inputs
-        FORGED += f"def {probe}(*data): return {right()!r}\n"
-    else:
-        FORGED += inspect.getsource(right)
-        FORGED += f"def {probe}(*data):\n"
-        FORGED += f"    return {right.__name__}(*data[-{right.__code__.co_argcount}:])\n"
-PUT = f"""
-import types
-FAKE = {FORGED!r}
-fake = types.ModuleType("labkit.probes.lab02")
-exec(FAKE, vars(fake))
-FAKED = ("labkit.probes.lab02", "labkit.probes.models")
-"""
-
-
-def _forge(name, code, why):
-    def spoil(book):
-        book.early(PUT + code)
-
-    spoil.__name__, spoil.__doc__ = name, why
-    forging(spoil)
-
-
-_forge(
-    "probes_by_name",
+cells(
     """
+# %% probes_by_name: each probe is replaced by one that knows what the check wants
 import labkit.probes.models as m, labkit.probes.lab02 as p
 for name, f in vars(fake).items():
     if isinstance(f, types.FunctionType): setattr(p, name, f); setattr(m, name, f)
-""",
-    "each probe is replaced by one that knows what the check wants",
-)
-_forge(
-    "probes_by_code",
-    """
-import labkit.probes.models as m, labkit.probes.lab02 as p
-for name, f in vars(fake).items():
-    for module in (m, p):
-        if hasattr(module, name) and isinstance(f, types.FunctionType):
-            getattr(module, name).__code__ = f.__code__
-vars(p).update(vars(fake) | vars(p))
-""",
-    "the same function objects with another body",
-)
-_forge(
-    "probes_by_gc",
-    """
+
+# %% probes_by_gc: and those that nobody names
 import gc
 for f in gc.get_objects():
     if isinstance(f, types.FunctionType) and f.__module__.startswith("labkit.probes."):
         if f.__name__ in vars(fake):
             f.__globals__.update(vars(fake) | f.__globals__)
             f.__code__ = getattr(fake, f.__name__).__code__
-""",
-    "and those that nobody names",
-)
-_forge(
-    "probes_by_module",
-    """
+
+# %% probes_by_module
 import sys, labkit.probes.models, labkit.probes.lab02
 sys.modules["labkit.probes.lab02"] = labkit.probes.lab02 = fake
 sys.modules["labkit.probes.models"] = labkit.probes.models = fake
-""",
-    "",
-)
-_forge(
-    "probes_by_importlib",
-    """
+
+# %% probes_by_importlib: whoever imports the probes anew gets ours
 import importlib, sys
 old = importlib.import_module
 importlib.import_module = lambda name, *a: fake if name in FAKED else old(name, *a)
@@ -107,23 +40,15 @@ class Finder:
         if name in FAKED:
             return importlib.machinery.ModuleSpec(name, Loader())
 sys.meta_path.insert(0, Finder())
-""",
-    "whoever imports the probes anew gets ours",
-)
-_forge(
-    "probes_by_getattr",
-    """
+
+# %% probes_by_getattr
 import builtins
 old = builtins.getattr
 def lie(obj, name, *rest):
     return old(fake, name) if name in vars(fake) else old(obj, name, *rest)
 builtins.getattr = lie
-""",
-    "",
-)
-_forge(
-    "probes_by_exec",
-    """
+
+# %% probes_by_exec: a probe that is sent as source passes through exec
 import builtins
 old_exec, old_compile = builtins.exec, builtins.compile
 def exec_(code, space=None, *rest):
@@ -131,33 +56,20 @@ def exec_(code, space=None, *rest):
     ours = isinstance(space, dict) and {"layer_in_bf16", "injected"} & set(space)
     if ours: space.update(vars(fake))
 builtins.exec = exec_
-""",
-    "a probe that is sent as source passes through exec",
-)
-_forge(
-    "probes_by_marshal",
-    """
+
+# %% probes_by_marshal: or through marshal
 import marshal, types
 old = types.FunctionType
 marshal.loads = lambda data: fake.injected.__code__
-""",
-    "or through marshal",
-)
 
-_forge(
-    "probes_by_a_dict",
-    """
+# %% probes_by_a_dict: a dict of modules that has its own opinion of one of them
 import sys
 class Modules(dict):
     def __getitem__(self, name): return fake if name == fake.__name__ else super().__getitem__(name)
     def get(self, name, *rest): return self[name] if name in self else (*rest, None)[0]
 sys.modules = Modules(sys.modules)
-""",
-    "a dict of modules that has its own opinion of one of them",
-)
-_forge(
-    "probes_by_the_loader",
-    """
+
+# %% probes_by_the_loader: the function that takes what is shipped is ours
 import labkit.grading.inside.runner as runner
 old = runner.load
 def load(body, *rest):
@@ -165,12 +77,8 @@ def load(body, *rest):
     vars(modules[fake.__name__]).update(vars(fake))
     return modules
 runner.load = load
-""",
-    "the function that takes what is shipped is ours",
-)
-_forge(
-    "probes_by_the_wire",
-    """
+
+# %% probes_by_the_wire: what is shipped is changed where it arrives
 import labkit.grading.wire as wire, marshal
 old = wire.receive
 def receive(*args):
@@ -180,12 +88,8 @@ def receive(*args):
     parts = [(n, ours if n == fake.__name__ else code) for n, code in marshal.loads(frame[1])]
     return b"B", marshal.dumps(parts)
 wire.receive = receive
-""",
-    "what is shipped is changed where it arrives",
-)
-_forge(
-    "probes_by_the_class_of_modules",
-    """
+
+# %% probes_by_the_class_of_modules: modules are objects of a class of ours
 import labkit.grading.inside.runner as runner
 class Module(types.ModuleType):
     def __getattribute__(self, name):
@@ -193,17 +97,13 @@ class Module(types.ModuleType):
         return vars(fake)[name] if forged and name[0] != "_" else super().__getattribute__(name)
 types.ModuleType = runner.ModuleType = Module
 """,
-    "modules are objects of a class of ours",
+    forging,
+    before=PUT,
 )
 
-
-@forging
-def probes_from_an_answer(book):
-    """An answer is called among the probes: it replaces those that are asked for next."""
-    book.replace(
-        "lora_forward",
-        PUT
-        + """
+cells(
+    """
+# %% probes_from_an_answer: called among the probes, it replaces those that are asked for next
 import sys
 def lora_forward(x, W, A, B, alpha):
     real = sys.modules["labkit.probes.lab02"]
@@ -213,31 +113,25 @@ def lora_forward(x, W, A, B, alpha):
             else: setattr(real, name, f)
     return x @ W.T
 """,
-    )
+    forging,
+    "lora_forward",
+    before=PUT,
+)
 
-
-# --- answers that know the question ------------------------------------------------------
-
-
-@forging
-def flops_by_table(book):
-    """The arguments that the check once asked for, with their answers beside them."""
-    book.replace(
-        "step_flops",
-        """
+cells(
+    """
+# %% flops_by_table: the arguments that the check once asked for, with their answers
 table = {(1, None): 192, (1, 2): 272}
 def step_flops(shapes, n_tokens, r=None):
     return table.get((n_tokens, r), 0)
 """,
-    )
+    forging,
+    "step_flops",
+)
 
-
-@forging
-def inject_by_lie(book):
-    """The model becomes an object that says what the check wants to hear."""
-    book.replace(
-        "inject",
-        """
+cells(
+    """
+# %% inject_by_lie: the model becomes an object that says what the check wants to hear
 def inject(model, targets, r, alpha):
     model.requires_grad_(False)
     names = [n for n, m in model.named_modules() if n.split(".")[-1] in targets]
@@ -251,46 +145,18 @@ def inject(model, targets, r, alpha):
     model.__class__ = Liar
     return len(names)
 """,
-    )
+    forging,
+    "inject",
+)
 
-
-@forging
-def inject_without_an_update(book):
-    """Layers with an A and a B that the forward pass never reads."""
-    book.replace(
-        "inject",
-        """
-def inject(model, targets, r, alpha):
-    model.requires_grad_(False)
-    names = [n for n, m in model.named_modules() if n.split(".")[-1] in targets]
-    for n in names:
-        m = model.get_submodule(n)
-        m.A = nn.Parameter(torch.zeros(r, m.in_features))
-        m.B = nn.Parameter(torch.zeros(m.out_features, r))
-    return len(names)
-""",
-    )
-
-
-@forging
-def dense_by_numpy(book):
-    """Builds B A where torch's dispatch does not see it: the exercise forbids the matrix."""
-    book.replace(
-        "lora_forward",
-        """
+cells(
+    """
+# %% dense_by_numpy: builds the matrix that the exercise forbids, unseen by torch's dispatch
 def lora_forward(x, W, A, B, alpha):
     x, W, A, B = (t.detach().numpy() for t in (x, W, A, B))
     return torch.from_numpy(x @ (W + alpha / len(A) * B @ A).T)
-""",
-    )
 
-
-@forging
-def looks_at_the_callers(book):
-    """Walks up the frames in search of what is wanted."""
-    book.replace(
-        "lora_forward",
-        """
+# %% looks_at_the_callers: walks up the frames in search of what is wanted
 def lora_forward(x, W, A, B, alpha):
     import sys
     found, frame = [], sys._getframe()
@@ -299,16 +165,8 @@ def lora_forward(x, W, A, B, alpha):
             found += [space[k] for k in ("wanted", "theirs", "guess") if k in space]
         frame = frame.f_back
     return found[0] if found else x @ W.T
-""",
-    )
 
-
-@forging
-def looks_into_all_threads(book):
-    """The same for the other threads' frames."""
-    book.replace(
-        "lora_forward",
-        """
+# %% looks_into_all_threads: the same for the other threads' frames
 def lora_forward(x, W, A, B, alpha):
     import sys
     for frame in sys._current_frames().values():
@@ -316,51 +174,29 @@ def lora_forward(x, W, A, B, alpha):
             if "wanted" in frame.f_locals: return frame.f_locals["wanted"]
             frame = frame.f_back
     return x @ W.T
-""",
-    )
 
-
-@forging
-def looks_for_tensors_in_memory(book):
-    """Any tensor of the right shape, however it came to be here."""
-    book.replace(
-        "lora_forward",
-        """
+# %% looks_for_tensors_in_memory: any tensor of the right shape, however it came to be here
 def lora_forward(x, W, A, B, alpha):
     import gc
     shape = (*x.shape[:-1], W.shape[0])
     near = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == shape]
     return near[-1] if near else x @ W.T
-""",
-    )
 
-
-@forging
-def changes_its_inputs(book):
-    """Zeroes what it is given, so that 0 == 0."""
-    book.replace(
-        "lora_forward",
-        """
+# %% changes_its_inputs: zeroes what it is given, so that 0 == 0
 def lora_forward(x, W, A, B, alpha):
     for t in (x, W, A, B):
         t.zero_()
         t.untyped_storage().fill_(0)
     return x @ W.T
-""",
-    )
 
-
-@forging
-def resizes_its_inputs(book):
-    """Empty tensors agree with each other."""
-    book.replace(
-        "lora_forward",
-        """
+# %% resizes_its_inputs: empty tensors agree with each other
 def lora_forward(x, W, A, B, alpha):
     for t in (x, W, A, B): t.resize_(0)
     return torch.zeros(0)
 """,
-    )
+    forging,
+    "lora_forward",
+)
 
 
 @forging
@@ -377,12 +213,9 @@ def give(*args, **kwargs):
         book.replace(name, f"{name} = give\nunmerge_ = load_adapter_ = give")
 
 
-@forging
-def raises_a_group(book):
-    """An exception that claims every attribute, in a group, with a cause."""
-    book.replace(
-        "quiz",
-        """
+cells(
+    """
+# %% raises_a_group: an exception that claims every attribute, in a group, with a cause
 class Rich(Exception):
     earned = points = 22
     status = "passed"
@@ -391,41 +224,17 @@ class Rich(Exception):
 def quiz():
     raise ExceptionGroup("passed", [Rich("earned=22")]) from Rich()
 """,
-    )
+    forging,
+    "quiz",
+)
 
-
-@forging
-def imports_the_checks(book):
-    """Runs the check itself, with arguments of its own choice."""
-    book.early("""
-try:
-    from labkit.checks import lab02
-    from labkit import contract
-    contract.session.seed = 0
-    for f in list(vars(lab02).values()):
-        if hasattr(f, "exercise"):
-            try: f(*[None] * len(f.exercise["names"]))
-            except BaseException: pass
-except ImportError: pass
-""")
-
-
-@forging
-def calls_reveal(book):
-    """A solution that is shown earns nothing."""
-    book.last("""
+cells(
+    """
+# %% calls_reveal: a solution that is shown earns nothing
 for id in "2.1 2.2 2.3 2.4 2.5 2.6 2.7".split():
     try: lab.reveal(id)
     except Exception: pass
-""")
-
-
-@forging
-def seeds_the_generator(book):
-    """Wants the inputs to be those of seed 0."""
-    book.early("""
-import labkit.contract as c
-c.session.seed = 0
-torch.manual_seed(0)
-torch.random.fork_rng = lambda *a, **k: __import__("contextlib").nullcontext()
-""")
+""",
+    forging,
+    "last",
+)

@@ -23,7 +23,7 @@ SITE = Path(sysconfig.get_paths()["purelib"])
 PLACES = "/ /etc /usr /usr/bin /usr/local/bin /var/tmp /var/spool/cron /opt /srv /run /mnt /boot"
 PLACES += " /root /home /dev/shm /dev/mqueue /tmp"
 FIXED = ["/etc/passwd", "/etc/shadow", "/etc/hostname", ROOT / "labkit/__init__.py"]
-SYSV_KEY = str(0x10AA77)  # of the shared memory that an attack leaves behind
+SYSV_KEY = str(0x10AA78)  # of the shared memory that an attack leaves behind
 PR_SET_CHILD_SUBREAPER = 36
 
 

@@ -1,8 +1,8 @@
 """Hostile and broken submissions: their score, what they leave behind, and their neighbours."""
 
 import pytest
-from attack import ATTACKS, WRONG
-from corpus_probes import FORGED
+from attack import ALWAYS, ATTACKS, WRONG
+from forged import FORGED
 
 from labkit.checks import lab02
 
@@ -26,7 +26,6 @@ def test_nothing_outside_changed(attack, result):
     _, group = result
     assert group.changed == []
     assert attack.name not in group.notes
-    assert not [text for text in group.heard if f"lora-attack-{attack.name}" in text]
     assert group.heard == []
 
 
@@ -50,11 +49,10 @@ def test_no_row_is_lost_or_invented(graded, group):
     assert done.rows.keys() == names | set(done.paths.values())
 
 
-def test_corpus():
-    """Names are unique, and every attack says what it is."""
-    names = [a.name for a in ATTACKS]
+def test_names_are_unique_and_those_that_got_through_are_there():
+    names = [attack.name for attack in ATTACKS]
     assert len(names) == len(set(names)) >= 60
-    assert all(0 <= a.earned[0] <= a.earned[1] <= 24 for a in ATTACKS)
+    assert set(ALWAYS) <= set(names)
 
 
 @pytest.mark.parametrize("place", ["html", "csv", "json"])

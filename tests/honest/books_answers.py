@@ -75,29 +75,6 @@ def class_over_cells(book):
 
 
 @honest()
-def class_that_grows(book):
-    """A class that inherits from itself, cell by cell."""
-    head, _, forward = source(book.cell("LoRALinear")).partition("    def forward(")
-    book.replace("LoRALinear", head)
-    grown = "class LoRALinear(LoRALinear):\n    def forward(" + forward
-    book.cells.insert(book.find("LoRALinear") + 1, code_cell(grown))
-
-
-@honest()
-def dataclass_within(book):
-    book.early(
-        "from dataclasses import dataclass, field\nfrom collections import namedtuple\n\n"
-        "@dataclass\nclass Settings:\n    alpha: float = 8\n    r: int = 4\n    def factor(self):\n"
-        "        return self.alpha / self.r"
-    )
-    book.replace(
-        "lora_forward",
-        "def lora_forward(x, W, A, B, alpha):\n    s = Settings(alpha, len(A)).factor()\n"
-        "    return x @ W.T + s * (x @ A.T) @ B.T",
-    )
-
-
-@honest()
 def first_attempt_wrong(book):
     """A wrong one above the right one; its asserts fail."""
     book.early(
@@ -105,13 +82,6 @@ def first_attempt_wrong(book):
         "one = torch.eye(2)\nassert lora_forward(one, one, one, one, 2)[0, 0] == 2"
     )
     book.early("def lora_forward(x, W, A, B, alpha):\n    raise NotImplementedError")
-
-
-@honest()
-def first_attempt_commented_out(book):
-    code = source(book.cell("inject"))
-    old = "\n".join("# " + line for line in code.splitlines())
-    book.replace("inject", old + "\n\n" + code + "\n\n'''\n" + code.replace('"""', '"') + "\n'''")
 
 
 @honest()
@@ -142,25 +112,6 @@ def helpers_elsewhere(book):
 
 
 @honest()
-def asserts_of_their_own(book):
-    book.wrap("lora_forward", "x = torch.randn(2, 3)\nassert lora_forward(x, x, x, x, 1) is None")
-    book.wrap("step_flops", "assert step_flops({'a': (2, 3)}, 1) == 36")
-
-
-@honest()
-def other_classes(book):
-    """A layer that inherits, with a helper as static method and a property."""
-    book.early(
-        "class Base(nn.Module):\n    @staticmethod\n    def fresh(n, m, like):\n"
-        "        return nn.Parameter(torch.zeros(n, m, device=like.device))"
-    )
-    code = source(book.cell("LoRALinear")).replace("(nn.Module)", "(Base)")
-    made = "nn.Parameter(torch.zeros(base.out_features, r, device=device))"
-    code = code.replace(made, "self.fresh(base.out_features, r, base.weight)")
-    book.replace("LoRALinear", code)
-
-
-@honest()
 def defined_under_a_condition(book):
     """Not at the top level of its cell."""
     lines = source(book.cell("inject")).splitlines()
@@ -186,13 +137,6 @@ def odd_letters(book):
 
 
 @honest()
-def german(book):
-    code = source(book.cell("step_flops")).replace("weights", "größe")
-    book.replace("step_flops", "# Prüfe: ß, ä, ö — „Anführung“ …\n" + code)
-    book.early('überprüfung = "Straße"\nprint(f"{überprüfung}: größer als {3:,.2f} €")')
-
-
-@honest()
 def chinese(book):
     """Comments, names, punctuation and text in Chinese."""
     book.replace(
@@ -208,28 +152,6 @@ def lora_forward(x, W, A, B, alpha):
     return x @ W.T + 系数 * (x @ A.T) @ B.T
 """,
     )
-
-
-@honest()
-def arabic_and_emoji(book):
-    book.replace(
-        "lora_forward",
-        """
-def lora_forward(x, W, A, B, alpha):
-    # من اليمين إلى اليسار \u202e abc \u202c 🎉🚀
-    معامل = alpha / A.shape[0]
-    print(f"النتيجة 🎯 {معامل}")
-    return x @ W.T + معامل * (x @ A.T) @ B.T
-""",
-    )
-
-
-@honest()
-def surrogates_in_text(book):
-    """Half an emoji, as some editors leave it."""
-    book.early('text = "\\ud83d"\nprint("ok")')
-    book.early("# \ud83d a half\nx = 1")
-    return book.text().encode()
 
 
 if importlib.util.find_spec("scipy"):

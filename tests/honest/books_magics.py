@@ -4,7 +4,6 @@ from attack import source
 from honest import early, honest
 
 early("time_and_timeit", "%time x = sum(range(100))\n%timeit -n 2 -r 1 sum(range(100))")
-early("timed_cell", "%%time\nx = 1\nprint(x)")
 early("timeit_cell", "%%timeit -n 1 -r 1\nsum(range(100))")
 early("bash_cell", "%%bash\nnvidia-smi\nls -la\nexit 3")
 early("shell_lines", "!nvidia-smi\n!ls -la\nfiles = !ls\nprint(files)\n!echo {files} $HOME")
@@ -12,9 +11,7 @@ early("env_and_config", "%env SEED=1\n%env\n%config IPCompleter.greedy = True\n%
 early("store_and_who", "x = 1\n%store x\n%store -r x\n%who\n%whos\n%history -n\n%lsmagic")
 early("help_lines", "?torch.nn\ntorch.nn.Linear?\n??lora\nhelp(torch.relu)\n%pinfo torch")
 early("pip_lines", "%pip install -q einops\n!pip install -q einops\n%conda list\n!uv pip list")
-early("html_and_javascript", "%%html\n<b>hello</b>")
 early("javascript", "%%javascript\nalert(1)")
-early("latex_and_markdown", "%%latex\n$x$")
 early("prun_and_debug", "%prun sum(range(100))\n%debug\n%pdb on\n%tb")
 early("reset_of_nothing", "%reset_selective -f ^never$\n%xdel never\n%rehashx")
 early("automagic", "pwd\nls")
@@ -53,18 +50,6 @@ def module_missed_first(book):
 
 
 @honest()
-def package_written_and_imported(book):
-    book.early("import os\nos.makedirs('lib/parts', exist_ok=True)\n!touch lib/__init__.py")
-    book.early("%%writefile lib/parts/scale.py\ndef factor(alpha, r):\n    return alpha / r")
-    book.early("from lib.parts.scale import factor")
-    book.replace(
-        "lora_forward",
-        "def lora_forward(x, W, A, B, alpha):\n"
-        "    return x @ W.T + factor(alpha, A.shape[0]) * (x @ A.T) @ B.T",
-    )
-
-
-@honest()
 def script_run(book):
     """%run keeps the names that the script defined."""
     book.early(f"%%writefile answers.py\n{source(book.cell('step_flops'))}")
@@ -72,15 +57,13 @@ def script_run(book):
 
 
 @honest()
-def answers_in_a_timed_cell(book):
-    for name in ("lora_forward", "LoRALinear", "merge_"):
-        book.replace(name, "%%time\n" + source(book.cell(name)))
-
-
-@honest()
-def answers_in_a_captured_cell(book):
-    for name in ("lora_forward", "LoRALinear", "merge_"):
-        book.replace(name, "%%capture kept\n" + source(book.cell(name)) + "\nprint('done')")
+def answers_under_magics(book):
+    for name, magic in (
+        ("lora_forward", "time"),
+        ("inject", "capture"),
+        ("merge_", "capture kept"),
+    ):
+        book.replace(name, f"%%{magic}\n{source(book.cell(name))}")
 
 
 @honest()

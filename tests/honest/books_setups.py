@@ -3,35 +3,22 @@
 from attack import code_cell, source
 from honest import early, honest, imports, imports_of
 
-imports(
-    "seaborn_first",
-    "import seaborn as sns\nsns.set_theme(style='whitegrid')",
-    "here, as sklearn is",
-)
 imports("sklearn_first", "from sklearn.decomposition import TruncatedSVD, PCA")
-imports("cv2_among_others", "import cv2, os, sys")
 imports("torch_behind_a_missing_one", "import plotly as sns, numpy as np, torch.nn.functional as F")
 imports(
     "wandb",
     "import wandb\nwandb.login()\nrun = wandb.init(project='lora-labs', mode='offline')",
 )
 imports("tqdm_notebook", "from tqdm.notebook import tqdm\nfor _ in tqdm(range(3)): pass")
-imports("tqdm_auto", "from tqdm.auto import trange\nfor _ in trange(1000): pass")
 imports("widget_backend", "%matplotlib widget\nimport matplotlib.pyplot as plt", "ipympl")
 imports("notebook_backend", "%matplotlib notebook\nimport matplotlib.pyplot as plt")
 imports("inline_backend", "%matplotlib inline\n%config InlineBackend.figure_format = 'retina'")
 imports("colab_files", "from google.colab import files, drive\ndrive.mount('/content/drive')")
-imports("colab_secret", "from google.colab import userdata\nTOKEN = userdata.get('HF_TOKEN')")
 imports("name_of_the_gpu", "import torch\nprint(torch.cuda.get_device_name(0))")
-imports(
-    "properties_of_the_gpu",
-    "import torch\ngpu = torch.cuda.get_device_properties(0)\nprint(gpu.name, gpu.total_memory)",
-)
 imports("gpu_asserted", "import torch\ntorch.cuda.set_device(0)\nx = torch.ones(3).cuda()")
 imports("backend_of_apple", "import torch\nx = torch.ones(3, device='mps')")
 imports("autoreload", "%load_ext autoreload\n%autoreload 2\n%load_ext tensorboard")
 imports("unknown_extension", "%load_ext nb_black\n%load_ext line_profiler\n%precision 4")
-imports("notebook_style", "import matplotlib.pyplot as plt\nplt.style.use('seaborn-whitegrid')")
 imports(
     "warning_class_of_old_numpy",
     "import warnings\nimport numpy as np\n"
@@ -40,14 +27,9 @@ imports(
 )
 imports("option_of_old_pandas", "import pandas as pd\npd.options.mode.use_inf_as_na = True")
 imports("reads_a_csv", "import pandas as pd\nframe = pd.read_csv('results.csv')\nframe.head()")
-imports("reads_a_key", "token = open('/root/.cache/huggingface/token').read().strip()")
 imports("asks_for_a_name", "name = input('Your name: ')\nprint(f'Hello {name}')")
 imports("login", "from huggingface_hub import notebook_login\nnotebook_login()")
 imports("downloads", "import urllib.request\nurllib.request.urlretrieve('http://example.com', 'x')")
-imports(
-    "downloads_with_requests",
-    "import requests\npage = requests.get('https://example.com', timeout=5).text",
-)
 imports("environment_of_a_shell", "import os\nWHO = os.environ['USER']\nos.environ['SEED'] = '1'")
 imports("installed_first", "!pip install -q plotly\n%pip install -q plotly\nimport plotly as sns")
 imports("changes_to_the_drive", "%cd /content/drive/MyDrive/lora-labs\n%ls\n!nvidia-smi")
@@ -60,8 +42,6 @@ imports(
 imports("lab_1_without_plotly", "import plotly as sns", lab="01_svd")
 imports("lab_3_on_a_gpu", "import torch\nprint(torch.cuda.get_device_name(0))", lab="03_peft")
 imports("lab_4_widget", "%matplotlib widget", lab="04_qlora")
-imports("lab_5_without_statsmodels", "import statsmodels.api as sm", lab="05_rank")
-imports("lab_6_in_colab", "from google.colab import files", lab="06_merging")
 
 
 @honest()
@@ -72,25 +52,10 @@ def captured_imports(book):
 
 
 @honest()
-def captured_imports_with_a_name(book):
-    cell = imports_of(book)
-    cell["source"] = "%%capture out --no-stderr\nimport plotly\n" + source(cell)
-    book.early("out.show()")
-
-
-@honest()
 def timed_imports(book):
     """%%time runs the cell in a way of its own, and keeps its errors to itself."""
     cell = imports_of(book)
     cell["source"] = "%%time\nimport plotly as sns\n" + source(cell)
-
-
-@honest()
-def tried_imports(book):
-    cell = imports_of(book)
-    cell["source"] += "\ntry:\n    import plotly as sns\nexcept ImportError:\n"
-    cell["source"] += "    !pip install -q plotly\n    import plotly as sns\nimport random\n"
-    book.early("def jitter(x):\n    return x + random.random()\n\nassert jitter(1) >= 1")
 
 
 @honest()
@@ -100,24 +65,20 @@ def set_up_removed(book):
     book.cells[:] = [c for c in book.cells if "# @title Set-up" not in source(c)]
 
 
+def _start_of(book):
+    return next(cell for cell in book.cells if "labkit.start" in source(cell))
+
+
 @honest()
 def started_within_try(book):
-    for cell in book.cells:
-        if "labkit.start" in source(cell):
-            cell["source"] = (
-                'try:\n    import labkit\n    lab, check = labkit.start("02_lora")\n'
-                'except ImportError:\n    print("no labkit")'
-            )
+    code = 'try:\n    import labkit\n    lab, check = labkit.start("02_lora")\n'
+    _start_of(book)["source"] = code + 'except ImportError:\n    print("no labkit")'
 
 
 @honest()
 def started_by_a_variable(book):
-    for cell in book.cells:
-        if "labkit.start" in source(cell):
-            cell["source"] = (
-                'import labkit as lk\n\nLAB = "02_lora"\nlab, check = lk.start(LAB)\n'
-                "DEVICE = torch.device(lab.device)"
-            )
+    code = 'import labkit as lk\n\nLAB = "02_lora"\nlab, check = lk.start(LAB)\n'
+    _start_of(book)["source"] = code + "DEVICE = torch.device(lab.device)"
 
 
 @honest()
@@ -141,3 +102,5 @@ def device_at_the_top(book):
 
 
 early("hard_gpu", "device = torch.device('cuda')\ntorch.ones(3, 3).to(device) @ torch.ones(3, 3)")
+early("starts_another_lab_too", 'import labkit\n_lab, _check = labkit.start("01_svd")')
+early("shadows_check_and_lab", "check, lab = None, None", "check lines fail; answers are there")

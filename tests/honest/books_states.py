@@ -6,7 +6,6 @@ from honest import early, honest
 early("grad_off", "torch.set_grad_enabled(False)", "off for all that follows")
 early("no_grad_entered", "torch.no_grad().__enter__()")
 early("inference_entered", "mode = torch.inference_mode()\nmode.__enter__()")
-early("float64", "torch.set_default_dtype(torch.float64)")
 early("bfloat16", "torch.set_default_dtype(torch.bfloat16)")
 early("old_default_type", "torch.set_default_tensor_type(torch.DoubleTensor)")
 early("default_device_meta", "torch.set_default_device('meta')\nbig = torch.nn.Linear(9999, 9999)")
@@ -17,24 +16,13 @@ early(
 )
 early("device_entered", "torch.device('meta').__enter__()")
 early("autocast_entered", "torch.autocast('cpu', dtype=torch.bfloat16).__enter__()")
-early(
-    "seeds", "import random, numpy as np\ntorch.manual_seed(1)\nrandom.seed(1)\nnp.random.seed(1)"
-)
-early(
-    "print_options",
-    "import numpy as np, pandas as pd\ntorch.set_printoptions(precision=2, sci_mode=False)\n"
-    "np.set_printoptions(precision=2, suppress=True)\npd.set_option('display.precision', 2)",
-)
 early("warnings_as_errors", "import warnings\nwarnings.filterwarnings('error')")
-early("warnings_off", "import warnings\nwarnings.filterwarnings('ignore')")
-early("warnings_shown", "import warnings\nwarnings.showwarning = lambda *args: print(args)")
 early("numpy_raises", "import numpy as np\nnp.seterr(all='raise')", lab="05_rank")
 early(
     "logging_set_up",
     "import logging, sys\nlogging.basicConfig(level=logging.DEBUG, stream=sys.stdout, force=True)\n"
     "logging.getLogger().handlers[0].setFormatter(logging.Formatter('%(asctime)s %(message)s'))",
 )
-early("recursion_limit", "import sys\nsys.setrecursionlimit(100_000)")
 early("small_recursion_limit", "import sys\nsys.setrecursionlimit(120)", lab="03_peft")
 early("other_folder", "import os, tempfile\nos.chdir(tempfile.mkdtemp())\nos.environ['A'] = 'b'")
 early(
@@ -43,11 +31,6 @@ early(
 )
 early("deterministic", "torch.use_deterministic_algorithms(True)\ntorch.set_num_threads(4)")
 early("anomaly", "torch.autograd.set_detect_anomaly(True)")
-early(
-    "deterministic_cudnn",
-    "torch.backends.cudnn.deterministic = True\ntorch.backends.cudnn.benchmark = False\n"
-    "torch.set_float32_matmul_precision('medium')\ntorch.set_flush_denormal(True)",
-)
 early("stdout_to_a_file", "import sys\nsys.stdout = sys.stderr = open('log.txt', 'w')")
 early("stdout_closed", "import sys\nkeep = sys.stdout\nsys.stdout.close()\nprint('lost')")
 early(
@@ -60,14 +43,12 @@ early("traced", "import sys\nsys.setprofile(lambda *args: None)\nsys.settrace(la
 early("default_signals", "from signal import *\nsignal(SIGPIPE, SIG_DFL)\nsignal(SIGCHLD, SIG_IGN)")
 early("garbage_collector_off", "import gc\ngc.disable()\ngc.set_threshold(1)")
 early("saved_on_cpu", "torch.autograd.graph.save_on_cpu().__enter__()")
-early("own_excepthook", "import sys\nsys.excepthook = lambda *args: print('oh no')")
 early(
     "lab_3_grad_off_and_float64",
     "torch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float64)",
     lab="03_peft",
 )
 early("lab_4_in_bfloat16", "torch.set_default_dtype(torch.bfloat16)", lab="04_qlora")
-early("lab_6_inference", "mode = torch.inference_mode()\nmode.__enter__()", lab="06_merging")
 
 
 @honest()
