@@ -3,6 +3,7 @@
 import base64
 import json
 import zlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,13 +29,9 @@ def shown(monkeypatch):
     """What the lab displays, as a list."""
     seen = []
 
-    class Handle:
-        def update(self, thing, **options):
-            seen.append(thing)
-
-    def display(thing=None, **options):
+    def display(thing, **_):
         seen.append(thing)
-        return Handle()
+        return SimpleNamespace(update=lambda thing, **_: seen.append(thing))
 
     monkeypatch.setattr("labkit.lab.display", display)
     monkeypatch.setattr("labkit.live.display", display)
