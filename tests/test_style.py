@@ -1,6 +1,6 @@
 """Figures in a notebook: sharp, as large as before, and with words for who can't see them."""
 
-import base64
+import io
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -10,31 +10,13 @@ from PIL import Image
 from labkit.plots import alt_text, figure, headed
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    """`shown(figure)` -> the PNG that a notebook gets, and what it is told of it."""
-    shell = InteractiveShell.instance()
-    monkeypatch.setattr("labkit.plots.get_ipython", lambda: shell)
-    monkeypatch.setitem(shell.display_formatter.formatters, "image/png", png_formatter(shell))
-
-    def formatted(fig):
-        data, told = shell.display_formatter.format(fig, include={"image/png"})
-        return data["image/png"], told["image/png"]
-
-    return formatted
-
-
-def png_formatter(shell):
-    return type(shell.display_formatter.formatters["image/png"])(parent=shell.display_formatter)
-
-
-def test_a_figure_has_twice_the_resolution_and_says_its_point(shown, tmp_path):
+def test_a_figure_has_twice_the_resolution_and_says_its_point():
+    formatter = InteractiveShell.instance().display_formatter
     fig, ax = figure(width=4, height=2)
     ax.set_title("Rank 8 keeps 54%\nof the energy", loc="left")
-    data, told = shown(fig)
-    path = tmp_path / "a.png"
-    path.write_bytes(data if isinstance(data, bytes) else base64.b64decode(data))
-    width, height = Image.open(path).size
+    data, told = formatter.format(fig, include={"image/png"})
+    width, height = Image.open(io.BytesIO(data["image/png"])).size
+    told = told["image/png"]
     assert (told["width"], told["height"]) == (width // 2, height // 2)
     assert width == pytest.approx(2 * 4 * fig.dpi, rel=0.1)
     assert told["alt"] == "Rank 8 keeps 54% of the energy"

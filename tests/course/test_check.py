@@ -6,7 +6,7 @@ import sys
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_notebook
 
 from labkit import cli
 from labkit.course import check
@@ -24,55 +24,49 @@ CELLS = [
 
 
 @pytest.fixture(scope="module")
-def called(tmp_path_factory):
-    """`(path, exit code, {id: exercise}, what was found)` of one notebook, checked once."""
+def checked(tmp_path_factory):
+    """What was found in a notebook, checked once; the file is as before."""
     path = tmp_path_factory.mktemp("mine") / "mine.ipynb"
-    book = new_notebook(cells=[new_markdown_cell("# Mine"), *map(new_code_cell, CELLS)])
     ran_away = new_code_cell("import os\nos._exit(1)", metadata={"tags": ["experiment"]})
-    book.cells.append(ran_away)
-    nbformat.write(book, path)
-    return path, check.check(path, 60)
+    nbformat.write(new_notebook(cells=[*map(new_code_cell, CELLS), ran_away]), path)
+    before = path.read_bytes()
+    done = check.check(path, 60)
+    assert path.read_bytes() == before
+    return done
 
 
 def test_it_needs_nothing_that_the_book_alone_needs():
     """Students install the extra `jupyter`."""
-    absent = (
-        "for name in ('docutils', 'sphinx', 'myst_nb', 'latex2mathml'): sys.modules[name] = None"
-    )
-    code = f"import sys\n{absent}\nimport labkit.course.check"
+    absent = dict.fromkeys(("docutils", "sphinx", "myst_nb", "latex2mathml"))
+    code = f"import sys\nsys.modules |= {absent}\nimport labkit.course.check"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_each_exercise_has_what_its_check_says(called):
-    _, done = called
-    found = {e["id"]: e for e in done.exercises}
-    assert done.lab == "02_lora" and not done.passed
+def test_each_exercise_has_what_its_check_says(checked):
+    found = {e["id"]: e for e in checked.exercises}
+    assert checked.lab == "02_lora" and not checked.passed
     assert (found["2.8"]["status"], found["2.8"]["earned"]) == ("passed", 3)
     assert found["2.1"]["status"] == "failed" and "update is missing" in found["2.1"]["message"]
     assert found["2.2"]["status"] == "missing"
-    assert "3 of 22 points" in check.lines(done)
+    assert "3 of 22 points" in check.lines(checked)
 
 
-def test_cells_that_fail_are_told_but_not_the_checks_once_more(called):
-    _, done = called
-    assert [line.partition(":")[0] for line in done.errors] == ["code cell 3", "code cell 6"]
-    assert "ZeroDivisionError" in done.errors[0] and "nothing_of_that_name" in done.errors[1]
+def test_cells_that_fail_are_told_but_not_the_checks_once_more(checked):
+    assert [line.partition(":")[0] for line in checked.errors] == ["code cell 3", "code cell 6"]
+    assert "ZeroDivisionError" in checked.errors[0] and "nothing_of_that_name" in checked.errors[1]
 
 
-def test_the_file_is_as_before(called):
-    path, _ = called
-    assert [cell.source for cell in nbformat.read(path, 4).cells][1:-1] == CELLS
-
-
-def test_the_exit_code_tells(called, monkeypatch, capsys):
-    path, done = called
+@pytest.mark.parametrize(
+    ("statuses", "code"), [(["passed", "lent"], 0), (["passed", "failed"], 1), (["missing"], 1)]
+)
+def test_the_exit_code_tells(statuses, code, monkeypatch, capsys):
+    exercises = [{"status": status, "message": ""} for status in statuses]
+    done = check.Checked("mine.ipynb", "02_lora", "", exercises, [])
     monkeypatch.setattr(check, "check", lambda *_: done)
-    for statuses, code in (["passed", "lent"], 0), (["passed", "failed"], 1), (["missing"], 1):
-        done.exercises = [{"status": status, "message": ""} for status in statuses]
-        with pytest.raises(SystemExit) as ended:
-            cli.main(["check", str(path), "--json"])
-        assert ended.value.code == code
-        assert json.loads(capsys.readouterr().out)[0]["lab"] == "02_lora"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", "mine.ipynb", "--json"])
+    assert ended.value.code == code
+    assert json.loads(capsys.readouterr().out)[0]["lab"] == "02_lora"
 
 
 @pytest.mark.parametrize(
