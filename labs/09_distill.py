@@ -14,14 +14,15 @@
 # # Lab 9 · Learn without forgetting
 #
 # An adapter learns one task. What happens to everything else? Train one on `home` alone, then ask
-# it why we have leap years: it answers with a JSON intent. In this lab you give the model its old
-# answers back, and nobody has to write a single one.
+# it why we have leap years: it may well answer with a JSON intent. In this lab you give the model
+# its old answers back, and nobody has to write a single one.
 #
 # The trick is that a teacher is already in memory. Your base model, the same network with the
 # adapter switched off, still knows how to answer. So let the tuned model answer, ask the base how
-# likely it finds each next token, and move toward that. This is called *on-policy
-# self-distillation*. You write its loss, its sampling and its training step, and you find the bug
-# that makes it look successful while nothing happens.
+# likely it finds each next token, and move toward that. This is *on-policy distillation* ([Lu et
+# al. 2025](https://thinkingmachines.ai/blog/on-policy-distillation/)), with the base as the
+# teacher. You write its loss, its sampling and its training step, and you fix a run whose loss
+# looks perfect because nothing is learned.
 #
 # {{ time }}
 
@@ -99,13 +100,14 @@ if lab.experiment("An adapter for home alone", 100):
     guess_json.beside(found["home alone"]["json"])
 
 # %% [markdown]
-# The adapter learned the task, and it learned something that nobody wanted: whatever you ask, the
-# answer begins with a brace. Nothing in the training data said when *not* to.
+# The adapter has begun to learn the task, and it has learned something that nobody wanted: more
+# than half of the answers to anything begin with a brace. Nothing in the training data said when
+# *not* to.
 #
 # The knowledge isn't lost. Switch the adapter off, and all of it is back. But you want one model
 # that does both. The usual cure is to mix everyday instructions with written answers into the
-# training data. That needs somebody to write them, and it teaches the model the writer's style. The
-# base doesn't need to learn how to chat. It only has to go on doing so.
+# training data. That needs somebody to write them, and it teaches the model the writer's style. But
+# the model needn't learn to chat, only keep chatting.
 #
 # ## How far apart are two models?
 #
@@ -183,11 +185,12 @@ check.kl(token_kl)
 #
 # `model` is a `PeftModel` in the middle of its training. `sample(model, prompts)` draws an answer
 # to each prompt. It returns a dict of `input_ids`, `attention_mask` and `labels`, each `(b, n)`,
-# with -100 in the labels of all that isn't answer. Return this dict with one more entry,
+# with labels of -100 everywhere except the answer. Return this dict with one more entry,
 # `teacher_logits` `(b, n, vocab)`: what the model without its adapter gives for these tokens.
 #
 # - The student samples, with its adapter on. Call `sample` once.
-# - Sample and score in eval mode and without a gradient, but so that training can use the tensors.
+# - Sample and score in eval mode and without a gradient: use `no_grad`, not `inference_mode`, whose
+#   tensors can't be trained with.
 # - Afterwards the model is in the mode that it came in, with its adapter on.
 #
 # <details><summary>Hint</summary>
@@ -226,8 +229,7 @@ check.samples(on_policy)
 #
 # $$\text{loss} = \text{task loss} + \text{weight} \cdot \text{KL}$$
 #
-# The two hardly get in each other's way. The task is about prompts that are commands, and the KL is
-# about prompts that aren't.
+# The task's batches keep what was learned, and the KL brings back the rest.
 
 # %% [markdown]
 # ### Exercise 9.3 · `distill_step`
@@ -330,14 +332,13 @@ if lab.experiment("Distillation from its own base", 90, needs=["9.1", "9.2", "9.
     guess_kept.beside(found["distilled"]["json"])
 
 # %% [markdown]
-# The braces are gone, and `home` still works. In three other runs, 42, 34 and 40 of 60 instructions
-# were answered in JSON before, and none after
-# ([evidence](../docs/evidence/09_distill.md#fifteen-steps-five-ways)). Look at the curves: the KL
-# begins near 3 nats per token. A few steps correct the first token of an answer, the brace, and
-# from there the student gets to see where its *sensible* answers differ from the base's.
+# The braces are gone, and `home` still works about as well. In three other runs, 42, 34 and 40 of
+# 60 instructions were answered in JSON before, and none after
+# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). Read the answers: no
+# brace doesn't mean a good answer, only one like the base's.
 #
-# Reading only scores would have missed this damage. `chat` comes with checks such as "at most 30
-# words", and a JSON intent passes that one: it is short. Read answers.
+# Be careful with automatic scores here. `chat` comes with checks such as "at most 30 words", and a
+# JSON intent passes that one.
 #
 # **Turn it: task, weight, steps, rate.** The default leaves the task out. Then put `("home",)`
 # back, and try a weight of 0.1, or 5 steps.
@@ -385,15 +386,15 @@ if lab.experiment("Other answers", 90, needs=["9.1", "9.2", "9.3"]):
 
 # %% [markdown]
 # Whoever writes the answers, the JSON disappears. What differs is how far the model ends from its
-# base: 0.1 to 0.2 nats per token after its own answers or the base's, and 0.54 after the written
-# ones, which teach it their own style
-# ([evidence](../docs/evidence/09_distill.md#fifteen-steps-five-ways)). So nobody has to write
-# answers. That the student's own answers are better than the base's, these runs don't show.
+# base: 0.1 to 0.2 nats per token after its own answers or the base's, and 0.54 after learning the
+# written ones ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). So nobody
+# has to write answers. These runs don't show that the student's own answers are better than the
+# base's.
 #
 # ## A loss that was too good
 #
-# Somebody's self-distillation reports a KL of 0.01 at the very first step, and it stays there. The
-# run looks like a success, and the model answers in JSON as before.
+# Somebody's distillation reports a KL of nearly 0 from the very first step on. The run looks like a
+# success, and the model answers in JSON as before.
 
 # %% [markdown]
 # ### Exercise 9.4 · `drift`
@@ -459,7 +460,8 @@ if lab.experiment("How far from the base?", 30, needs=["9.1", "9.2", "9.3", "9.4
 # %% [markdown]
 # ## Take it with you
 #
-# TRL's trainer does the sampling and the KL. It has no loss for a task, so three lines add one.
+# TRL's trainer does the sampling and the KL. It has no loss for a task, so a subclass adds one. (It
+# wants the teacher as a second model, which costs memory.)
 #
 # ```python
 # from datasets import Dataset
@@ -476,7 +478,8 @@ if lab.experiment("How far from the base?", 30, needs=["9.1", "9.2", "9.3", "9.4
 # class WithTask(DistillationTrainer):
 #     def compute_loss(self, model, inputs, **options):  # put batches of your task here
 #         distance = super().compute_loss(model, inputs, **options)
-#         return distance + model(**task, labels=task["input_ids"]).loss
+#         batch = task.to(model.device)
+#         return distance + model(**batch, labels=batch["input_ids"]).loss
 #
 # ask = [[{"role": "user", "content": text}] for text in ("Name a color.", "Name an animal.")]
 # args = DistillationConfig("distilled", max_completion_length=16, learning_rate=1e-4, max_steps=2,
@@ -520,7 +523,7 @@ if lab.experiment("How far from the base?", 30, needs=["9.1", "9.2", "9.3", "9.4
 # - (a) The forward KL is small, and the reverse KL is large.
 # - (b) Both are zero, because the student's answer is one that the teacher likes.
 # - (c) Both are infinite, because the student never gives the second answer.
-# - (d) The reverse KL is at most ln 2, and the forward KL is larger.
+# - (d) If it says nothing else, the reverse KL is at most ln 2, and the forward KL is larger.
 
 
 # %%
@@ -542,7 +545,8 @@ check.quiz(quiz)
 # - The reverse KL on the student's own answers punishes what the teacher would never say. No
 #   written answer is needed.
 # - Keep batches of the task in the mix, or the student becomes its base again.
-# - A loss that is nearly zero at the first step is a bug. Ask which model the teacher is.
+# - A KL that is nearly zero at the first step, from a model that has visibly changed, is a bug. Ask
+#   which model the teacher is.
 
 # %%
 lab.score()

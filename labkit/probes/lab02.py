@@ -18,7 +18,8 @@ SCALE = (0.005, 0.7)  # standard deviations of A that pass for "small" at d_in =
 
 def forward_work(lora_forward, x, W, A, B, alpha):
     """The type of the result, and the largest tensor (or NumPy array) made for it."""
-    kind = type(lora_forward(x, W, A, B, alpha)).__name__
+    result = lora_forward(x, W, A, B, alpha)
+    kind = "Tensor" if isinstance(result, torch.Tensor) else type(result).__name__
     with watch.Work(W.numel(), x, W, A, B) as work:
         lora_forward(x, W, A, B, alpha)
     work.large |= watch.allocated(lora_forward, x, W, A, B, alpha) >= 4 * W.numel()
