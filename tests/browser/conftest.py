@@ -4,11 +4,9 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -49,35 +47,25 @@ def set_up(home, name, values):
 
 @pytest.fixture(scope="session")
 def address(home):
-    """Where JupyterLab answers."""
+    """Where JupyterLab answers, as its own file says."""
     folders = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
     own = {name: str(home / name.lower()) for name in (*folders, "JUPYTERLAB_WORKSPACES_DIR")}
     own["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
     own["LABKIT_CACHE"] = str(home / "cache")  # a kept training would show no curve that moves
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-    command += [f"--ServerApp.root_dir={home / 'notebooks'}", f"--ServerApp.port={port}"]
-    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}"]
+    command += [f"--ServerApp.root_dir={home / 'notebooks'}", f"--IdentityProvider.token={TOKEN}"]
     with open(home / "log", "w") as log:
         process = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
+    until = time.monotonic() + 120
     try:
-        wait_for(f"http://127.0.0.1:{port}/api", process, home / "log")
-        yield f"http://127.0.0.1:{port}"
+        while not (told := list(home.glob("jupyter_runtime_dir/jpserver-*.json"))):
+            late = process.poll() is not None or time.monotonic() > until
+            assert not late, f"JupyterLab does not start:\n{(home / 'log').read_text()[-2000:]}"
+            time.sleep(0.5)
+        yield json.loads(told[0].read_text())["url"]
     finally:
         process.terminate()
         process.wait(30)
-
-
-def wait_for(address, process, log):
-    until = time.monotonic() + 120
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            return urllib.request.urlopen(address, timeout=5).close()
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"JupyterLab does not answer:\n{log.read_text()[-2000:]}")
 
 
 @pytest.fixture
@@ -94,7 +82,7 @@ def notebook(browser, home, address, request):
 
     def opened(name, theme):
         set_up(home, "apputils-extension/themes", {"theme": f"JupyterLab {theme}"})
-        page.goto(f"{address}/lab/tree/{name}?token={TOKEN}&reset")
+        page.goto(f"{address}lab/tree/{name}?token={TOKEN}&reset")
         expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle")  # a kernel is there
         return Notebook(page)
 
@@ -120,18 +108,19 @@ class Notebook:
         self.page.keyboard.press("ControlOrMeta+A")
         self.page.keyboard.insert_text(new)
 
-    def start(self, code):
-        """Start the cell that holds `code`; the cell."""
-        cell = self.cell(code)
-        cell.locator(".cm-content").click()
-        self.page.keyboard.press("ControlOrMeta+Enter")
-        return cell
+    def run(self, code, errors=0, go=None):
+        """Run the cell that holds `code` to its end; its output. No library may chatter in it.
 
-    def run(self, code, errors=0):
-        """Run the cell that holds `code` to its end; its output. No library may chatter in it."""
-        cell, prompt = self.cell(code), self.cell(code).locator(".jp-InputPrompt")
+        `go` chooses and starts it; else the mouse and Control+Enter do.
+        """
+        cell = self.cell(code)
+        prompt = cell.locator(".jp-InputPrompt")
         before = prompt.inner_text()
-        self.start(code)
+        if go:
+            go(code)
+        else:
+            cell.locator(".cm-content").click()
+            self.page.keyboard.press("ControlOrMeta+Enter")
         expect(prompt).not_to_have_text(before)
         expect(prompt).to_have_text(re.compile(r"\[\d+\]:"))
         expect(cell.locator("[data-mime-type$=stderr]")).to_have_count(errors)
@@ -141,8 +130,3 @@ class Notebook:
         """Keep a picture of the window, with `part` of the page in view."""
         part.scroll_into_view_if_needed()
         self.page.screenshot(path=SHOTS / f"{name}.png")
-
-    def save(self):
-        """Save, so that the notebook can be opened again as it is."""
-        self.page.keyboard.press("ControlOrMeta+S")
-        expect(self.page.locator(".jp-mod-dirty")).to_have_count(0)

@@ -1,7 +1,5 @@
 """Lab 1 by keyboard alone, as docs/learner.md tells it: nothing here moves or clicks a mouse."""
 
-import re
-
 import pytest
 from playwright.sync_api import TimeoutError, expect
 
@@ -44,14 +42,12 @@ class Keys:
 
     def run(self, code):
         """Choose the cell that holds `code` and run it to its end; its output."""
-        self.go(code)
-        cell = self.book.cell(code)
-        prompt = cell.locator(".jp-InputPrompt")
-        before = prompt.inner_text()
-        self.press("Shift+Enter")
-        expect(prompt).not_to_have_text(before)
-        expect(prompt).to_have_text(re.compile(r"\[\d+\]:"))
-        return cell.locator(".jp-Cell-outputArea")
+
+        def go(code):
+            self.go(code)
+            self.press("Shift+Enter")
+
+        return self.book.run(code, go=go)
 
     def replace(self, code, keys, new):
         """Go into the cell that holds `code`, select by `keys`, type `new`, and leave it."""
@@ -74,21 +70,24 @@ class Keys:
 
 
 TWO_LINES = ("Shift+Home", "Shift+ArrowUp", "Shift+Home")  # of TODO, and of what raises
+BEST = """    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+return U[:, :r] * S[:r] @ Vh[:r]"""
+ERROR = """    s = torch.linalg.svdvals(W)
+return float(s[r:].norm() / s.norm())"""
 
 
 def test_lab_1_needs_no_mouse(notebook):
-    book = notebook("01_svd.ipynb", "Light")
+    book = notebook("01_svd.ipynb", "Dark")
     keys = Keys(book)
     for code in ("labkit.start", "from labkit.training import"):
         keys.run(code)
-    answer_wrongly_and_mend(keys)
+    write(keys, "def best_rank_r", BEST)
+    expect(keys.run("check.optimal")).to_contain_text("✓ 1.1")
     keys.go("Exercise 1.2")
     keys.tab_to("summary")  # past the cell's own buttons
     keys.press("Space")
     expect(book.page.locator(".jp-Cell.jp-mod-active details")).to_have_attribute("open", "")
-    wanted = "s = torch.linalg.svdvals(W)\nreturn float(s[r:].norm() / s.norm())"
-    keys.replace("def relative_error", TWO_LINES, f"    {wanted}")
-    keys.run("def relative_error")
+    write(keys, "def relative_error", ERROR)
     expect(keys.run("check.errors")).to_contain_text("✓ 1.2")
     keys.run("A photograph, rank by rank")
     move_the_slider(keys, keys.run("Move the slider"))
@@ -99,17 +98,10 @@ def test_lab_1_needs_no_mouse(notebook):
     book.shoot("01_svd-keyboard", book.cell(guess))
 
 
-def answer_wrongly_and_mend(keys):
-    """Type an answer without the singular values, read what the check says, put them in."""
-    wrong = "U, S, Vh = torch.linalg.svd(W, full_matrices=False)\nreturn U[:, :r] @ Vh[:r]"
-    keys.replace("def best_rank_r", TWO_LINES, f"    {wrong}")
-    keys.run("def best_rank_r")
-    told = keys.run("check.optimal")
-    expect(told).to_contain_text("✗ 1.1")
-    expect(told).to_contain_text("the singular values are missing")
-    keys.replace("def best_rank_r", ("Shift+Home",), "return U[:, :r] * S[:r] @ Vh[:r]")
-    keys.run("def best_rank_r")
-    expect(keys.run("check.optimal")).to_contain_text("✓ 1.1")
+def write(keys, stub, answer):
+    """Type an answer in the place of a stub's two lines, and run it."""
+    keys.replace(stub, TWO_LINES, answer)
+    keys.run(stub)
 
 
 def move_the_slider(keys, part):
