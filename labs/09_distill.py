@@ -386,7 +386,7 @@ if lab.experiment("Other answers", 90, needs=["9.1", "9.2", "9.3"]):
 
 # %% [markdown]
 # Whoever writes the answers, the JSON disappears. What differs is how far the model ends from its
-# base: 0.1 to 0.2 nats per token after its own answers or the base's, and 0.54 after learning the
+# base: 0.1 to 0.2 nats per token after its own answers or the base's, and 0.55 after learning the
 # written ones ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). So nobody
 # has to write answers. These runs don't show that the student's own answers are better than the
 # base's.

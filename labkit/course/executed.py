@@ -85,8 +85,9 @@ def _with_anchors(cells: list, stem: str) -> list:
 
 
 def linked(text: str) -> str:
-    """Markdown with links to labs and evidence pages changed to their pages in the book."""
-    return EVIDENCE.sub(r"](\1.ipynb", text).replace("](../../notebooks/", "](../")
+    """Markdown with links to labs, evidence and guides changed to their pages in the book."""
+    text = EVIDENCE.sub(r"](\1.ipynb", text).replace("](../../notebooks/", "](../")
+    return text.replace("](../docs/", "](")
 
 
 def experiment(cell: dict) -> str:
