@@ -314,8 +314,9 @@ if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
 #
 # Don't shift the labels: the model does that itself.
 #
-# One row by hand, padded on the left, with 2 as padding and as the end: ids (2, 2, 7, 8, 9, 2),
-# mask (0, 0, 1, 1, 1, 1) and a prompt of 2 tokens give the labels (-100, -100, -100, -100, 9, 2).
+# One row by hand, padded on the left, with 2 as both the padding and the end token: ids (2, 2, 7,
+# 8, 9, 2), mask (0, 0, 1, 1, 1, 1) and a prompt of 2 tokens give the labels (-100, -100, -100,
+# -100, 9, 2).
 #
 # <details><summary>Hint: what is padding?</summary>
 #
@@ -750,8 +751,8 @@ if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.6"]):
 #
 # <details><summary>Hint</summary>
 #
-# Two of your texts have 3 and 300 tokens. Which of the two decides the number? And which hunt of
-# this lab would you repeat if you padded them into one batch?
+# Two of your texts have 3 and 300 tokens. Which of the two decides the number? And which of this
+# lab's bugs would you bring back if you padded them into one batch?
 # </details>
 
 

@@ -628,8 +628,9 @@ if lab.experiment("LoRA and QLoRA learn `home`", 80, needs=["4.6"]):
     display(compare_answers(unseen["text"], unseen["answer"], said, rows=3))
 
 # %% [markdown]
-# Why isn't the packed model a quarter of the other? Its embedding, which is also the output head,
-# is not packed. It has 28 of the 135 million parameters; in Llama-2-7B, embedding and head have 4%.
+# Why isn't the packed model a quarter of the size of the other? Its embedding, which is also the
+# output head, is not packed. It has 28 of the 135 million parameters; in Llama-2-7B, embedding and
+# head have 4%.
 #
 # The QLoRA curve starts higher, by what rounding costs on this task, and soon catches up. Does
 # learning the task close the gap by itself, or does the adapter learn to correct the rounding? Move

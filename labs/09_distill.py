@@ -502,7 +502,7 @@ if lab.experiment("How far from the base?", 30, needs=["9.1", "9.2", "9.3", "9.4
 # - (c) The base's weights haven't changed: with the adapter off, the model is what it was.
 # - (d) The adapter changes the output on commands alone, so everything else is still the base.
 #
-# **q2. You leave out the batches of the task, and distill for a long time. What do you get?**
+# **q2. You leave out the task batches and distill for a long time. What do you get?**
 #
 # - (a) The base: the KL is smallest where the adapter adds nothing, and `home` is gone.
 # - (b) The same as with them, because everyday prompts say nothing about commands.
