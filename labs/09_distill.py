@@ -45,7 +45,7 @@ from labkit.plots import compare_answers
 from labkit.training import fast, generation, loop, models, packing, rollouts, trees
 
 # %% [markdown]
-# ## An adapter that answers everything in JSON
+# ## An adapter that answers in JSON
 #
 # First, the damage. Here is a LoRA trained on spoken commands and their JSON intents, 40 steps of
 # eight rows, and nothing else.
