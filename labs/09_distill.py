@@ -473,7 +473,7 @@ if lab.experiment("How far from the base?", 30, needs=["9.1", "9.2", "9.3", "9.4
 # base, model = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
 # student = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
 # # or yours: PeftModel.from_pretrained(model, "home-lora", is_trainable=True)
-# task = AutoTokenizer.from_pretrained(MODEL)("turn on the lamp", return_tensors="pt")
+# task = AutoTokenizer.from_pretrained(MODEL)("lamp on", return_tensors="pt").to(base.device)
 #
 # class WithTask(DistillationTrainer):
 #     def compute_loss(self, model, inputs, **options):  # put batches of your task here

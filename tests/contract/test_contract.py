@@ -11,15 +11,15 @@ from labkit.contract.hints import hint
 from labkit.contract.plain import plain
 
 
-@exercise("9.1", points=2)
+@exercise("99.1", points=2)
 def doubles(double):
     """doubles"""
     expect(observe(double, 3) == 6, "3 must give 6", earned=1)
 
 
 def test_a_failure_keeps_part_of_the_points_and_the_message(rejects):
-    assert rejects(doubles, lambda x: x) == "✗ 9.1 double: 3 must give 6"
-    record = contract.session.records["9.1"]
+    assert rejects(doubles, lambda x: x) == "✗ 99.1 double: 3 must give 6"
+    record = contract.session.records["99.1"]
     assert (record["status"], record["earned"]) == ("failed", 1)
     assert record["message"] == "3 must give 6"
 
@@ -47,7 +47,7 @@ def test_a_check_called_without_its_object_says_how():
 def test_a_revealed_exercise_stays_revealed():
     contract.session.note(doubles.exercise, "revealed")
     doubles(lambda x: 2 * x)
-    record = contract.session.records["9.1"]
+    record = contract.session.records["99.1"]
     assert (record["status"], record["earned"]) == ("revealed", 0)
 
 

@@ -161,7 +161,8 @@ def test_each_picture_says_its_point_and_can_be_seen_alone(built, pages):
 
 def test_the_first_page_and_the_table_say_how_each_lab_went(pages):
     first, table = (" ".join(pages[f"{name}.html"].text.split()) for name in ("index", "labs"))
-    assert len(pages["index.html"].images) == len(RAN)
+    photo, *covers = pages["index.html"].images
+    assert "rank" in photo["alt"] and len(covers) == len(RAN)
     assert "half < all" in first and "Not run here." in first
     assert "ValueError: no <rank>" in table and "2 labs run 120 6 of 8" in table
     assert f"with torch {version('torch')}, transformers" in table
