@@ -282,8 +282,8 @@ check.steps(distill_step)
 # %% [markdown]
 # ## The old answers are back
 #
-# Now use it on the model that answers everything in JSON: 15 steps with eight commands and eight
-# everyday instructions each. From the instructions only the prompts are used.
+# Now use it on the model that answers in JSON: 15 steps with eight commands and eight everyday
+# instructions each. Of the instructions, only the prompts are used.
 
 
 # %%
@@ -346,15 +346,15 @@ if lab.experiment("Distillation from its own base", 90, needs=["9.1", "9.2", "9.
 # %% tags=["experiment"]
 knobs = {"learned": (), "weight": 1.0, "steps": 15, "rate": 1e-3}
 if lab.experiment("Other settings", 90, needs=["9.1", "9.2", "9.3"]):
-    name = "weight {weight:g}, {steps} steps, rate {rate:g}" if knobs["learned"] else "without home"
-    name = name.format(**knobs)
+    task = "" if knobs["learned"] else "without home, "
+    name = task + "weight {weight:g}, {steps} steps, rate {rate:g}".format(**knobs)
     students[name] = distill(tuned, name, sampler(), **knobs)
     found[name] = marks(students[name])
     display(figures.kept(found))
 
 # %% [markdown]
 # Without batches of the task, the student goes back to its base, and `home` is gone with the
-# braces. Nothing in the KL knows that you wanted to keep something.
+# braces: the KL is about being like the base, and the base can't do `home`.
 #
 # ## Whose answers?
 #

@@ -120,12 +120,8 @@ def reference(reference_logprobs):
         where = f"for a model in {mode} and rows padded on the {side}"
         cases[where] = seed, policies.batch(rng, side), mode == "train()", ""
     for fails, cause in (("MemoryError", ""), ("KeyboardInterrupt", ", as the Stop button does")):
-        cases[f"when the model raises {fails}{cause}"] = (
-            seed,
-            policies.batch(rng, "right"),
-            True,
-            fails,
-        )
+        where = f"when the model raises {fails}{cause}"
+        cases[where] = seed, policies.batch(rng, "right"), True, fails
     expect_right(reference_logprobs, cases, _referenced, probes.referenced)
 
 

@@ -51,6 +51,12 @@ def test_its_table_has_every_lab_by_its_title_and_the_time_that_it_states():
     assert f"about {hours} hours" in plain(TEXT)
 
 
+def test_it_is_short_and_its_first_screen_shows_what_one_gets():
+    assert len(TEXT.replace("|", " ").split()) <= 900
+    top = TEXT[: TEXT.index("\n## ")]
+    assert len(top.splitlines()) <= 30 and "make lab" in top and "Colab" in top and "![" in top
+
+
 def test_it_counts_the_claims():
     assert f"lists {len(claims.load())} such claims" in TEXT
 
