@@ -26,7 +26,7 @@ OUT = Path(__file__).parents[1] / "labkit" / "measured" / "peft.csv"
 HOME = tasks.load("home", "train")
 UNSEEN = tasks.load("home", "test").shuffle(seed=1).select(range(60))
 NAMES = ["train_adapter", "train_on", "continued", "endless", "given_labels"]
-NAMES += ["answer_labels", "five_steps", "given_checkpointing", "with_checkpointing"]
+NAMES += ["answer_labels", "few_steps", "given_checkpointing", "with_checkpointing"]
 RATES = (2e-5, 2e-3)
 WAYS = ("plain", "given", "solution")
 
@@ -78,7 +78,7 @@ def checkpointing(lab, seed, way):
         trainer = run_on(lab, 8, 2e-3, folder)
         lab["eight_rows"] = next(iter(trainer.get_train_dataloader()))
     ways = {"plain": lambda model: model, "given": lab["given_checkpointing"]}
-    losses, peak, moved = lab["five_steps"](ways.get(way, lab["with_checkpointing"]))
+    losses, peak, moved = lab["few_steps"](ways.get(way, lab["with_checkpointing"]), 5)
     return {"moved": sum(moved), "B": len(moved), "activations": peak, "fifth loss": losses[-1]}
 
 

@@ -79,10 +79,17 @@ class Curves:
     Call `curves.add(reward=…, kl=…)` once per step, always with the same names. `values[name]` and
     `seconds` (since the start, after each step) stay for later plots. The figure is below a
     progress line and redrawn from time to time; `labels` has the axis label of each name.
+    Without `picture` only the line is shown: for where a later figure has the curve.
     """
 
-    def __init__(self, title: str, steps: int, labels: dict[str, str] | None = None):
-        self.title, self.steps, self.labels = title, steps, labels
+    def __init__(
+        self,
+        title: str,
+        steps: int,
+        labels: dict[str, str] | None = None,
+        picture: bool = True,
+    ):
+        self.title, self.steps, self.labels, self.drawn = title, steps, labels, picture
         self.values, self.seconds = {}, []
         self._begun = self._shown = time.perf_counter()
         self._text = _begins(_line(title, 0, steps, 0))
@@ -102,6 +109,8 @@ class Curves:
             return
         self._shown = now
         self._text.update(HTML(_line(self.title, done, self.steps, self.seconds[-1], note)))
+        if not self.drawn:
+            return
         figure = self._figure()
         if self._picture is None:
             self._picture = display(figure, display_id=True)
@@ -120,8 +129,8 @@ class Curves:
 class Curve(Curves):
     """A live loss curve: `curve.add(loss)` once per step; `losses` stay."""
 
-    def __init__(self, title: str, steps: int):
-        super().__init__(title, steps)
+    def __init__(self, title: str, steps: int, picture: bool = True):
+        super().__init__(title, steps, picture=picture)
         self.losses = self.values["loss"] = []
 
     def add(self, loss: SupportsFloat) -> None:

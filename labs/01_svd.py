@@ -198,9 +198,9 @@ check.parameters(lora_params, break_even_rank)
 # numbers instead of 16.8 million.
 #
 # But are so few numbers enough? That depends on the matrix. Compare the photograph with noise of
-# the same shape. (Both get mean 0 first. A constant matrix has rank 1, so the first term would pay
-# for the mean, and noise would look better than it is.) Guess before you run the cell: a guess
-# costs no points, and the picture will show it.
+# the same shape. (Both get mean 0 first. A constant matrix has rank 1, so the first term would be
+# spent on the mean, and noise would look easier to compress than it is.) Guess before you run the
+# cell: a guess costs no points, and the picture will show the answer.
 
 # %%
 guess_noise = lab.predict(
@@ -218,8 +218,8 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
     guess_noise.beside(100 * errors["noise"][figures.fifth_of(costs)])
 
 # %% [markdown]
-# A few directions contain most of the photograph. In noise no direction stands far above the next,
-# so every term buys little. A low rank is a bet on structure.
+# A few directions contain most of the photograph. In noise, no direction stands out far above the
+# next, so each term buys little. A low rank is a bet on structure.
 #
 # ## Is a language model's weight low-rank?
 #
@@ -342,9 +342,9 @@ check.truncates(truncate_update, energy_within)
 
 # %%
 def fine_tune(model, title, learning_rate, steps=50):
-    """Train whatever requires grad on `home`, 16 commands per step."""
+    """Train whatever requires grad on `home`, 8 commands per step."""
     curve, home = live.Curve(title, steps), tasks.load("home", "train")
-    batches = loop.batches(home, tokenizer, size=16, steps=steps)
+    batches = loop.batches(home, tokenizer, size=8, steps=steps)
     for loss in loop.train(model, batches, steps, learning_rate):
         curve.add(loss)
 
@@ -359,7 +359,7 @@ def judge(name, model):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Full fine-tuning on home", 150, needs=["1.4"]):
+if lab.experiment("Full fine-tuning on home", 85, needs=["1.4"]):
     unseen = tasks.load("home", "test").shuffle(seed=1).select(range(60))
     said, right, loss = {}, {}, {}  # by model
     judge("base", model)
@@ -439,7 +439,7 @@ if lab.experiment("Every update cut to rank r", 80, needs=["1.1", "1.4", "1.5"])
 # explains why.)
 
 # %% tags=["experiment"]
-if lab.experiment("LoRA of rank 8 on the same batches", 92, needs=["1.1", "1.4", "1.5"]):
+if lab.experiment("LoRA of rank 8 on the same batches", 52, needs=["1.1", "1.4", "1.5"]):
     torch.manual_seed(lab.seed)
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
     student = peft.get_peft_model(models.load()[0], config)

@@ -132,8 +132,8 @@ print(normal.icdf(torch.linspace(0, 1, 16)))  # icdf: from a probability to its 
 # </details>
 #
 # Where exactly should the ends lie? Cut the curve into 16 equal shares: the middle of the outermost
-# one is at probability 31/32. With 15 shares it is at 29/30. NF4 takes the mean of the two,
-# 0.9677083, and its mirror image at the lower end.
+# one is at probability 31/32. With 15 shares it is at 29/30. NF4 takes the mean of the two
+# (0.9677083), and at the lower end its mirror image.
 
 # %%
 offset = 0.9677083
@@ -192,7 +192,8 @@ if lab.experiment("Three codebooks", 1, needs=["4.2"]):
         "FP4": bnb.functional.get_4bit_type("fp4", device="cpu").sort().values,
         "INT4": torch.linspace(-1, 1, 15),
     }
-    display(figures.codebooks(books))
+    blocks = models.load()[0].model.layers[15].mlp.up_proj.weight.detach().float().view(-1, 64)
+    display(figures.codebooks(books, blocks / blocks.abs().amax(1, keepdim=True)))
 
 # %% [markdown]
 # ### Exercise 4.3 · `quantize_blockwise`, `dequantize_blockwise`
@@ -606,8 +607,9 @@ unseen = unseen.shuffle(seed=1).select(range(60))
 
 
 def train(model, title, steps=20, make=torch.optim.AdamW, words=None):
-    """Train the adapter on `home`, in place; the live curve. words: another tokenizer."""
-    curve, batches = live.Curve(title, steps), loop.batches(home, words or tokenizer, 16, steps)
+    """Train the adapter on `home`, in place; its losses. words: another tokenizer."""
+    curve = live.Curve(title, steps, picture=False)
+    batches = loop.batches(home, words or tokenizer, 16, steps)
     for loss in loop.train(model, batches, steps, 2e-3, make):
         curve.add(loss)
     return curve
@@ -749,12 +751,12 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
         name = "\n".join(f"{key}={value}" for key, value in changes.items()) or "QLoRA alone"
         how = usual.but(method="qlora", **changes)
         peaks[name] = simulate(configs.find("llama-2-70b"), how).by_category
-    display(figures.fits(peaks, card_gb=48))
+    display(figures.fits(peaks, card=48))
 
 # %% [markdown]
-# "QLoRA trains 70B on one 48 GB card" is true in this simulation with checkpointing and few tokens
-# per step, but only just: published peaks are up to 20% above simulated ones. (A card sold as 48 GB
-# has about 51 of the picture's GB.) On the command line,
+# "QLoRA trains 70B on one 48 GB card" is true with checkpointing and few tokens per step, but only
+# just: published peaks are up to 20% above simulated ones, which is how far the lines on the bars
+# reach. (Memory is sold in units of 2^30 bytes, GiB, and called GB.) On the command line,
 # `labkit memory llama-2-70b --method qlora --checkpointing` simulates the second bar.
 #
 # ## With a GPU

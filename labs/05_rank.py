@@ -207,9 +207,9 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
 #
 # ●●○ · 9 min · 2 points
 #
-# Run `train_fn` on every pair of a rank and a learning rate, and collect one row per run. Call it
-# as `train_fn(rank=…, alpha=…, learning_rate=…, seed=…)`; it returns a dict of results. `alpha` is
-# `alpha_of(rank)`. Use one seed, such as 0, for all runs, so that nothing differs except rank,
+# Run `train_fn` on every combination of rank and learning rate, and collect one row per run. Call
+# it as `train_fn(rank=…, alpha=…, learning_rate=…, seed=…)`; it returns a dict of results. `alpha`
+# is `alpha_of(rank)`. Use one seed, such as 0, for all runs, so that nothing differs except rank,
 # alpha and learning rate. Don't convert or round `rank` and `learning_rate`.
 #
 # The DataFrame has the columns `rank`, `alpha`, `learning_rate`, and one column per result. The
@@ -470,10 +470,10 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 # %% [markdown]
 # These runs are on `home`, at r=16. No variant differs from LoRA by more than chance: every
 # interval contains 0. With three seeds we could miss differences of 7% to 28%, depending on the
-# variant. Lee et al. ([2026](https://arxiv.org/abs/2602.04998)) find variants within 1-2% of each
-# other once the rate is tuned; our three seeds can't test that. Full fine-tuning beats LoRA by 12%
-# here, which a coarser sweep of ours doesn't confirm. At a single rate for all, the same methods
-# differ by far more ([evidence](../docs/evidence/05_rank.md#variants)).
+# variant. Lee et al. ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2%
+# of each other once the rate is tuned; our three seeds can't test that. Full fine-tuning beats LoRA
+# by 12% here, which a coarser sweep of ours doesn't confirm. At a single rate for all, the same
+# methods differ by far more ([evidence](../docs/evidence/05_rank.md#variants)).
 #
 # ## A case: 48 kinds of tickets
 #
@@ -586,7 +586,8 @@ check.quiz(quiz)
 # - $\alpha$ and the rate are nearly one knob: the rate you need falls roughly as $\alpha^{-0.7}$.
 # - Rank binds when the data contain more than the adapter can store. On a small task it hardly
 #   matters.
-# - Compare methods at their own best rate, seed by seed, and with a baseline that needs no GPU.
+# - Compare methods seed by seed, each at its own best rate, and include a baseline that needs no
+#   GPU.
 
 # %%
 lab.score()

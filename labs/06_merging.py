@@ -72,7 +72,8 @@ def train(task, steps, learning_rate=5e-3):
     torch.manual_seed(lab.seed)
     model = get_peft_model(in_4_bits(), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
     rows = tasks.load(task, "train", **OPTIONS[task])
-    curve, batches = live.Curve(f"QLoRA on {task}", steps), loop.batches(rows, tokenizer, 16, steps)
+    curve = live.Curve(f"QLoRA on {task}", steps, picture=False)
+    batches = loop.batches(rows, tokenizer, 8, steps)
     for loss in loop.train(model, batches, steps, learning_rate):
         curve.add(loss)
     return model.eval()
@@ -89,7 +90,7 @@ def factors(model):
 
 
 # %% tags=["experiment"]
-if lab.experiment("QLoRA learns two tasks", 170):
+if lab.experiment("QLoRA learns two tasks", 95):
     base, tokenizer = models.load()
     trained = train("home", steps=50)
     pairs = {"home": factors(trained), "tickets": factors(train("tickets", steps=20))}

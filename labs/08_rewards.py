@@ -337,7 +337,7 @@ if lab.experiment("Other pairs, beta or rate", 60, needs=["8.1", "8.2", "8.3"]):
 # better. So read some pairs before you train on them.
 #
 # A second mistake makes no noise at all. If the reference is computed with the adapter *on*, policy
-# and reference are the same, the margin is 0, and the loss stays at $\log 2 = 0.693$ in every step.
+# and reference are the same, the margin is 0, and the loss stays at $\log 2 = 0.693$ at every step.
 # The gradient isn't zero, so the model drifts.
 #
 # ## Better than its group
@@ -386,7 +386,7 @@ check.advantages(group_advantages)
 #
 # ## One step, and not too far
 #
-# Why does this raise the reward? The mean reward of a prompt is $\sum_y \pi(y) R(y)$. Because
+# Why does this raise the reward? The mean reward for a prompt is $\sum_y \pi(y) R(y)$. Because
 # $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over
 # answers that the model draws itself. So sample some, and average. Subtracting the group's mean
 # leaves the expected direction unchanged, since $\sum_y \nabla \pi(y) = 0$, and removes noise.

@@ -88,10 +88,10 @@ def marks(model):
 guess_json = lab.predict("Of 60 everyday instructions, how many are answered in JSON?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("An adapter for home alone", 100):
+if lab.experiment("An adapter for home alone", 60):
     base, tokenizer = models.load()
     tuned = learn_home(adapted(base))
-    found = {"base": marks(base), "home alone": marks(tuned)}
+    found = {"home alone": marks(tuned)}
     some = tasks.load("chat", "test").select([0, 7, 21])["messages"]
     told = {"base": generation.answers(base, tokenizer, some, 48)}
     told["home alone"] = generation.answers(tuned, tokenizer, some, 48)

@@ -153,7 +153,11 @@ def _upright(ax, labels, ylabel, top, guess):
 
 
 def curves(
-    ax: Axes, runs: dict[str, Sequence[float]], ylabel: str, top: float | None = None
+    ax: Axes,
+    runs: dict[str, Sequence[float]],
+    ylabel: str,
+    top: float | None = None,
+    colors: Sequence[str] = VARIANTS,
 ) -> None:
     """Losses against the step, labeled at their ends; the last run is bold, earlier ones thin.
 
@@ -166,10 +170,10 @@ def curves(
     for i, (label, losses) in enumerate(runs.items()):
         new = label == list(runs)[-1]
         width = {"lw": 2.6, "zorder": 3} if new else {"lw": 1.6}
-        traced(ax, losses, VARIANTS[i % len(VARIANTS)], _weight(losses), **width)
+        traced(ax, losses, colors[i % len(colors)], _weight(losses), **width)
     heights = spread([min(final(losses), top) for losses in runs.values()], 0.08 * top, top)
     for i, (label, height) in enumerate(zip(runs, heights, strict=True)):
-        how = {"color": VARIANTS[i % len(VARIANTS)], "va": "center", "annotation_clip": False}
+        how = {"color": colors[i % len(colors)], "va": "center", "annotation_clip": False}
         weight = "bold" if label == list(runs)[-1] else None
         end = final(runs[label])
         text = f"{label}: {end:.2f}" if end < np.inf else f"{label}: diverged"

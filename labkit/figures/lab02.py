@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from labkit.figures.forms import counted, curves, final, stacks, titled
 from labkit.guess import Guess, as_text
-from labkit.plots import INK, ROLES
+from labkit.plots import INK, ROLES, VARIANTS
 
 GB = 10**9
 LOSS = "training loss (nats per token)"
@@ -71,7 +71,9 @@ def turned(runs: dict[str, Sequence[float]]) -> Figure:
     else:
         title = "Rank and alpha change how fast the loss falls"
     fig, ax = titled(title)
-    curves(ax, runs, LOSS)
+    alphas = list(dict.fromkeys(map(_alpha, runs)))  # a color each
+    colors = [VARIANTS[alphas.index(_alpha(label)) % len(VARIANTS)] for label in runs]
+    curves(ax, runs, LOSS, colors=colors)
     return fig
 
 

@@ -30,14 +30,6 @@ def targets(runs: dict[str, Sequence[float]]) -> Figure:
     return fig
 
 
-def right_answers(right: dict[str, int], n: int) -> Figure:
-    """Right answers of `n` by model, base model first."""
-    *_, tuned = right.values()
-    fig, ax = titled(f"After one pass over the rows, {tuned / n:.0%} of the answers are right")
-    counted(ax, right, n, roles={next(iter(right)): "base"})
-    return fig
-
-
 def loss_tokens(tokens: Sequence[str], has_loss: Sequence[bool]) -> HTML:
     """The tokens of a row, with those that the loss counts marked."""
     spans = []

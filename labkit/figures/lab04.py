@@ -27,12 +27,12 @@ def outlier(clean: torch.Tensor, spoiled: torch.Tensor, value: float) -> Figure:
     return fig
 
 
-def codebooks(books: dict[str, torch.Tensor]) -> Figure:
-    """The values of each codebook as ticks, below the density of normal weights of a block."""
+def codebooks(books: dict[str, torch.Tensor], weights: torch.Tensor) -> Figure:
+    """The values of each codebook as ticks, below the histogram of weights divided by absmax."""
     fig, ax = titled(f"{next(iter(books))} has most of its values where most weights are")
-    x = np.linspace(-1, 1, 400)
-    ax.fill_between(x, np.exp(-((x * 2.6) ** 2) / 2), color=INK, alpha=0.12)  # absmax: 2.6 sigma
-    ax.text(0.42, 0.75, "normal weights,\ndivided by absmax", color=INK)
+    counts, edges = np.histogram(weights.numpy(), 81, (-1, 1))
+    ax.stairs(counts / counts.max(), edges, fill=True, color=INK, alpha=0.25)
+    ax.text(0.42, 0.75, "weights of one layer,\ndivided by absmax", color=INK)
     for row, (name, values) in enumerate(books.items()):
         y, color = -0.22 - 0.27 * row, ROLES["QLoRA"] if row == 0 else VARIANTS[row]
         ax.vlines(values.numpy(), y - 0.09, y + 0.09, color=color, lw=1.8)
@@ -76,7 +76,7 @@ def losses(runs: dict[str, Sequence[float]]) -> Figure:
     gap, rest = (runs["QLoRA"][i] - runs["LoRA"][i] for i in (0, -1))
     then = "catches up" if rest < 0.5 * gap else "stays behind"
     fig, ax = titled(f"QLoRA starts {gap:.1f} nats per token higher, and {then}")
-    curves(ax, runs, "training loss (nats per token)")
+    curves(ax, runs, "training loss (nats per token)", colors=[ROLES[name] for name in runs])
     return fig
 
 
@@ -103,12 +103,21 @@ def step_memory(peaks: dict[str, dict[str, int]]) -> Figure:
     return fig
 
 
-def fits(peaks: dict[str, dict[str, int]], card_gb: float) -> Figure:
-    """Memory at the peak of a step by settings, {settings: {category: bytes}}, and a card's GB."""
-    rows = {name: {part: n / GB for part, n in peak.items()} for name, peak in peaks.items()}
-    n = sum(sum(row.values()) < card_gb for row in rows.values())
-    fig, ax = titled(f"{n} of {len(rows)} settings stay below {card_gb} GB")
-    stacks(ax, rows, "GB at the peak of a step", "{:.1f}")
-    ax.axhline(card_gb, color=INK, lw=1.2, ls="--")
-    ax.text(-0.45, card_gb, f"a card of {card_gb:g} GB", va="bottom", color=INK)
+def fits(peaks: dict[str, dict[str, int]], card: float, margin: float = 0.2) -> Figure:
+    """Memory at the peak of a step by settings, {settings: {category: bytes}}, and a card's GiB.
+
+    A line on each bar reaches `margin` above it.
+    """
+    rows = {name: {part: n / 2**30 for part, n in peak.items()} for name, peak in peaks.items()}
+    totals = [sum(row.values()) for row in rows.values()]
+    n = sum((1 + margin) * total < card for total in totals)
+    fig, ax = titled(f"{n} of {len(rows)} settings surely fit on a card of {card} GB")
+    label = f"GiB at the peak of a step\n(line: {margin:.0%} above the simulation)"
+    stacks(ax, rows, label, "")
+    for x, total in enumerate(totals):
+        ax.errorbar(x, total, [[0], [margin * total]], color=INK, capsize=4, lw=1.2)
+        ax.text(x + 0.04, total, f" {total:.0f}", va="bottom", color=INK)
+    ax.set_ylim(0, 1.08 * max(card, (1 + margin) * max(totals)))
+    ax.axhline(card, color=INK, lw=1.2, ls="--")
+    ax.text(0.5, card, "the card", ha="center", va="bottom", color=INK)
     return fig

@@ -84,12 +84,14 @@ def merges(kls: dict[str, float], right: dict[str, int], n: int, guess: Guess) -
     """
     nearest = min(kls, key=kls.get)
     fig, (left, other) = titled(f"Closest to the trained model: {nearest}", 2, sharey=False)
-    roles = {name: "QLoRA" if name == nearest else "mistake" for name in kls}
+    trained, *_ = right.values()
+    roles = {name: "mistake" for name in kls if right[name] < trained / 2}
+    roles |= {nearest: "QLoRA", "no adapter": "base"}
     dots(left, kls, "KL from the trained model,\nnats per token", roles, "{:.2g}")
     left.set(xscale="log", xlim=(min(kls.values()) / 4, 10 * max(kls.values())))
     values = {name: wilson(count, n) for name, count in right.items()}
     dots(other, values, f"right answers, of {n}\n(line: 95% interval)", roles, "{:.0f}")
-    other.set_xlim(-1, n)
+    other.set_xlim(-0.03 * n, n)
     guess.draw(other, "x")
     return fig
 

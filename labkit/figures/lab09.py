@@ -15,7 +15,7 @@ def kept(found: dict[str, dict], guess: Guess | None = None) -> Figure:
     last = list(found)[-1]
     title = f"{last}: {found[last]['json']} of {INSTRUCTIONS} instructions answered in JSON"
     fig, (left, right) = titled(title, 2, height=0.5 * len(found) + 1.5, sharey=False)
-    roles = {"base": "base", "home alone": "mistake"}
+    roles = {"home alone": "mistake"}
     dots(left, json, f"unasked JSON, of {INSTRUCTIONS}\n(line: 95% interval)", roles, "{:.0f}")
     dots(right, home, f"right on home, of {COMMANDS}\n(line: 95% interval)", roles, "{:.0f}")
     left.set_xlim(-2, INSTRUCTIONS)

@@ -12,12 +12,11 @@ from pathlib import Path
 from datasets import Dataset
 from filelock import FileLock
 from IPython import get_ipython
-from IPython.display import display
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig
 
-from labkit import download, fingerprint, live, plots
+from labkit import download, fingerprint, live
 from labkit.errors import LabError
 from labkit.training import checkpoints, hardware, lean
 
@@ -87,7 +86,7 @@ def _alone(folder):
 
 
 class _Losses(TrainerCallback):
-    """Draws each step's loss in a notebook; records the seconds up to each checkpoint."""
+    """Shows each step's loss in a notebook; records the seconds up to each checkpoint."""
 
     def __init__(self, title, noted):
         self.title, self.noted, self.curve = title, noted, None
@@ -96,7 +95,7 @@ class _Losses(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.begun = time.perf_counter()
         if get_ipython():
-            self.curve = live.Curve(self.title, state.max_steps)
+            self.curve = live.Curve(self.title, state.max_steps, picture=False)
             for loss in checkpoints.losses(state.log_history):
                 self.curve.add(loss)
 
@@ -149,10 +148,9 @@ def _keep(tuned, history, folder):
 
 
 def _stored(model, folder, title):
-    """The cached result in `folder`; shows its curve and one line."""
+    """The cached result in `folder`; prints one line."""
     history = json.loads((folder / "history.json").read_text())
     losses, seconds = history["losses"], history["seconds"]
     tuned = PeftModel.from_pretrained(model, folder / "adapter").eval()
     print(f"{title}: from the cache, trained earlier in {seconds:.0f} s (cache=False trains again)")
-    display(plots.growing_loss(losses, len(losses), title))
     return Result(tuned, losses, seconds, folder / "adapter", cached=True)
