@@ -176,6 +176,8 @@ def gradient_of(layer=15):
 # %% tags=["experiment"]
 if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
     G, helps = gradient_of(), {}
+    wide = torch.empty(64, G.shape[1])
+    drawn = [nn.init.kaiming_uniform_(wide.clone(), a=5**0.5) for _ in range(32)]
     factors = {
         "alpha = 2r": lambda r: scaling(2 * r, r),
         "rsLoRA, alpha = 32": lambda r: scaling(32, r, rank_stabilized=True),
@@ -184,19 +186,16 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
     for rule, factor in factors.items():
         helps[rule] = []
         for r in (4, 8, 16, 32, 64):
-            drawn = [
-                nn.init.kaiming_uniform_(torch.empty(r, G.shape[1]), a=5**0.5) for _ in range(32)
-            ]
-            steps = [first_update(G, A, r, factor(r) * r, lr=1e-3) for A in drawn]
-            helps[rule].append(-sum((G * step).sum().item() for step in steps) / 32)
+            steps = [first_update(G, A[:r], r, factor(r) * r, lr=1e-3) for A in drawn]
+            helps[rule].append(-sum((G * step).sum().item() for step in steps))
     display(figures.first_steps([4, 8, 16, 32, 64], helps, guess_step))
     guess_step.beside(helps["alpha = 2r"][-1] / helps["alpha = 2r"][0])
 
 # %% [markdown]
 # To first order, the help of the first step is proportional to $\alpha$, whatever the rank: the sum
 # grows like $r$, and $\alpha / r$ cancels that growth. With $\alpha = 2r$, the first step at r=64
-# lowers the loss sixteen times as much as at r=4. That is what the first comparison measured, not
-# the rank: at $\alpha = 8$ a learning rate of 0.001 is too low.
+# lowers the loss sixteen times as much as at r=4. That is enough to explain the first comparison:
+# at $\alpha = 8$ a learning rate of 0.001 is too low.
 #
 # ## A fair comparison
 #
@@ -266,13 +265,14 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
 
 # %% [markdown]
 # The rate you need falls roughly as $\alpha^{-0.7}$: sixteen times the $\alpha$, a seventh of the
-# rate. That makes $\alpha$ and the learning rate nearly one knob. Fix one and tune the other.
+# rate. (For other losses than 0.45 the exponent is between -0.6 and -0.8.) That makes $\alpha$ and
+# the learning rate nearly one knob. Fix one and tune the other.
 #
 # - *"When you double r, double alpha."* That doubles how much the first step helps. Keep $\alpha$
 #   and the rate when you change the rank, as "LoRA Without Regret"
 #   ([2025](https://thinkingmachines.ai/blog/lora/)) found for large models.
-# - *"LoRA needs ten times the rate of full fine-tuning."* On our coarse grid the ratio is about 30
-#   at $\alpha = 8$, 10 at 32, and 3 at 128
+# - *"LoRA needs ten times the rate of full fine-tuning."* On our coarse grid the ratio is about 10
+#   from $\alpha = 16$ to 64, but 30 at 8, and 3 at 128
 #   ([evidence](../docs/evidence/05_rank.md#learning-rate-against-alpha)).
 #
 # ## Where rank binds
@@ -386,14 +386,15 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
     display(figures.bits({rank: list(bits) for rank, bits in runs["value"]}, available=6000))
 
 # %% [markdown]
-# r=1 stores 20% of the bits, r=4 at least 90%, r=8 nearly all, and no learning rate that we tried
+# r=1 stores 20% of the bits, r=4 about 90%, r=8 nearly all, and no learning rate that we tried
 # makes up for it ([evidence](../docs/evidence/05_rank.md#where-rank-binds)). After 100 passes, the
 # adapter of r=4 has stored about 0.6 bits per number. (From r=2 on, the best rate was the highest
-# we tried, so a higher one may store a little more.)
+# we tried, so a higher one may store a little more. And capacity isn't one number: of 1,000 pairs
+# r=1 stores more bits than of 250.)
 #
 # An ordinary adapter, on all linear layers, has 305,280 numbers at r=1 already. 96 short commands
-# probably contain far less than such an adapter can store; we didn't measure it. Long training on
-# code or math contains more: there LoRA falls behind full fine-tuning, the more so the lower its
+# probably contain far less than such an adapter can store; we didn't measure it. Large collections
+# of code or math contain more: there LoRA falls behind full fine-tuning, the more so the lower its
 # rank ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)).
 #
 # ## Variants
@@ -412,8 +413,8 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
 # | LoRA-FA | freezes `A` |
 #
 # A fair comparison gives each method its own best rate, and several seeds. Seeds differ a lot, but
-# a seed that is lucky for one method is often lucky for another: both see the same data in the same
-# order. Compare seed by seed.
+# a seed that suits one method often suits another: both see the same data in the same order.
+# Compare seed by seed.
 
 # %% [markdown]
 # ### Exercise 5.5 · `paired_difference`
@@ -469,11 +470,12 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 
 # %% [markdown]
 # These runs are on `home`, at r=16. No variant differs from LoRA by more than chance: every
-# interval contains 0. With three seeds we could miss differences of 7% to 28%, depending on the
-# variant. Lee et al. ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2%
-# of each other once the rate is tuned; our three seeds can't test that. Full fine-tuning beats LoRA
-# by 12% here, which a coarser sweep of ours doesn't confirm. At a single rate for all, the same
-# methods differ by far more ([evidence](../docs/evidence/05_rank.md#variants)).
+# interval contains 0. The intervals reach 7% to 28% either way. How much of that is noise? At one
+# rank, rsLoRA *is* LoRA with a larger $\alpha$, and its interval is the widest. Lee et al.
+# ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each other once
+# the rate is tuned; our three seeds can't test that. Full fine-tuning beats LoRA by 12% here; a
+# coarser sweep of ours finds 10%, within its noise. At a single rate for all, the same methods
+# differ by far more ([evidence](../docs/evidence/05_rank.md#variants)).
 #
 # ## A case: 48 kinds of tickets
 #
@@ -494,8 +496,8 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
 # %% [markdown]
 # A classifier without a neural network, trained in seconds, is a serious rival on 960 examples.
 # LoRA is a few points ahead of it, which may be chance. Full fine-tuning is ahead of LoRA by 5 to 7
-# points in each seed. Before you train an adapter, run the cheap baseline. (LoRA made one pass, at
-# one rank. More passes might close the gap to full fine-tuning.)
+# points in each seed. Before you train an adapter, run the cheap baseline. (All made one pass, and
+# LoRA had one rank.)
 #
 # ## Defaults
 #
@@ -552,12 +554,12 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
 # - (c) Little yet: alpha grew as well, and with it how much a step helps.
 # - (d) Nothing, because three seeds are never enough.
 #
-# **q2. You double alpha and keep everything else. Where do you look for the best learning rate?**
+# **q2. You double alpha and keep everything else. Which learning rate gives a similar run?**
 #
-# - (a) At the old rate: alpha and the rate are independent.
-# - (b) At a lower rate, a bit more than half of the old one.
-# - (c) At twice the old rate, to keep up with alpha.
-# - (d) At a quarter of the old rate: alpha scales both A and B.
+# - (a) The old one: alpha and the rate are independent.
+# - (b) A lower one, a bit more than half of the old one.
+# - (c) Twice the old one, to keep up with alpha.
+# - (d) A quarter of the old one: alpha scales both A and B.
 #
 # **q3. When does a higher rank help, with the learning rate tuned for each?**
 #
@@ -581,8 +583,8 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - How much a first step helps is proportional to the learning rate times $\alpha$, whatever the
-#   rank. A comparison of ranks at $\alpha = 2r$ and one rate compares how much steps help.
+# - The help of a first step grows with the learning rate times $\alpha$, whatever the rank. A
+#   comparison of ranks at $\alpha = 2r$ and one rate compares how much steps help.
 # - $\alpha$ and the rate are nearly one knob: the rate you need falls roughly as $\alpha^{-0.7}$.
 # - Rank binds when the data contain more than the adapter can store. On a small task it hardly
 #   matters.

@@ -104,9 +104,9 @@ if lab.experiment("QLoRA learns two tasks", 95):
 # %% [markdown]
 # ## Merge
 #
-# An adapter next to its layer costs two small products per token. If you will never take it off
-# again, add its update to the weight once. You did so in place in lab 2. When you save it, the
-# dtype matters.
+# An unmerged adapter adds two small products to every layer, for every token. If you will never
+# take it off again, add its update to the weight once. You did so in place in lab 2. When you save
+# it, the dtype matters.
 
 # %% [markdown]
 # ### Exercise 6.1 · `merged_weight`
@@ -265,8 +265,8 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.3"]):
 # snaps back. On bf16 the update is longer than a step and arrives. On NF4 it is a small fraction of
 # a step, and nothing moves.
 #
-# **Turn it: the size of the update.** Now a whole layer, on its grid. The dotted line marks the
-# update of `home`. Guess first, then add sizes of your own.
+# **Turn it: the size of the update.** Now a whole layer, on each grid, and in one case not yet on
+# it. The dotted line marks the update of `home`. Guess first, then add sizes of your own.
 
 # %%
 guess_arrives = lab.predict("An update of 0.1% of |W|, in bf16: what percentage arrives?", None)
@@ -278,15 +278,18 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
     for grid, store in live.progress(grids.items(), "grids", len(grids)):
         there = store(W).float()  # on the grid
         shares[grid] = [100 * arrives(there, size * unit, store) for size in sizes]
+    shares["NF4, original weights"] = [100 * arrives(W, size * unit, nf4) for size in sizes]
     display(figures.arrivals(sizes, shares, (dW.norm() / W.norm()).item(), guess_arrives))
     guess_arrives.beside(100 * arrives(W.bfloat16().float(), 1e-3 * unit, grids["bf16"]))
 
 # %% [markdown]
-# Each format loses the updates that are small compared with *its* steps: NF4 those below several
-# percent of $\|W\|$, `Q8_0` those below half a percent, bf16 those below about a tenth of a
-# percent. Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 1% or 2%, as here, nearly all
-# of it arrives. At 0.1%, about 40% is lost: store the sum in fp32 or fp16, or keep the adapter
-# separate.
+# If the weights already lie on a grid, it loses the updates that are small compared with *its*
+# steps: NF4 those below several percent of $\|W\|$, `Q8_0` those below half a percent, bf16 those
+# below about a tenth of a percent. The dashed line is different. The original weights lie *between*
+# the values of NF4. The update tips some of them across a boundary, and they move by a whole step,
+# so on average all of it arrives. The same happens when you convert a merged 16-bit model to `Q8_0`: the update survives. Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 1% or 2%, as in this layer,
+# nearly all of it arrives. At 0.1%, about 40% is lost: store the sum in fp32 or fp16, or keep the
+# adapter separate.
 #
 # ## A QLoRA adapter, merged
 
@@ -394,8 +397,9 @@ if lab.experiment("One adapter, four merges", 50, needs=["6.1", "6.2", "6.4"]):
 #
 # The dequantized base stayed closest in every seed, from 8 to 240 training steps
 # ([evidence](../docs/evidence/06_merging.md#from-short-to-long-training)). Closest isn't always
-# best: Unsloth, with originals in true 16 bits, finds the merge into the original better for most
-# models. If you care about quality more than fidelity, compare both on held-out data.
+# best: Unsloth, with originals in true 16 bits, calls the merge into the original better for most
+# models ([pull request 810](https://github.com/unslothai/unsloth-zoo/pull/810)). If you care about
+# quality more than fidelity, compare both on held-out data.
 #
 # ## Combine
 
@@ -609,8 +613,8 @@ if lab.experiment("Four mixtures of two adapters", 80, needs=["6.5", "6.6", "6.7
 #
 # ## Take it with you
 #
-# The recommended merge of a QLoRA adapter, with transformers and PEFT alone: load the base in 4
-# bits, dequantize it, put the adapter on, merge, and save in 16 bits.
+# The recommended merge of a QLoRA adapter, with transformers, PEFT and bitsandbytes: load the base
+# in 4 bits, dequantize it, put the adapter on, merge, and save in 16 bits.
 #
 # ```python
 # import torch
@@ -679,8 +683,8 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - Merge a QLoRA adapter into the dequantized base, and store the sum in 16 bits.
-# - A format has a dead zone around each of its values. Updates that are small compared with its
-#   steps snap back.
+# - A format has a dead zone around each of its values. Weights that are already on its grid snap
+#   back after a small update. Weights between its values don't: on average, the update arrives.
 # - Add updates by concatenation, and cut the rank by `recompress`. Adding `A` and `B` separately
 #   adds cross terms.
 # - Merge for speed and for one job. For several jobs, keep the adapters separate: lab 7 serves them

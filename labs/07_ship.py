@@ -87,7 +87,8 @@ if lab.experiment("The file, opened", 1):
 # Return a dict with three lists: the indices of the rows with each fault, in order. What does a row
 # train on? As in lab 3, its prompt is all messages but the last, with the generation prompt.
 # Tokenize the whole conversation, cut it at `max_length` tokens, and drop the prompt's tokens from
-# the front. The rest is learned (TRL does the same with prompt and completion).
+# the front. The rest is learned. (TRL does the same with columns `prompt` and `completion`, and the
+# `finetune` below makes them of `messages`.)
 #
 # - `truncated`: the conversation has more than `max_length` tokens;
 # - `trains_on_nothing`: no id is learned, or the last answer is blank, so that only its end is
@@ -136,8 +137,8 @@ guess_faults = lab.predict("How many of the rows (ours are 437) have a fault?", 
 if lab.experiment("The file, audited", 1, needs=["7.1"]):
     found = audit(rows, tokenizer, MAX_LENGTH)
     for fault, numbers in found.items():
-        *_, asked, told = rows[numbers[0]]["messages"] if numbers else ({}, {}, {})
-        example = f"{asked.get('content', '')[:50]!r} -> {told.get('content', '')[:30]!r}"
+        *_, user, answer = rows[numbers[0]]["messages"] if numbers else ({}, {}, {})
+        example = f"{user.get('content', '')[:50]!r} -> {answer.get('content', '')[:30]!r}"
         print(f"{fault:<18} {len(numbers):>3} rows, such as {example}")
     faulty = {number for numbers in found.values() for number in numbers}
     good = [row for number, row in enumerate(rows) if number not in faulty]
@@ -328,15 +329,16 @@ if lab.experiment("The office's adapter, and its score", 55, needs=["7.1", "7.2"
     guess_score.beside(100 * scores["LoRA"]["whole answer"] / len(wanted))
 
 # %% [markdown]
-# The look-up copies well, and most of its parts are right. But it cannot tell *your* apartment from
-# the neighbor's, or the day that suits from the day that doesn't. That takes reading. Over three
-# seeds of split and training, the adapter gets more than nine of ten answers right, and the look-up
-# at most one ([evidence](../docs/evidence/07_ship.md#the-score)).
+# The look-up copies the apartment and the time well, and half of its trades are wrong: to name one
+# you have to understand the message. It also takes the first day it sees, even if that is the day
+# that doesn't suit. Over three seeds of split and training, the adapter gets more than nine of ten
+# answers right, and the look-up at most one ([evidence](../docs/evidence/07_ship.md#the-score)).
 #
 # How sure is such a score? If a share $p$ of $n$ independent answers is right, its standard error
-# is $\sqrt{p (1 - p) / n}$: four points for 80% of 100. To compare two models on the same rows,
-# count the rows that only one of them gets right, $b$ and $c$: the difference $b - c$ has a
-# standard error of about $\sqrt{b + c}$.
+# is $\sqrt{p (1 - p) / n}$: four points for 80% of 100. (At 0% or 100% that formula gives 0, so the
+# figures use Wilson's interval.) To compare two models on the same rows, count the rows that only
+# one of them gets right, $b$ and $c$: the difference $b - c$ has a standard error of about
+# $\sqrt{b + c}$.
 #
 # ## The same model, asked otherwise
 #
@@ -390,15 +392,15 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
     guess_template.beside(100 * right_by_way["Llama 2's template"] / len(wanted))
 
 # %% [markdown]
-# A first token written twice costs at most two answers of 105. What a missing generation prompt or
-# another system message costs is hard to predict: in some runs hardly anything, in others nearly
-# everything. Without the generation prompt, the model may write the header of its turn itself, and
-# then a right answer counts as wrong. With Llama 2's template or none at all, most answers are
-# wrong in every run ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). So a model can
-# survive some faults, and then a good answer hides that something is wrong.
+# Over three seeds, a first token written twice costs at most two answers of about 105. A missing
+# generation prompt or another system message costs anything from none to half of them. Without the
+# generation prompt, the model may write the header of its turn itself, and then a right answer
+# counts as wrong. With Llama 2's template or none at all, most answers are wrong in every run
+# ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). So a model can survive some
+# faults, and then a good answer hides that something is wrong.
 #
 # Don't test a server by reading a few answers. Ask it for the *ids* that it makes of your messages,
-# and compare them with those of training. Below you will.
+# and compare them with those of training.
 #
 # ## One file for other programs
 #
@@ -511,11 +513,12 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
     guess_q4.beside(100 * next((r for n, (_, r) in files.items() if n[:4] == "q4_0"), float("nan")))
 
 # %% [markdown]
-# bf16 and Q8_0 lose no answer. Q4_0 takes a third of the bytes of bf16 and loses three to six of
-# 105 ([evidence](../docs/evidence/07_ship.md#files)).
+# Over three seeds, bf16 and Q8_0 lose no answer. Q4_0 takes a third of the bytes of bf16 and loses
+# three to six of about 105 ([evidence](../docs/evidence/07_ship.md#files)).
 #
 # With the rows not moved, the file has the right size, the right names and the right numbers, and
-# it is useless. No field in it says in which order its rows are.
+# it is useless. Its architecture, `llama`, implies an order, and nothing checks that you followed
+# it.
 #
 # Many people use Q4_K_M. Its blocks need rows of a multiple of 256 numbers. SmolLM2-135M's have
 # 576, so for most of its matrices llama.cpp would fall back to other formats. For a larger model,
@@ -523,10 +526,9 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
 #
 # ## Three customers
 #
-# A merged file serves one customer. The other way: one base in memory, the adapters next to it, and
-# each request names the one that it wants. Here are two more customers. They get the same messages
-# with the same system message, but one wants JSON and one wants a sentence. Train an adapter for
-# each.
+# A merged file serves one customer. Alternatively, keep one base in memory with its adapters, and
+# let each request name one. Here are two more customers. They get the same messages with the same
+# system message, but one wants JSON and one wants a sentence. Train an adapter for each.
 
 
 # %%
@@ -598,14 +600,14 @@ if lab.experiment("An adapter for each customer", 66, needs=["7.1", "7.2"]):
 #
 # <details><summary>Hint 4</summary>
 #
-# Still not those of the prompts alone? The model reads the padding unless something tells it not
-# to, and one token can be padding in one place and the end of a turn in another.
+# Do answers still differ from those given alone? The model reads the padding unless something tells
+# it not to, and one token can be padding in one place and the end of a turn in another.
 # </details>
 #
 # <details><summary>Hint 5</summary>
 #
-# All right here, but not with Llama's tokenizer? It adds a first token to any text, and a text from
-# a chat template has one already.
+# Right here, but wrong with Llama's tokenizer? It adds a first token to any text, and a text from a
+# chat template has one already.
 # </details>
 
 
@@ -707,9 +709,13 @@ guess_batch = lab.predict(
     "64 rows, 3 adapters: grouped is how many times as fast as one by one?", None
 )
 
+# %% [markdown]
+# **Turn it: adapters.** Run it with 3, then with 64, one for each row of a batch of 64.
+
 # %% tags=["experiment"]
+n_adapters = 3
 if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
-    d, r, k, sizes = 576, 16, 3, (1, 4, 16, 64, 256)
+    d, r, k, sizes = 576, 16, n_adapters, (1, 4, 16, 64, 256)
     A, B, scaling = torch.randn(k, r, d), torch.randn(k, d, r), torch.full((k,), 2.0)
     ways = {"one by one": row_by_row, "copied factors": copied, "grouped": batched_lora}
     times = {name: [] for name in ways}
@@ -721,19 +727,20 @@ if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
     guess_batch.beside(times["one by one"][3] / times["grouped"][3])
 
 # %% [markdown]
-# All three multiply the same numbers. One by one pays for a call per row, and copied factors for
-# writing and reading $n$ pairs of factors. Grouped, there are two products per adapter, however
-# many rows it has, and some work to sort the rows. With one to four rows that isn't worth it. On a
-# GPU, [Punica](https://arxiv.org/abs/2310.18547) and [S-LoRA](https://arxiv.org/abs/2311.03285) go
-# one step further: one kernel for all rows reads each row's factors where they are. vLLM has such a
+# All three multiply the same numbers. (The base's own product, the same for all, is left out.) One
+# by one pays for a call per row, and copied factors for writing and reading $n$ pairs of factors.
+# Grouped, there are two products per adapter, however many rows it has, and some work to sort the
+# rows. With one to four rows that isn't worth it. On a GPU,
+# [Punica](https://arxiv.org/abs/2310.18547) and [S-LoRA](https://arxiv.org/abs/2311.03285) go one
+# step further: one kernel for all rows reads each row's factors where they are. vLLM has such a
 # kernel.
 #
 # ## A real server
 #
 # llama.cpp serves adapters next to one base. The package `xllamacpp` contains its server. Write the
 # base as one GGUF, each adapter as another (rows of q's and k's B moved by the same rule), and
-# start *one* server. A request says in a field `lora` which adapter it wants. Nothing else changes
-# for an OpenAI client.
+# start *one* server. A request says in a field `lora` which adapter it wants, and an OpenAI client
+# can send that.
 
 
 # %%
@@ -788,15 +795,14 @@ if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
         guess_same.beside(table["equal to PEFT's"].sum())
 
 # %% [markdown]
-# Most answers equal PEFT's exactly. Not all need to: the server computes in 16 bits and adds in
-# another order. If one of your answers differs, two tokens were probably nearly tied where the
-# texts first differ. What you should *not* see is another customer's form: then the adapter was not
-# chosen.
+# Most answers equal PEFT's exactly. Not all need to: the server rounds to other 16-bit numbers and
+# adds in another order. If one of your answers differs, two tokens were probably nearly tied where
+# the texts first differ. An answer in another customer's form means that the wrong adapter ran.
 #
 # Two traps. This llama.cpp ignores an adapter number that it doesn't have, and answers with the
 # base: look names up before you send, as `server.choosing` does. And to save time an engine keeps
 # keys and values of prompts that it has read. They depend on the adapter. A user reports that one
-# adapter's request went on from another's keys and values ([issue
+# adapter's request reused another's cache ([issue
 # 26207](https://github.com/ggml-org/llama.cpp/issues/26207)), so `server.choosing` sends
 # `cache_prompt: false`.
 #
@@ -811,7 +817,7 @@ if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
 #
 # ## Take it with you
 #
-# Merge an adapter into a plain model, with PEFT alone.
+# Merge an adapter into a plain model, with PEFT and transformers.
 #
 # ```python
 # import torch

@@ -52,11 +52,14 @@ def arrivals(
 ) -> Figure:
     """The share of an update that arrives, in %, by its size |dW| / |W|: {grid: shares}.
 
+    A name with a comma, "NF4, original weights", is dashed: weights that are not on the grid.
+
     trained: the size of the adapter's own update. guess: for bf16 at a size of 0.1%.
     """
-    fig, ax = titled("Each grid loses updates below its own threshold")
+    fig, ax = titled("Weights on a grid lose small updates, weights between its values don't")
     for name, values in shares.items():
-        ax.plot(sizes, values, "o-", color=GRIDS[name])
+        line = "o--" if "," in name else "o-"
+        ax.plot(sizes, values, line, color=GRIDS[name.partition(",")[0]])
     _named(ax, sizes, shares)
     ax.axvline(trained, color=INK, ls=":", lw=1.5)
     ax.text(trained, 112, " home", color=INK)
@@ -73,7 +76,8 @@ def _named(ax: Axes, sizes, shares):
     for name, values in shares.items():
         at = next((i for i, value in enumerate(values) if value > 50), len(values) - 1)
         place = (sizes[at], values[at])
-        how = {"textcoords": "offset points", "color": GRIDS[name], "ha": "left", "va": "top"}
+        color = GRIDS[name.partition(",")[0]]
+        how = {"textcoords": "offset points", "color": color, "ha": "left", "va": "top"}
         ax.annotate(name, place, (6, -6), **how)
 
 
@@ -91,7 +95,7 @@ def merges(kls: dict[str, float], right: dict[str, int], n: int, guess: Guess) -
     left.set(xscale="log", xlim=(min(kls.values()) / 4, 10 * max(kls.values())))
     values = {name: wilson(count, n) for name, count in right.items()}
     dots(other, values, f"right answers, of {n}\n(line: 95% interval)", roles, "{:.0f}")
-    other.set_xlim(-0.03 * n, n)
+    other.set_xlim(-0.03 * n, 1.05 * n)
     guess.draw(other, "x")
     return fig
 
