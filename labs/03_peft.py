@@ -15,8 +15,8 @@
 #
 # In lab 2 you wrote LoRA. At work you will use two libraries: PEFT adds the layers and saves them,
 # TRL runs the training. Your part is a few settings and your data, and that is where runs fail
-# silently: the loss falls, the training ends as planned, and the model never stops talking, or has
-# learned nothing.
+# silently: the loss falls, the training ends as planned, and the model doesn't stop, or has learned
+# nothing.
 #
 # Five exercises of this lab are *hunts*. Their cell contains code with a mistake that people really
 # made, and the text links an issue that reports it. The code runs, and it is wrong. Find out why,
@@ -69,18 +69,19 @@ if lab.experiment("The task and the tokenizer", 4):
 #
 # ●●● · 13 min · 4 points
 #
-# Train a LoRA adapter with TRL's `SFTTrainer` (SFT is supervised fine-tuning), save it, and return
-# the trainer.
+# Train a LoRA adapter with TRL's `SFTTrainer` (SFT is supervised fine-tuning), save the adapter,
+# and return the trainer.
 #
 # - `LoraConfig`: `r=16`, `lora_alpha=32`, `lora_dropout=0.05`, `task_type="CAUSAL_LM"`, and
 #   `target_modules="all-linear"`: every linear layer except the head.
 # - `SFTConfig`: `output_dir`, `learning_rate`, one pass over `rows` (`num_train_epochs=1`), one
 #   step per batch of 8 (`per_device_train_batch_size=8`), and `bf16=False`: the model is already in
 #   the right precision, and TRL's default raises an error on a CPU.
-# - **The loss counts the answer alone.** `rows` is a `Dataset` whose column `messages` contains
-#   conversations; the last message is the answer. With this column TRL would train on every token,
-#   the user's too. With two columns, `prompt` and `completion`, both of them lists of messages, it
-#   trains on the completion.
+# - **The loss counts only the answer.** That is a choice
+#   ([evidence](../docs/evidence/03_peft.md#where-the-loss-belongs)). `rows` is a `Dataset` whose
+#   column `messages` contains conversations; the last message is the answer. With this column TRL
+#   would train on every token, the user's too. With two columns, `prompt` and `completion`, both of
+#   them lists of messages, it trains on the completion.
 # - Save the adapter in `output_dir`, with the trainer's `save_model()`.
 #
 # Useful settings: `gradient_checkpointing=False` is faster (exercise 3.5 says what it does),
@@ -160,9 +161,9 @@ if lab.experiment("Two learning rates", 50, needs=["3.1"]):
     guess_rate.beside(next(iter(rate_runs.values()))[-1])
 
 # %% [markdown]
-# In a run this short you see nothing happen at the default rate, and nothing warns you. (The curve
-# only wavers because each step sees another batch.) If your LoRA "learned nothing", look at the
-# learning rate first ([evidence](../docs/evidence/03_peft.md#learning-rates)).
+# At the default rate twelve steps change nothing that you can see, and nothing warns you. (The
+# curve only wavers because each step sees another batch.) If your LoRA "learned nothing", look at
+# the learning rate first ([evidence](../docs/evidence/03_peft.md#learning-rates)).
 #
 # Now a longer run at the higher rate: one pass over 320 rows. Sixty test commands, with sentence
 # patterns that don't occur in training, show what the model has learned.
@@ -221,15 +222,15 @@ if lab.experiment("Which layers to adapt", 25, needs=["3.1"]):
     display(figures.targets(target_runs))
 
 # %% [markdown]
-# In this run more layers learn faster, with five times as many numbers. QLoRA's authors found that
-# adapting every linear layer matters more than the rank ([Dettmers et al.
-# 2023](https://arxiv.org/abs/2305.14314)).
+# In this run more layers learn faster. They also have five times as many numbers to train, so try
+# `r` at five times its value for `q, v`. QLoRA's authors found that adapting every linear layer
+# matters more than the rank ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)).
 #
 # ## A model that never stops
 #
 # A frequent report: the tuned model answers well, then keeps going. To see it happen, train on bare
-# rows without a chat template: command, line break, answer, end token. (With its own template, this
-# model was taught to stop before you tuned it.)
+# rows without a chat template: command, line break, answer, end token. (With its chat template
+# SmolLM2 had already learned to stop, and the bug would not show.)
 #
 # *Labels* say which tokens the loss counts; -100 means that the loss skips a token. The next
 # function is meant to skip the prompt and the padding. It treats padding as transformers'
@@ -425,8 +426,8 @@ if lab.experiment("The generation prompt, left out", 5, needs=["3.1", "3.2"]):
             print(f"    {command} → {text}")
 
 # %% [markdown]
-# Without the token that opens its turn, the model mostly finishes the user's sentence first, with a
-# period or a question mark. With three other seeds, 5 to 28 of 60 texts still began with the
+# Without the line break that opens the answer, the model mostly finishes the user's sentence first,
+# with a period or a question mark. With three other seeds, 5 to 28 of 60 texts still began with the
 # answer. With SmolLM2's own template the damage is smaller, and easier to miss: lab 7 measures it.
 # So compare token ids with those of training; don't wait for a score to show it.
 
@@ -468,8 +469,8 @@ if lab.experiment("What is left of a row", 3):
     guess_empty.beside(lost[64]["train on nothing"])
 
 # %% [markdown]
-# At 96 tokens every long mail is lost: a cut removes one kind of example from the training, and no
-# loss curve shows it.
+# At 96 tokens every long mail is lost: the cut removes long mails from the training altogether, and
+# no loss curve shows it.
 #
 # ### Exercise 3.4 · `fit`
 #
@@ -522,10 +523,9 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.4"]):
     display(pd.DataFrame(lost).rename_axis(columns="max_length"))
 
 # %% [markdown]
-# No answer is lost now. The price: a long row loses the beginning of its prompt, and with it the
-# template's first tokens and the system message. Where that matters, shorten the user's text before
-# it goes into the template. Don't rely on TRL's own switch for this: it is deprecated as of TRL
-# 1.16.
+# No answer is lost now. The price: a long row loses the front of its prompt, with the system
+# message. Where that matters, shorten the user's text before it goes into the template. Don't rely
+# on TRL's own switch for this: it is deprecated as of TRL 1.16.
 #
 # ## Less memory, and an adapter that didn't train
 #
@@ -577,7 +577,7 @@ def with_checkpointing(model):
 check.checkpoints(with_checkpointing)
 
 # %% [markdown]
-# Try three ways on the real model, with LoRA on the blocks and the head. Five steps are enough.
+# Try three ways on the real model, with LoRA on the blocks and the head. Three steps are enough.
 
 
 # %%
@@ -676,8 +676,8 @@ if lab.experiment("An adapter whose names match nothing", 4, needs=["3.1"]):
     print(f"its logits differ from the base model's by {gap:.1g}")
 
 # %% [markdown]
-# It loads, with a warning that is easily lost in a log. Its `B` keep their zeros, so it is the base
-# model.
+# It loads, with a warning that is easily lost in a log. Its `B` matrices stay zero, so it is the
+# base model.
 #
 # ### Exercise 3.6 · `load_tuned`
 #
@@ -783,14 +783,15 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {before:.1f} before, {after:.1f} after: {after / before - 1:+.0%}")
 
 # %% [markdown]
-# After this short training on JSON the model gives everyday English a lower probability. With LoRA
-# you can always switch the adapter off, and the base is what it was. Lab 9 shows what such
-# forgetting looks like in answers, and trains it away.
+# After this short training on JSON the model gives everyday English a lower probability. As long as
+# you haven't merged it, you can switch the adapter off, and the base is what it was. Lab 9 shows
+# what such forgetting looks like in answers, and trains it away.
 #
 # ## Take it with you
 #
-# Before a long run, look at one batch and at what trains. After it, look at `B`. Save this as
-# `inspect_run.py` and substitute your model and rows.
+# Before a long run, look at one batch and at what trains. After it, look at `B`. (A longer run
+# wants a lower rate, 2e-4. On a GPU, drop `bf16=False`.) Save this as `inspect_run.py` and
+# substitute your model and rows.
 #
 # ```python
 # from datasets import Dataset

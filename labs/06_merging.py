@@ -287,9 +287,10 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
 # steps: NF4 those below several percent of $\|W\|$, `Q8_0` those below half a percent, bf16 those
 # below about a tenth of a percent. The dashed line is different. The original weights lie *between*
 # the values of NF4. The update tips some of them across a boundary, and they move by a whole step,
-# so on average all of it arrives. The same happens when you convert a merged 16-bit model to `Q8_0`: the update survives. Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 1% or 2%, as in this layer,
-# nearly all of it arrives. At 0.1%, about 40% is lost: store the sum in fp32 or fp16, or keep the
-# adapter separate.
+# so on average all of it arrives. The same happens when you convert a merged 16-bit model to
+# `Q8_0`: the update survives. Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 1% or 2%,
+# as in this layer, nearly all of it arrives. At 0.1%, about 40% is lost: store the sum in fp32 or
+# fp16, or keep the adapter separate.
 #
 # ## A QLoRA adapter, merged
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import bars, curves, heatmap, stacks, titled
+from labkit.figures.forms import bars, curves, stacks, titled
 from labkit.guess import Guess
 from labkit.plots import INK, ROLES, VARIANTS
 
@@ -83,14 +83,12 @@ def losses(runs: dict[str, Sequence[float]]) -> Figure:
 def crossed(losses: dict[tuple[str, str], float]) -> Figure:
     """Held-out loss of each adapter on each base: {(method, base): nats per token}."""
     trained, bases = (list(dict.fromkeys(pair[i] for pair in losses)) for i in (0, 1))
-    matrix = [[losses[method, base] for base in bases] for method in trained]
-    own = all(np.argmin(row) == i for i, row in enumerate(matrix))
+    best = [min(bases, key=lambda base: losses[method, base]) for method in trained]
     title = "Each adapter is best on the base it was trained on"
-    fig, ax = titled(title if own else "One adapter is better on the other base", height=2.6)
-    rows = [f"{m}, trained on {base}" for m, base in zip(trained, bases, strict=True)]
-    heatmap(
-        ax, matrix, rows, [f"evaluated on {base}" for base in bases], "nats per token", "{:.3f}"
-    )
+    fig, ax = titled(title if best == bases else "One adapter is better on the other base")
+    labels = {f"{method}'s adapter\non {base}": method for method, base in losses}
+    values = dict(zip(labels, losses.values(), strict=True))
+    bars(ax, values, "held-out loss (nats per token)", labels, "{:.2f}")
     return fig
 
 

@@ -15,14 +15,16 @@ from labkit.plots import INK, ROLES, VARIANTS
 HELD_OUT = "held-out loss (nats per token)"
 
 
-def two_rules(ranks: Sequence[int], losses: dict[str, Sequence[float]]) -> Figure:
+def rules(ranks: Sequence[int], losses: dict[str, Sequence[float]]) -> Figure:
     """Held-out loss against rank, one line per rule for alpha: {rule: losses}."""
-    first, second = losses
-    fig, ax = titled(f"With {first} the rank seems to matter, with {second} it doesn't")
+    fig, ax = titled(
+        f"With {next(iter(losses))} the rank seems to matter, at a fixed alpha it doesn't"
+    )
     for (rule, values), color in zip(losses.items(), VARIANTS, strict=False):
         ax.plot(ranks, values, "o-", color=color)
-        ax.annotate(f"  {rule}", (ranks[-1], values[-1]), color=color, va="center")
-    _ranks(ax, ranks, room=2.2)
+        how = {"textcoords": "offset points", "color": color, "va": "bottom"}
+        ax.annotate(rule, (ranks[0], values[0]), (8, 4), **how)
+    _ranks(ax, ranks)
     ax.set(ylabel=HELD_OUT, ylim=(0, 1.1 * max(map(max, losses.values()))))
     return fig
 
