@@ -1,24 +1,17 @@
-"""Lab 5's checks: right answers written differently, wrong ones that no row expresses, stubs."""
+"""Lab 5's checks: right answers written differently, and wrong ones that no row expresses."""
 
 import itertools
 import math
-import statistics
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 
-from labkit import contract
 from labkit.checks import lab05 as check
 from labkit.measured import tables
 
 # --- 5.1 and 5.2 ---------------------------------------------------------------------------
-
-
-def first_update(G, A, r, alpha, lr):
-    return -(alpha / r) * lr * torch.sign(G @ A.T) @ A
 
 
 def update_by_torch(G, A, r, alpha, lr):
@@ -31,44 +24,15 @@ def update_by_torch(G, A, r, alpha, lr):
     return ((alpha / r) * B @ A).detach()
 
 
-def update_by_formulas(G, A, r, alpha, lr, beta1=0.9, beta2=0.999, eps=1e-8):
-    s = alpha / r
-    grad = s * torch.einsum("oi,ri->or", G, A)
-    m, v = (1 - beta1) * grad, (1 - beta2) * grad**2
-    step = (m / (1 - beta1)) / ((v / (1 - beta2)).sqrt() + eps)
-    return s * torch.matmul(-lr * step, A)
-
-
 def update_with_epsilon(G, A, r, alpha, lr):
     """As the text has it."""
     g = alpha / r * G @ A.T
     return -lr * (g / (g.abs() + 1e-8)) @ A * alpha / r
 
 
-def update_in_loops(G, A, r, alpha, lr):
-    change = torch.zeros_like(G)
-    for o in range(G.shape[0]):
-        for k in range(r):
-            slope = sum(float(G[o, i]) * float(A[k, i]) for i in range(G.shape[1]))
-            if slope != 0:
-                change[o] -= (lr if slope > 0 else -lr) * alpha / r * A[k]
-    return change
-
-
-def update_by_autograd(G, A, r, alpha, lr):
-    with torch.enable_grad():
-        B = torch.zeros(len(G), A.size(0), requires_grad=True)
-        (grad,) = torch.autograd.grad((G * (B @ A * (alpha / r))).sum(), B)
-    return alpha / r * (B.detach() - lr * grad.sign()) @ A
-
-
 def update_in_numpy(G, A, r, alpha, lr):
     G, A = G.double().numpy(), A.double().numpy()
     return torch.from_numpy(-lr * alpha / r * np.sign(G @ A.T) @ A)
-
-
-def scaling(alpha, r, rank_stabilized=False):
-    return alpha / (r**0.5 if rank_stabilized else r)
 
 
 def scaling_by_power(alpha, r, rank_stabilized=False):
@@ -86,26 +50,12 @@ def scaling_in_numpy(alpha, r, rank_stabilized=False):
 # --- 5.3 -----------------------------------------------------------------------------------
 
 
-def sweep(train_fn, ranks, learning_rates, alpha_of):
-    rows = []
-    for rank, rate in itertools.product(ranks, learning_rates):
-        result = train_fn(rank=rank, alpha=alpha_of(rank), learning_rate=rate, seed=3)
-        rows.append({"rank": rank, "alpha": alpha_of(rank), "learning_rate": rate, **result})
-    return pd.DataFrame(rows)
-
-
 def sweep_positional(train_fn, ranks, learning_rates, alpha_of):
     """By position, one more column, and another order of rows and columns."""
     pairs = list(itertools.product(learning_rates, ranks))
     frame = pd.DataFrame([train_fn(r, alpha_of(r), rate, 7) for rate, r in pairs])
     frame["learning_rate"], frame["rank"] = zip(*pairs, strict=True)
     return frame.assign(alpha=frame["rank"].map(alpha_of), seed=7)
-
-
-def sweep_as_index(train_fn, ranks, learning_rates, alpha_of):
-    """An index on the way, and rows in another order."""
-    frame = sweep(train_fn, ranks, learning_rates, alpha_of).set_index(["rank", "learning_rate"])
-    return frame.sort_index(ascending=False).reset_index()
 
 
 def sweep_concat(train_fn, ranks, learning_rates, alpha_of):
@@ -125,24 +75,7 @@ def sweep_turned(train_fn, ranks, learning_rates, alpha_of):
     return pd.DataFrame(runs).T
 
 
-def sweep_that_goes_on(train_fn, ranks, learning_rates, alpha_of):
-    """A failed run is a row with its error, which the text does not ask for."""
-    rows = []
-    for rank, rate in itertools.product(ranks, learning_rates):
-        row = {"rank": rank, "alpha": alpha_of(rank), "learning_rate": rate, "error": ""}
-        try:
-            row |= train_fn(rank=rank, alpha=alpha_of(rank), learning_rate=rate, seed=0)
-        except Exception as error:
-            row["error"] = str(error)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 # --- 5.4 and 5.5 ---------------------------------------------------------------------------
-
-
-def bits_stored(losses, n_choices):
-    return F.relu(math.log2(n_choices) - losses / math.log(2)).sum().item()
 
 
 def bits_in_loop(losses, n_choices):
@@ -154,45 +87,18 @@ def bits_in_loop(losses, n_choices):
     return total
 
 
-def bits_by_sum(losses, n_choices):
-    """The ints and floats of `max(0, x)`."""
-    return sum(max(0, math.log(n_choices, 2) - x / math.log(2)) for x in losses.tolist())
-
-
 def bits_in_numpy(losses, n_choices):
     return np.maximum(np.log2(n_choices) - losses.numpy() / np.log(2), 0).sum()
-
-
-def bits_by_mask(losses, n_choices):
-    """All in nats, divided at the end; in float64."""
-    nats = math.log(n_choices) - losses.double()
-    return float(nats[nats > 0].sum() / math.log(2))
 
 
 def bits_by_probability(losses, n_choices):
     return (losses.neg().exp() * n_choices).log2().clamp(min=0).sum().item()
 
 
-def paired_difference(frame, a, b):
-    scores = frame.dropna(subset=["score"]).set_index("seed")
-    gap = (scores.score[scores.method == a] - scores.score[scores.method == b]).dropna()
-    return gap.mean(), gap.std() / len(gap) ** 0.5 if len(gap) else math.nan
-
-
 def pairs_pivoted(frame, a, b):
     wide = frame.pivot(index="seed", columns="method", values="score")
     gap = (wide[a] - wide[b]).dropna()
     return float(gap.mean()), float(gap.sem())
-
-
-def pairs_merged(frame, a, b):
-    sides = [frame.loc[frame["method"] == name, ["seed", "score"]] for name in (a, b)]
-    both = sides[0].merge(sides[1], on="seed", suffixes=("_a", "_b")).dropna()
-    gaps = (both["score_a"] - both["score_b"]).to_numpy()
-    if not gaps.size:
-        return float("nan"), float("nan")
-    error = gaps.std(ddof=1) / np.sqrt(gaps.size) if gaps.size > 1 else float("nan")
-    return gaps.mean(), error
 
 
 def pairs_in_loops(frame, a, b):
@@ -220,29 +126,19 @@ def pairs_in_torch(frame, a, b):
 
 
 RIGHT = [
-    *((check.first_step, f) for f in (first_update, update_by_torch, update_by_formulas)),
-    *((check.first_step, f) for f in (update_with_epsilon, update_in_loops)),
-    *((check.first_step, f) for f in (update_by_autograd, update_in_numpy)),
-    *((check.scales, f) for f in (scaling, scaling_by_power, scaling_in_torch, scaling_in_numpy)),
-    *((check.sweeps, f) for f in (sweep, sweep_positional, sweep_as_index)),
-    *((check.sweeps, f) for f in (sweep_concat, sweep_turned, sweep_that_goes_on)),
-    *((check.stores, f) for f in (bits_stored, bits_in_loop, bits_by_sum)),
-    *((check.stores, f) for f in (bits_in_numpy, bits_by_mask, bits_by_probability)),
-    *((check.pairs, f) for f in (paired_difference, pairs_pivoted, pairs_merged)),
-    *((check.pairs, f) for f in (pairs_in_loops, pairs_in_torch)),
+    *((check.first_step, f) for f in (update_by_torch, update_with_epsilon, update_in_numpy)),
+    *((check.scales, f) for f in (scaling_by_power, scaling_in_torch, scaling_in_numpy)),
+    *((check.sweeps, f) for f in (sweep_positional, sweep_concat, sweep_turned)),
+    *((check.stores, f) for f in (bits_in_loop, bits_in_numpy, bits_by_probability)),
+    *((check.pairs, f) for f in (pairs_pivoted, pairs_in_loops, pairs_in_torch)),
     (check.quiz, lambda: {"q3": " D", "q1": "C", "q2": "(b)"}),
 ]
-SEEDS = {"RIGHT": range(4)}
 
 # --- wrong answers, besides the rows of lab05.toml --------------------------------------------
 
 
-def update_in_place(G, A, r, alpha, lr):
-    return G.copy_(first_update(G, A, r, alpha, lr))
-
-
 def update_by_adamw(G, A, r, alpha, lr):
-    return first_update(G, (1 - 0.01 * lr) * A, r, alpha, lr)
+    return update_in_numpy(G, (1 - 0.02 * lr) * A, r, alpha, lr)
 
 
 def update_with_large_epsilon(G, A, r, alpha, lr):
@@ -255,28 +151,23 @@ def update_of_one_row(G, A, r, alpha, lr):
 
 
 def sweep_of_arrays(train_fn, ranks, learning_rates, alpha_of):
-    return sweep(train_fn, np.array(ranks), learning_rates, alpha_of)
+    return sweep_concat(train_fn, np.array(ranks), learning_rates, alpha_of)
 
 
 def sweep_twice(train_fn, ranks, learning_rates, alpha_of):
-    sweep(train_fn, ranks, learning_rates, alpha_of)
-    return sweep(train_fn, ranks, learning_rates, alpha_of)
+    sweep_concat(train_fn, ranks, learning_rates, alpha_of)
+    return sweep_concat(train_fn, ranks, learning_rates, alpha_of)
 
 
 def sweep_the_best(train_fn, ranks, learning_rates, alpha_of):
-    frame = sweep(train_fn, ranks, learning_rates, alpha_of)
+    frame = sweep_concat(train_fn, ranks, learning_rates, alpha_of)
     return frame.sort_values(frame.columns[-1]).head(1)
 
 
 def sweep_that_pops(train_fn, ranks, learning_rates, alpha_of):
-    frame = sweep(train_fn, ranks, learning_rates, alpha_of)
+    frame = sweep_concat(train_fn, ranks, learning_rates, alpha_of)
     ranks.pop()
     return frame
-
-
-def bits_in_place(losses, n_choices):
-    losses /= -math.log(2)
-    return (losses + math.log2(n_choices)).clamp_min(0).sum().item()
 
 
 def bits_of_whole_pairs(losses, n_choices):
@@ -285,13 +176,7 @@ def bits_of_whole_pairs(losses, n_choices):
 
 def pairs_in_place(frame, a, b):
     frame.dropna(subset=["score"], inplace=True)
-    return paired_difference(frame, a, b)
-
-
-def pairs_by_statistics(frame, a, b):
-    wide = frame.pivot(index="seed", columns="method", values="score")
-    gaps = list((wide[a] - wide[b]).dropna())
-    return statistics.mean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5
+    return pairs_pivoted(frame, a, b)
 
 
 def pairs_of_table(frame, a, b):
@@ -313,45 +198,20 @@ def pairs_within_names(frame, a, b):
 
 
 WRONG = [
-    (check.first_step, update_in_place, "changes its input G in place"),
-    (check.first_step, update_by_adamw, "should be [[0.5, 0.5]], not [[0.4975, 0.4975]]"),
+    (check.first_step, update_by_adamw, "should be [[-0.3, 0]], not [[-0.2994, 0]]"),
     (check.first_step, update_with_large_epsilon, "small gradients, the result is"),
     (check.first_step, update_of_one_row, "furthest off"),
-    (check.first_step, lambda *data: first_update(*data).T, "is something transposed?"),
-    (check.scales, lambda alpha, r, stable=False: f"{alpha / r}", "should be a float, not text"),
-    (check.scales, lambda alpha, r, stable=False: round(scaling(alpha, r, stable), 1), "0.375, no"),
+    (check.scales, lambda *given: round(scaling_by_power(*given), 1), "0.375, not"),
     (check.sweeps, sweep_of_arrays, "the type of `rank` in the runs should be int, not int64"),
     (check.sweeps, sweep_twice, "the calls of train_fn per pair should be 1, not 2"),
     (check.sweeps, sweep_the_best, "the number of rows should be 6, not 1"),
     (check.sweeps, sweep_that_pops, "changes its input ranks in place"),
-    (check.sweeps, lambda f, ranks, rates, rule: f, "unexpected keyword argument 'alpha_of'"),
-    (check.stores, bits_in_place, "changes its input losses in place"),
     (check.stores, bits_of_whole_pairs, "should be 1.5573, not 2"),
-    (check.stores, lambda losses, n: print(end=""), "is `return` missing?"),
     (check.pairs, pairs_in_place, "changes its input frame in place"),
-    (check.pairs, pairs_by_statistics, "one shared seed, so no error (NaN), it raised Stat"),
-    (
-        check.pairs,
-        pairs_of_table,
-        "every run of a failed: no shared seed, so (NaN, NaN), it raised",
-    ),
+    (check.pairs, pairs_of_table, "when every run of a failed: no shared seed"),
     (check.pairs, pairs_of_every_method, "the same six seeds, the mean should be"),
     (check.pairs, pairs_within_names, "the same six seeds, the mean should be"),
-    (check.pairs, lambda *data: paired_difference(*data)[0], "two numbers, not a float"),
-    (check.pairs, lambda *data: (*paired_difference(*data), 3), "two numbers, not 3 things"),
-    (check.quiz, lambda: {"q1": "c", "q2": "b", "q3": "b"}, "2 of 3"),
-    (check.quiz, lambda: ["c", "b", "d"], "must return a dict"),
 ]
-
-# --- stubs ---------------------------------------------------------------------------------
-
-
-def _stub(*args, **kwargs):
-    raise NotImplementedError
-
-
-STUBS = [(judged, _stub) for judged in contract.checks_of(check)]
-
 
 # --- what the lab makes of the rows of many runs ---------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Lab 7's checks: right answers written differently, wrong ones that no row expresses, stubs."""
+"""Lab 7's checks: right answers written differently, and wrong ones that no row expresses."""
 
 import copy
 import functools
@@ -10,12 +10,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import GenerationConfig
 
-from labkit import contract
 from labkit.checks import lab07 as check
-
-SEEDS = {"RIGHT": range(3)}
 
 # --- 7.1 -----------------------------------------------------------------------------------
 
@@ -134,11 +130,6 @@ def split_by_numpy(rows, share, seed):
 # --- 7.3 -----------------------------------------------------------------------------------
 
 
-def rotary_rows(w, n_heads):
-    d_out = w.shape[0]
-    return w.reshape(n_heads, 2, d_out // n_heads // 2, -1).transpose(1, 2).reshape(w.shape)
-
-
 def rows_by_index(w, n_heads):
     head = len(w) // n_heads
     halves = range(head // 2)
@@ -162,20 +153,12 @@ def rows_in_place(w, n_heads):
     return out
 
 
-def rows_permuted(w, n_heads):
-    return w.view(n_heads, 2, -1, w.shape[1]).permute(0, 2, 1, 3).contiguous().view_as(w)
-
-
 # --- 7.4 -----------------------------------------------------------------------------------
 
 
-def _batch(model, prompts, **more):
-    more = {"return_tensors": "pt", "padding": True, "padding_side": "left"} | more
-    return model.tokenizer(list(prompts), **{"add_special_tokens": False} | more)
-
-
-def _cut(model, out, n):
-    return model.tokenizer.batch_decode(out[:, n:], skip_special_tokens=True)
+def left_padded(model, prompts):
+    settings = {"return_tensors": "pt", "padding": True, "padding_side": "left"}
+    return model.tokenizer(list(prompts), add_special_tokens=False, **settings)
 
 
 def back(route):
@@ -198,18 +181,12 @@ GREEDY = {"max_new_tokens": 48, "do_sample": False}
 
 @back
 def route(model, prompts, adapter_names):
-    batch = _batch(model, prompts)
+    """Any token will do for padding where the mask hides it."""
+    batch = left_padded(model, prompts)
+    batch["input_ids"][batch["attention_mask"] == 0] = model.tokenizer.bos_token_id
     out = model.generate(**batch, adapter_names=adapter_names, **GREEDY)
-    return _cut(model, out, batch["input_ids"].shape[1])
-
-
-@back
-def route_by_end(model, prompts, adapter_names):
-    """All tokens decoded and cut at the first end token, by hand."""
-    batch = _batch(model, prompts)
-    out = model.generate(**batch, adapter_names=adapter_names, **GREEDY)
-    texts = model.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :])
-    return [text.split(model.tokenizer.eos_token)[0].strip() for text in texts]
+    new = out[:, batch["input_ids"].shape[1] :]
+    return model.tokenizer.batch_decode(new, skip_special_tokens=True)
 
 
 @back
@@ -232,53 +209,11 @@ def route_by_side(model, prompts, adapter_names):
     return [tokenizer.decode(row, skip_special_tokens=True) for row in new]
 
 
-def route_sorted(model, prompts, adapter_names):
-    """Sorted by length before, put back after."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    texts = route(model, [prompts[i] for i in order], [adapter_names[i] for i in order])
-    return [text for _, text in sorted(zip(order, texts, strict=True))]
-
-
-@back
-def route_on_a_copy_of_the_tokenizer(model, prompts, adapter_names):
-    """The model is large, its tokenizer is not."""
-    tokenizer = copy.deepcopy(model.tokenizer)
-    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
-    ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
-    batch = tokenizer.pad({"input_ids": ids}, padding="longest", return_tensors="pt")
-    out = model.generate(**batch, adapter_names=adapter_names, **GREEDY)
-    new = out[:, batch["input_ids"].size(1) :].tolist()
-    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
-
-
-@back
-def route_with_config(model, prompts, adapter_names):
-    """The settings in a GenerationConfig, the padding by hand."""
-    ids = [model.tokenizer.convert_tokens_to_ids(model.tokenizer.tokenize(p)) for p in prompts]
-    n, pad = max(map(len, ids)), model.tokenizer.pad_token_id
-    batch = {
-        "input_ids": torch.tensor([[pad] * (n - len(x)) + x for x in ids]),
-        "attention_mask": torch.tensor([[0] * (n - len(x)) + [1] * len(x) for x in ids]),
-    }
-    config = GenerationConfig(**GREEDY, eos_token_id=pad, pad_token_id=pad)
-    out = model.generate(**batch, adapter_names=adapter_names, generation_config=config)
-    return _cut(model, out, n)
-
-
-@back
-def route_padded_with_starts(model, prompts, adapter_names):
-    """Any token will do where the mask hides it."""
-    batch = _batch(model, prompts)
-    batch["input_ids"][batch["attention_mask"] == 0] = model.tokenizer.bos_token_id
-    out = model.generate(**batch, adapter_names=adapter_names, **GREEDY)
-    return _cut(model, out, batch["input_ids"].shape[1])
-
-
 @back
 def route_by_hand(model, prompts, adapter_names):
     """A greedy loop without a cache."""
     tokenizer = model.tokenizer
-    batch = _batch(model, prompts)
+    batch = left_padded(model, prompts)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     n, done = ids.shape[1], torch.zeros(len(ids), dtype=torch.bool)
     with torch.no_grad():
@@ -293,15 +228,6 @@ def route_by_hand(model, prompts, adapter_names):
 
 
 # --- 7.5 -----------------------------------------------------------------------------------
-
-
-def batched_by_adapter(x, A, B, scaling, index):
-    """All adapters, those of no row, too."""
-    y = x.new_zeros(len(x), B.shape[1])
-    for k in range(len(A)):
-        mine = index == k
-        y[mine] = scaling[k] * (x[mine] @ A[k].T @ B[k].T)
-    return y
 
 
 def batched_sorted(x, A, B, scaling, index):
@@ -345,23 +271,13 @@ def batched_added(x, A, B, scaling, index):
 RIGHT = [
     *((check.audits, f) for f in (audit_in_passes, audit_by_text, audit_by_slices)),
     *((check.parts, f) for f in (split_by_hash, split_by_torch, split_by_numpy)),
-    *((check.orders, f) for f in (rotary_rows, rows_by_index, rows_by_stack, rows_in_place)),
-    (check.orders, rows_permuted),
-    *((check.routes, f) for f in (route, route_by_end, route_by_side, route_sorted)),
-    *((check.routes, f) for f in (route_on_a_copy_of_the_tokenizer, route_with_config)),
-    *((check.routes, f) for f in (route_padded_with_starts, route_by_hand)),
-    *((check.batches, f) for f in (batched_by_adapter, batched_sorted)),
-    *((check.batches, f) for f in (batched_padded, batched_added)),
+    *((check.orders, f) for f in (rows_by_index, rows_by_stack, rows_in_place)),
+    *((check.routes, f) for f in (route, route_by_side, route_by_hand)),
+    *((check.batches, f) for f in (batched_sorted, batched_padded, batched_added)),
     (check.quiz, lambda: {"q4": "B", "q3": " D", "q1": "C", "q2": "a "}),
 ]
 
 # --- wrong answers, besides the rows of lab07.toml --------------------------------------------
-
-
-def audit_stripped(rows, tokenizer, max_length):
-    for row in rows:
-        row["messages"][-1]["content"] = row["messages"][-1]["content"].strip()
-    return audit_by_slices(rows, tokenizer, max_length)
 
 
 def audit_from_the_left(rows, tokenizer, max_length):
@@ -375,19 +291,8 @@ def split_by_coin(rows, share, seed):
     return [row for row in rows if row not in test], test
 
 
-def split_marked(rows, share, seed):
-    for row in rows:
-        row["key"] = prompt_of(row)
-    return split_by_hash(rows, share, seed)
-
-
 def route_one_by_one(model, prompts, adapter_names):
     return [route(model, [p], [n])[0] for p, n in zip(prompts, adapter_names, strict=True)]
-
-
-def route_left_in_eval(model, prompts, adapter_names):
-    model.eval()
-    return route(model, prompts, adapter_names)
 
 
 def route_not_put_back(model, prompts, adapter_names):
@@ -403,40 +308,15 @@ def batched_by_mask(x, A, B, scaling, index):
     return (low * chosen[:, :, None]).flatten(1) @ B.transpose(1, 2).flatten(0, 1)
 
 
-def batched_by_einsum(x, A, B, scaling, index):
-    low = torch.einsum("nd,nrd->nr", x, A[index])
-    y = torch.einsum("nr,nor->no", low, B[index]) * scaling[index].unsqueeze(-1).to(x.dtype)
-    return y.masked_fill((index == -1)[:, None], 0.0)
-
-
 WRONG = [
-    (check.audits, audit_stripped, "changes its input rows"),
     (check.audits, audit_from_the_left, "the tokenizer should be left as it was"),
-    (check.audits, lambda *data: print(end=""), "is `return` missing?"),
     (check.audits, lambda *data: {"truncated": [], "no_end": []}, "include trains_on_nothing"),
     (check.parts, split_by_coin, "the test side should be about 50% of the rows, not about 60%"),
-    (check.parts, split_marked, "changes its input rows"),
     (check.parts, lambda rows, share, seed: (rows, []), "that have rows should be 2, not 1"),
     (check.parts, lambda rows, *_: (rows, rows), "rows that come twice should be 0, not 48"),
-    (check.orders, lambda w, n: w.copy_(rotary_rows(w, n)), "changes its input w"),
-    (check.orders, lambda w, n: rotary_rows(w, n).T, "its shape should be (12, 1), not (1, 12)"),
-    (check.orders, lambda w, n: -rotary_rows(w, n), "2 5 6 9 7 10 8 11, not -0 -3"),
+    (check.orders, lambda w, n: rows_by_stack(w, n).T, "its shape should be (12, 1), not (1, 12)"),
     (check.routes, route_one_by_one, "the number of prompts in a batch should be 6, not 1"),
-    (check.routes, route_left_in_eval, "it came in train mode and is left in eval mode"),
     (check.routes, route_not_put_back, "answer"),
     (check.routes, lambda m, p, n: route(copy.deepcopy(m), p, n), "copies the whole model"),
     (check.batches, batched_by_mask, "rows in the products should be at most 8, not 32"),
-    (check.batches, batched_by_einsum, "smaller than A[index], a copy of A for every row, not"),
-    (check.batches, lambda x, A, B, s, i: batched_added(x, A, B, s, i.clamp_(0)), "changes its"),
-    (check.batches, lambda *data: batched_added(*data).double(), "should be float32, not float64"),
-    (check.batches, lambda *data: print(end=""), "is `return` missing?"),
-    (check.quiz, lambda: {"q1": "c", "q2": "a", "q3": "a", "q4": "b"}, "3 of 4"),
-    (check.quiz, lambda: ["c", "a", "d", "b"], "dict"),
 ]
-
-
-def _stub(*args, **kwargs):
-    raise NotImplementedError
-
-
-STUBS = [(judged, _stub) for judged in contract.checks_of(check)]

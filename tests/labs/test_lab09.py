@@ -1,11 +1,10 @@
-"""Lab 9's checks: right answers written differently, wrong ones that no row expresses, stubs."""
+"""Lab 9's checks: right answers written differently, and wrong ones that no row expresses."""
 
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from labkit import contract
 from labkit.checks import lab09 as check
 
 # --- 9.1 -----------------------------------------------------------------------------------
@@ -35,22 +34,10 @@ def kl_by_loop(student_logits, teacher_logits, mask, reverse=True):
     """In fp64, a position at a time."""
     total = 0.0
     for i, j in mask.nonzero():
-        p, q = (x[i, j].double() - x[i, j].double().logsumexp(0) for x in two(locals()))
+        both = (x[i, j].double() for x in (student_logits, teacher_logits))
+        p, q = (x - x.logsumexp(0) for x in both)
         total = total + (p.exp() * (p - q) if reverse else q.exp() * (q - p)).sum()
     return total / mask.sum()
-
-
-def two(given):
-    return given["student_logits"], given["teacher_logits"]
-
-
-def kl_with_floor(student_logits, teacher_logits, mask, reverse=True):
-    p, q = (x.softmax(-1).clamp(min=1e-8).log() for x in (student_logits, teacher_logits))
-    return token_kl(p, q, mask, reverse)
-
-
-def kl_of_student_alone(student_logits, teacher_logits, mask, reverse=True):
-    return token_kl(student_logits, teacher_logits, mask, reverse).detach().requires_grad_()
 
 
 def kl_in_place(student_logits, teacher_logits, mask, reverse=True):
@@ -130,20 +117,6 @@ def drift_by_on_policy(model, batch):
     return far.item()
 
 
-def drift_of_given(model, batch):
-    with torch.no_grad():
-        teacher, student = logits_of(model.get_base_model(), batch), logits_of(model, batch)
-    return shifted(student, teacher, batch).item()
-
-
-def drift_with_noise(model, batch):
-    with torch.no_grad():
-        student = logits_of(model, batch)
-        with model.disable_adapter():
-            teacher = logits_of(model, batch)
-    return shifted(student, teacher, batch).item()
-
-
 # --- 9.3 -----------------------------------------------------------------------------------
 
 
@@ -175,10 +148,6 @@ def step_by_selection(model, optimizer, task_loss, prompts, sample, weight=1.0):
     return dict(task=task.item(), kl=far.item())
 
 
-def step_of_tensors(*given, **more):
-    return {k: torch.tensor(v) for k, v in distill_step(*given, **more).items()}
-
-
 def step_of_sum(*given, **more):
     found = distill_step(*given, **more)
     return found | {"task": found["task"] + found["kl"]}
@@ -191,34 +160,16 @@ RIGHT = [
     *((check.drifts, f) for f in (drift, drift_by_on_policy)),
     (check.quiz, lambda: {"q1": "c", "q2": " A. ", "q3": "(b)", "q4": "d"}),
 ]
-SEEDS = {"RIGHT": range(3)}
-
 WRONG = [
-    (check.kl, kl_with_floor, "for logits in the hundreds"),
     (check.kl, kl_by_distributions, "for logits in the hundreds"),
-    (check.kl, kl_of_student_alone, "the gradient for student_logits"),
     (check.kl, kl_in_place, "changes its input teacher_logits in place"),
     (check.kl, lambda p, q, m, reverse=True: token_kl(p, q, m), "reverse=False"),
-    (check.kl, lambda *given: token_kl(*given).item(), "a tensor, not a float"),
     (check.samples, on_policy_twice, "the number of calls of sample should be 1, not 2"),
     (check.samples, on_policy_left_off, "the adapter afterwards should be switched on"),
     (check.samples, on_policy_normalized, "teacher_logits"),
     (check.samples, lambda m, p, s: on_policy(m, p[:1], s), "the arguments of sample"),
-    (check.samples, lambda m, p, s: on_policy(m, p, s)["teacher_logits"], "a dict, not a tensor"),
     (check.steps, partial(distill_step, clip=0.5), "the change of the weights"),
-    (check.steps, step_of_tensors, "a float, not a tensor: call"),
     (check.steps, step_of_sum, '["task"] of the result should be'),
-    (check.drifts, drift_of_given, "for a model in eval(), the KL should be 2.2306, not 0"),
-    (check.drifts, drift_with_noise, "the number of a second call should be the same"),
-    (check.drifts, lambda m, b: torch.tensor(drift(m, b)), "a float"),
-    (check.quiz, lambda: {"q1": "a", "q2": "a", "q3": "b", "q4": "d"}, "q1 a, not quite"),
 ]
 
 GIVEN = [(check.drifts, "teacher and student are the same model")]
-
-
-def _stub(*_, **__):
-    raise NotImplementedError
-
-
-STUBS = [(judged, _stub) for judged in contract.checks_of(check)]

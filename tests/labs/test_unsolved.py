@@ -1,20 +1,16 @@
 """The student notebooks as a student first meets them: nothing written, nothing broken.
 
-Each is rehearsed here from top to bottom, experiments included, and no cell may fail but the checks
-of hunts, whose cells hold wrong code; grading runs it too (test_judge.py), in its own way: without
-experiments, for a row without points.
+Each is rehearsed here from top to bottom, and no cell may fail but the checks of hunts, whose cells
+hold wrong code. Experiments that wait for nothing are left out: they run in the solved notebooks,
+which are rehearsed beside the tests, and test_gates.py shows that they use nothing of a student's.
+Grading runs each notebook, too (test_judge.py), in its own way: for a row without points.
 """
-
-from pathlib import Path
 
 import nbformat
 import pytest
-from answers import given
+from answers import ROOT, STEMS, given
 
 from labkit.course.run import execute
-
-ROOT = Path(__file__).parents[2]
-STEMS = sorted(path.stem for path in (ROOT / "labs").glob("[0-9][0-9]_*.py"))
 
 
 def _output(cell):
@@ -26,7 +22,7 @@ def _output(cell):
 def _hunt(cell, stem):
     """`(id, words)` of the hunt that a cell checks, else None."""
     name = cell.source.removeprefix("check.").partition("(")[0]
-    return given(stem[:2]).get(name) if cell.source.startswith("check.") else None
+    return given(stem).get(name) if cell.source.startswith("check.") else None
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +41,8 @@ def executed(request, tmp_path_factory):
         for cell in books[stem].cells:
             if _hunt(cell, stem):
                 cell.metadata["tags"] = ["raises-exception"]
-        whole.cells += [nbformat.v4.new_code_cell("%reset -f"), *books[stem].cells]
+        cells = [cell for cell in books[stem].cells if cell not in _free(books[stem])]
+        whole.cells += [nbformat.v4.new_code_cell("%reset -f"), *cells]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABKIT_REHEARSAL", "1")
         failure, _ = execute(whole, tmp_path_factory.mktemp("unsolved"), lambda index: None)
@@ -65,6 +62,15 @@ def _code(book, start):
     ]
 
 
+def _experiments(book):
+    return [cell for cell in book.cells if "experiment" in cell.metadata.get("tags", [])]
+
+
+def _free(book):
+    """The experiments that wait for no exercise: they read the course's tables, or train."""
+    return [cell for cell in _experiments(book) if "needs=" not in cell.source]
+
+
 def _scored(cell):
     """The exercises that a cell with `lab.score()` lists."""
     (shown,) = [out["data"] for out in cell.outputs if "data" in out]
@@ -72,35 +78,26 @@ def _scored(cell):
 
 
 def test_every_check_says_not_written_yet_or_what_is_wrong(unsolved):
-    checks = _code(unsolved, "check.")
-    (score,) = _code(unsolved, "lab.score()")
-    assert len(checks) == len(_scored(score)) > 0
+    stem, checks = unsolved.metadata["stem"], _code(unsolved, "check.")
     for cell in checks:
-        _, words = _hunt(cell, unsolved.metadata["stem"]) or ("", "not written yet")
+        _, words = _hunt(cell, stem) or ("", "not written yet")
         assert words in _output(cell), cell.source
-
-
-@pytest.mark.parametrize("stem", STEMS)
-def test_every_hunt_has_words_that_name_its_bug(stem):
-    master = (ROOT / "labs" / f"{stem}.py").read_text("utf-8")
-    assert master.count("# BEGIN GIVEN\n") == len(given(stem[:2]))
-
-
-def test_experiments_wait_and_name_what_for(unsolved):
-    experiments = [cell for cell in unsolved.cells if "experiment" in cell.metadata.get("tags", [])]
-    waiting = [cell for cell in experiments if "needs=" in cell.source]
-    for cell in waiting:
-        assert "waits for" in _output(cell) and "lab.reveal" in _output(cell), cell.source
-    # the others read the course's tables, with the course's own functions
-    free = {"08_rewards": 4}.get(unsolved.metadata["stem"], 2)
-    assert len(waiting) >= len(experiments) - free
-
-
-def test_the_score_is_nothing_of_all(unsolved):
-    (cell,) = _code(unsolved, "lab.score()")
-    rows = _scored(cell)
-    hunts = {id for id, _ in given(unsolved.metadata["stem"][:2]).values()}
+    (score,) = _code(unsolved, "lab.score()")
+    hunts, rows = {id for id, _ in given(stem).values()}, _scored(score)
+    assert len(checks) == len(rows) > 0
     for row in rows:
         status = "failed" if row["id"] in hunts else "missing"
         assert (row["status"], row["earned"]) == (status, 0)
-    assert rows
+
+
+def test_every_hunt_has_words_that_name_its_bug():
+    masters = {stem: (ROOT / "labs" / f"{stem}.py").read_text("utf-8") for stem in STEMS}
+    hunts = {stem: text.count("# BEGIN GIVEN\n") for stem, text in masters.items()}
+    assert hunts == {stem: len(given(stem)) for stem in STEMS}
+
+
+def test_experiments_wait_and_name_what_for(unsolved):
+    assert len(_free(unsolved)) <= {"08_rewards": 4}.get(unsolved.metadata["stem"], 2)
+    for cell in _experiments(unsolved):
+        if cell not in _free(unsolved):
+            assert "waits for" in _output(cell) and "lab.reveal" in _output(cell), cell.source
