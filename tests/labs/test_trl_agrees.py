@@ -1,19 +1,19 @@
 """Solutions of labs 3 and 8, checks' references and TRL's own trainers: the same numbers."""
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from answers import solved
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from labkit.checks import lab08
-from labkit.contract import defined_by
 from labkit.probes import lab03, tiny
-from labkit.reference import reference
 
 PROMPTS, SAMPLES, STEPS, RATE = 3, 4, 3, 0.03
 PLAIN = {
@@ -30,15 +30,7 @@ PLAIN = {
 }
 
 
-@pytest.fixture(scope="module")
-def solved():
-    """The functions of the lab, as solved."""
-    space = {}
-    for i in range(1, 6):
-        space |= defined_by(reference("08_rewards", f"8.{i}"))
-    return SimpleNamespace(**{name: f for name, f in space.items() if callable(f)})
-
-
+SOLVED = solved("08_rewards", "8.1", "8.2", "8.3", "8.4", "8.5")
 CONFIG = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "up_proj"])
 
 
@@ -61,13 +53,6 @@ def filled(model):
     return model
 
 
-@pytest.fixture(scope="module")
-def tuned():
-    """A tiny model under an adapter, and its tokenizer."""
-    base, tokenizer = plain()
-    return filled(get_peft_model(base, CONFIG)), tokenizer
-
-
 def texts(n, seed):
     rng = torch.Generator().manual_seed(seed)
     return [tiny.words(rng, 2, 6) for _ in range(n)]
@@ -88,17 +73,20 @@ def preferences(tmp_path_factory):
 
 
 class Noting(GRPOTrainer):
-    """TRL's trainer of rewards, which keeps the batches that it was given."""
+    """TRL's trainer of rewards, which keeps the first batch that it was given."""
+
+    batch = None
 
     def compute_loss(self, model, inputs, *rest, **more):
-        """As TRL's."""
-        self.batches.append({key: x for key, x in inputs.items() if isinstance(x, torch.Tensor)})
+        self.batch = self.batch or dict(inputs)
         return super().compute_loss(model, inputs, *rest, **more)
 
 
-def rewarded(tuned, folder, **options):
-    """TRL's trainer of rewards with a rollout that is always the same; answers of 2 to 6 tokens."""
-    model, tokenizer = copy.deepcopy(tuned[0]), tuned[1]
+@pytest.fixture(scope="module")
+def rewarded(tmp_path_factory):
+    """TRL's trainer of rewards after some steps on one rollout, with the model before them."""
+    base, tokenizer = plain()
+    before = filled(get_peft_model(base, CONFIG))
     rng = torch.Generator().manual_seed(6)
     lengths = torch.randint(2, 7, (PROMPTS * SAMPLES,), generator=rng).tolist()
     said = [torch.randint(1, 18, (n,), generator=rng).tolist() for n in lengths]
@@ -107,14 +95,11 @@ def rewarded(tuned, folder, **options):
 
     def rollout(prompts, trainer):
         asked = [tokenizer(text)["input_ids"] for text in prompts]
-        trainer.said = list(zip(asked, said, strict=True))
+        trainer.rows = list(zip(asked, said, strict=True))
         return {"prompt_ids": asked, "completion_ids": said, "logprobs": None}
 
-    def reward(completions, **_):
-        return paid
-
     args = GRPOConfig(
-        str(folder),
+        str(tmp_path_factory.mktemp("grpo")),
         num_generations=SAMPLES,
         per_device_train_batch_size=PROMPTS * SAMPLES,
         max_steps=STEPS,
@@ -124,36 +109,35 @@ def rewarded(tuned, folder, **options):
         temperature=1.0,
         max_completion_length=8,
         **PLAIN,
-        **options,
     )
-    rows = Dataset.from_dict({"prompt": texts(PROMPTS, 9)})
-    trainer = Noting(model, reward, args, rows, processing_class=tokenizer, rollout_func=rollout)
-    trainer.batches, trainer.paid = [], paid
+    trainer = Noting(
+        copy.deepcopy(before),
+        lambda completions, **_: paid,
+        args,
+        Dataset.from_dict({"prompt": texts(PROMPTS, 9)}),
+        processing_class=tokenizer,
+        rollout_func=rollout,
+    )
+    trainer.train()
+    trainer.before, trainer.paid = before, torch.tensor(paid).view(PROMPTS, SAMPLES)
     return trainer
 
 
-def rows_of(said):
-    """Prompts with their answers, padded on the right, and the labels of the answers."""
-    rows = [torch.tensor(asked + answer) for asked, answer in said]
-    labels = [torch.tensor([-100] * len(asked) + answer) for asked, answer in said]
-    pad = torch.nn.utils.rnn.pad_sequence
-    ids, labels = pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=-100)
-    seen = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
-    return {"input_ids": ids, "attention_mask": seen.long()}, labels
-
-
-def plain_loop(solved, model, said, rewards):
+def plain_loop(model, said, rewards):
     """Some steps on one batch, as the lab takes them: the losses."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], RATE)
     optimizer.param_groups[0]["weight_decay"] = 0.0
-    gains = solved.group_advantages(rewards.view(-1, SAMPLES)).flatten()
-    rows, labels = rows_of(said)
-    mask, losses, old = labels[:, 1:] != -100, [], None
+    gains = SOLVED.group_advantages(rewards).flatten()
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    ids = pad([torch.tensor(asked + answer) for asked, answer in said])
+    labels = pad([torch.tensor([0] * len(asked) + answer) for asked, answer in said])[:, 1:]
+    seen = pad([torch.ones(len(asked + answer)).long() for asked, answer in said])
+    mask, losses, old = labels > 0, [], None
     for _ in range(STEPS):
-        logp = model(**rows).logits[:, :-1].log_softmax(-1)
-        logp = logp.gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0]
+        logp = model(input_ids=ids, attention_mask=seen).logits[:, :-1].log_softmax(-1)
+        logp = logp.gather(-1, labels[..., None])[..., 0]
         old = logp.detach() if old is None else old
-        loss = solved.grpo_loss(logp, old, gains, mask)
+        loss = SOLVED.grpo_loss(logp, old, gains, mask)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -161,45 +145,39 @@ def plain_loop(solved, model, said, rewards):
     return losses
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "bnpo"])
-def test_a_plain_loop_and_grpo_trainer_take_the_same_steps(solved, tuned, tmp_path, loss_type):
-    trainer = rewarded(tuned, tmp_path, loss_type=loss_type)
-    trainer.train()
-    theirs = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    mine = copy.deepcopy(tuned[0])
-    ours = plain_loop(solved, mine, trainer.said, torch.tensor(trainer.paid))
+def test_a_plain_loop_and_grpo_trainer_take_the_same_steps(rewarded):
+    theirs = [row["loss"] for row in rewarded.state.log_history if "loss" in row]
+    mine = copy.deepcopy(rewarded.before)
+    ours = plain_loop(mine, rewarded.rows, rewarded.paid)
     assert ours == pytest.approx(theirs, abs=2e-5) and max(map(abs, ours)) > 0.05
-    weights = zip(mine.parameters(), trainer.model.parameters(), strict=True)
-    for mine_now, theirs_now in weights:
+    for mine_now, theirs_now in zip(mine.parameters(), rewarded.model.parameters(), strict=True):
         torch.testing.assert_close(mine_now, theirs_now, atol=2e-4, rtol=1e-3)
-    moved = zip(tuned[0].parameters(), mine.parameters(), strict=True)
+    moved = zip(rewarded.before.parameters(), mine.parameters(), strict=True)
     assert max((a - b).abs().max() for a, b in moved) > RATE
 
 
-def test_advantages_are_those_of_grpo_trainer(solved, tuned, tmp_path):
-    trainer = rewarded(tuned, tmp_path)
-    trainer.train()
-    rewards = torch.tensor(trainer.paid).view(-1, SAMPLES)
-    theirs = trainer.batches[0]["advantages"].sort().values  # it shuffles them with their answers
-    for ours in (solved.group_advantages(rewards), lab08.z_scores(rewards).float()):
+def test_advantages_are_those_of_grpo_trainer(rewarded):
+    theirs = rewarded.batch["advantages"].sort().values  # it shuffles them with their answers
+    for ours in (SOLVED.group_advantages(rewarded.paid), lab08.z_scores(rewarded.paid).float()):
         torch.testing.assert_close(ours.flatten().sort().values, theirs, atol=1e-5, rtol=1e-5)
         assert (ours[0] == 0).all() and (ours[1:] != 0).all()
 
 
-def test_clipped_losses_are_those_of_grpo_trainer(solved, tuned, tmp_path):
+def test_clipped_losses_are_those_of_grpo_trainer(rewarded, monkeypatch):
     """Random numbers in the place of the model's, ratios far beyond the clip among them."""
-    trainer = rewarded(tuned, tmp_path, loss_type="bnpo", epsilon=0.3)
-    trainer.current_gradient_accumulation_steps = 1
+    settings = {"loss_type": "bnpo", "epsilon_low": 0.3, "epsilon_high": 0.3}
+    for name, value in (settings | {"current_gradient_accumulation_steps": 1}).items():
+        monkeypatch.setattr(rewarded, name, value)
     for seed in range(20):
         logp, old, gains, mask = lab08.batch(torch.Generator().manual_seed(seed))
         leaf = logp.requires_grad_()
         told = lambda *_, leaf=leaf, **__: (leaf, leaf.detach() * 0, None)  # noqa: E731
-        trainer._get_per_token_logps_and_entropies = told
+        monkeypatch.setattr(rewarded, "_get_per_token_logps_and_entropies", told)
         ids = torch.ones(mask.shape, dtype=torch.long)
         given = {"prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids}
         given |= {"completion_mask": mask.long(), "advantages": gains, "old_per_token_logps": old}
-        theirs = trainer._compute_loss(trainer.model, given)
-        ours = solved.grpo_loss(leaf, old, gains, mask, clip=0.3)
+        theirs = rewarded._compute_loss(rewarded.model, given)
+        ours = SOLVED.grpo_loss(leaf, old, gains, mask, clip=0.3)
         facts = lab08.by_token(logp.detach(), old, gains, mask, 0.3)
         by_token, slope = facts["the loss"], facts["the gradient for logp"]
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -208,7 +186,7 @@ def test_clipped_losses_are_those_of_grpo_trainer(solved, tuned, tmp_path):
         torch.testing.assert_close(slope.float(), gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_dpo_is_that_of_dpo_trainer(solved, preferences):
+def test_dpo_is_that_of_dpo_trainer(preferences):
     """The adapter switched off is the reference, as it is in TRL."""
     model = preferences.model.eval()
     batch = preferences.data_collator(list(preferences.train_dataset))
@@ -216,14 +194,14 @@ def test_dpo_is_that_of_dpo_trainer(solved, preferences):
         theirs = preferences.compute_loss(model, batch)
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
         rows = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        policy = solved.sequence_logprob(model(**rows).logits, labels)
-    before = solved.reference_logprobs(model, rows | {"labels": labels})
-    ours = solved.dpo_loss(*policy.chunk(2), *before.chunk(2), 0.3)
+        policy = SOLVED.sequence_logprob(model(**rows).logits, labels)
+    before = SOLVED.reference_logprobs(model, rows | {"labels": labels})
+    ours = SOLVED.dpo_loss(*policy.chunk(2), *before.chunk(2), 0.3)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert abs(ours - torch.tensor(2.0).log()) > 0.01  # the adapter says something else
 
 
-def test_dpo_losses_are_those_of_dpo_trainer(solved, preferences, monkeypatch):
+def test_dpo_losses_are_those_of_dpo_trainer(preferences, monkeypatch):
     """Random numbers in the place of both models', margins of a thousand nats among them."""
     monkeypatch.setattr(preferences, "precompute_ref_logps", True)
     monkeypatch.setattr(preferences, "beta", 0.5)
@@ -240,15 +218,14 @@ def test_dpo_losses_are_those_of_dpo_trainer(solved, preferences, monkeypatch):
             return SimpleNamespace(log_probs=told, is_top1=told > 0, **shown)
 
         theirs = preferences._compute_loss(model, given, return_outputs=False)
-        torch.testing.assert_close(solved.dpo_loss(*four, 0.5), theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(SOLVED.dpo_loss(*four, 0.5), theirs, atol=1e-5, rtol=1e-5)
         ours = lab08.preference(*four, 0.5)["the loss"].float()
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_prompts_and_labels_are_those_of_sft_trainer(tmp_path):
     """Lab 3's, of a batch that TRL pads with the end token."""
-    answer_labels = defined_by(reference("03_peft", "3.2"))["answer_labels"]
-    render_prompt = defined_by(reference("03_peft", "3.3"))["render_prompt"]
+    mine = solved("03_peft", "3.2", "3.3")
     model, tokenizer = tiny.language_model(seed=4)[0], copy.deepcopy(lab03.chat_tokenizer())
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     user, assistant = (
@@ -261,8 +238,8 @@ def test_prompts_and_labels_are_those_of_sft_trainer(tmp_path):
     (batch,) = trainer.get_train_dataloader()
     opening = tokenizer.convert_tokens_to_ids("<assistant>\n")
     lengths = (batch["input_ids"] == opening).int().argmax(1) + 1
-    labels = answer_labels(batch["input_ids"], batch["attention_mask"], lengths)
+    labels = mine.answer_labels(batch["input_ids"], batch["attention_mask"], lengths)
     assert torch.equal(labels, batch["labels"]) and (batch["attention_mask"] == 0).any()
     asked = zip(batch["input_ids"].tolist(), lengths, strict=True)
-    ours = [render_prompt(row["prompt"], tokenizer) for row in rows]
+    ours = [mine.render_prompt(row["prompt"], tokenizer) for row in rows]
     assert sorted(ids[:n] for ids, n in asked) == sorted(ours)
