@@ -48,44 +48,39 @@ def picture(**settings):
     return ax
 
 
-@pytest.mark.parametrize(("axis", "value"), [("x", 0.5), ("y", 4.0)])
-def test_a_guess_is_a_line_in_the_picture(axis, value):
+@pytest.mark.parametrize(("axis", "value", "text"), [("x", 0.5, "0.5"), ("y", 4.0, "4")])
+def test_a_guess_is_a_line_in_the_picture_and_none_is_none(axis, value, text):
     ax = picture()
+    guess.Guess("?").draw(ax)
+    assert len(ax.lines) == 1 and not ax.texts
     guess.Guess("?", value).draw(ax, axis)
-    data = ax.lines[-1].get_xdata() if axis == "x" else ax.lines[-1].get_ydata()
-    assert list(data) == [value, value]
-    assert [text.get_text() for text in ax.texts] == [f"your guess: {guess.as_text(value)}"]
+    assert set(ax.lines[-1].get_data()["xy".index(axis)]) == {value}
+    assert [label.get_text() for label in ax.texts] == [f"your guess: {text}"]
     assert ax.get_xlim() == (0, 1) and ax.get_ylim() == (0, 10)
     ax.figure.draw_without_rendering()
 
 
 @pytest.mark.parametrize(
-    ("value", "lower", "higher"),
-    [(15, False, True), (-3, True, False), (0.2, False, False), (500, False, False)],
+    ("scale", "value", "low", "high"),
+    [
+        ("linear", 15, 0, 16.25),
+        ("linear", -3, -3.5, 10),
+        ("linear", 0.2, 0, 10),  # bars stand on zero
+        ("linear", 500, 0, 10),
+        ("log", 0.5, 0.01, 10),
+        ("log", 0.003, 0.0021, 10),
+        ("log", 1e-7, 0.01, 10),
+        ("log", 0, 0.01, 10),
+    ],
 )
-def test_the_picture_grows_for_a_guess_nearby_and_not_for_a_wild_one(value, lower, higher):
-    ax = picture()
+def test_the_picture_grows_for_a_guess_nearby_and_not_for_a_wild_one(scale, value, low, high):
+    """On a logarithmic axis by factors."""
+    ax = picture(yscale=scale, ylim=(0 if scale == "linear" else 0.01, 10))
     guess.Guess("?", value).draw(ax)
-    low, high = ax.get_ylim()
-    assert (low < 0, high > 10) == (lower, higher)  # else bars stand on zero
-    wild = value == 500
-    assert low <= value <= high or wild
+    assert ax.get_ylim() == pytest.approx((low, high), rel=0.01)
+    wild = not low <= value <= high
     assert len(ax.lines) == (1 if wild else 2)
     assert ("off the picture" in ax.texts[0].get_text()) == wild
-
-
-def test_on_a_logarithmic_axis_a_picture_grows_by_factors():
-    for value, low in [(0.5, 0.01), (0.003, 0.003), (1e-7, 0.01), (0, 0.01)]:
-        ax = picture(yscale="log", ylim=(0.01, 10))
-        guess.Guess("?", value).draw(ax)
-        assert low / 2 < ax.get_ylim()[0] <= low * 1.001
-        assert ("off the picture" in ax.texts[0].get_text()) == (value < 1e-5)
-
-
-def test_without_a_guess_the_picture_stands_alone():
-    ax = picture()
-    guess.Guess("?").draw(ax)
-    assert len(ax.lines) == 1 and not ax.texts
 
 
 def test_the_last_cell_sets_guesses_beside_results(monkeypatch):

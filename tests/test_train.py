@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,19 +29,26 @@ def model(tmp_path_factory):
     return str(folder)
 
 
-def launched(folder, what):
-    """Run `labkit.train` with the arguments `what` in two processes; what they printed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # --cpu would start one process, whatever their number; --multi_gpu starts both, and without a
-    # card each of them finds the CPU
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu"]
-    launch += ["--num_processes", "2", "--main_process_port", str(port)]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+# of one start, which takes longer than both trainings
+BOTH = """
+import json, runpy, sys
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    try: runpy.run_module("labkit.train", run_name="__main__")
+    except SystemExit as ended: assert not ended.code, ended.code
+"""
+
+
+def launched(folder, calls):
+    """What `labkit.train` prints in two processes, called with each of these arguments."""
+    (folder / "both.py").write_text(BOTH)
     env = os.environ | {"LABKIT_CACHE": str(folder), "PYTHONPATH": str(ROOT)}
     env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *launch, "-m", "labkit.train", *what]
+    # --cpu would start one process, whatever their number; --multi_gpu starts both, and without a
+    # card each of them finds the CPU
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", "0", "both.py", json.dumps(calls)]
+    command = [sys.executable, *launch]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -63,32 +69,29 @@ def expect_same(losses, adapters):
 
 
 @pytest.mark.thorough
-def test_two_processes_give_the_loss_and_the_adapter_of_one(model, tmp_path, monkeypatch):
-    asked = {"steps": 4, "batch": 8, "rows": 64, "learning_rate": 0.01, "dtype": "float32"}
-    asked |= {"model": model}
-    what = [f"--{name.replace('_', '-')}={value}" for name, value in asked.items()]
-    launched(tmp_path, [*what, "--out=two.json"])
+def test_two_processes_give_the_adapters_of_one_on_a_task_and_on_a_file(
+    model, tmp_path, monkeypatch
+):
+    asked = [f"what is {n} and {n * n}?" for n in range(40)]
+    rows = [{"question": q, "answer": ("odd", "even")[n % 2]} for n, q in enumerate(asked)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    how = ["--model", model, "--steps", "4", "--learning-rate", "0.01", "--dtype", "float32"]
+    task = [*how, "--batch", "8", "--rows", "64", "--out", "two.json"]
+    told = launched(tmp_path, [task, ["mine.jsonl", *how, "--out", "two"]])
+    assert told.count("most frequent answer") == 1, "one process tells the scores"
+
+    how = {"model": model, "steps": 4, "learning_rate": 0.01, "dtype": "float32"}
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "alone"))
-    train.train(**asked, out=tmp_path / "one.json")
+    train.train(**how, batch=8, rows=64, out=tmp_path / "one.json")
     one, two = read(tmp_path / "one.json"), read(tmp_path / "two.json")
     assert (one["processes"], one["rows_a_process"]) == (1, 8)
     assert (two["processes"], two["rows_a_process"]) == (2, 4)
     expect_same((one["losses"], two["losses"]), (one["adapter"], two["adapter"]))
 
-
-@pytest.mark.thorough
-def test_a_file_s_adapter_from_two_processes_is_that_of_one(model, tmp_path):
-    asked = [f"what is {n} and {n * n}?" for n in range(40)]
-    rows = [{"question": q, "answer": ("odd", "even")[n % 2]} for n, q in enumerate(asked)]
-    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    what = ["mine.jsonl", "--model", model, "--steps", "4", "--learning-rate", "0.01"]
-    told = launched(tmp_path, [*what, "--dtype", "float32", "--out", "two"])
-    assert told.count("most frequent answer") == 1, "one process tells the scores"
-    given = {"file": tmp_path / "mine.jsonl", "out": tmp_path / "one", "model": model}
-    run.train(Asked(**given, steps=4, learning_rate=0.01, dtype="float32"))
-    folders = [tmp_path / name for name in ("one", "two")]
-    expect_same([read(folder / "labkit.json")["losses"] for folder in folders], folders)
-    assert {f.name for f in folders[0].iterdir()} == {f.name for f in folders[1].iterdir()}
+    one, two = tmp_path / "one", tmp_path / "two"
+    run.train(Asked(tmp_path / "mine.jsonl", one, **how))
+    expect_same([read(folder / "labkit.json")["losses"] for folder in (one, two)], (one, two))
+    assert {file.name for file in one.iterdir()} == {file.name for file in two.iterdir()}
     assert not list(tmp_path.glob("*.partial"))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 from nbformat.v4 import new_output
 
 from labkit import live
@@ -52,6 +53,18 @@ def kinds():
     line = live._line("steps", 30, 60, 12)
     yield [new_output("display_data", data={"text/html": line, "text/plain": "30/60"})]
     yield [shown(fig)]
+
+
+def execute_here(book, *_):
+    """`kernel.execute` in this process, which has imported already what every page imports."""
+    shell = InteractiveShell.instance()
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            with capture_output() as told:
+                shell.run_cell(cell.source).raise_error()
+            shown = [(output.data, output.metadata or {}) for output in told.outputs]
+            cell.outputs = [new_output("display_data", data=d, metadata=m) for d, m in shown]
+    return "", None
 
 
 def shown(thing):

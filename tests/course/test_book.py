@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from labs_that_ran import JSON, POINT, RAN, books_and_results
+from labs_that_ran import JSON, POINT, RAN, books_and_results, execute_here
 
 from labkit.course import book, claims, evidence, executed
 
@@ -40,38 +40,34 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """`(folder, Sphinx's warnings)` of the book of this course, of whose labs two have run."""
+    """The folder of the book of this course, of whose labs two have run."""
     out = tmp_path_factory.mktemp("book")
     books, results = books_and_results()
-    warnings = book.write(out, ROOT, books, results)
-    assert [result.lab for result in results] == list(RAN), "an evidence page failed"
-    return out, warnings
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evidence, "execute", execute_here)
+        assert book.write(out, ROOT, books, results) == "", "Sphinx complains"
+    return out
 
 
 @pytest.fixture(scope="module")
 def pages(built):
-    paths = [*sorted(built[0].glob("*.html")), *sorted(built[0].glob("evidence/*.html"))]
-    return {str(path.relative_to(built[0])): Page(path.read_text("utf-8")) for path in paths}
+    paths = [*sorted(built.glob("*.html")), *sorted(built.glob("evidence/*.html"))]
+    return {str(path.relative_to(built)): Page(path.read_text("utf-8")) for path in paths}
 
 
 @pytest.fixture
 def opened(built, browser):
     """`opened(name, width)`: a page of the book in a window of the browser."""
-    windows = []
+    context = browser.new_context()
 
     def page(name, width=1440):
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        windows.append(page)
-        page.goto((built[0] / f"{name}.html").as_uri())
+        page = context.new_page()
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto((built / f"{name}.html").as_uri())
         return page
 
     yield page
-    for window in windows:
-        window.close()
-
-
-def test_sphinx_has_nothing_to_complain_of(built):
-    assert built[1] == ""
+    context.close()
 
 
 def test_every_lab_and_guide_is_a_page(pages):
@@ -86,7 +82,7 @@ def test_evidence_is_run_with_its_code_folded_and_linked_from_its_lab(built, pag
     page = pages["evidence/01_svd.html"]
     assert page.images and '<details class="fold">' in page.html
     for image in page.images:
-        assert image["alt"] and (built[0] / "evidence" / image["src"]).is_file()
+        assert image["alt"] and (built / "evidence" / image["src"]).is_file()
     assert "evidence/01_svd.html" in pages["evidence.html"].links
     assert any(link.startswith("evidence/01_svd.html#") for link in pages["01_svd.html"].links)
 
@@ -105,20 +101,19 @@ def test_every_link_and_file_is_there(built, pages):
         for link in page.links + page.loads:
             if re.match(r"https?:|data:|mailto:", link):
                 continue
-            target, _, anchor = link.partition("#")
-            target = target.partition("?")[0]
-            here = posixpath.dirname(name)
-            target = target and posixpath.normpath(posixpath.join(here, target))
-            assert not target or (built[0] / target).exists(), (name, link)
-            known = pages.get(target or name)
-            assert not anchor or known is None or anchor in known.ids, (name, link)
+            file, _, anchor = link.partition("#")
+            file = file.partition("?")[0]
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), file))
+            target = target if file else name
+            assert (built / target).exists(), (name, link)
+            assert not anchor or target not in pages or anchor in pages[target].ids, (name, link)
 
 
 def test_no_page_loads_anything_from_elsewhere(built, pages):
     for name, page in pages.items():
         assert not [load for load in page.loads if re.match(r"(https?:)?//", load)], name
         assert not re.search(r"\bimport\(|\bimportScripts|https?://[^\"' ]+\.js\b", page.html), name
-    for path in built[0].glob("_static/**/*.css"):
+    for path in built.glob("_static/**/*.css"):
         assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", path.read_text("utf-8")), path
 
 
@@ -148,15 +143,13 @@ def test_labs_that_ran_have_their_outputs_and_the_others_say_so(pages):
 
 def test_each_picture_says_its_point_and_can_be_seen_alone(built, pages):
     shown = [image for name in RAN for image in pages[f"{name}.html"].images]
-    assert len(shown) == 2 * len(RAN)
     for image in shown:
         assert image["alt"] == POINT
-        assert (built[0] / image["src"]).is_file()
+        assert (built / image["src"]).is_file()
         assert int(image["width"]) > 2 * int(image["height"])
     assert f"{RAN[0]}-2.png" in pages["01_svd.html"].html
-    assert {path.name for path in built[0].glob("pictures/0*")} == {
-        f"{s}-{n}.png" for s in RAN for n in (1, 2)
-    }
+    wanted = {f"{stem}-{n}.png" for stem in RAN for n in (1, 2)}
+    assert {path.name for path in built.glob("pictures/0*")} == wanted
 
 
 def test_the_first_page_and_the_table_say_how_each_lab_went(pages):
@@ -244,7 +237,7 @@ def test_every_paper_that_is_named_has_a_row():
 
 @pytest.mark.thorough
 def test_axe_finds_nothing_serious_and_nothing_is_fetched(built, pages, judged_by_axe):
-    assert judged_by_axe(built[0], sorted(pages)) == []
+    assert judged_by_axe(built, sorted(pages)) == []
 
 
 def test_on_a_phone_pictures_keep_their_letters_and_tables_and_answers_wrap(opened):
@@ -256,6 +249,5 @@ def test_on_a_phone_pictures_keep_their_letters_and_tables_and_answers_wrap(open
     inside = "cell => cell.scrollWidth <= cell.clientWidth + 1"
     cells = page.locator("td", has_text=JSON[:20])
     assert cells.count() == 3 and all(cell.evaluate(inside) for cell in cells.all())
-    page = opened("labs", width=390)
-    boxes = [cell.bounding_box() for cell in page.locator("td").all()]
+    boxes = [cell.bounding_box() for cell in opened("labs", width=390).locator("td").all()]
     assert len(boxes) > len(LABS) and all(box["x"] + box["width"] <= 390 for box in boxes)

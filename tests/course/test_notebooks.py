@@ -1,11 +1,9 @@
 """The builder: what is cut, what is refused, and that the committed notebooks are current."""
 
 import importlib
-import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -57,7 +55,7 @@ def cells(path):
 
 
 @pytest.mark.parametrize(
-    "name, before, after, said",
+    ("name", "before", "after", "said"),
     [
         ("07_tiny", "x = 1", "x = (1", "labs/07_tiny.py, line 8: '\\(' was never closed"),
         ("07_tiny", "x = 1", 'labkit.start("07_tinny")', "line 8: .* '07_tiny', .* '07_tinny'"),
@@ -91,25 +89,23 @@ def test_student_notebook_has_counted_stubs_and_the_solved_one_the_code(course):
     )
     assert "doubled = value + value" in solved[3].source
     assert "SOLUTION" not in solved[3].source
-    assert student[1].source == solved[1].source
-    assert student[2].source == solved[2].source == "%matplotlib inline\nx = 1"
+    assert [cell.source for cell in student[:3]] == [cell.source for cell in solved[:3]]
+    assert student[2].source == "%matplotlib inline\nx = 1"
 
 
 def test_notebook_files_hold_no_noise_and_the_same_bytes_each_time_and_check_writes_none(course):
     build(course)
     path = course / "notebooks/07_tiny.ipynb"
     text = path.read_text("utf-8")
-    book = json.loads(text)
-    assert (book["nbformat"], book["nbformat_minor"]) == (4, 4)
-    assert set(book["metadata"]) == {"kernelspec", "language_info"}
-    assert text.endswith("}\n") and not text.endswith("\n\n")
+    book = nbformat.reads(text, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(book)
+    assert set(book.metadata) == {"kernelspec", "language_info"}
     folded = {"cellView": "form", "jupyter": {"source_hidden": True}}
     metadata = [{}, folded, {}, {"tags": ["experiment"]}]
-    assert [cell["metadata"] for cell in book["cells"]] == metadata
-    for cell in book["cells"]:
+    assert [cell.metadata for cell in book.cells] == metadata
+    for cell in book.cells:
         assert "id" not in cell
         assert cell.get("outputs", []) == [] and cell.get("execution_count") is None
-    nbformat.validate(nbformat.reads(text, as_version=nbformat.NO_CONVERT))
     path.unlink()
     assert build(course) == ["notebooks/07_tiny.ipynb"]
     assert path.read_text("utf-8") == text
@@ -133,13 +129,10 @@ def test_a_fork_changes_one_line(course):
     assert "git+https://github.com/me/mine@v9.8.7" in bootstrap.source
 
 
-def test_the_set_up_cell_does_nothing_where_labkit_is_installed(course, monkeypatch, capsys):
-    build(course)
-    source = cells(course / "notebooks/07_tiny.ipynb")[1].source
+def test_the_set_up_cell_does_nothing_where_labkit_is_installed(monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "run", lambda *args: pytest.fail("it fetches"))
-    path = list(sys.path)
-    exec(source, {})
-    assert (sys.path, capsys.readouterr().out) == (path, "")
+    exec(cells(ROOT / "notebooks/01_svd.ipynb")[1].source, {})
+    assert capsys.readouterr().out == ""
 
 
 SOLVED = ["# BEGIN SOLUTION", "return 1", "# END SOLUTION"]
@@ -157,17 +150,15 @@ TASK = "\n# %% [markdown]\n# ### Exercise 7.1 · `f`\n#\n# ●○○ · 5 min ·
 
 
 def prose(n, heading="Much"):
-    """A markdown cell of n words and a heading."""
     return f"\n# %% [markdown]\n# ## {heading}\n#\n# {'word ' * n}\n"
 
 
 def test_a_lab_states_the_time_that_its_parts_take(course):
     hint = "#\n# <details><summary>Hint</summary>\n" + "# word\n" * 500 + "# </details>\n"
-    parts = [prose(600), TASK, hint, prose(500), TASK, "\n# %%\nlab.experiment('a', 100)\n"]
+    parts = [prose(600), TASK, hint, prose(500), TASK, "\n# %%\nlab.experiment('a', seconds=100)\n"]
     (course / "labs/07_tiny.py").write_text(TIMED + "".join(parts), "utf-8")
-    build(course)
-    for folder in ("notebooks", "solutions"):
-        stated = cells(course / f"{folder}/07_tiny.ipynb")[0].source.splitlines()[-1]
+    for path in build(course):
+        stated = cells(course / path)[0].source.splitlines()[-1]
         assert [int(n) for n in re.findall(r"\d+", stated)] == [6 + 10 + 2, 6, 10, 2]
 
 
@@ -201,8 +192,7 @@ def test_a_lab_over_a_limit_is_not_built(course, parts, message):
         (["# BEGIN SOLUTION", "  # END SOLUTION"], "line 7: END SOLUTION is not indented"),
         (["# BEGIN SOLUTION", "# only words", "# END SOLUTION"], "line 6: .* no code"),
         (["#BEGIN SOLUTION"], "line 6: a mark is"),
-        (["# begin solution"], "line 6: a mark is"),
-        (["# BEGIN SOLUTION 2.1"], "line 6: a mark is"),
+        (["# begin solution 2.1"], "line 6: a mark is"),
         ([*SOLVED, "# BEGIN GIVEN", "# return 2"], "line 9: BEGIN GIVEN without END GIVEN"),
         ([*SOLVED, "# END GIVEN"], "line 9: END GIVEN without BEGIN GIVEN"),
         (["# BEGIN GIVEN"], "line 6: BEGIN GIVEN stands right below END SOLUTION"),
@@ -211,7 +201,6 @@ def test_a_lab_over_a_limit_is_not_built(course, parts, message):
         ([*SOLVED, "  # BEGIN GIVEN"], "line 9: .* as far to the right"),
         ([*SOLVED, GIVEN[0], "# END SOLUTION"], "line 10: END SOLUTION without BEGIN SOLUTION"),
         ([*SOLVED, GIVEN[0], "return 2", GIVEN[-1]], "line 10: given code is commented out"),
-        ([*SOLVED, GIVEN[0], "#return 2", GIVEN[-1]], "line 10: given code is commented out"),
         ([*SOLVED, GIVEN[0], "#", GIVEN[-1]], "line 9: .* no code"),
     ],
 )
@@ -234,12 +223,11 @@ def test_given_code_stands_in_the_place_of_the_stub():
     assert cut(text, solved=True).endswith("def f():\n    return 1\n")
 
 
-@pytest.mark.parametrize("master", MASTERS, ids=lambda path: path.stem)
-def test_token_ids_follow_the_model_to_its_device(master):
+def test_token_ids_follow_the_model_to_its_device():
     """A tokenizer makes tensors on the CPU; on a GPU the model does not lie there."""
-    for line in master.read_text("utf-8").splitlines():
-        if 'return_tensors="pt"' in line:
-            assert ".to(" in line.split("return_tensors")[1], line
+    for text in (master.read_text("utf-8") for master in MASTERS):
+        for rest in re.findall(r'return_tensors="pt"(.*)', text):
+            assert ".to(" in rest, rest
 
 
 EXERCISE = re.compile(r"# ### Exercise (\S+) · ?(.*)\n#\n# [●○]+ · \d+ min · (\d+) points?\n")

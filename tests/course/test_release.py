@@ -106,22 +106,13 @@ def test_the_wheel_of_a_release_wants_no_solutions(students):
     assert (students / after["project"]["readme"]).is_file()
 
 
-def run_in(folder, code):
-    """Run Python with labkit from `folder`, in it, and return what it printed."""
-    env = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 LENT = """
-import inspect, torch, traceback
+import inspect, labkit, sys, torch, traceback
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
 shell.run_cell('import labkit; lab, check = labkit.start("02_lora")').raise_error()
 names = shell.user_ns
-print("FROM", names["labkit"].__file__)
+print("FROM", labkit.__file__)
 names["check"].quiz(lambda: {"q1": "b", "q2": "c", "q3": "a"})
 names["lab"].reveal("2.4")
 names["lab"].reveal("2.2")
@@ -136,30 +127,24 @@ shell.run_cell("inject??")
 names["LoRALinear"] = type("LoRALinear", (layer,), {})  # the learner's own
 model = torch.nn.Sequential(torch.nn.Linear(2, 2))
 assert inject(model, ["0"], 2, 4) == 1 and type(model[0]) is names["LoRALinear"]
+for stem in sys.argv[1:]:
+    lab, check = labkit.start(stem)
+    for exercise in lab.exercises[:-1]:  # the last one is the quiz
+        lab.reveal(exercise["id"])
+        assert lab.experiment("Runs", 0, needs=[exercise["id"]])
 """
 
 
-def test_a_lab_works_from_a_release_which_lends_what_it_does_not_show(students):
-    told = run_in(students, LENT)
+def test_labs_work_from_a_release_which_lends_what_it_does_not_show(students):
+    env = os.environ | {"PYTHONPATH": str(students), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", LENT, *STEMS]
+    done = subprocess.run(command, cwd=students, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout
     assert f"FROM {students / 'labkit/__init__.py'}" in told and "✓ 2.8 quiz" in told
     assert "◐ 2.2 is lent" in told and "◐ 2.4 is lent" in told
     assert "<lent 2.2>" in told, "an error names the place"
     assert not [line for line in ("SOURCE", "get_submodule", "self.base(x)") if line in told]
-
-
-def test_every_exercise_but_quizzes_is_lent(students):
-    code = f"""
-import labkit
-from IPython.core.interactiveshell import InteractiveShell
-InteractiveShell.instance()
-for stem in {STEMS}:
-    lab, check = labkit.start(stem)
-    for exercise in lab.exercises[:-1]:
-        lab.reveal(exercise["id"])
-        assert lab.experiment("Runs", 0, needs=[exercise["id"]])
-print("all")
-"""
-    assert run_in(students, code).endswith("all\n")
 
 
 def test_quiz_keys_are_packed_and_are_the_same(students, monkeypatch):
@@ -284,13 +269,11 @@ def graded(harness):
     return results
 
 
-def stub(folder, name, lines="exit 0"):
-    """A program in folder that notes how it was called, and does nothing else but lines."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / name
-    path.write_text(f'#!/bin/sh\necho "{name} $*" >> "$CALLS"\n{lines}\n')
+def stub(path, lines="exit 0"):
+    """A program that notes how it was called, and does nothing else but lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\necho "{path.name} $*" >> "$CALLS"\n{lines}\n')
     path.chmod(0o755)
-    return path
 
 
 def test_every_lab_has_its_autograder_and_no_answer_in_it(zips):
@@ -307,30 +290,27 @@ def test_every_lab_has_its_autograder_and_no_answer_in_it(zips):
 def test_setup_asks_for_everything_that_the_autograder_needs(harness, tmp_path):
     home, env = harness
     programs = tmp_path / "programs"
-    stub(programs, "apt-get")
-    stub(home / "uv/bin", "pip", f'cp {stub(tmp_path, "uv")} "$AUTOGRADER/uv/bin/uv"')
-    stub(programs, "python3")  # instead of making an environment
-    stub(home / "venv/bin", "labkit")
+    for path in (programs / "apt-get", programs / "python3", tmp_path / "uv"):
+        stub(path)
+    stub(home / "uv/bin/pip", f'cp {tmp_path / "uv"} "$AUTOGRADER/uv/bin/uv"')
+    stub(home / "venv/bin/labkit")
     env |= {"PATH": f"{programs}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
-    done = subprocess.run([str(home / "source/setup.sh")], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    subprocess.run([str(home / "source/setup.sh")], env=env, check=True)
     calls = (tmp_path / "calls").read_text().splitlines()
     source = home / "source"
     assert any(re.match(r"apt-get install .*\bbubblewrap\b", call) for call in calls)
-    assert f"python3 -m venv {home}/uv" in calls
     assert f"uv pip install --quiet {source}[grading] -c {source}/constraints.txt" in calls
     assert calls[-1] == "labkit --version"
 
 
-@pytest.mark.parametrize("wall", [True, False])
-def test_the_autograder_grades_a_submission_for_real(harness, graded, tmp_path, wall):
+def test_the_autograder_grades_a_submission_for_real_where_no_sandbox_starts(
+    harness, graded, tmp_path
+):
+    """As in most of Gradescope's containers; with a sandbox the next test has a verdict."""
     home, env = harness
     shutil.copy(ROOT / "solutions/02_lora.ipynb", home / "submission")
-    variables = {}
-    if not wall:
-        programs = stub(tmp_path / "programs", "bwrap", "exit 1").parent
-        variables = {"PATH": f"{programs}:{env['PATH']}", "CALLS": os.devnull}
-    result = graded(**variables)
+    stub(tmp_path / "programs/bwrap", "exit 1")
+    result = graded(PATH=f"{tmp_path / 'programs'}:{env['PATH']}", CALLS=os.devnull)
     assert result["output"] == "02_lora: 22 of 22 points"
     assert [test["number"] for test in result["tests"]] == [f"2.{i}" for i in range(1, 9)]
     assert all(test["status"] == "passed" for test in result["tests"])
@@ -350,6 +330,6 @@ def test_results_are_written_whatever_was_handed_in(harness, graded, name, said)
 def test_private_checks_are_passed_on(harness):
     home, env = harness
     (home / "source/private_checks.py").write_text("1 / 0\n")
-    run = ["bash", "-x", str(home / "run_autograder")]
-    done = subprocess.run(run, env=env | {"PYTHON": "echo"}, capture_output=True, text=True)
+    env |= {"PYTHON": "echo"}
+    done = subprocess.run([home / "run_autograder"], env=env, capture_output=True, text=True)
     assert done.stdout.split()[-3:] == ["02_lora", "--checks", "source/private_checks.py"]

@@ -65,17 +65,6 @@ def test_a_grid_is_gguf_s_own(make, tokenizer, tmp_path, kind, family):
     assert stored["blk.0.attn_norm.weight"].tensor_type.name == "F32"
 
 
-def test_the_tokenizer_and_its_template_are_in_the_file(make, tokenizer, tmp_path):
-    path = gguf.write_model(make(), tokenizer, tmp_path / "model.gguf", "f16")
-    fields = library.GGUFReader(str(path)).fields
-    told = {name: field.contents() for name, field in fields.items()}
-    assert told["tokenizer.chat_template"] == tokenizer.chat_template
-    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
-    assert told["tokenizer.ggml.tokens"] == words and told["tokenizer.ggml.pre"] == "gpt-2"
-    assert told["tokenizer.ggml.eos_token_id"] == 2 and not told["tokenizer.ggml.add_bos_token"]
-    assert told["tokenizer.ggml.token_type"][:4] == [3, 3, 3, 1]
-
-
 @pytest.mark.parametrize("rank_stabilized", [False, True])
 def test_an_adapter_s_tensors(adapted, tmp_path, rank_stabilized):
     """A as it is, the rows of q's and k's B moved as transformers' loader puts them back."""
@@ -147,15 +136,3 @@ def test_words_are_cut_by_the_tokenizer_s_own_rule():
     assert TikTokenConverter("none").pattern == vocabulary.RULES["llama-bpe"]
     with pytest.raises(LabError, match="splits words"):
         vocabulary._splitting({"type": "Whitespace"})
-
-
-def test_llama_3_s_frequencies_are_in_the_file(make, tokenizer, tmp_path):
-    """By the formula of Llama 3.1: long waves are stretched by the factor, short ones are not."""
-    rope = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}
-    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    model = make(rope_parameters=rope | {"original_max_position_embeddings": 64})
-    path = gguf.write_model(model, tokenizer, tmp_path / "model.gguf", "f16")
-    (factors,) = [t for t in library.GGUFReader(str(path)).tensors if t.name == "rope_freqs.weight"]
-    wave = 2 * np.pi * 1e4 ** (np.arange(8) / 8)
-    smooth = np.clip((64 / wave - 1) / 3, 0, 1)
-    np.testing.assert_allclose(factors.data, 1 / ((1 - smooth) / 8 + smooth), rtol=1e-5)

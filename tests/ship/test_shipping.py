@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from labkit.data.tokens import PLAIN
 from labkit.errors import LabError
-from labkit.ship import adapter, card, gguf, measure, recipes, shipping
+from labkit.ship import adapter, gguf, measure, recipes, shipping
 from labkit.ship.shipping import Asked
-from labkit.training import models
+from labkit.training import loop, models
 
 SETTINGS = {"max_length": 512, "held_out": 0.2, "seed": 0}
 ROWS = [("turn on the lamp", "it's on"), ("the kitchen", "12 times"), ("see the lamp", "on")]
@@ -44,15 +44,11 @@ def shipped(shelf):
     return shelf / "out", shipping.ship(asked), asked
 
 
+@pytest.fixture
 def trained(shelf):
     """The adapter beside its base in fp32."""
     base, _ = models.load(shelf / "base", torch.float32)
     return PeftModel.from_pretrained(base, shelf / "mine").eval()
-
-
-@torch.no_grad()
-def logits(model, ids):
-    return model(torch.tensor([ids])).logits
 
 
 def test_every_file_is_there_and_the_table_tells_size_and_cost(shipped):
@@ -71,7 +67,7 @@ def test_every_file_is_there_and_the_table_tells_size_and_cost(shipped):
     assert rows["merged"]["kl"] == pytest.approx(costs[0]) and 0 < costs[0] < 1e-2 < costs[2]
     assert "3 rows of mine.jsonl" in facts["measured"]
     text = (out / "README.md").read_text("utf-8")
-    assert card.table(facts["files"]) in text and facts["measured"] in text
+    assert all(f"| {name} |" in text for name in names) and facts["measured"] in text
 
 
 @pytest.mark.parametrize("test_file", ["", "other.jsonl"])
@@ -86,46 +82,48 @@ def test_rows_that_were_trained_on_are_not_called_held_out(shelf, tokenizer, tes
     assert ("which were trained on: --data other.jsonl" in told) == bool(test_file)
 
 
-def test_the_cost_is_the_divergence_from_the_adapter_apart(shipped, shelf):
+def test_the_cost_is_the_divergence_from_the_adapter_apart(shipped, trained, tokenizer):
     """KL by torch's own function, over the tokens of the answers."""
     out, facts, _ = shipped
-    tokenizer = AutoTokenizer.from_pretrained(shelf / "mine")
-    tuned, written = trained(shelf), read(out / "mine-q4_0.gguf")
-    p, q = [], []
-    for question, answer in ROWS:
-        asked = [{"role": "user", "content": question}]
-        said = [*asked, {"role": "assistant", "content": answer}]
-        ids = tokenizer.apply_chat_template(said, return_dict=False)
-        n = len(tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False))
-        p.append(logits(tuned, ids)[0, n - 1 : -1])
-        q.append(logits(written, ids)[0, n - 1 : -1])
-    p, q = (torch.cat(x).log_softmax(-1) for x in (p, q))
-    wanted = torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean").item()
+    logs = []
+    for model in (read(out / "mine-q4_0.gguf"), trained):
+        found = []
+        for question, answer in ROWS:
+            asked = [{"role": "user", "content": question}]
+            row = loop.encode(tokenizer, [*asked, {"role": "assistant", "content": answer}])
+            with torch.no_grad():
+                logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
+            found.append(logits[torch.tensor(row["labels"][1:]) != -100].log_softmax(-1))
+        logs.append(torch.cat(found))
+    wanted = torch.nn.functional.kl_div(*logs, log_target=True, reduction="batchmean").item()
     (row,) = [row for row in facts["files"] if row["file"] == "mine-q4_0.gguf"]
     assert row["kl"] == pytest.approx(wanted, rel=1e-3)
 
 
-def test_the_plain_model_is_the_merged_one_in_the_base_s_dtype(shipped, shelf):
+def test_the_plain_model_is_the_merged_one_in_the_base_s_dtype(shipped, trained, tokenizer):
     out, _, _ = shipped
     plain = AutoModelForCausalLM.from_pretrained(out / "merged")
     assert plain.dtype == torch.bfloat16 and not hasattr(plain, "peft_config")
-    wanted = trained(shelf).merge_and_unload()
+    wanted = trained.merge_and_unload()
     for (name, p), q in zip(wanted.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(p.to(torch.bfloat16), q), name
-    tokenizer = AutoTokenizer.from_pretrained(out / "merged")
-    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(shelf / "mine").chat_template
+    found = AutoTokenizer.from_pretrained(out / "merged")
+    assert found.chat_template == tokenizer.chat_template
 
 
 def test_the_lines_name_the_files(shipped, shelf):
     out, facts, _ = shipped
-    told = facts["lines"]
-    assert told["llama.cpp"] == "llama-server -m mine-q8_0.gguf --jinja"
-    assert "-m base-f16.gguf" in told["llama.cpp, base and adapter"]
-    assert "--lora mine-lora.gguf" in told["llama.cpp, base and adapter"]
-    assert f"vllm serve {shelf / 'base'} --enable-lora --max-lora-rank 8 " in told["vLLM"]
-    assert "mine=../mine" in told["vLLM"] and "../mine/chat_template.jinja" in told["vLLM"]
-    assert told["transformers"] == "transformers serve ./merged"
-    assert told["Ollama"].startswith("ollama create mine -f Modelfile\n")
+    words = {
+        "llama.cpp": ["-m mine-q8_0.gguf"],
+        "llama.cpp, base and adapter": ["-m base-f16.gguf", "--lora mine-lora.gguf"],
+        "vLLM": [f" {shelf / 'base'} ", "-rank 8 ", "mine=../mine", "../mine/chat_template.jinja"],
+        "transformers": ["./merged"],
+        "Ollama": ["create mine -f Modelfile\n"],
+        "Ollama, base and adapter": ["create mine -f Modelfile.apart"],
+    }
+    assert facts["lines"].keys() == words.keys()
+    for engine, line in facts["lines"].items():
+        assert all(word in line for word in words[engine]), line
     first = (out / "Modelfile.apart").read_text("utf-8").splitlines()[:2]
     assert first == ["FROM ./base-f16.gguf", "ADAPTER ./mine-lora.gguf"]
     several = {"one": "one.gguf", "two": "two.gguf"}
@@ -215,10 +213,10 @@ def test_ollama_s_template_is_read_off_the_tokenizer_s(tokenizer, template, line
 
 
 def test_a_system_message_of_one_s_own_is_written_where_ollama_can_read_it():
-    def said(system):
-        return recipes.modelfile("a.gguf", None, system)
-
-    assert 'SYSTEM """Be brief."""' in said("Be brief.")
-    assert 'SYSTEM """Say """ first.\nThen """"""\n' in said('Say """ first.\nThen """')
-    ending = said('Say """ \nfirst.')
-    assert "SYSTEM" not in ending and "ends with three quotation marks" in ending
+    for system, written in (
+        ("Be brief.", 'SYSTEM """Be brief."""\n'),
+        ('Say """ first.\nThen """', 'SYSTEM """Say """ first.\nThen """"""\n'),
+        ('Say """ \nfirst.', "ends with three quotation marks"),
+    ):
+        told = recipes.modelfile("a.gguf", system=system)
+        assert written in told and ("SYSTEM" in told) == ("SYSTEM" in written)
