@@ -27,18 +27,14 @@ def test_built_in_names_need_no_exact_case():
     assert configs.find("llama-2-70B").num_key_value_heads == 8
 
 
-@pytest.mark.parametrize("name", ["", "config.json"])
-def test_a_local_config_is_read(tmp_path, name):
-    transformers.Qwen3Config(hidden_size=64, num_hidden_layers=2).save_pretrained(tmp_path)
-    config = configs.find(tmp_path / name)
-    assert (type(config), config.hidden_size) == (transformers.Qwen3Config, 64)
-
-
-def test_a_hub_id_is_read_when_the_hub_answers(monkeypatch):
-    fields = {"model_type": "llama", "hidden_size": 64, "architectures": ["LlamaForCausalLM"]}
+def test_a_file_a_folder_and_a_hub_id_are_read(tmp_path, monkeypatch):
+    fields = {"model_type": "qwen3", "hidden_size": 64, "architectures": ["Qwen3ForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
     monkeypatch.setattr(download, "hub_answers", lambda: True)
     monkeypatch.setattr(transformers.PretrainedConfig, "get_config_dict", lambda name: (fields, {}))
-    assert configs.find("somebody/llama-64").hidden_size == 64
+    for name in (tmp_path, tmp_path / "config.json", "somebody/qwen"):
+        config = configs.find(name)
+        assert (type(config), config.hidden_size) == (transformers.Qwen3Config, 64)
 
 
 SMALL = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -96,34 +92,32 @@ def test_a_field_of_an_older_name_is_read_without_a_word(found, recwarn):
 
 
 @pytest.mark.parametrize(
-    ("name", "line"),
+    ("name", "said"),
     [
-        ("lama-2-7b", "no model 'lama-2-7b'; nearest: llama-2-7b"),
-        ("zzz", "no model 'zzz'; built in: smollm2-135m"),
+        ("lama-2-7b", "nearest: llama-2-7b"),
+        ("zzz", "built in: smollm2-135m"),
         ("meta-llama/Llama-3.1-8B", "hub does not answer; nearest: llama-3.1-8b"),
         ("there/is/none/config.json", "no file there/is/none/config.json"),
     ],
 )
-def test_unknown_models_offer_the_nearest(name, line, monkeypatch):
+def test_unknown_models_offer_the_nearest(name, said, monkeypatch):
     monkeypatch.setattr(download, "hub_answers", lambda: False)
-    with pytest.raises(LabError, match=line) as error:
+    with pytest.raises(LabError, match=rf"\A.*{said}.*\Z"):
         configs.find(name)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("fields", "line"),
+    ("fields", "said"),
     [
         ([], "names no model_type"),
         ({"hidden_size": 4}, "names no model_type"),
-        ({"model_type": "nonsense"}, "no model type 'nonsense', a newer one may"),
+        ({"model_type": "nonsense"}, "no model type 'nonsense'"),
         ({"model_type": "vit"}, "no causal language model"),
         ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "no causal"),
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "no causal language"),
         ({"model_type": "llama", "hidden_size": 100, "num_attention_heads": 7}, "100"),
     ],
 )
-def test_configs_that_are_no_causal_lm(found, fields, line):
-    with pytest.raises(LabError, match=line) as error:
+def test_configs_that_are_no_causal_lm(found, fields, said):
+    with pytest.raises(LabError, match=rf"\A.*{said}.*\Z"):
         found(fields)
-    assert "\n" not in str(error.value)

@@ -52,15 +52,11 @@ def test_a_training_step_peaks_where_the_allocator_says(tied, checkpointing, voc
 @pytest.mark.parametrize("second", ["fresh", "view", "transposed"])
 def test_two_gradients_of_a_tensor_are_summed_as_without_us(first, second):
     """In place or not: under a dispatch mode torch itself would always make a third tensor."""
-    use = {
-        "fresh": lambda y: y * 2,
-        "view": lambda y: y.view(-1) * 2,
-        "transposed": lambda y: y.T * 2,
-    }
+    use = {"fresh": lambda y: y, "view": lambda y: y.view(-1), "transposed": lambda y: y.T}
 
     def job():
         y = torch.randn(512, 512, requires_grad=True) * 1
-        (use[first](y).sum() + use[second](y).sum()).backward()
+        ((use[first](y) * 2).sum() + (use[second](y) * 2).sum()).backward()
 
     with track(torch.zeros(1)) as peak:
         job()
@@ -90,14 +86,12 @@ def test_categories_of_a_step_are_what_the_shapes_say():
 
 
 def test_activations_are_what_backward_still_needs():
-    layers = nn.Sequential(
-        *[nn.Sequential(nn.Linear(64, 64, bias=False), nn.Tanh()) for _ in range(4)]
-    )
+    layers = nn.Sequential(*[f for _ in range(4) for f in (nn.Linear(64, 64), nn.Tanh())])
     x = torch.randn(1024, 64)
     with track(layers) as plain:
         layers(x).sum().backward()
     # each tanh keeps its output; at the peak, in the last linear's backward, three are left
-    assert plain.by_category["activations"] == pytest.approx(3 * x.nbytes, rel=1e-4)
+    assert plain.by_category["activations"] == pytest.approx(3 * x.nbytes, rel=1e-3)
     with track(layers) as none, torch.no_grad():
         layers(x)
     assert none.by_category["activations"] == 0
@@ -105,9 +99,7 @@ def test_activations_are_what_backward_still_needs():
 
 def test_views_share_a_storage_which_lives_as_long_as_the_last_of_them():
     with track(torch.zeros(1)) as peak:
-        a = block(3)
-        view = a[1:].view(-1).detach()
-        del a
+        view = block(3)[1:].view(-1).detach()
         gc.collect()
         more = block()
         del view
@@ -125,22 +117,16 @@ def test_growth_in_place_is_seen():
     assert peak.end_bytes == x.untyped_storage().nbytes() + 4
 
 
-def test_nested_blocks_each_see_their_own_peak():
+def test_nested_blocks_each_see_their_own_peak_and_one_that_raises_up_to_there():
     with track(torch.zeros(1)) as outer:
         a = block(2)
-        with track(torch.zeros(1)) as inner:
+        with pytest.raises(RuntimeError, match="stop"), track(torch.zeros(1)) as inner:
             block(3)
+            raise RuntimeError("stop")
         del a
         block(4)
     assert inner.bytes == 3 * MB + 4
     assert outer.bytes == 5 * MB + 4 + 4
-
-
-def test_a_block_that_raises_is_measured_up_to_there():
-    with pytest.raises(RuntimeError, match="stop"), track(torch.zeros(1)) as peak:
-        block(2)
-        raise RuntimeError("stop")
-    assert peak.bytes == 2 * MB + 4
     assert not measure._open
 
 
@@ -184,7 +170,7 @@ def test_resident_memory_stands_beside():
 
 
 def test_cuda_peaks_survive_nesting(monkeypatch):
-    """The allocator has one peak: an inner block resets it, the outer one must not lose its own."""
+    """The allocator has one peak, which an inner block resets."""
     now = {"peak": 0}
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: now["peak"])
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2 * now["peak"])

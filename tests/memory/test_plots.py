@@ -24,7 +24,7 @@ def test_bars_stack_to_the_total_and_show_the_limit():
 
 def test_the_timeline_marks_the_phases_and_reaches_the_peak():
     """Of hundreds of events few are drawn, the highest among them."""
-    config = sized((64, 128, 40, 4, 4, 300, False))
+    config = sized((64, 128, 24, 4, 4, 300, False))
     step = simulate(config, Settings(seq=32), timeline=True)
     ax = plots.bars_and_timeline({"simulated": step.by_category}, step, "One step").axes[1]
     assert {"forward", "backward", "step"} <= {text.get_text().strip() for text in ax.texts}

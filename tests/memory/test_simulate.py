@@ -224,9 +224,8 @@ def test_seventy_billion_parameters_take_no_memory_of_ours():
 )
 def test_states_are_those_of_bitsandbytes(kind, name):
     def sizes(optimizer):
-        states = [t for s in optimizer.state.values() for t in s.values()]
-        tensors = {t.data_ptr(): t.nbytes for t in states if isinstance(t, torch.Tensor)}
-        return sorted(tensors.values())
+        states = [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
+        return sorted({t.data_ptr(): t.nbytes for t in states}.values())
 
     parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (100, 5_000, 4_096 * 7 + 3)]
     theirs = kind(parameters)
@@ -243,9 +242,8 @@ def test_paged_states_leave_the_gpu_only_when_they_are_large():
     plain = simulate(config, Settings(seq=8))
     r = 16  # of the seven pairs of a layer only A of down and B of gate and up are large enough
     assert paged.paged == 32 * 3 * r * 11_008 * 2 * 4
-    assert paged.static["optimizer"] + paged.paged == pytest.approx(
-        plain.static["optimizer"], rel=1e-4
-    )
+    whole_states = plain.static["optimizer"]
+    assert paged.static["optimizer"] + paged.paged == pytest.approx(whole_states, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -278,9 +276,8 @@ def test_largest_batches_fit_one_more_does_not_and_few_are_simulated(
     config, settings, asked = config_of(name), Settings(rank=2), []
     config.attn_pdrop = 0.0  # GPT-2's would hold scores, which grow with the square of the length
     limit = times * peak(2, 64)
-    with monkeypatch.context() as patch:
-        patch.setattr(fit, "simulate", lambda *a: asked.append(a[1]) or simulate(*a))
-        found = fit.largest_batches(config, settings, limit, lengths=(64, 192))
+    monkeypatch.setattr(fit, "simulate", lambda *a: asked.append(a[1]) or simulate(*a))
+    found = fit.largest_batches(config, settings, limit, lengths=(64, 192))
     assert len(set(asked)) <= most
     for seq, batch in found.items():
         assert batch == 0 or peak(batch, seq) <= limit
@@ -296,8 +293,8 @@ def test_dpo_and_grpo_are_objectives_that_a_method_may_name():
 
 
 def test_sizes_are_read_and_what_is_none_is_one_line():
-    texts = ("16GB", "24 gb", "1.5GiB", "80")
-    assert [parse_size(text) for text in texts] == [16e9, 24e9, 1.5 * 2**30, 80e9]
+    sizes = {"16GB": 16e9, "24 gb": 24e9, "1.5GiB": 1.5 * 2**30, "80": 80e9}
+    assert {text: parse_size(text) for text in sizes} == sizes
     for text in ("", "-4GB", "0GB", "16TB"):
         with pytest.raises(LabError, match="write 16GB"):
             parse_size(text)
