@@ -51,12 +51,9 @@ def small(tmp_path):
 
 @pytest.mark.parametrize("program", ["import labkit", "from labkit.cli import main; main(['-h'])"])
 def test_nothing_heavy_is_imported_before_it_is_needed(program):
-    code = (
-        f"import sys\ntry: exec({program!r})\nexcept SystemExit: pass\n"
-        f"print('HEAVY', sorted({HEAVY} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    code = f"import sys\ntry: exec({program!r})\nexcept SystemExit: pass\n"
+    code += f"sys.exit(sorted({HEAVY} & set(sys.modules)) or 0)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -71,9 +68,6 @@ def test_help_lists_the_commands_and_is_what_no_argument_gives(capsys):
     assert all(command in text for command in COMMANDS)
     assert call() == 0
     assert capsys.readouterr().out == text
-
-
-def test_version(capsys):
     assert call("--version") == 0
     assert re.fullmatch(r"labkit \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
 
@@ -123,15 +117,12 @@ def test_a_broken_file_of_the_course_is_one_line(course, capsys, file, command, 
     assert said in captured.err and "Traceback" not in captured.err
 
 
-def test_without_the_extra_for_notebooks_the_line_names_it(course, monkeypatch, capsys):
+def test_without_the_extra_for_notebooks_or_a_course_the_line_names_it(course, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "jupytext", None)
     assert call("build") == 2
     assert capsys.readouterr().err.endswith("jupytext is missing: pip install -e '.[jupyter]'\n")
-
-
-def test_no_course_is_one_line(monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(masters, "__file__", str(tmp_path / "site/labkit/course/masters.py"))
+    monkeypatch.setattr(masters, "__file__", str(course.parents[1] / "labkit/course/masters.py"))
+    Path("pyproject.toml").unlink()
     assert call("build") == 2
     assert "no course here" in capsys.readouterr().err
 
@@ -145,18 +136,12 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
         cli.main(["fetch"])
 
 
-def test_build_and_its_check(course, capsys):
+def test_build_and_its_check_and_running_what_is_older_than_its_master(course, monkeypatch, capsys):
+    monkeypatch.setattr(run, "run", lambda *_: [])
     assert call("build", "--check") == 1
     assert "notebooks/01_tiny.ipynb" in capsys.readouterr().out
     assert not Path("notebooks").exists()
-    assert call("build") == 0
-    assert call("build", "--check") == 0
-
-
-def test_running_what_is_older_than_its_master_is_said(course, monkeypatch, capsys):
-    monkeypatch.setattr(run, "run", lambda *_: [])
-    call("build")
-    call("run")
+    assert call("build") == call("build", "--check") == call("run") == 0
     assert "not built" not in capsys.readouterr().out
     course.write_text(course.read_text("utf-8").replace("x = 1", "x = 2"), "utf-8")
     call("run")
@@ -195,11 +180,10 @@ def test_doctor_goes_on_when_something_is_broken(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(doctor.shutil, "which", lambda program: None)
     assert call("doctor", "--json") == 1
     findings = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
-    assert findings["gpu"]["verdict"] == "bad"
+    verdicts = {what: findings[what]["verdict"] for what in ("gpu", "model", "sandbox")}
+    assert verdicts == {"gpu": "bad", "model": "warn", "sandbox": "warn"}
     assert findings["gpu"]["value"] == "ImportError: libtorch is gone"
-    assert findings["model"]["verdict"] == "warn" and "fetch" in findings["model"]["mend"]
     assert findings["disk"]["value"].endswith("GiB free")
-    assert findings["sandbox"]["verdict"] == "warn"
     assert not (tmp_path / "not").exists()
 
 
@@ -215,8 +199,7 @@ def test_data_says_what_is_wrong_and_exits_1(tmp_path, monkeypatch, capsys):
     Path("mine.jsonl").write_text("\n".join(lines), "utf-8")
     assert call("data", "mine.jsonl") == 1
     told = capsys.readouterr().out
-    assert "wrong  1 x an empty answer: line 7" in told
-    assert "look  1 x a row that stands above already: line 31" in told
+    assert ": line 7" in told and ": line 31" in told
     assert call("data", "mine.jsonl", "--json") == 1
     found = json.loads(capsys.readouterr().out)
     levels = [(f["id"], f["level"], f["lines"]) for f in found["findings"]]
@@ -243,9 +226,6 @@ def test_memory_side_by_side_with_a_picture(small, tmp_path, capsys):
     for word in ("simulated", "closed form", "L T x [3 f x bytes", "fits", "largest batch"):
         assert word in text
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_memory_of_another_architecture_has_no_closed_form(tmp_path, capsys):
     gpt2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 300}
     (tmp_path / "config.json").write_text(json.dumps(gpt2))
     assert call("memory", str(tmp_path), "--method", "full") == 0

@@ -10,20 +10,16 @@ from labkit.data import audit, shapes
 USER, ANSWER = 1, 2  # where they stand in a ticket's messages
 
 
-def said(row, at, content):
-    row[at] = row[at] | {"content": content}
-
-
 def role(at, name):
     return lambda row: row[at].update(role=name)
 
 
 def content(at, value):
-    return lambda row: said(row, at, value)
+    return lambda row: row[at].update(content=value)
 
 
 def more(at, text):
-    return lambda row: said(row, at, row[at]["content"] + text)
+    return lambda row: row[at].update(content=row[at]["content"] + text)
 
 
 PLANTED = [  # id of the finding, and what makes it of a good row
@@ -55,9 +51,9 @@ PLANTED = [  # id of the finding, and what makes it of a good row
     ("says_nothing", content(ANSWER, "NaN")),
     ("says_nothing", content(ANSWER, "TODO")),
     ("says_nothing", content(ANSWER, "#REF!")),
-    ("echo", lambda row: said(row, ANSWER, row[USER]["content"])),
+    ("echo", lambda row: row[ANSWER].update(content=row[USER]["content"])),
     ("spaces", more(ANSWER, "\n")),
-    ("spelling", lambda row: said(row, ANSWER, row[ANSWER]["content"].upper())),
+    ("spelling", lambda row: row[ANSWER].update(content=row[ANSWER]["content"].upper())),
     ("system_differs", content(0, "You are a pirate.")),
     ("system_differs", lambda row: row.pop(0)),
     ("trains_on_nothing", more(USER, " very" * 600)),
@@ -103,7 +99,7 @@ def test_no_false_alarm_on_the_tasks_of_the_course(task, examined):
 @pytest.mark.parametrize("fold", [str, str.upper, lambda text: f"  {text.replace(' ', '  ')} "])
 def test_duplicates_and_leaks_are_found_with_case_and_spaces_folded(clean, examined, fold):
     again = copy.deepcopy(clean[5])
-    said(again, USER, fold(again[USER]["content"]))
+    again[USER]["content"] = fold(again[USER]["content"])
     assert told(examined([*clean, again])) == [("duplicate", "look", [41])]
     found = examined(clean[:35], [*clean[35:], again])
     assert told(found) == [("leak", "wrong", [6])]
@@ -113,7 +109,7 @@ def test_duplicates_and_leaks_are_found_with_case_and_spaces_folded(clean, exami
 
 def test_different_answers_to_one_prompt_are_wrong(clean, examined):
     other = copy.deepcopy(clean[5])
-    said(other, ANSWER, clean[15][ANSWER]["content"])
+    other[ANSWER] = clean[15][ANSWER]
     assert told(examined([*clean, other])) == [("contradiction", "wrong", [6, 41])]
 
 
@@ -127,20 +123,18 @@ def test_a_sentence_that_comes_back_is_spelled_in_one_way(examined):
 
 def test_labels_that_the_training_lacks_and_lopsided_ones(clean, examined):
     test = copy.deepcopy(clean[35:])
-    said(test[2], ANSWER, "praise")
+    test[2][ANSWER]["content"] = "praise"
     assert told(examined(clean[:35], test)) == [("unseen_label", "wrong", [3])]
     rows = copy.deepcopy(clean)
-    for row in rows[:37]:
-        said(row, ANSWER, "refund_request")
-    assert told(examined(rows)) == [("imbalance", "look", [*range(1, 38)])]
-    for row in rows:
-        said(row, ANSWER, "refund_request")
-    assert told(examined(rows)) == [("one_answer", "wrong", [*range(1, 41)])]
+    for n, found in ((37, ("imbalance", "look")), (40, ("one_answer", "wrong"))):
+        for row in rows[:n]:
+            row[ANSWER]["content"] = "refund_request"
+        assert told(examined(rows)) == [(*found, [*range(1, n + 1)])]
 
 
 def test_an_answer_unlike_all_others(examined):
-    home = list(tasks.load("home", "train")["messages"])[:60]
-    said(home[7], ANSWER, home[7][ANSWER]["content"][:-3])
+    home = tasks.load("home", "train")[:60]["messages"]
+    home[7][ANSWER]["content"] = home[7][ANSWER]["content"][:-3]
     assert told(examined(home)) == [("broken_json", "wrong", [8])]
     rows = [
         {"question": f"Who made rule {n}?", "answer": f"It was made in {n}, by all of us."}
@@ -163,10 +157,11 @@ def test_a_template_without_an_end_and_one_that_refuses(clean, read_with):
     tokenizer, ends = copy.deepcopy(read_with[0]), read_with[1]
     examples = [shapes.Example(n, messages) for n, messages in enumerate(clean, start=1)]
     endless = tokenizer.chat_template.replace("<|im_end|>", "")
-    for template, name, detail in ((endless, "no_end", ""), (REFUSES, "template", "no system")):
+    for template, name in ((endless, "no_end"), (REFUSES, "template")):
         tokenizer.chat_template = template
         (found,) = audit.audit(examples, tokenizer, 512, ends).findings
-        assert (found.id, len(found.lines)) == (name, 40) and detail in found.detail
+        assert (found.id, len(found.lines)) == (name, 40)
+    assert "no system here" in found.detail
 
 
 def test_what_is_trained_on_a_text(examined):

@@ -70,8 +70,10 @@ def test_follows_tells_right_from_wrong(check):
     assert not chat.follows(check, "")
 
 
-def test_every_check_is_tried():
+def test_every_check_is_tried_and_an_unknown_one_refused():
     assert {check.partition(":")[0] for check in CASES} == set(chat.CHECKS)
+    with pytest.raises(ValueError, match="bullets"):
+        chat.follows("rhymes", "text")
 
 
 def test_no_robots_is_mapped_to_the_same_columns(monkeypatch):
@@ -91,11 +93,6 @@ def test_no_robots_without_network_is_one_clear_line(monkeypatch):
         monkeypatch.setattr(download, "hub_answers", lambda answers=answers: answers)
         with pytest.raises(RuntimeError, match=rf"^.*{reason}.*works offline.*\Z"):
             tasks.load("chat", source="no_robots")
-
-
-def test_unknown_check_is_refused():
-    with pytest.raises(ValueError, match="bullets"):
-        chat.follows("rhymes", "text")
 
 
 def test_pairs_are_of_training_instructions_and_the_chosen_answer_alone_follows():

@@ -67,10 +67,9 @@ def test_load_gives_the_columns(split, size):
     places = [tickets.CATEGORIES.index(category) for category in loaded["category"]]
     assert places == sorted(places)
     for row in loaded:
-        system, user, assistant = row["messages"]
-        assert system == {"role": "system", "content": tickets.SYSTEM}
-        assert user == {"role": "user", "content": f"{tickets.QUESTION}\n{row['text']}"}
-        assert assistant == {"role": "assistant", "content": row["category"]}
+        said = {"system": tickets.SYSTEM, "user": f"{tickets.QUESTION}\n{row['text']}"}
+        said["assistant"] = row["category"]
+        assert {turn["role"]: turn["content"] for turn in row["messages"]} == said
         assert row["category"] in tickets.GROUPS[row["group"]]
 
 
@@ -89,21 +88,15 @@ def test_the_zero_shot_prompt_lists_the_categories():
     assert "app_crash" not in tickets.zero_shot("Hi", ["refund_request"])[1]["content"]
 
 
-ROWS = [{"category": name} for name in ("app_crash", "app_crash", "slow_app", "api_error")]
-ANSWERS = [" App_Crash\n", "slow_app", "slow_app", "I cannot tell."]
+RIGHT = ["app_crash", " App_Crash\n"]
+WRONG = ["slow_app", "I cannot tell.", "", "other", "app", "app crash", "app_crash slow_app"]
 
 
 def test_accuracy_counts_names_whatever_their_case():
-    assert tickets.hits(ANSWERS, ROWS) == [True, False, True, False]
-    assert tickets.accuracy(ANSWERS, ROWS) == 0.5
-
-
-@pytest.mark.parametrize("wrong", ["", "other", "app", "app crash", "app_crash slow_app"])
-def test_answers_that_name_no_category_are_wrong(wrong):
-    assert tickets.hits([wrong], ROWS[:1]) == [False]
-
-
-@pytest.mark.parametrize(("answers", "rows"), [(ANSWERS[1:], ROWS), ([], [])])
-def test_answers_without_a_row_and_nothing_to_score_are_refused(answers, rows):
-    with pytest.raises(ValueError):
-        tickets.accuracy(answers, rows)
+    answers = RIGHT + WRONG
+    rows = [{"category": "app_crash"}] * len(answers)
+    assert tickets.hits(answers, rows) == [True] * len(RIGHT) + [False] * len(WRONG)
+    assert tickets.accuracy(answers, rows) == len(RIGHT) / len(rows)
+    for one_more in ((answers[1:], rows), ([], [])):
+        with pytest.raises(ValueError):
+            tickets.accuracy(*one_more)
