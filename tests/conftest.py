@@ -8,6 +8,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from labkit import contract
 
@@ -23,15 +24,9 @@ LONG = (  # groups of tests (`xdist_group`, else the file's name), the longest f
     *("test_killed", "test_train_file", "test_learners", "test_workers", "test_batch"),
 )
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--no-sandbox",  # it runs as root in a container
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+FLAGS = ["--no-sandbox"]  # it runs as root in a container
+FLAGS += ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
 # the theme looks for what scrolls 300 ms after the frame in which a window changed its size
 SETTLED = """() => new Promise(done => requestAnimationFrame(
   () => requestAnimationFrame(() => setTimeout(done, 400))))"""
@@ -131,14 +126,12 @@ def padded_loss():
     """`padded_loss(model, rows)`: transformers' own loss on rows padded right, prompts masked."""
 
     def loss(model, rows):
-        n = max(len(row["input_ids"]) for row in rows)
-        batch = {"input_ids": [], "labels": [], "attention_mask": []}
-        for row in rows:
-            pad = n - len(row["input_ids"])
-            batch["input_ids"].append(row["input_ids"] + [0] * pad)
-            batch["labels"].append(row["labels"] + [-100] * pad)
-            batch["attention_mask"].append([1] * (n - pad) + [0] * pad)
-        return model(**{key: torch.tensor(value) for key, value in batch.items()}).loss
+        ids = [torch.tensor(row["input_ids"]) for row in rows]
+        labels = [torch.tensor(row["labels"]) for row in rows]
+        seen = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        labels = pad_sequence(labels, batch_first=True, padding_value=-100)
+        ids = pad_sequence(ids, batch_first=True)
+        return model(input_ids=ids, attention_mask=seen, labels=labels).loss
 
     return loss
 
@@ -147,12 +140,12 @@ def padded_loss():
 def too_alike():
     """`too_alike(texts)`: pairs, longer than six words each, that share too many word 3-grams."""
 
-    def word_grams(text, n=3):
-        words = re.findall(r"\w+", text.lower())
-        return set(zip(*(words[start:] for start in range(n)), strict=False))
-
     def pairs(texts, limit=0.3):
-        grams = [(text, word_grams(text)) for text in texts if len(text.split()) > 6]
+        grams = []
+        for text in texts:
+            words = re.findall(r"\w+", text.lower())
+            if len(text.split()) > 6:
+                grams.append((text, set(zip(words, words[1:], words[2:], strict=False))))
         return [
             (one, other)
             for (one, ours), (other, theirs) in combinations(grams, 2)

@@ -20,15 +20,12 @@ def test_it_holds_what_is_asked_for_and_no_more():
     assert "from trl import SFTConfig\n" in reference.reference("03_peft", "3.1")
 
 
-def test_there_is_none_of_a_quiz_and_of_what_no_lab_has():
+def test_there_is_none_of_a_quiz_of_what_no_lab_has_and_without_solutions(monkeypatch, tmp_path):
     for stem in STEMS:
         checks = contract.checks_of(importlib.import_module(f"labkit.checks.lab{stem[:2]}"))
         (quiz,) = [c.exercise["id"] for c in checks if c.exercise["name"] == "quiz"]
         assert reference.reference(stem, quiz) is None
     assert reference.reference("02_lora", "2.77") is None
-
-
-def test_there_is_none_without_solutions(monkeypatch, tmp_path):
     monkeypatch.setattr(reference, "__file__", str(tmp_path / "labkit/reference.py"))
     assert reference.reference("02_lora", "2.1") is None
 

@@ -49,9 +49,7 @@ def test_each_exercise_has_what_its_check_says(checked):
     assert found["2.1"]["status"] == "failed" and "update is missing" in found["2.1"]["message"]
     assert found["2.2"]["status"] == "missing"
     assert "3 of 22 points" in check.lines(checked)
-
-
-def test_cells_that_fail_are_told_but_not_the_checks_once_more(checked):
+    # cells that fail are told, but not the checks once more
     assert [line.partition(":")[0] for line in checked.errors] == ["code cell 3", "code cell 6"]
     assert "ZeroDivisionError" in checked.errors[0] and "nothing_of_that_name" in checked.errors[1]
 
@@ -69,17 +67,10 @@ def test_the_exit_code_tells(statuses, code, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)[0]["lab"] == "02_lora"
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("not json", "is no notebook"),
-        ('{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}', "is of no lab"),
-        (None, "No such file"),
-    ],
-)
-def test_what_is_no_notebook_of_a_lab_is_one_line(tmp_path, text, said):
-    path = tmp_path / "x.ipynb"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(LabError, match=said):
-        check.check(path, 8)
+def test_what_is_no_notebook_of_a_lab_is_one_line(tmp_path):
+    (tmp_path / "text.ipynb").write_text("not json")
+    nbformat.write(new_notebook(), tmp_path / "empty.ipynb")
+    said = {"text": "is no notebook", "empty": "is of no lab", "none": "No such file"}
+    for name, words in said.items():
+        with pytest.raises(LabError, match=words):
+            check.check(tmp_path / f"{name}.ipynb", 8)
