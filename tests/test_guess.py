@@ -41,7 +41,6 @@ def test_the_result_stands_beside_the_guess(capsys):
 
 
 def picture(**settings):
-    """Axes from 0 to 1 and from 0 to 10, with one line."""
     _, ax = plots.figure()
     ax.plot([0, 1], [0, 10])
     ax.set(**{"xlim": (0, 1), "ylim": (0, 10)} | settings)
@@ -74,7 +73,6 @@ def test_a_guess_is_a_line_in_the_picture_and_none_is_none(axis, value, text):
     ],
 )
 def test_the_picture_grows_for_a_guess_nearby_and_not_for_a_wild_one(scale, value, low, high):
-    """On a logarithmic axis by factors."""
     ax = picture(yscale=scale, ylim=(0 if scale == "linear" else 0.01, 10))
     guess.Guess("?", value).draw(ax)
     assert ax.get_ylim() == pytest.approx((low, high), rel=0.01)

@@ -18,7 +18,6 @@ from labkit.reference import reference
 
 
 def lora_forward(x, W, A, B, alpha):
-    """A right answer to exercise 2.1."""
     return x @ W.T + alpha / len(A) * (x @ A.T) @ B.T
 
 
@@ -28,7 +27,6 @@ def stub(*_):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What the lab displays, as a list."""
     seen = []
 
     def display(thing, **_):

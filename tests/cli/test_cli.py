@@ -24,7 +24,6 @@ COMMANDS += ["check", "grade", "export", "release"]
 
 
 def call(*args):
-    """Run the command in this process and return its exit code."""
     with pytest.raises(SystemExit) as caught:
         cli.main(list(args))
     return caught.value.code or 0
@@ -43,7 +42,6 @@ def course(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small(tmp_path):
-    """The folder `small` with a model's configuration."""
     (tmp_path / "small").mkdir()
     (tmp_path / "small/config.json").write_text(json.dumps(SMALL))
     return str(tmp_path / "small")

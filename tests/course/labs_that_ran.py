@@ -68,7 +68,6 @@ def execute_here(book, *_):
 
 
 def shown(thing):
-    """The output of a cell that displays `thing`."""
     if hasattr(thing, "savefig"):
         png, told = described(thing)
         data = {"image/png": base64.b64encode(png).decode(), "text/plain": "<Figure>"}

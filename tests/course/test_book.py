@@ -19,8 +19,6 @@ OWN = {"index", "labs", "claims", "evidence", "guides", "search"}
 
 
 class Page(HTMLParser):
-    """Collects what a page links to, loads, shows and says."""
-
     def __init__(self, text):
         super().__init__()
         self.html, self.text = text, ""
@@ -163,7 +161,6 @@ def test_the_first_page_and_the_table_say_how_each_lab_went(pages):
 
 
 def notebook(*sources):
-    """A lab with a title and these cells of code."""
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# L"), *cells])
 

@@ -25,7 +25,6 @@ CELLS = [
 
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory):
-    """What was found in a notebook, checked once; the file is as before."""
     path = tmp_path_factory.mktemp("mine") / "mine.ipynb"
     ran_away = new_code_cell("import os\nos._exit(1)", metadata={"tags": ["experiment"]})
     nbformat.write(new_notebook(cells=[*map(new_code_cell, CELLS), ran_away]), path)

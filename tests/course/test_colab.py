@@ -97,7 +97,6 @@ def files_of(name, version):
 
 
 def put(site, *packages):
-    """Put packages, said as `name==version`, into the folder `site`."""
     for package in packages:
         for file, text in files_of(*package.split("==")).items():
             (site / file).parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +113,6 @@ def make_environment(folder):
 
 
 def environment(home, published, wheels):
-    """The variables of a process in Colab."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
     quiet = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1", "HF_HUB_OFFLINE": "1"}
@@ -122,12 +120,10 @@ def environment(home, published, wheels):
 
 
 def state(folder):
-    """What a folder holds, and when it was written."""
     return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def first_cell():
-    """The cell as a learner gets it."""
     return nbformat.read(ROOT / "notebooks/02_lora.ipynb", 4).cells[1].source
 
 

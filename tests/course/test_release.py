@@ -28,7 +28,6 @@ TEXT = {".py", ".ipynb", ".md", ".toml", ".j2", ".txt", ".yml", ".csv", ".js", "
 
 @pytest.fixture(scope="module")
 def students(tmp_path_factory):
-    """The folder that students get."""
     out = tmp_path_factory.mktemp("release") / "students"
     release.release(ROOT, out)
     return out
@@ -168,7 +167,6 @@ def test_the_makefile_keeps_the_target_that_students_need(students):
 
 
 def code_of(guide, language="python"):
-    """The code blocks of a guide in a language."""
     text = (ROOT / "docs" / f"{guide}.md").read_text("utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
@@ -231,7 +229,6 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, options, said):
 
 @pytest.fixture(scope="module")
 def zips(tmp_path_factory):
-    """The folder of autograders, with private checks inside."""
     out = tmp_path_factory.mktemp("zips") / "gradescope"
     checks = out.with_name("mine.py")
     checks.write_text("PRIVATE = 1\n", "utf-8")

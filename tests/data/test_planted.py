@@ -64,7 +64,6 @@ PLANTED = [  # id of the finding, and what makes it of a good row
 
 
 def told(report):
-    """Id, level and lines of what was found."""
     return [(f.id, f.level, f.lines) for f in report.findings]
 
 

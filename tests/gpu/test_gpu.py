@@ -23,7 +23,6 @@ from labkit.training import finetuning, hardware, models
 
 
 def small():
-    """A Llama of three layers with grouped keys."""
     return sized((96, 256, 3, 6, 2, 700, False))
 
 
@@ -39,7 +38,6 @@ def settings_of(device, **more):
 
 
 def allocated(device):
-    """Bytes that torch's allocator holds on a card; 0 on a CPU."""
     return torch.cuda.memory_allocated() if device == "cuda" else 0
 
 

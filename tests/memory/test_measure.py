@@ -170,7 +170,6 @@ def test_resident_memory_stands_beside():
 
 
 def test_cuda_peaks_survive_nesting(monkeypatch):
-    """The allocator has one peak, which an inner block resets."""
     now = {"peak": 0}
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: now["peak"])
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2 * now["peak"])

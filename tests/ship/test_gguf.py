@@ -17,7 +17,6 @@ IDS = torch.tensor([[1, 40, 80, 120, 7, 9, 33, 2, 250]])
 
 
 def read(path):
-    """The model in a file, by transformers."""
     whole = GgufConfig(dequantize=True)
     how = {"gguf_file": path.name, "dtype": torch.float32, "quantization_config": whole}
     return AutoModelForCausalLM.from_pretrained(path.parent, **how).eval()

@@ -28,7 +28,6 @@ def conversation(text):
 
 
 def as_files(model, folder):
-    """The adapters of a PeftModel as GGUF, by their names."""
     model.save_pretrained(folder)
     return {
         name: gguf.write_adapter(folder / name, model.config, folder / f"{name}.gguf")
@@ -74,7 +73,6 @@ def unlike(got, wanted):
 
 
 def children():
-    """Servers that this process has started and that live."""
     living = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # gone meanwhile, or a zombie

@@ -15,5 +15,4 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def home():
-    """Some rows of the task."""
     return tasks.load("home", "train").select(range(48))

@@ -27,7 +27,6 @@ def pairs(home):
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """The folder for results, empty."""
     monkeypatch.setattr("labkit.download.cache_dir", lambda: tmp_path)
     return tmp_path / "runs"
 

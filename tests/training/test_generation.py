@@ -9,7 +9,6 @@ from labkit.training import generation
 
 
 def prompts(n, common=4, seed=0):
-    """`n` prompts of uneven length that begin alike."""
     rng = torch.Generator().manual_seed(seed)
     ids = lambda k: torch.randint(2, 19, (k,), generator=rng).tolist()  # noqa: E731
     start = ids(common)

@@ -27,7 +27,6 @@ CARDS = {  # compute capability, memory
 
 @pytest.fixture
 def card(monkeypatch):
-    """`card(name)` puts one of CARDS into this machine."""
 
     def put(name):
         capability, n_bytes = CARDS[name]

@@ -21,7 +21,6 @@ def drawn():
 
 
 def plain(model, answers):
-    """Log-probabilities of the answers' tokens, by the model's own forward of each row."""
     found = []
     for answer in answers:
         ids, labels = (torch.tensor([answer[name]]) for name in ("input_ids", "labels"))

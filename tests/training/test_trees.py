@@ -23,7 +23,6 @@ def padded(rows):
 
 
 def drawn(seed):
-    """Some rows of 1 to 9 of three tokens, so that many begin alike."""
     rng = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 10, (6,), generator=rng).tolist()
     return [torch.randint(4, 7, (n,), generator=rng).tolist() for n in lengths]
