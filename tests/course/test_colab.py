@@ -26,6 +26,8 @@ ipython==7.34.0 ipywidgets==7.7.1 jinja2==3.1.6 matplotlib==3.10.0 numpy==2.0.2 
 peft==0.18.1 platformdirs==4.5.1 psutil==5.9.5 pygments==2.19.2 rich==13.9.4 safetensors==0.7.0
 torch==2.9.0+cu126 torchao==0.10.0 transformers==4.57.6 typer==0.21.1
 """
+BOOK = nbformat.read(ROOT / "notebooks/02_lora.ipynb", 4)
+FIRST = BOOK.cells[1].source
 LACKS = {"bitsandbytes", "gguf", "hassil", "home-assistant-intents", "transformers", "trl"}
 
 
@@ -42,13 +44,11 @@ def published(tmp_path_factory):
     commit = [*author, "commit", "-qm", "All of it"]
     for command in (["init", "-q"], ["add", "."], commit, ["tag", f"v{PROJECT['version']}"]):
         subprocess.run(["git", *command], cwd=tree, check=True)
-    return {
-        "GIT_CONFIG_COUNT": "2",
-        "GIT_CONFIG_KEY_0": f"url.file://{tree}.insteadOf",
-        "GIT_CONFIG_VALUE_0": PROJECT["urls"]["Repository"],
-        "GIT_CONFIG_KEY_1": "safe.directory",
-        "GIT_CONFIG_VALUE_1": "*",
-    }
+    config = {f"url.file://{tree}.insteadOf": PROJECT["urls"]["Repository"], "safe.directory": "*"}
+    found = {"GIT_CONFIG_COUNT": "2"}
+    for i, (key, value) in enumerate(config.items()):
+        found |= {f"GIT_CONFIG_KEY_{i}": key, f"GIT_CONFIG_VALUE_{i}": value}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +123,6 @@ def state(folder):
     return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def first_cell():
-    return nbformat.read(ROOT / "notebooks/02_lora.ipynb", 4).cells[1].source
-
-
 @pytest.fixture
 def colab(tmp_path, published, wheels):
     """`colab(code, **variables)`: what the code prints there, which changes no installation."""
@@ -154,7 +150,7 @@ print((pathlib.Path(labkit.__file__).parent / "_solutions/02_lora.ipynb").exists
 """
 TWICE = f"""
 import os
-cell = {first_cell()!r}
+cell = {FIRST!r}
 try: exec(cell)
 except Exception as error: print(error._render_traceback_())
 os.environ["PIP_FIND_LINKS"] = os.environ["ALL_WHEELS"]
@@ -180,12 +176,12 @@ def test_what_is_missing_comes_beside_what_is_there_if_need_be_the_second_time(
     assert f"torch=={found['torch'][1]}" in COLAB and "site-packages" in found["torch"][0]
     assert found["transformers"][0].startswith(str(tmp_path / "home/.lora-labs/site-packages"))
     assert found["transformers"][1] == importlib.metadata.version("transformers")
-    again, err = colab(loaded + first_cell() + LOOK)  # the kernel was restarted
+    again, err = colab(loaded + FIRST + LOOK)  # the kernel was restarted
     assert again.splitlines() == [done, modules, has_solutions] and err == ""
 
 
 def test_an_address_that_does_not_answer_is_one_line_at_the_end(colab):
-    out, err = colab(first_cell(), GIT_CONFIG_KEY_0="url.file:///nowhere.insteadOf")
+    out, err = colab(FIRST, GIT_CONFIG_KEY_0="url.file:///nowhere.insteadOf")
     assert out.splitlines()[-1].startswith("✗ The course could not be fetched")
     assert "Traceback" not in err
 
@@ -193,7 +189,7 @@ def test_an_address_that_does_not_answer_is_one_line_at_the_end(colab):
 def test_in_a_clone_another_python_is_named_and_nothing_is_fetched(tmp_path):
     (tmp_path / "labkit").mkdir()
     (tmp_path / "notebooks").mkdir()
-    bare = [sys.executable, "-I", "-S", "-c", first_cell()]  # -S: none of what is installed
+    bare = [sys.executable, "-I", "-S", "-c", FIRST]  # -S: none of what is installed
     told = subprocess.run(bare, cwd=tmp_path / "notebooks", capture_output=True, text=True)
     assert told.stdout.startswith("✗ This kernel is not the course's Python.")
     assert told.stdout.count("\n") == 1 and told.stderr == ""
@@ -236,10 +232,10 @@ print(torch.__file__, hassil.__file__, "by name" if len(dill.dumps(hassil)) < 20
 
 @pytest.mark.thorough
 def test_the_first_cells_of_a_lab_show_pictures_and_reveal(kernel, tmp_path):
-    book = nbformat.read(ROOT / "notebooks/02_lora.ipynb", 4)
-    (last,) = [i for i, cell in enumerate(book.cells) if "figures.low_rank(" in cell.source]
+    (last,) = [i for i, cell in enumerate(BOOK.cells) if "figures.low_rank(" in cell.source]
     more = ['lab.reveal("2.1")', "check.matches_dense(lora_forward)", ADAPT]
-    book.cells = book.cells[: last + 1] + [nbformat.v4.new_code_cell(code) for code in more]
+    more = [nbformat.v4.new_code_cell(code) for code in more]
+    book = nbformat.v4.new_notebook(cells=BOOK.cells[: last + 1] + more)
     (tmp_path / "content").mkdir()
     place = {"metadata": {"path": str(tmp_path / "content")}}
     NotebookClient(book, kernel_name=kernel, timeout=300, resources=place).execute()

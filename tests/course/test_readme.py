@@ -26,7 +26,7 @@ def plain(text):
     return " ".join(text.replace("`", "").split())
 
 
-def test_its_addresses_and_who_cites_it_are_of_this_repository_and_version():
+def test_its_links_lead_somewhere_and_its_addresses_are_of_this_repository_and_version():
     address = PROJECT["urls"]["Repository"]
     assert f"git clone {address} && cd lora-labs\nmake lab " in TEXT
     cited = dict(re.findall(r"(?m)^([a-z-]+): (.+)$", (ROOT / "CITATION.cff").read_text("utf-8")))
@@ -34,14 +34,11 @@ def test_its_addresses_and_who_cites_it_are_of_this_repository_and_version():
     assert cited["repository-code"] == address
     (colab,) = re.findall(r"\[lab 1 in Colab\]\((.*?)\)", TEXT)
     assert f"]({colab})" in (ROOT / "notebooks" / f"{STEMS[0]}.ipynb").read_text("utf-8")
-
-
-def test_its_links_lead_somewhere():
     for link in re.findall(r"\]\(([^)#\s]+)", TEXT):
         assert link.startswith("https://") or (ROOT / link).exists(), link
 
 
-def test_its_table_has_every_lab_by_its_title_and_the_time_that_it_states():
+def test_it_counts_the_claims_and_its_table_has_every_lab_by_its_title_and_stated_time():
     rows = re.findall(r"(?m)^\| \[(\d) · (.+?)\]\(notebooks/(.+?)\.ipynb\).*\| (\d+) \|$", TEXT)
     assert [stem for *_, stem, _ in rows] == STEMS
     for number, title, stem, minutes in rows:
@@ -49,16 +46,13 @@ def test_its_table_has_every_lab_by_its_title_and_the_time_that_it_states():
         assert f"# Lab {number} · {title}" in book and f"About {minutes} minutes" in book
     hours = round(sum(int(minutes) for *_, minutes in rows) / 60)
     assert f"about {hours} hours" in plain(TEXT)
+    assert f"lists {len(claims.load())} such claims" in TEXT
 
 
 def test_it_is_short_and_its_first_screen_shows_what_one_gets():
     assert len(TEXT.replace("|", " ").split()) <= 900
     top = TEXT[: TEXT.index("\n## ")]
     assert len(top.splitlines()) <= 30 and "make lab" in top and "Colab" in top and "![" in top
-
-
-def test_it_counts_the_claims():
-    assert f"lists {len(claims.load())} such claims" in TEXT
 
 
 def test_a_picture_says_what_it_says_in_the_run_that_made_it():

@@ -237,8 +237,8 @@ def zips(tmp_path_factory):
 
 
 @pytest.fixture
-def harness(zips, tmp_path):
-    """What Gradescope does with lab 2's zip, under a folder of ours: (home, environment)."""
+def home(zips, tmp_path):
+    """A folder as Gradescope makes it of lab 2's zip."""
     home = tmp_path / "autograder"
     for name in ("source", "submission", "results"):
         (home / name).mkdir(parents=True)
@@ -248,22 +248,21 @@ def harness(zips, tmp_path):
             path.chmod(info.external_attr >> 16 & 0o777)
     (home / "source/private_checks.py").unlink()
     shutil.copy(home / "source/run_autograder", home)
-    installed = {"PYTHON": sys.executable}  # this checkout, which the zip was made of
-    return home, os.environ | installed | {"AUTOGRADER": str(home)}
+    return home
 
 
-@pytest.fixture
-def graded(harness):
-    """`graded(**variables)`: what the autograder writes about what was handed in."""
+def called(home, program, **variables):
+    """What a program there prints; its Python is this one, of whose checkout the zip was made."""
+    env = os.environ | {"PYTHON": sys.executable, "AUTOGRADER": str(home)} | variables
+    done = subprocess.run([home / program], env=env, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-    def results(**variables):
-        home, env = harness
-        run = [str(home / "run_autograder")]
-        done = subprocess.run(run, env=env | variables, cwd="/", capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return json.loads((home / "results/results.json").read_text("utf-8"))
 
-    return results
+def graded(home, **variables):
+    """What the autograder writes about what was handed in."""
+    called(home, "run_autograder", **variables)
+    return json.loads((home / "results/results.json").read_text("utf-8"))
 
 
 def stub(path, lines="exit 0"):
@@ -284,30 +283,25 @@ def test_every_lab_has_its_autograder_and_no_answer_in_it(zips):
         assert f" {path.stem} " in run and "LAB" not in run
 
 
-def test_setup_asks_for_everything_that_the_autograder_needs(harness, tmp_path):
-    home, env = harness
-    programs = tmp_path / "programs"
+def test_setup_asks_for_everything_that_the_autograder_needs(home, tmp_path):
+    programs, calls = tmp_path / "programs", tmp_path / "calls"
     for path in (programs / "apt-get", programs / "python3", tmp_path / "uv"):
         stub(path)
     stub(home / "uv/bin/pip", f'cp {tmp_path / "uv"} "$AUTOGRADER/uv/bin/uv"')
     stub(home / "venv/bin/labkit")
-    env |= {"PATH": f"{programs}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
-    subprocess.run([str(home / "source/setup.sh")], env=env, check=True)
-    calls = (tmp_path / "calls").read_text().splitlines()
+    called(home, "source/setup.sh", PATH=f"{programs}:{os.environ['PATH']}", CALLS=str(calls))
+    told = calls.read_text().splitlines()
     source = home / "source"
-    assert any(re.match(r"apt-get install .*\bbubblewrap\b", call) for call in calls)
-    assert f"uv pip install --quiet {source}[grading] -c {source}/constraints.txt" in calls
-    assert calls[-1] == "labkit --version"
+    assert any(re.match(r"apt-get install .*\bbubblewrap\b", call) for call in told)
+    assert f"uv pip install --quiet {source}[grading] -c {source}/constraints.txt" in told
+    assert told[-1] == "labkit --version"
 
 
-def test_the_autograder_grades_a_submission_for_real_where_no_sandbox_starts(
-    harness, graded, tmp_path
-):
+def test_the_autograder_grades_a_submission_for_real_where_no_sandbox_starts(home, tmp_path):
     """As in most of Gradescope's containers; with a sandbox the next test has a verdict."""
-    home, env = harness
     shutil.copy(ROOT / "solutions/02_lora.ipynb", home / "submission")
-    stub(tmp_path / "programs/bwrap", "exit 1")
-    result = graded(PATH=f"{tmp_path / 'programs'}:{env['PATH']}", CALLS=os.devnull)
+    stub(tmp_path / "bwrap", "exit 1")
+    result = graded(home, PATH=f"{tmp_path}:{os.environ['PATH']}", CALLS=os.devnull)
     assert result["output"] == "02_lora: 22 of 22 points"
     assert [test["number"] for test in result["tests"]] == [f"2.{i}" for i in range(1, 9)]
     assert all(test["status"] == "passed" for test in result["tests"])
@@ -318,15 +312,13 @@ def test_the_autograder_grades_a_submission_for_real_where_no_sandbox_starts(
     ("name", "said"),
     [("notes.txt", "there is no notebook"), ("02_lora.ipynb", "unreadable: not a notebook")],
 )
-def test_results_are_written_whatever_was_handed_in(harness, graded, name, said):
-    (harness[0] / "submission" / name).write_text("{")
-    result = graded()
+def test_results_are_written_whatever_was_handed_in(home, name, said):
+    (home / "submission" / name).write_text("{")
+    result = graded(home)
     assert result["score"] == 0 and said in result["output"]
 
 
-def test_private_checks_are_passed_on(harness):
-    home, env = harness
+def test_private_checks_are_passed_on(home):
     (home / "source/private_checks.py").write_text("1 / 0\n")
-    env |= {"PYTHON": "echo"}
-    done = subprocess.run([home / "run_autograder"], env=env, capture_output=True, text=True)
-    assert done.stdout.split()[-3:] == ["02_lora", "--checks", "source/private_checks.py"]
+    told = called(home, "run_autograder", PYTHON="echo").split()
+    assert told[-3:] == ["02_lora", "--checks", "source/private_checks.py"]

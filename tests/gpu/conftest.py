@@ -4,22 +4,21 @@ What is marked `gpu` runs by `make test-gpu` where there is a card, and is skipp
 leaves its figures in build/gpu.json. `card` is a card made of the host's memory.
 """
 
+import functools
 import gc
 import importlib.metadata
 import json
 import os
-import platform
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import collect_env
 
 from labkit.training import hardware
 
 hardware.one_card()  # as in a notebook
-PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
+PACKAGES = ("transformers", "peft", "trl", "bitsandbytes", "accelerate")
 BUILD = Path(__file__).parents[2] / "build"
 FIGURES = BUILD / ("gpu-pretended.json" if "PRETENDED_CARD" in os.environ else "gpu.json")
 
@@ -37,19 +36,12 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@functools.cache
 def machine():
     """Card, driver and versions, as plain data."""
-    found = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    found |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    if torch.cuda.is_available():
-        card = torch.cuda.get_device_properties(0)
-        capability = f"{card.major}.{card.minor}"
-        found |= {"card": card.name, "card_bytes": card.total_memory, "capability": capability}
-    if shutil.which("nvidia-smi"):
-        ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        told = subprocess.run(ask, capture_output=True, text=True).stdout.split()
-        found["driver"] = told[0] if told else None
-    return found
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    found["capability"] = torch.cuda.get_device_capability()
+    return found | collect_env.get_env_info()._asdict()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -63,8 +55,8 @@ def device(request):
 
 @pytest.fixture(scope="session")
 def figures():
-    """What a run found, beside the machine that it is of."""
-    return {"machine": machine(), "tests": {}}
+    """What each test of a run found."""
+    return {}
 
 
 @pytest.fixture
@@ -72,10 +64,10 @@ def record(request, device, figures):
     """`record(name=value, …)` keeps figures; those of a card go to build/ at once."""
 
     def note(**found):
-        figures["tests"][request.node.name] = found
-        text = json.dumps(figures, indent=1)
+        figures[request.node.name] = found
         if device == "cuda":
             FIGURES.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"machine": machine(), "tests": figures}, indent=1)
             FIGURES.write_text(text, encoding="utf-8")
 
     return note

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from real_steps import allocators_peak, sized
+from small_llama import with_lora
 from trl import SFTConfig
 
 from labkit import tasks
@@ -105,21 +106,13 @@ def test_paged_adamw_steps_as_adamw_does_while_its_states_come_and_go(device, re
         assert grown[0] < n and grown[1] >= 2 * 4 * n  # paged states are not the allocator's
 
 
-@torch.no_grad()
 def adapted(device, *names):
     """A random model in fp32 with a random adapter of each name, in eval mode."""
     config = configs.find("smollm2-135m") if real_card(device) else small()
     torch.manual_seed(0)
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = peft.get_peft_model(model, lora, adapter_name=names[0])
-    for name in names[1:]:
-        model.add_adapter(name, lora)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.normal_(std=0.05)
-    return model.eval()
+    return with_lora(model, names, std=0.1)
 
 
 @torch.no_grad()

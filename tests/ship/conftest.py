@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from small_llama import with_lora
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 TEXT = "turn on the lamp in the kitchen, 12 times; it's 2024 12345 -- WE'LL\n\n  see  "
@@ -68,21 +68,9 @@ def make(tokenizer):
 
 @pytest.fixture(scope="session")
 def adapted(make):
-    """`adapted(model=None, names=("default",), std=0.3, **changes)` -> a PeftModel.
+    """`adapted(model=None, names=("default",), std=0.3, **changes)` -> a PeftModel."""
 
-    Its LoRAs are of random numbers, the same each time.
-    """
-
-    def made(model=None, names=("default",), std=0.3, **changes):
-        settings = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"}
-        config = LoraConfig(task_type="CAUSAL_LM", **settings | changes)
-        model = get_peft_model(model or make(), config, names[0]).eval()
-        for name in names[1:]:
-            model.add_adapter(name, config)
-        rng = torch.Generator().manual_seed(1)
-        for name, p in model.named_parameters():
-            if "lora_" in name and p.dim() == 2:
-                torch.nn.init.normal_(p, std=std, generator=rng)
-        return model
+    def made(model=None, names=("default",), **changes):
+        return with_lora(model or make(), names, **{"lora_alpha": 6} | changes)
 
     return made

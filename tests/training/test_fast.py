@@ -5,7 +5,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
+from small_llama import with_lora
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -23,12 +24,7 @@ def tuned(family="llama", **options):
     for name, p in model.named_parameters():
         if "norm" in name:
             p.data.add_(torch.randn_like(p) / 4)  # else they are all ones
-    options = {"target_modules": "all-linear", "r": 4} | options
-    model = get_peft_model(model, LoraConfig(**options)).train()
-    for name, p in model.named_parameters():
-        if "lora_" in name:
-            p.data.normal_(std=0.1)
-    return model
+    return with_lora(model, std=0.1, **options).train()
 
 
 def batch():

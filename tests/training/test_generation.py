@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from small_llama import with_lora
 
 from labkit.probes import tiny
 from labkit.training import generation
@@ -15,13 +15,11 @@ def prompts(n, common=4, seed=0):
     return [start + ids(1 + i * 5 % 7) for i in range(n)]
 
 
-def generated(model, prompt, new, **options):
+def generated(model, prompt, new):
     """`model.generate`'s greedy continuation of one prompt, by itself and without padding."""
     ids = torch.tensor([prompt])
-    out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, **options
-    )
-    return out[0, len(prompt) :].tolist()
+    how = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new, "do_sample": False}
+    return model.generate(ids, **how)[0, len(prompt) :].tolist()
 
 
 @pytest.fixture
@@ -44,19 +42,9 @@ def test_letters_are_those_of_generate(model, n, common, new):
         assert len({len(row) for row in wanted}) > 2, "rows should end at different times"
 
 
-def lora(model, **options):
-    """A LoRA on all linear layers whose update is as large as the weights."""
-    torch.manual_seed(0)
-    tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", **options))
-    for name, p in tuned.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(p, std=0.3)
-    return tuned.eval()
-
-
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}])
 def test_letters_are_generate_s_with_an_adapter(model, options):
-    tuned, asked = lora(model, **options), prompts(7)
+    tuned, asked = with_lora(model, **options), prompts(7)
     wanted = [generated(tuned, prompt, 16) for prompt in asked]
     assert generation.continuations(tuned, asked, 16) == wanted
     with tuned.disable_adapter():
@@ -102,7 +90,7 @@ def test_draws_are_as_frequent_as_the_model_says(model, temperature):
 
 
 def test_the_model_is_left_as_it_was_even_by_an_error(model):
-    tuned = lora(model).train()
+    tuned = with_lora(model).train()
     forwards = {name: "forward" in vars(m) for name, m in tuned.named_modules()}
     before = tuned.config._attn_implementation
     with pytest.raises(IndexError):

@@ -19,8 +19,9 @@ def rehearsal(request, monkeypatch):
     return request.param == "rehearsal"
 
 
-def test_a_loop_takes_a_few_steps(rehearsal, tokenizer, home):
+def test_a_loop_takes_a_few_steps_and_a_header_says_so(rehearsal, tokenizer, home):
     assert len(list(loop.batches(home, tokenizer, size=2, steps=5))) == (3 if rehearsal else 5)
+    assert ("rehearsal: no figure counts" in lab.Lab("01_svd", lab01).header()) is rehearsal
 
 
 def test_a_training_is_short_and_never_taken_for_a_real_one(tokenizer, home, tmp_path, monkeypatch):
@@ -35,18 +36,14 @@ def test_a_training_is_short_and_never_taken_for_a_real_one(tokenizer, home, tmp
     assert [result.cached for result in results] == [False, True, False]
 
 
-def test_an_answer_has_a_few_tokens(rehearsal):
-    model, _ = tiny.language_model(seed=0)
+def test_an_answer_has_a_few_tokens_and_few_are_asked(rehearsal, monkeypatch):
+    model, tokenizer = tiny.language_model(seed=0)
     model.generation_config.eos_token_id = []
-    [said] = generation.continuations(model, [[3, 4, 5]], max_new_tokens=12)
-    assert len(said) == (4 if rehearsal else 12)
-
-
-def test_few_are_asked_and_each_has_an_answer(rehearsal, monkeypatch):
+    [told] = generation.continuations(model, [[3, 4, 5]], max_new_tokens=12)
+    assert len(told) == (4 if rehearsal else 12)
     said = lambda model, prompts, n: [[prompt[0]] for prompt in prompts]  # noqa: E731
     monkeypatch.setattr(generation, "continuations", said)
     monkeypatch.setattr(loop, "prompt_ids", lambda tokenizer, messages: messages)
-    _, tokenizer = tiny.language_model(seed=0)
     told = generation.answers(None, tokenizer, [[i] for i in range(2, 12)])
     words = tiny.WORDS[:10]
     assert told == ((words[:4] * 3)[:10] if rehearsal else words)
@@ -72,7 +69,3 @@ def test_a_model_is_a_small_copy_made_once(rehearsal, tmp_path, monkeypatch):
         assert torch.equal(kept, known[tuple(map(slice, kept.shape))]), name
     assert model.model.layers[0].mlp.down_proj.weight.shape == (32, 16 if rehearsal else 48)
     model(torch.tensor([[3, 4, 5]]))
-
-
-def test_the_header_says_so(rehearsal):
-    assert ("rehearsal: no figure counts" in lab.Lab("01_svd", lab01).header()) is rehearsal
