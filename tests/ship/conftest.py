@@ -14,21 +14,17 @@ TEMPLATE = (
 
 def tokenizer_of(rule=None):
     """A tokenizer that cuts text by ByteLevel's own rule, or by a regex."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import ByteLevelBPETokenizer, Regex, pre_tokenizers
 
-    bare = Tokenizer(models.BPE())
-    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare = ByteLevelBPETokenizer()
     if rule:
         cut = pre_tokenizers.Split(Regex(rule), behavior="isolated", invert=False)
         rest = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         bare.pre_tokenizer = pre_tokenizers.Sequence([cut, rest])
-    bare.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
-    bare.train_from_iterator([TEXT] * 4, trainer)
+    bare.train_from_iterator([TEXT] * 4, 320, show_progress=False, special_tokens=special)
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
-    made = PreTrainedTokenizerFast(tokenizer_object=bare, **names)
+    made = PreTrainedTokenizerFast(tokenizer_object=bare._tokenizer, **names)
     made.chat_template = TEMPLATE
     return made
 
