@@ -64,6 +64,14 @@ def test_a_grid_is_gguf_s_own(make, tokenizer, tmp_path, kind, family):
     assert stored["blk.0.attn_norm.weight"].tensor_type.name == "F32"
 
 
+def test_what_llama_cpp_needs_no_template_for_is_in_the_file(make, tokenizer, tmp_path):
+    """That it cuts, marks and begins a chat as the tokenizer does, test_server.py shows."""
+    path = gguf.write_model(make(), tokenizer, tmp_path / "model.gguf", "f16")
+    fields = library.GGUFReader(str(path)).fields
+    eos, begins = (f"tokenizer.ggml.{name}" for name in ("eos_token_id", "add_bos_token"))
+    assert fields[eos].contents() == 2 and not fields[begins].contents()
+
+
 @pytest.mark.parametrize("rank_stabilized", [False, True])
 def test_an_adapter_s_tensors(adapted, tmp_path, rank_stabilized):
     """A as it is, the rows of q's and k's B moved as transformers' loader puts them back."""
