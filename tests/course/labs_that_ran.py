@@ -6,7 +6,6 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.capture import capture_output
 from nbformat.v4 import new_output
 
 from labkit import live
@@ -60,10 +59,9 @@ def execute_here(book, *_):
     shell = InteractiveShell.instance()
     for cell in book.cells:
         if cell.cell_type == "code":
-            with capture_output() as told:
-                shell.run_cell(cell.source).raise_error()
-            shown = [(output.data, output.metadata or {}) for output in told.outputs]
-            cell.outputs = [new_output("display_data", data=d, metadata=m) for d, m in shown]
+            done = shell.run_cell(cell.source)
+            done.raise_error()
+            cell.outputs = [] if done.result is None else [shown(done.result)]
     return "", None
 
 

@@ -104,7 +104,7 @@ def test_the_kernel_is_this_python_and_what_it_showed_is_kept(ran):
         book = nbformat.read(course / f"out/executed/{stem}.ipynb", as_version=4)
         shown[stem] = [output for cell in book.cells for output in cell.get("outputs", [])]
     texts = [output.get("text", "").strip() for output in shown["01_good"]]
-    assert sys.executable in texts and texts[-1] == "drawn at 10"
+    assert sys.executable in texts and "drawn at 10" in texts
     assert shown["02_raises"][-1].ename == "ValueError"
     for stem in results:
         assert (course / f"out/{stem}.html").is_file()

@@ -129,7 +129,7 @@ REPEATED = [  # models of which layers are left out, and settings whose events c
     ("smollm2-135m", 6, {"method": "full", "optim": "adamw_torch", "checkpointing": True}),
     ("smollm2-135m", 6, {"method": "grpo", "samples": 2, "dropout": 0.1, "padded": True}),
     ("gemma-3-1b", 26, {"method": "qlora", "checkpointing": True, "targets": "q_proj"}),
-    ("deepseek-v3", 12, {"targets": "o_proj"}),
+    pytest.param("deepseek-v3", 12, {"targets": "o_proj"}, marks=pytest.mark.thorough),
 ]
 
 
@@ -145,6 +145,7 @@ def test_a_drawn_out_step_is_event_by_event_that_of_the_whole_model(name, n_laye
     assert dataclasses.replace(drawn, timeline=None) == dataclasses.replace(run, timeline=None)
 
 
+@pytest.mark.thorough
 def test_layers_that_differ_by_a_field_of_their_own_are_all_counted(monkeypatch):
     """Experts begin at layer 3. Where nothing is known of that field, each layer is run."""
     config = transformers.AutoConfig.for_model(
