@@ -64,9 +64,13 @@ def make(tokenizer):
 
 @pytest.fixture(scope="session")
 def adapted(make):
-    """`adapted(model=None, names=("default",), std=0.3, **changes)` -> a PeftModel."""
+    """`adapted(model=None, names=("default",), std=0.3, **changes)` -> a PeftModel.
+
+    Its LoRAs are the same each time.
+    """
 
     def made(model=None, names=("default",), **changes):
+        torch.manual_seed(1)
         return with_lora(model or make(), names, **{"lora_alpha": 6} | changes)
 
     return made

@@ -96,8 +96,8 @@ def test_several_adapters_none_and_merged_ones_go_the_usual_way():
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["bf16 weights", "autocast"])
-def test_in_bf16_it_is_as_near_to_fp32_as_autograd_is(autocast):
-    """One rounding to bf16 is 2^-9; the fast gradient is no further off than the plain one."""
+def test_in_bf16_it_is_about_as_near_to_fp32_as_autograd_is(autocast):
+    """One rounding to bf16 is 2^-9; adapters rounded to it cost a quarter more, over 12 seeds."""
     model = tuned()
     _, exact = step(model, quick=False)
     for name, p in model.named_parameters():
@@ -109,7 +109,7 @@ def test_in_bf16_it_is_as_near_to_fp32_as_autograd_is(autocast):
         assert all(g.dtype == torch.float32 for g in gradients.values())
         gaps = [(g - exact[n]).norm() / exact[n].norm() for n, g in gradients.items()]
         far[quick] = torch.stack(gaps).mean().item()
-    assert far[True] < 1.3 * far[False] < 0.1, far
+    assert far[True] < 1.5 * far[False] < 0.1, far
 
 
 @pytest.mark.parametrize("p", [0.0, 0.05, 0.3, 0.9])

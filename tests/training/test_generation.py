@@ -28,6 +28,7 @@ def model():
     model, _ = tiny.language_model(seed=0)
     model.generation_config.eos_token_id = [0, 9]
     model.generation_config.pad_token_id = 0
+    torch.manual_seed(0)
     return model.float()
 
 

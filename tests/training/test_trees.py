@@ -54,7 +54,7 @@ def test_logits_and_gradients_are_those_of_the_plain_forward(family, rows):
     torch.testing.assert_close(logits[told], wanted, rtol=0, atol=1e-6)  # norms are in fp32
     got = torch.autograd.grad((logits[told] * weights).sum(), trained)
     for g, w in zip(got, asked, strict=True):
-        torch.testing.assert_close(g, w, rtol=0, atol=1e-6 * float(w.abs().max()))
+        torch.testing.assert_close(g, w, rtol=0, atol=2e-6 * float(w.abs().max()))
 
 
 def test_a_tree_has_fewer_tokens_for_the_layers():
