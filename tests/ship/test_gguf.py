@@ -64,8 +64,8 @@ def test_a_grid_is_gguf_s_own(make, tokenizer, tmp_path, kind, family):
     assert stored["blk.0.attn_norm.weight"].tensor_type.name == "F32"
 
 
-def test_what_llama_cpp_needs_no_template_for_is_in_the_file(make, tokenizer, tmp_path):
-    """That it cuts, marks and begins a chat as the tokenizer does, test_server.py shows."""
+def test_the_end_token_is_in_the_file_and_no_first_one_is_added(make, tokenizer, tmp_path):
+    """That llama.cpp cuts words and writes a chat as the tokenizer does, test_server.py shows."""
     path = gguf.write_model(make(), tokenizer, tmp_path / "model.gguf", "f16")
     fields = library.GGUFReader(str(path)).fields
     eos, begins = (f"tokenizer.ggml.{name}" for name in ("eos_token_id", "add_bos_token"))

@@ -128,6 +128,7 @@ def test_dropout_zeroes_a_share_p_and_keeps_the_mean(p):
         both = (~a & ~b).float().mean()
         assert both == pytest.approx(p * p, abs=5 * (p * p / a.numel()) ** 0.5 + 3e-5)
     assert not fast.dropped(x, 1.0).any()
+    assert set(fast.dropped(torch.ones(21).bfloat16(), 0.5).tolist()) <= {0.0, 2.0}
 
 
 def test_each_dropout_of_a_model_draws_for_itself_from_the_seed():
