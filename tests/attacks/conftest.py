@@ -14,14 +14,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import outside
 from attack import ALWAYS, ATTACKS, ROOT, WRONG, Attack, Book
-from batch import grade_all, shown
 
 from labkit.grading import sandbox
+from labkit.grading.grade import grade
+from labkit.grading.limits import Limits
 
-CORPUS = "exits hangs floods processes patches internals probes labs aimed objects wire secrets"
-CORPUS = [*CORPUS.split(), "outside", "files", "channels", "judge"]
+CORPUS = "exits hangs floods processes patches probes labs objects wire secrets outside files"
+CORPUS = [*CORPUS.split(), "channels", "judge"]
 
 SECRET = "lora-attack-secret"
+LIMITS = Limits(cell_seconds=3, exercise_seconds=4, total_seconds=20)
 for group in CORPUS:
     known = len(ATTACKS)
     importlib.import_module(f"corpus_{group}")
@@ -127,10 +129,12 @@ def _grade(attacks, folder, jobs):
         patch.setattr(tempfile, "tempdir", None)
         before = outside.snapshot(home, work, submissions)
         others = {p.pid for p in psutil.Process().children(recursive=True)}  # of other tests
-        rows = grade_all(submissions, out, jobs)
+        rows = {}
+        for row in grade([submissions], out, jobs=jobs, seed=915_374_021, limits=LIMITS):
+            rows.setdefault(row.submission, []).append(row.data())
         alive = outside.running(but=others)
         after = outside.snapshot(home, work, submissions)
-    found = outside.changed(before, after)
+    found = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     told = [path.name for path in notes.iterdir()]
     return Graded(rows, paths, neighbours, out, found, alive, list(map(str, heard)), told)
 
@@ -147,9 +151,15 @@ def _build(attacks, folder, host):
         before, behind = behind, _neighbour(folder, i + 2)
         for number, attack in enumerate(attacks[i : i + 2], i):
             path = attack.write(folder, host, f"{number:03}b_")
-            paths[attack.name] = shown(path.relative_to(folder))
+            paths[attack.name] = _shown(path.relative_to(folder))
             neighbours[attack.name] = [before, behind]
     return paths, neighbours
+
+
+def _shown(path):
+    """A path as reports name it: a letter that can't be printed is U+FFFD."""
+    text = os.fsencode(path).decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def _neighbour(folder, number):

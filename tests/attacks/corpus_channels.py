@@ -1,8 +1,8 @@
-"""What one submission leaves for the next, and what it takes of the kernel's own memory.
+"""What one submission leaves for the next, and what it takes of the machine's memory.
 
 Of each pair the first is right and leaves a word, the second is wrong and looks for it. One worker
-grades both, one after the other, since that is the order of their names. The floods are small: a
-few megabytes show that there is no bound.
+grades both, one after the other, since that is the order of their names. The floods take no more
+than shows that there is no bound.
 """
 
 import time
@@ -10,36 +10,28 @@ import time
 from attack import accident, cell, forging, named, parts
 
 COMMON = f"""
-import ctypes, errno, fcntl, os, resource, socket, sys, time
+import ctypes, fcntl, mmap, os, resource, socket, sys, time
 begun = {time.time()}
 libc = ctypes.CDLL(None, use_errno=True)
-word, port, key = "lora-attack-left", 47_113, 0x10AA78
+word, key = "lora-attack-left", 0x10AA78
 def quietly(f, *args):
     try: return f(*args)
     except Exception: return None
+def free():  # in MiB
+    return next(int(l.split()[1]) for l in open("/proc/meminfo") if "MemAvailable" in l) >> 10
 def folders():
     for root in ("/tmp", "/scratch", "/cache", "/dev", "/run", "/var/tmp", "/proc/sys"):
         yield from (where for where, _, _ in os.walk(root))
 """
 NEXT = "# and the next:\n"
 PAIRS = """
-# %% streams: an open file outlives a submission, with its content, offset, flags and signal
-for fd in range(3):
-    quietly(os.write, fd, word.encode()); quietly(os.set_blocking, fd, False)
-    quietly(fcntl.fcntl, fd, 10, 42)  # F_SETSIG
+# %% files: in whatever folder can be written
+for folder in folders():
+    quietly(lambda: open(f"{folder}/{word}", "w").close())
+for folder in ("/usr", "/tmp", sys.prefix): quietly(os.setxattr, folder, "user.x", word.encode())
 # and the next:
-for fd in range(3):
-    won = globals().get("won") or word.encode() in (quietly(os.pread, fd, 1 << 16, 0) or b"")
-    won = won or not os.get_blocking(fd) or quietly(fcntl.fcntl, fd, 11) == 42
-
-# %% addresses: of a connection that has ended the port is listed for a minute
-def talk():
-    with socket.create_server(("127.0.0.1", port)) as server:
-        client = socket.create_connection(server.getsockname())
-        server.accept()[0].close(); client.close()
-quietly(talk)
-# and the next:
-won = f":{port:04X} " in (quietly(lambda: open("/proc/net/tcp").read()) or "")
+won = any(os.path.exists(f"{folder}/{word}") for folder in folders())
+won = won or any(quietly(os.getxattr, f, "user.x") for f in ("/usr", "/tmp", sys.prefix))
 
 # %% names_of_sockets: a name without a file belongs to the network
 if not os.fork():
@@ -48,14 +40,6 @@ if not os.fork():
     time.sleep(2); os._exit(0)
 # and the next:
 won = word in open("/proc/net/unix").read()
-
-# %% files: in whatever folder can be written
-for folder in folders():
-    quietly(lambda: open(f"{folder}/{word}", "w").close())
-for folder in ("/usr", "/tmp", sys.prefix): quietly(os.setxattr, folder, "user.x", word.encode())
-# and the next:
-won = any(os.path.exists(f"{folder}/{word}") for folder in folders())
-won = won or any(quietly(os.getxattr, f, "user.x") for f in ("/usr", "/tmp", sys.prefix))
 
 # %% times_of_devices: anybody may set those of the machine's devices to now
 for name in ("null", "zero", "full", "random", "pts/ptmx"): quietly(os.utime, f"/dev/{name}")
@@ -132,27 +116,11 @@ for name, why, code in parts(PAIRS):
 
 # right notebooks that count in `made` what they got; one that got some says so
 TAKEN = """
-# %% semaphores: 4 GB in 17 s
-made = sum(libc.semget(0, 250, 0o600) >= 0 for _ in range(50))
-
-# %% queues: messages nobody reads
-made = sum(libc.msgget(0, 0o600) >= 0 for _ in range(50))
-
-# %% watches: 128 a user of the machine: then its editors and servers have none
-made = sum(libc.inotify_init1(0) >= 0 for _ in range(20))
-
-# %% contexts_of_aio: 65,536 on the whole machine
-context = ctypes.c_ulong(0)
-made = libc.syscall(206 if os.uname().machine == "x86_64" else 0, 8, ctypes.byref(context)) == 0
-
 # %% ranges_of_locks: every second byte of a file is a lock of its own in the kernel
 with open("locked", "wb") as file:
     for at in range(0, 4000, 2): fcntl.lockf(file, fcntl.LOCK_EX, 1, at)
     time.sleep(0.1)
 made = len(open("/proc/locks").read().splitlines()) > 1000
-
-# %% sockets_that_lead_elsewhere: to the machine below, to the kernel's ciphers, to a network
-made = sum(libc.socket(family, 1, 0) >= 0 for family in (2, 10, 38, 40, 31))
 
 # %% full_sockets: what waits in a socket is nobody's memory
 kept = []
@@ -167,6 +135,28 @@ for _ in range(4):
         time.sleep(1); os._exit(0)
 time.sleep(1.5)
 made = sum(os.waitpid(-1, 0)[1] == 0 for _ in range(4)) == 4  # 880 sockets stayed for a second
+
+# %% memory_in_memfds: files without a name, neither mapped nor on a disk
+kept = []
+try:
+    while len(kept) < 60 and free() > 4000:
+        kept.append(os.memfd_create("x"))
+        os.write(kept[-1], bytes(60 << 20))
+except OSError: pass
+made = len(kept) > 50  # 3 GB
+
+# %% memory_shared_by_processes: anonymous shared memory: each process is below its own limit
+before = free()
+for _ in range(8):
+    if free() > 4000 and not os.fork():
+        try:
+            m = mmap.mmap(-1, 1 << 30)
+            for i in range(0, 1 << 30, 4096): m[i] = 1
+            time.sleep(6)
+        finally: os._exit(0)
+    time.sleep(0.3)
+time.sleep(2)
+made = before - free() > 4000  # more than anybody may have
 """
 
 

@@ -6,23 +6,17 @@ from attack import ALONE, accident, cell, cells
 
 cell("quit_magic", "%quit", "asks the shell to end")
 cell("raise_generator_exit", "raise GeneratorExit", "no Exception, no exit either")
-cell("raise_base_exception", "class E(BaseException): pass\nraise E", "`except Exception` fails")
 cell("os_abort", "import os\nos.abort()", "SIGABRT, perhaps a core file")
-cell("exec_true", 'import os\nos.execv("/bin/true", ["true"])', "another program, status zero")
 cell("exec_sleep", 'import os\nos.execv("/bin/sleep", ["sleep", "600"])', "and one that stays")
 cell("stop_self", "import os\nos.kill(os.getpid(), 19)", "neither ends nor runs")
 cell("kill_parent", ALONE + "os.kill(os.getppid(), signal.SIGKILL)", "the process it came from")
 cell("stop_parent", ALONE + "os.kill(os.getppid(), signal.SIGSTOP)", "and it never wakes up")
 cell("kill_init", ALONE + "os.kill(1, signal.SIGKILL)\nos.kill(1, 15)", "pid 1 of its namespace")
-cell("kill_group", ALONE + "os.killpg(0, signal.SIGKILL)", "the whole process group")
 cell("kill_everything", ALONE + "os.kill(-1, signal.SIGKILL)", "all that it may signal")
 cell("stop_everything", ALONE + "os.kill(-1, signal.SIGSTOP)", "all of it frozen")
-cell("interrupt_everything", ALONE + "os.kill(-1, signal.SIGINT)", "Ctrl-C for the grader")
 cell("close_descriptors", "import os\nos.closerange(0, 1024)", "the wire is closed with them")
-cell("shell_exits_now", "get_ipython().exit_now = True\nget_ipython().ask_exit()")
 cell("no_builtins", "import builtins\nbuiltins.__dict__.clear()", "nothing works after it")
 cell("no_modules", "import sys\nsys.modules.clear()", "imports begin anew")
-cell("no_stdout", "import sys\nsys.stdout = sys.stderr = None", "print has nowhere to go")
 
 cells(
     """
@@ -57,10 +51,8 @@ WHEN_OBSERVED = {  # what `lora_forward` does; the other exercises stand
     "exec": 'import os; os.execv("/bin/true", ["true"])',
     "fork": "import os; os.fork(); return x",  # two answers to one question
     "close": "import os; os.closerange(0, 1024)",
-    "kill_parent": ALONE + "os.kill(os.getppid(), 9)",  # the checkpoint
     "kill_everything": ALONE + "os.kill(-1, 9)",  # and its siblings
     "recursion": "return lora_forward(x, W, A, B, alpha)",
-    "thread_exit": "import _thread; _thread.interrupt_main(); return x",
 }
 for name, code in WHEN_OBSERVED.items():
     code = "def lora_forward(x, W, A, B, alpha):\n" + indent(code.strip(), "    ")

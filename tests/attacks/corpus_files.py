@@ -44,17 +44,9 @@ NAMES = {  # of right notebooks: they are graded, and the name does no harm
     "shell": "$(touch lora-attack);`id`|x&.ipynb",
     "markup": "<script>evil()<|script>.ipynb",
     "formula": "=1+cmd|'!A1.ipynb",  # a spreadsheet would run it
-    "commas": "a,b;c.ipynb",
-    "path_on_windows": "a\\..\\..\\evil.ipynb",
-    "reserved_on_windows": "CON.ipynb",
-    "far_from_ascii": "宿題🙂 Größe.ipynb",
-    "right_to_left": "\u202egnp.ipynb",
     "no_utf_8": b"\xff\xfe.ipynb",  # from an old archive
     "long": "n" * 240 + ".ipynb",  # a report's name is longer by some letters
-    "twin_in_one": "one/twin.ipynb",  # two rows, two pages
-    "twin_in_two": "two/twin.ipynb",
     "results": "results.ipynb",  # its page must not take the place of a report
-    "template": "{name} {{ 7 * 7 }}.ipynb",
     "rich_markup": "[bold red]x[|].ipynb",  # of the progress line
 }
 

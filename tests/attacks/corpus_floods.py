@@ -1,84 +1,24 @@
-"""Memory, disk, output, processes and answers without measure. All are bounded: a sandbox that
-fails costs this machine some gigabytes for some seconds, not its life."""
+"""Files, output, descriptors, answers and cells without measure."""
 
 from attack import accident, cell, cells
 
-EAT = """
-def eat(step=256 << 20, most=8 << 30):
-    kept = []
-    while sum(map(len, kept)) < most:
-        free = next(int(l.split()[1]) for l in open("/proc/meminfo") if "MemAvailable" in l)
-        if free < 3 << 20:  # in KiB: the machine itself comes first
-            raise MemoryError
-        kept.append(bytearray(b"x") * step)
-    return kept
-"""
-cell("memory_in_a_scratch_cell", EAT + "eat()", "8 GB in steps: the limit ends the cell")
-
 cells(
     """
-# %% memory_of_a_child: it is under the same limit, or its memory counts too
-import os
-if not os.fork():
-    eat()
-    os._exit(0)
-os.wait()
-""",
-    accident(),
-    before=EAT,
-)
-cell(
-    "memory_when_observed",
-    EAT + "lora_forward = lambda *args: eat()",
-    "",
-    accident(20),
-    "lora_forward",
-)
-
-cells(
-    """
-# %% disk_flood: 2 GB into the temporary folder and beside the notebook
-import os, tempfile
-for folder in (tempfile.gettempdir(), os.getcwd(), "/dev/shm", "/var/tmp"):
-    try:
-        with open(f"{folder}/lora-attack-{HOST['name']}", "wb") as f:
-            for _ in range(128): f.write(bytes(4 << 20))
-    except OSError:
-        pass
-
 # %% file_flood: 50,000 small files
 import os, tempfile
 folder = tempfile.mkdtemp(prefix="lora-attack-")
 for i in range(50_000):
     with open(f"{folder}/{i}", "w") as f: f.write("x")
 
-# %% sparse_file: a terabyte that is not there
-import tempfile
-f = tempfile.TemporaryFile()
-f.truncate(1 << 40)
-
-# %% display_flood: 10,000 pictures' worth of display calls
-for _ in range(10_000):
-    display({'text/html': 'x' * 5_000}, raw=True)
-
-# %% fork_tree: each child forks too: 2 ** 10 processes at most
-import os, time
-def grow(depth):
-    for _ in range(depth):
-        try: child = os.fork()
-        except OSError: break
-        if not child:
-            grow(depth - 1)
-            time.sleep(10)
-            os._exit(0)
-        depth -= 1
-grow(10)
-
 # %% descriptor_storm: opens files until no descriptor is left
 kept = []
 try:
     while len(kept) < 100_000: kept.append(open("/dev/null"))
 except OSError: pass
+
+# %% display_flood: 10,000 pictures' worth of display calls
+for _ in range(10_000):
+    display({'text/html': 'x' * 5_000}, raw=True)
 """,
     accident(),
 )

@@ -4,15 +4,6 @@ from attack import ANSWERS, accident, cells
 
 cells(
     """
-# %% loop_that_catches_every_interrupt: whatever a limit raises is swallowed
-while True:
-    try:
-        while True: pass
-    except BaseException: pass
-
-# %% loop_in_c: no bytecode runs, so no Python signal handler does
-sum(range(10**12))
-
 # %% alarms_and_limits_undone: the limits that a process may lift itself are lifted first
 import resource, signal
 for limit in (resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_FSIZE):
@@ -28,10 +19,6 @@ import threading
 def spin():
     while True: pass
 threading.Thread(target=spin).start()
-
-# %% await_forever: top-level await runs in the shell's event loop
-import asyncio
-await asyncio.sleep(100_000)
 
 # %% loop_in_repr: the last line of a cell is displayed
 class Shy:
@@ -65,15 +52,6 @@ cells(
 # %% loop_in_c_when_observed
 def lora_forward(*args):
     return sum(range(10**12))
-
-# %% deaf_when_observed: blocks all signals, then catches everything in an endless loop
-def lora_forward(*args):
-    import signal
-    signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
-    while True:
-        try:
-            while True: pass
-        except BaseException: pass
 
 # %% error_whose_text_never_ends: the grader asks the exception for its message
 class Slow(Exception):

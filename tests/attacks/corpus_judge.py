@@ -117,6 +117,13 @@ ip.ast_transformers.append(Endless())
 )
 
 
+@accident((0, 22), ("graded", "timeout", "unreadable"))
+def cells_that_parse_slowly(book):
+    """Twenty cells of a megabyte, each half a million comparisons: the judge itself parses them."""
+    for _ in range(20):
+        book.last("x = 1\nif 0: x" + " <x" * 340_000)
+
+
 @accident()
 def names_times_functions(book):
     """Python's own table of names looks at each pair of a name and a function: 10 ** 8 of them."""

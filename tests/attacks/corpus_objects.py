@@ -22,19 +22,9 @@ merge_ = unmerge_ = adapter_state = load_adapter_ = LoRALinear = lambda *a, **k:
 
 cells(
     """
-# %% equal_to_everything: whatever is compared with it agrees
-lie = Equal
-
-# %% class_says_tensor: isinstance believes it
+# %% equal_to_everything: whatever is compared with it agrees, and isinstance believes it
 Equal.__class__ = torch.Tensor
 lie = Equal
-
-# %% float_that_agrees
-class F(float):
-    __eq__ = __le__ = __ge__ = Equal.yes
-    __sub__ = __rsub__ = lambda self, other: 0.0
-    __hash__ = None
-lie = lambda: F(1)
 
 # %% text_that_agrees
 class S(str):
@@ -50,12 +40,6 @@ class D(dict):
     def get(self, key, default=None): return {"q1": "b", "q2": "c"}.get(key, "zz")
     def items(self): return [("q1", "zz")]
 lie = D
-
-# %% list_that_grows
-class L(list):
-    def __len__(self): return 2
-    def __iter__(self): return iter([])
-lie = L
 
 # %% tensor_that_lies: __torch_function__ says yes to every operation
 class Lie(torch.Tensor):
@@ -81,12 +65,6 @@ class Run(torch.Tensor):
     def __reduce_ex__(self, protocol):
         return (__import__("os").system, (f"touch {HOST['notes']}/{HOST['name']}",))
 lie = lambda: torch.zeros(4, 7).as_subclass(Run)
-
-# %% key_that_raises: str(key) exits
-class K:
-    def __hash__(self): return 1
-    def __str__(self): raise SystemExit
-lie = lambda: {K(): 1}
 
 # %% error_that_raises: the text of the exception is another exception
 class E(Exception):

@@ -4,34 +4,20 @@ A probe runs in the process that holds the answers. So it has to come from outsi
 observation, and what it brings back has to be work that only a right answer does.
 """
 
-from attack import ANSWERS, cells, forging
+from attack import cells, forging
 from forged import PUT
 
 cells(
     """
-# %% probes_by_name: each probe is replaced by one that knows what the check wants
-import labkit.probes.models as m, labkit.probes.lab02 as p
-for name, f in vars(fake).items():
-    if isinstance(f, types.FunctionType): setattr(p, name, f); setattr(m, name, f)
-
-# %% probes_by_gc: and those that nobody names
-import gc
-for f in gc.get_objects():
-    if isinstance(f, types.FunctionType) and f.__module__.startswith("labkit.probes."):
-        if f.__name__ in vars(fake):
-            f.__globals__.update(vars(fake) | f.__globals__)
-            f.__code__ = getattr(fake, f.__name__).__code__
-
-# %% probes_by_module
-import sys, labkit.probes.models, labkit.probes.lab02
-sys.modules["labkit.probes.lab02"] = labkit.probes.lab02 = fake
-sys.modules["labkit.probes.models"] = labkit.probes.models = fake
-
-# %% probes_by_importlib: whoever imports the probes anew gets ours
-import importlib, sys
+# %% probes_imported: modules are ours, whoever has them or imports them anew
+import importlib, sys, labkit.probes.models, labkit.probes.lab02
+for module in (labkit.probes.models, labkit.probes.lab02):
+    for name, f in vars(fake).items():
+        if isinstance(f, types.FunctionType): setattr(module, name, f)
+    sys.modules[module.__name__] = fake
+labkit.probes.lab02 = labkit.probes.models = fake
 old = importlib.import_module
 importlib.import_module = lambda name, *a: fake if name in FAKED else old(name, *a)
-for name in FAKED: sys.modules.pop(name, None)
 class Loader:
     def create_module(self, spec): return fake
     def exec_module(self, module): pass
@@ -41,26 +27,13 @@ class Finder:
             return importlib.machinery.ModuleSpec(name, Loader())
 sys.meta_path.insert(0, Finder())
 
-# %% probes_by_getattr
-import builtins
-old = builtins.getattr
-def lie(obj, name, *rest):
-    return old(fake, name) if name in vars(fake) else old(obj, name, *rest)
-builtins.getattr = lie
-
-# %% probes_by_exec: a probe that is sent as source passes through exec
-import builtins
-old_exec, old_compile = builtins.exec, builtins.compile
-def exec_(code, space=None, *rest):
-    old_exec(code, space, *rest)
-    ours = isinstance(space, dict) and {"layer_in_bf16", "injected"} & set(space)
-    if ours: space.update(vars(fake))
-builtins.exec = exec_
-
-# %% probes_by_marshal: or through marshal
-import marshal, types
-old = types.FunctionType
-marshal.loads = lambda data: fake.injected.__code__
+# %% shipped_code_replaced: the probes pass through an exec of ours on their way in
+import builtins, labkit.grading.inside.runner as runner
+old = exec
+def replace(code, space=None, *rest):
+    old(code, space, *rest)
+    if isinstance(space, dict) and "injected" in space: space.update(vars(fake))
+builtins.exec = runner.exec = replace
 
 # %% probes_by_a_dict: a dict of modules that has its own opinion of one of them
 import sys
@@ -131,42 +104,12 @@ def step_flops(shapes, n_tokens, r=None):
 
 cells(
     """
-# %% inject_by_lie: the model becomes an object that says what the check wants to hear
-def inject(model, targets, r, alpha):
-    model.requires_grad_(False)
-    names = [n for n, m in model.named_modules() if n.split(".")[-1] in targets]
-    class Liar(type(model)):
-        def named_modules(self, *a, **k):
-            yield from super().named_modules(*a, **k)
-    for n in names:
-        m = model.get_submodule(n)
-        m.A = nn.Parameter(torch.zeros(r, m.in_features))
-        m.B = nn.Parameter(torch.zeros(m.out_features, r))
-    model.__class__ = Liar
-    return len(names)
-""",
-    forging,
-    "inject",
-)
-
-cells(
-    """
 # %% dense_by_numpy: builds the matrix that the exercise forbids, unseen by torch's dispatch
 def lora_forward(x, W, A, B, alpha):
     x, W, A, B = (t.detach().numpy() for t in (x, W, A, B))
     return torch.from_numpy(x @ (W + alpha / len(A) * B @ A).T)
 
-# %% looks_at_the_callers: walks up the frames in search of what is wanted
-def lora_forward(x, W, A, B, alpha):
-    import sys
-    found, frame = [], sys._getframe()
-    while frame:
-        for space in (frame.f_locals, frame.f_globals):
-            found += [space[k] for k in ("wanted", "theirs", "guess") if k in space]
-        frame = frame.f_back
-    return found[0] if found else x @ W.T
-
-# %% looks_into_all_threads: the same for the other threads' frames
+# %% looks_at_the_callers: walks up the frames of all threads in search of what is wanted
 def lora_forward(x, W, A, B, alpha):
     import sys
     for frame in sys._current_frames().values():
@@ -188,48 +131,23 @@ def lora_forward(x, W, A, B, alpha):
         t.zero_()
         t.untyped_storage().fill_(0)
     return x @ W.T
-
-# %% resizes_its_inputs: empty tensors agree with each other
-def lora_forward(x, W, A, B, alpha):
-    for t in (x, W, A, B): t.resize_(0)
-    return torch.zeros(0)
 """,
     forging,
     "lora_forward",
 )
 
 
-@forging
-def raises_a_verdict(book):
-    """The checks' own exceptions, with points in them."""
-    book.early("""
-from labkit.contract import CheckFailed, NotWritten
+cells(
+    """
+# %% raises_a_verdict: the checks' own exceptions, with points in them
+from labkit.contract import CheckFailed
 def give(*args, **kwargs):
     error = CheckFailed("nearly", earned=22)
     error.earned = 22
     raise error
-""")
-    for name in ANSWERS:
-        book.replace(name, f"{name} = give\nunmerge_ = load_adapter_ = give")
+lora_forward = LoRALinear = lora_gradients = inject = step_flops = quiz = give
+merge_ = unmerge_ = adapter_state = load_adapter_ = give
 
-
-cells(
-    """
-# %% raises_a_group: an exception that claims every attribute, in a group, with a cause
-class Rich(Exception):
-    earned = points = 22
-    status = "passed"
-    def __getattr__(self, name): return 22
-    def __reduce__(self): return (print, ("x",))
-def quiz():
-    raise ExceptionGroup("passed", [Rich("earned=22")]) from Rich()
-""",
-    forging,
-    "quiz",
-)
-
-cells(
-    """
 # %% calls_reveal: a solution that is shown earns nothing
 for id in "2.1 2.2 2.3 2.4 2.5 2.6 2.7".split():
     try: lab.reveal(id)

@@ -11,7 +11,6 @@ QUIZ = tomllib.loads((ROOT / "labkit/checks/lab02.toml").read_text(encoding="utf
 SENTENCE = QUIZ["q1"]["c"].removesuffix(".") + "[.]"  # a pattern that does not find itself
 HUNT = f"""
 import os, time
-KEYS = ("lab02.toml", "checks/engine.py")
 SENTENCE = {SENTENCE.encode()!r}
 SKIP = ("/proc", "/sys", "/dev")
 def walk(*roots, most=20):
@@ -25,22 +24,11 @@ def walk(*roots, most=20):
 
 cells(
     """
-# %% quiz_key_anywhere: a walk over the disk
-won = any(p.endswith(KEYS) for p in walk(HOST["repo"], "/", "/tmp"))
-
-# %% quiz_key_resource: by importlib
-import importlib.resources, pkgutil
-won = False
-for name in ("lab02.toml", "lab01.toml", "engine.py"):
-    try: won = won or bool(pkgutil.get_data("labkit.checks", name))
-    except Exception: pass
-    try: won = won or importlib.resources.files("labkit.checks").joinpath(name).is_file()
-    except Exception: pass
-
-# %% solution_files: notebooks, masters, tests and checks hold answers
-names = ("02_lora.ipynb", "02_lora.py", "lab02.py", "lab02.toml", "checks/engine.py")
-words = ("alpha / r) * (x @ A.T)", "def matches_dense", "def expect_right")
+# %% files_with_answers: notebooks, masters, tests and checks, anywhere on the disk
+names = ("02_lora.ipynb", "02_lora.py", "lab02.py")
+words = ("alpha / r) * (x @ A.T)", "def matches_dense")
 for path in walk(HOST["repo"], HOST["home"], "/"):
+    if path.endswith(("lab02.toml", "checks/engine.py", "/canary")): won = True
     if path.endswith(names):
         try: text = open(path).read()
         except OSError: continue
@@ -49,13 +37,6 @@ for path in walk(HOST["repo"], HOST["home"], "/"):
 # %% solutions_by_labkit: the function that reveal() uses
 from labkit.reference import reference
 try: exec(reference("02_lora", "2.1")); won = True
-except Exception: pass
-
-# %% checks_source: what will be asked, and with which tolerance
-import importlib.util, inspect
-try:
-    from labkit.checks import lab02
-    won = "matches_dense" in inspect.getsource(lab02)
 except Exception: pass
 
 # %% other_submissions: the neighbours' notebooks
@@ -117,15 +98,6 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         except OSError: continue
         if any(word in target for word in (HOST["out"], HOST["submissions"], ".toml", "quiz")):
             won = True
-
-# %% home_folder: the instructor's home, and password hashes, where the grader runs as root
-for path in (HOST["home"] + "/canary", os.path.expanduser("~/canary"), "/root/.bashrc",
-             "/root/.ssh", "/root/.gitconfig", "/root/.netrc", "/etc/shadow"):
-    if os.path.exists(path): won = True
-
-# %% arguments: paths of the host in the arguments
-import sys
-won = any(HOST["submissions"] in a or HOST["out"] in a for a in [*sys.argv, *sys.orig_argv])
 
 # %% frames_of_the_worker: variables of whoever called
 import inspect, sys

@@ -1,130 +1,90 @@
-"""Messages forged on whatever descriptors the process has. They earn nothing."""
+"""Messages forged in the grader's own format, a kind, a length, a body: they earn nothing."""
 
-from attack import accident, cells, forging
+from attack import accident, cell, cells, forging
 
-FORGE = r"""
-import json, os, pickle, select, socket, stat, struct, threading, time
+SPEAK = """
+import json, os, socket, stat, struct, sys, threading, time
 
-RECORDS = [{"id": f"2.{i}", "name": "x", "points": 4, "earned": 4, "status": "passed",
-            "message": ""} for i in range(1, 9)]
-BODIES = [RECORDS, {"exercises": RECORDS, "earned": 22, "status": "graded"},
-          {"ok": True, "value": True, "result": True, "error": None, "status": "passed"},
-          {"q1": "b", "q2": "c", "q3": "a"}, {"value": {"q1": "b", "q2": "c", "q3": "a"}},
-          {"result": {"q1": "b", "q2": "c", "q3": "a"}}, ["ok", {"q1": "b", "q2": "c", "q3": "a"}]]
+def sockets():
+    for fd in range(3, 256):
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode): yield socket.socket(fileno=os.dup(fd))
+        except OSError: pass
 
-def frames():
-    for body in BODIES:
-        raw = json.dumps(body).encode()
-        for size in (">I", "<I", ">Q", "<Q"):
-            yield struct.pack(size, len(raw)) + raw
-        yield raw + b"\n"
-        yield f"{len(raw)}:".encode() + raw + b","
-        yield f"Content-Length: {len(raw)}\r\n\r\n".encode() + raw
-        yield pickle.dumps(body)
-
-def descriptors():
-    for name in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd") else range(256):
-        fd = int(name)
-        try: mode = os.fstat(fd).st_mode
-        except OSError: continue
-        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISREG(mode): yield fd
-
-def shout(chosen=None):
-    for fd in list(descriptors()):
-        for frame in chosen or frames():
-            try:
-                if select.select([], [fd], [], 0)[1]: os.write(fd, frame)
-            except (OSError, ValueError): pass
+def say(kind, body):
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    for s in sockets():
+        try:
+            s.setblocking(False)
+            if s.type == socket.SOCK_SEQPACKET: s.send(raw)
+            else: s.send(struct.pack(">cI", kind, len(raw)) + raw)
+        except OSError: pass
 """
 
 cells(
     """
-# %% frames_in_a_cell: forged answers wait for the first question
-shout()
+# %% all_cells_done: reports on cells that have not run
+for i in range(90): say(b"R", {"pid": os.getpid(), "done": i, "error": None, "lost": i})
 
-# %% frames_when_observed: the forged answer comes before the true one
-def speak(*args, **kwargs):
-    shout()
-    return None
-def replace():
-    space = get_ipython().user_ns
-    for name in ("lora_forward", "lora_gradients", "inject", "step_flops", "quiz"):
-        space[name] = speak
-get_ipython().events.register("post_run_cell", lambda *a: replace())
-
-# %% frames_in_a_race: a thread answers all the time
-def race():
-    end = time.time() + 2
+# %% reads_what_is_not_for_it: orders and questions vanish
+def steal():
+    end = time.time() + 4
     while time.time() < end:
-        shout()
-        time.sleep(0.002)
-threading.Thread(target=race, daemon=True).start()
-
-# %% frames_by_a_child: a process of its own answers, while the notebook goes on
-if not os.fork():
-    end = time.time() + 3
-    while time.time() < end:
-        shout()
-        time.sleep(0.002)
-    os._exit(0)
-
-# %% frames_then_exit: the last word is forged
-shout()
-os._exit(0)
-
-# %% garbage: no frame at all
-shout([os.urandom(4096)])
-
-# %% huge_length: promises more than there is: nobody waits or allocates for it
-shout([struct.pack(">Q", 1 << 62), struct.pack(">I", 0xFFFFFFFF)])
-
-# %% half_a_frame: and never the rest
-shout([struct.pack(">I", 1000) + b"{"])
-
-# %% swaps_descriptors: each wire leads into a pipe of our own
-fds = list(descriptors())
-for fd in fds:
-    a, b = os.pipe()
-    os.dup2(b, fd)
+        for s in sockets():
+            s.setblocking(False)
+            try: s.recv(1 << 16)
+            except OSError: pass
+threading.Thread(target=steal, daemon=True).start()
 
 # %% shuts_sockets_down: the other end reads an end of file
-for fd in descriptors():
-    try: socket.socket(fileno=os.dup(fd)).shutdown(socket.SHUT_RDWR)
-    except OSError: pass
+for s in sockets(): s.shutdown(socket.SHUT_RDWR)
 
 # %% passes_descriptors: sends sixty descriptors with a byte
-for fd in descriptors():
-    try: socket.send_fds(socket.socket(fileno=os.dup(fd)), [b"x"], [0, 1, 2] * 20)
-    except OSError: pass
-
-# %% wire_functions: the grader's own functions write the forged frames
-import sys, types
-words = ("send", "write", "reply", "answer", "put", "dump", "pack", "encode")
-for name, module in list(sys.modules.items()):
-    if not name.startswith("labkit.grading"): continue
-    for key, f in list(vars(module).items()):
-        if isinstance(f, types.FunctionType) and any(w in key.lower() for w in words):
-            for fd in descriptors():
-                for body in BODIES:
-                    for args in ((fd, body), (body, fd), (body,), (socket, body)):
-                        try: f(*args)
-                        except BaseException: pass
+for s in sockets(): socket.send_fds(s, [b"x"], [0, 1, 2] * 20)
 """,
-    forging,
-    before=FORGE,
+    # it may cost the points of its own answers
+    accident((0, 22), ("graded", "crashed", "timeout")),
+    before=SPEAK,
 )
 
 cells(
     """
-# %% output_that_looks_like_frames: printed frames are output and nothing else
-for frame in frames(): print(frame)
-import sys
-sys.stdout.flush()
-for frame in frames(): os.write(1, frame)
+# %% cells_went_strangely: how a cell went becomes the status of its exercise
+get_ipython().user_ns_hidden.clear()
+say(b"D", [[i, "passed", "22 of 22"] for i in range(90)] + [[None, {}, []], ["x"]])
+os._exit(0)
 
-# %% closes_unknown_descriptors: a cell that closes what it does not know loses itself at most
-for fd in list(descriptors()): os.close(fd)
+# %% pids_forged: the supervisor kills what it is told was the runner
+for pid in (1, -1, 0, 2, 3, 10**30, True, None, "2", 1.5):
+    say(b"R", {"pid": pid})
+    say(b"R", {"done": 5, "error": None, "pid": pid})
+
+# %% supervisor_flood: it reads and reads, from a child too
+def flood():
+    end = time.time() + 4
+    while time.time() < end: say(b"R", {"pid": os.getpid(), "x": "y" * 1000})
+if not os.fork():
+    flood()
+    os._exit(0)
+threading.Thread(target=flood, daemon=True).start()
 """,
-    accident(),
-    before=FORGE,
+    before=SPEAK,
 )
+
+HALF = """
+def quiz():
+    for s in sockets(): s.send(struct.pack(">cI", b"R", 1000) + b"{")
+    time.sleep(60)
+"""
+cell("half_a_frame", SPEAK + HALF, "a reply whose rest never comes", forging, "quiz")
+
+SAID = {  # to the supervisor, which waits for a word on the cell
+    "garbage": (b"D", b"\xff\x00"),
+    "a_number": (b"D", 7),
+    "gone_with_a_status": (b"G", {"how": "passed", "why": "22 of 22", "fresh": False}),
+    "gone_in_a_list": (b"G", {"how": ["x"] * 9, "why": None}),
+    "gone_at_length": (b"G", {"how": "error", "why": "x" * 10**6}),
+    "half_an_object": (b"G", b"{"),
+}
+for name, (kind, body) in SAID.items():
+    cell(f"said_{name}", f"{SPEAK}say({kind!r}, {body!r})", "", forging)

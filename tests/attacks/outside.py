@@ -7,7 +7,7 @@ grader's own folders whole, and elsewhere whatever carries the attacks' word.
 import ctypes
 import hashlib
 import os
-import selectors
+import select
 import socket
 import sysconfig
 import threading
@@ -48,11 +48,6 @@ def snapshot(*folders):
         seen |= {str(p): "left behind" for p in _listed(place) if WORD in p.name}
     seen |= {str(p): "in site-packages" for p in _listed(SITE) if p.suffix in (".pth", ".py")}
     return seen | _of_the_kernel()
-
-
-def changed(before, after):
-    """The names of what came, went or changed."""
-    return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
 
 
 def _print(path):
@@ -127,46 +122,36 @@ def _told(process):
 
 @contextmanager
 def listener(folder):
-    """Listen on loopback (TCP and UDP), an abstract socket and one in `folder`.
+    """Listen on loopback, on an abstract socket and on one in `folder`.
 
     Yields (host, heard): the addresses, and a list that fills with what arrives.
     """
     tcp = socket.create_server(("127.0.0.1", 0))
-    port = tcp.getsockname()[1]
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    udp.bind(("127.0.0.1", port))
-    name = f"{WORD}-{os.getpid()}"
     abstract, filed = (socket.socket(socket.AF_UNIX) for _ in range(2))
+    name = f"{WORD}-{os.getpid()}"
     abstract.bind(f"\0{name}")
     filed.bind(str(folder / "socket"))
-    for server in (abstract, filed):
-        server.listen()
     heard, done = [], threading.Event()
-    thread = threading.Thread(target=_hear, args=([tcp, abstract, filed], udp, heard, done))
-    thread.start()
-    try:
-        yield {"port": port, "abstract": name}, heard
-    finally:
-        done.set()
-        thread.join()
-        for server in (tcp, udp, abstract, filed):
-            server.close()
-        (folder / "socket").unlink(missing_ok=True)
+    with tcp, abstract, filed:
+        abstract.listen()
+        filed.listen()
+        thread = threading.Thread(target=_hear, args=([tcp, abstract, filed], heard, done))
+        thread.start()
+        try:
+            yield {"port": tcp.getsockname()[1], "abstract": name}, heard
+        finally:
+            done.set()
+            thread.join()
+            (folder / "socket").unlink(missing_ok=True)
 
 
-def _hear(servers, udp, heard, done):
-    with selectors.DefaultSelector() as selector:
-        for server in [*servers, udp]:
-            selector.register(server, selectors.EVENT_READ)
-        while not done.is_set():
-            for key, _ in selector.select(0.1):
-                if key.fileobj is udp:
-                    heard.append(udp.recv(1000))
-                    continue
-                connection, _ = key.fileobj.accept()
-                with connection:
-                    connection.settimeout(1)
-                    try:
-                        heard.append(connection.recv(1000) or b"a connection")
-                    except OSError:
-                        heard.append(b"a connection")
+def _hear(servers, heard, done):
+    while not done.is_set():
+        for server in select.select(servers, [], [], 0.1)[0]:
+            connection, _ = server.accept()
+            with connection:
+                connection.settimeout(1)
+                try:
+                    heard.append(connection.recv(1000) or b"a connection")
+                except OSError:
+                    heard.append(b"a connection")

@@ -111,15 +111,28 @@ def test_what_is_no_plain_file_is_a_row_with_a_reason(batch, tmp_path):
     assert Fake.asked == []
 
 
-def test_a_file_that_changes_meanwhile_is_not_taken_for_another(batch, monkeypatch):
+CHANGES = {  # what stands where a notebook stood, when its turn comes
+    "another notebook": lambda path: path.write_bytes(notebook("x = 3")),
+    "nothing": lambda path: None,
+    "a pipe": os.mkfifo,
+    "a link": lambda path: path.symlink_to("/etc/passwd"),
+    "a folder": os.mkdir,
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_file_that_changes_meanwhile_is_not_taken_for_another(what, batch, monkeypatch):
     files = {"a.ipynb": notebook("x = 1"), "b.ipynb": notebook("x = 2")}
     grade = Fake.grade
 
     def change(self, name, data, seed):
-        (batch.folder / "b.ipynb").write_bytes(notebook("x = 3"))
+        (batch.folder / "b.ipynb").unlink()
+        CHANGES[what](batch.folder / "b.ipynb")
         return grade(self, name, data, seed)
 
-    monkeypatch.setattr(Fake, "grade", change)
-    rows = batch(files, jobs=1)
-    assert [row["status"] for row in rows] == ["graded", "unreadable"]
-    assert batch(jobs=1)[1]["status"] == "graded"
+    with monkeypatch.context() as patch:
+        patch.setattr(Fake, "grade", change)
+        first, second = batch(files, jobs=1)
+    assert (first["status"], second["status"]) == ("graded", "unreadable") and second["reason"]
+    now = "graded" if what == "another notebook" else "unreadable"
+    assert [row["status"] for row in batch()] == ["graded", now]

@@ -5,32 +5,22 @@ from honest import early, honest, imports, imports_of
 
 imports("sklearn_first", "from sklearn.decomposition import TruncatedSVD, PCA")
 imports("torch_behind_a_missing_one", "import plotly as sns, numpy as np, torch.nn.functional as F")
-imports(
-    "wandb",
-    "import wandb\nwandb.login()\nrun = wandb.init(project='lora-labs', mode='offline')",
-)
 imports("tqdm_notebook", "from tqdm.notebook import tqdm\nfor _ in tqdm(range(3)): pass")
 imports("widget_backend", "%matplotlib widget\nimport matplotlib.pyplot as plt", "ipympl")
-imports("notebook_backend", "%matplotlib notebook\nimport matplotlib.pyplot as plt")
 imports("inline_backend", "%matplotlib inline\n%config InlineBackend.figure_format = 'retina'")
 imports("colab_files", "from google.colab import files, drive\ndrive.mount('/content/drive')")
-imports("name_of_the_gpu", "import torch\nprint(torch.cuda.get_device_name(0))")
 imports("gpu_asserted", "import torch\ntorch.cuda.set_device(0)\nx = torch.ones(3).cuda()")
 imports("backend_of_apple", "import torch\nx = torch.ones(3, device='mps')")
 imports("autoreload", "%load_ext autoreload\n%autoreload 2\n%load_ext tensorboard")
-imports("unknown_extension", "%load_ext nb_black\n%load_ext line_profiler\n%precision 4")
 imports(
     "warning_class_of_old_numpy",
     "import warnings\nimport numpy as np\n"
     "warnings.filterwarnings('ignore', category=np.VisibleDeprecationWarning)",
     "the class is gone from numpy 2: AttributeError",
 )
-imports("option_of_old_pandas", "import pandas as pd\npd.options.mode.use_inf_as_na = True")
 imports("reads_a_csv", "import pandas as pd\nframe = pd.read_csv('results.csv')\nframe.head()")
 imports("asks_for_a_name", "name = input('Your name: ')\nprint(f'Hello {name}')")
-imports("login", "from huggingface_hub import notebook_login\nnotebook_login()")
 imports("downloads", "import urllib.request\nurllib.request.urlretrieve('http://example.com', 'x')")
-imports("environment_of_a_shell", "import os\nWHO = os.environ['USER']\nos.environ['SEED'] = '1'")
 imports("installed_first", "!pip install -q plotly\n%pip install -q plotly\nimport plotly as sns")
 imports("changes_to_the_drive", "%cd /content/drive/MyDrive/lora-labs\n%ls\n!nvidia-smi")
 imports("kernel_asked", "get_ipython().kernel.shell.banner1\nget_ipython().system('ls')")
@@ -39,7 +29,6 @@ imports("main_guard", 'if __name__ == "__main__":\n    print("in a notebook")')
 imports(
     "backend_set", "import matplotlib\nmatplotlib.use('TkAgg')\nimport matplotlib.pyplot as plt"
 )
-imports("lab_1_without_plotly", "import plotly as sns", lab="01_svd")
 imports("lab_3_on_a_gpu", "import torch\nprint(torch.cuda.get_device_name(0))", lab="03_peft")
 imports("lab_4_widget", "%matplotlib widget", lab="04_qlora")
 
@@ -101,6 +90,5 @@ def device_at_the_top(book):
     book.early(early_code + "\nif torch.cuda.is_available():\n    model = model.cuda()")
 
 
-early("hard_gpu", "device = torch.device('cuda')\ntorch.ones(3, 3).to(device) @ torch.ones(3, 3)")
 early("starts_another_lab_too", 'import labkit\n_lab, _check = labkit.start("01_svd")')
 early("shadows_check_and_lab", "check, lab = None, None", "check lines fail; answers are there")

@@ -3,21 +3,13 @@
 from attack import source
 from honest import early, honest
 
-early("grad_off", "torch.set_grad_enabled(False)", "off for all that follows")
-early("no_grad_entered", "torch.no_grad().__enter__()")
-early("inference_entered", "mode = torch.inference_mode()\nmode.__enter__()")
-early("bfloat16", "torch.set_default_dtype(torch.bfloat16)")
 early("old_default_type", "torch.set_default_tensor_type(torch.DoubleTensor)")
-early("default_device_meta", "torch.set_default_device('meta')\nbig = torch.nn.Linear(9999, 9999)")
 early(
     "default_device_cuda",
     "torch.set_default_device('cuda')",
     "a machine with a GPU: here no tensor can be made after it",
 )
-early("device_entered", "torch.device('meta').__enter__()")
-early("autocast_entered", "torch.autocast('cpu', dtype=torch.bfloat16).__enter__()")
 early("warnings_as_errors", "import warnings\nwarnings.filterwarnings('error')")
-early("numpy_raises", "import numpy as np\nnp.seterr(all='raise')", lab="05_rank")
 early(
     "logging_set_up",
     "import logging, sys\nlogging.basicConfig(level=logging.DEBUG, stream=sys.stdout, force=True)\n"
@@ -30,7 +22,6 @@ early(
     "import os, tempfile\nwith tempfile.TemporaryDirectory() as place:\n    os.chdir(place)",
 )
 early("deterministic", "torch.use_deterministic_algorithms(True)\ntorch.set_num_threads(4)")
-early("anomaly", "torch.autograd.set_detect_anomaly(True)")
 early("stdout_to_a_file", "import sys\nsys.stdout = sys.stderr = open('log.txt', 'w')")
 early("stdout_closed", "import sys\nkeep = sys.stdout\nsys.stdout.close()\nprint('lost')")
 early(
@@ -43,12 +34,6 @@ early("traced", "import sys\nsys.setprofile(lambda *args: None)\nsys.settrace(la
 early("default_signals", "from signal import *\nsignal(SIGPIPE, SIG_DFL)\nsignal(SIGCHLD, SIG_IGN)")
 early("garbage_collector_off", "import gc\ngc.disable()\ngc.set_threshold(1)")
 early("saved_on_cpu", "torch.autograd.graph.save_on_cpu().__enter__()")
-early(
-    "lab_3_grad_off_and_float64",
-    "torch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float64)",
-    lab="03_peft",
-)
-early("lab_4_in_bfloat16", "torch.set_default_dtype(torch.bfloat16)", lab="04_qlora")
 
 
 @honest()
