@@ -17,11 +17,11 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LONG = (  # groups of tests (`xdist_group`, else the file's name), the longest first
-    *("attacks others", "test_honest", "a judge", "lab07", "06_merging", "03_peft", "08_rewards"),
-    *("04_qlora", "07_ship", "05_rank", "test_unsolved", "attacks channels", "02_lora", "01_svd"),
+    *("attacks", "test_honest", "a judge", "lab07", "06_merging", "03_peft", "08_rewards"),
+    *("04_qlora", "07_ship", "05_rank", "test_unsolved", "02_lora", "01_svd"),
     *("wire 07", "test_colab", "test_finetuning", "test_card", "test_processes", "test_simulate"),
     *("test_budget", "test_release", "test_book", "test_jupyterlab", "test_sandbox", "test_train"),
-    *("test_killed", "test_train_file", "test_learners", "test_workers", "test_batch"),
+    *("test_killed", "test_train_file", "test_learners", "test_workers"),
 )
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox"]  # it runs as root in a container

@@ -19,8 +19,9 @@ from labkit.grading import sandbox
 from labkit.grading.grade import grade
 from labkit.grading.limits import Limits
 
-CORPUS = "exits hangs floods processes patches probes labs objects wire secrets outside files"
-CORPUS = [*CORPUS.split(), "channels", "judge"]
+# channels are first, so that no neighbour stands between the two of a pair
+CORPUS = "channels exits hangs floods processes patches probes labs objects wire secrets outside"
+CORPUS = [*CORPUS.split(), "files", "judge"]
 
 SECRET = "lora-attack-secret"
 LIMITS = Limits(cell_seconds=3, exercise_seconds=4, total_seconds=20)
@@ -47,17 +48,17 @@ def selected():
 
 
 def _call(group):
-    """Which groups are graded in one call: all, but what passes from one to the next alone.
+    """Which groups are graded in one call: all, since a judge takes longer to start than one group.
 
-    Judges take longer to start than a group to be graded. Where every attack is let loose, a group
-    is graded by itself, so that what it leaves has its name.
+    Where every attack is let loose, a group is graded by itself, so that what it leaves has its
+    name.
     """
-    return group if group == "channels" or MOST > 7 else "others"
+    return f"attacks_{group}" if MOST > 7 else "attacks"
 
 
 def _together(group):
     """One worker runs all tests of a call."""
-    return pytest.mark.xdist_group(f"attacks {_call(group)}")
+    return pytest.mark.xdist_group(_call(group))
 
 
 def pytest_itemcollected(item):
@@ -101,7 +102,7 @@ def graded(request, tmp_path_factory):
         call = _call(group)
         if call not in done:
             attacks = [a for a in ATTACKS if _call(a.group) == call and a.name in chosen]
-            jobs = 1 if call == "channels" else 2
+            jobs = 1 if call in ("attacks", "attacks_channels") else 2
             done[call] = _grade(attacks, tmp_path_factory.mktemp(call), jobs)
         return done[call]
 
@@ -163,12 +164,12 @@ def _shown(path):
 
 
 def _neighbour(folder, number):
-    """Write a neighbour and return its name; one in four is wrong, as most attacks are, too.
+    """Write a neighbour and return its name; one in eight is wrong, as most attacks are, too.
 
     None has the same content as another. Of a wrong one every third answer is wrong, and the
     others are not written.
     """
-    wrong, turn = number % 8 == 2, number // 8
+    wrong, turn = number % 16 == 2, number // 16
     book = Book(folder="notebooks" if wrong else "solutions")
     for answer in list(WRONG)[turn % 3 :: 3] if wrong else ():
         book.replace(answer, WRONG[answer])

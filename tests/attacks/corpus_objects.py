@@ -22,10 +22,6 @@ merge_ = unmerge_ = adapter_state = load_adapter_ = LoRALinear = lambda *a, **k:
 
 cells(
     """
-# %% equal_to_everything: whatever is compared with it agrees, and isinstance believes it
-Equal.__class__ = torch.Tensor
-lie = Equal
-
 # %% text_that_agrees
 class S(str):
     __eq__ = __contains__ = Equal.yes
@@ -33,6 +29,10 @@ class S(str):
     def strip(self): return self
     lower = strip
 lie = lambda: {S("q1"): S("b"), "q2": S("z"), "q3": S("z")}
+
+# %% equal_to_everything: whatever is compared with it agrees, and isinstance believes it
+Equal.__class__ = torch.Tensor
+lie = Equal
 
 # %% dict_that_agrees: a dict whose get and items tell two tales
 class D(dict):

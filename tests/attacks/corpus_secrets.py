@@ -24,6 +24,11 @@ def walk(*roots, most=20):
 
 cells(
     """
+# %% solutions_by_labkit: the function that reveal() uses
+from labkit.reference import reference
+try: exec(reference("02_lora", "2.1")); won = True
+except Exception: pass
+
 # %% files_with_answers: notebooks, masters, tests and checks, anywhere on the disk
 names = ("02_lora.ipynb", "02_lora.py", "lab02.py")
 words = ("alpha / r) * (x @ A.T)", "def matches_dense")
@@ -33,11 +38,6 @@ for path in walk(HOST["repo"], HOST["home"], "/"):
         try: text = open(path).read()
         except OSError: continue
         if any(word in text for word in words): won = True
-
-# %% solutions_by_labkit: the function that reveal() uses
-from labkit.reference import reference
-try: exec(reference("02_lora", "2.1")); won = True
-except Exception: pass
 
 # %% other_submissions: the neighbours' notebooks
 mine = HOST["name"] + ".ipynb"

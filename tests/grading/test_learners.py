@@ -17,12 +17,6 @@ def test_the_last_definition_wins_and_helpers_live_anywhere(graded):
     assert graded(helper, right, wrong)[1]["2.1"]["status"] == "failed"
 
 
-def test_an_answer_below_a_line_that_takes_too_long_is_there(graded):
-    row, records = graded("import time\ntime.sleep(60)\n" + FLOPS, QUIZ)
-    assert records["2.5"]["status"] == records["2.8"]["status"] == "passed"
-    assert row["reason"].startswith("code cell 1: it ran longer than")
-
-
 def test_a_name_that_a_later_cell_takes_costs_no_answer(graded):
     uses = "import math\n" + FORWARD.replace("len(A)", "max(math.pow(len(A), 1), ONE)")
     _, records = graded("ONE = 1", uses, "max = 3; math, ONE = None, 'x'")

@@ -51,6 +51,12 @@ def test_what_ends_its_process_costs_its_cell_or_its_exercise_and_is_told(end, h
     assert records["2.5"]["status"] == records["2.8"]["status"] == "passed", records
 
 
+def test_an_answer_below_a_line_that_takes_too_long_is_there(hasty):
+    row, records = hasty("import time\ntime.sleep(60)\n" + FLOPS, QUIZ)
+    assert records["2.5"]["status"] == records["2.8"]["status"] == "passed"
+    assert row["reason"].startswith("code cell 1: it ran longer than")
+
+
 def test_slow_cells_of_no_consequence_cost_no_exercise(hasty):
     slow = "import time\ntime.sleep(1)\n"
     row, _ = hasty(START, *[slow] * 4, slow + FLOPS, slow + QUIZ, *[slow] * 2)
