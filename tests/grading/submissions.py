@@ -1,6 +1,7 @@
 """Notebooks that these tests hand in, cells that answer lab 2, and what stands in for a judge."""
 
 import json
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -23,6 +24,7 @@ def notebook(*sources, tags=()):
     return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}).encode()
 
 
+NAMED = '# labkit.start("02_lora")'  # so that a judge needs no checks of other labs
 START = 'import labkit\nlab, check = labkit.start("02_lora")'
 FLOPS = """
 def step_flops(shapes, n_tokens, r=None):
@@ -57,3 +59,32 @@ class Fake:
         pass
 
     stop = kill
+
+
+# a warm process that has imported what it needs itself, and nothing that labs use
+LITTLE = """
+from labkit.grading.inside import zygote
+def warm():
+    from labkit.grading.inside import answer, supervisor
+    return zygote._shell()
+zygote.warm = warm
+zygote.main()
+"""
+REAL = sandbox.command
+
+
+def little(fd, kind):
+    """Takes the place of `sandbox.command`: such a process, in the same sandbox."""
+    *wall, _, _, own, told = REAL(fd, kind)
+    return [*wall, "-c", LITTLE, own, told]
+
+
+LITTLE_JUDGE = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import submissions
+from labkit.grading.judge import judge
+submissions.sandbox.command = submissions.little
+judge.main()
+"""
+LITTLE_JUDGE = ("-c", LITTLE_JUDGE)  # takes the place of `workers.JUDGE`

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 
 import pytest
-from submissions import FLOPS, needs_sandbox, notebook
+from submissions import FLOPS, NAMED, needs_sandbox, notebook
 
 from labkit.errors import LabError
 from labkit.grading import workers
@@ -121,7 +121,8 @@ def test_bad_input_is_one_line():
 
 
 @needs_sandbox
+@pytest.mark.thorough
 def test_workers_on_this_machine_grade(tmp_path):
-    (tmp_path / "a.ipynb").write_bytes(notebook(FLOPS))
+    (tmp_path / "a.ipynb").write_bytes(notebook(NAMED, FLOPS))
     (row,) = grade([tmp_path / "a.ipynb"], tmp_path / "out", workers=1)
     assert (row.status, row.earned) == ("graded", 2)

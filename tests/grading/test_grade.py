@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from submissions import FLOPS, needs_sandbox, notebook
+from submissions import FLOPS, LITTLE_JUDGE, NAMED, needs_sandbox, notebook
 
 from labkit import cli
 from labkit.errors import LabError
@@ -65,11 +65,12 @@ def test_ctrl_c_and_kill_end_every_process_at_once(sign, tmp_path):
     """The real command, interrupted while a submission hangs."""
     folder = tmp_path / "in"
     folder.mkdir()
-    (folder / "a.ipynb").write_bytes(notebook(FLOPS))
-    (folder / "b.ipynb").write_bytes(notebook(FLOPS, "while True: pass"))
+    (folder / "a.ipynb").write_bytes(notebook(NAMED, FLOPS))
+    (folder / "b.ipynb").write_bytes(notebook(NAMED, FLOPS, "while True: pass"))
     # a shell's background job ignores SIGINT, and so would what these tests start from there
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "from labkit import cli, fingerprint; cli.main()"
+    code += f"from labkit.grading import workers; workers.JUDGE = {LITTLE_JUDGE!r}\n"
+    code += "from labkit import cli; cli.main()"
     argv = ["grade", str(folder), "--out", str(tmp_path / "out"), "--jobs", "1"]
     run = subprocess.Popen([sys.executable, "-c", code, *argv], stdout=subprocess.DEVNULL)
     results = tmp_path / "out" / "graded"

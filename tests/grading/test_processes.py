@@ -1,7 +1,7 @@
 """Cells and answers that end their process, and time that runs out."""
 
 import pytest
-from submissions import FLOPS, FORWARD, KIND, QUIZ, START, notebook
+from submissions import FLOPS, FORWARD, KIND, NAMED, QUIZ, START, notebook
 
 from labkit.checks import lab02
 from labkit.contract import checks_of
@@ -28,7 +28,7 @@ def hasty():
 
     What they may take by the clock is told by `seconds`; None is what its limits say.
     """
-    limits = Limits(cell_seconds=2, exercise_seconds=3, total_seconds=2, submission_seconds=16)
+    limits = Limits(cell_seconds=2, exercise_seconds=3, total_seconds=2, submission_seconds=12)
     judge = judging.Judge(limits, unsafe=KIND == "bare")
     judge.start()
 
@@ -52,7 +52,7 @@ def test_what_ends_its_process_costs_its_cell_or_its_exercise_and_is_told(end, h
 
 
 def test_an_answer_below_a_line_that_takes_too_long_is_there(hasty):
-    row, records = hasty("import time\ntime.sleep(60)\n" + FLOPS, QUIZ)
+    row, records = hasty(f"{NAMED}\nimport time\ntime.sleep(60)\n{FLOPS}", QUIZ)
     assert records["2.5"]["status"] == records["2.8"]["status"] == "passed"
     assert row["reason"].startswith("code cell 1: it ran longer than")
 
@@ -70,6 +70,6 @@ def test_a_submission_has_an_end(hasty):
     hang = "\n".join(f"def {name}(*args):\n    while True: pass" for name in names)
     row, records = hasty(START, FORWARD, hang, seconds=None)
     assert row["status"] == "timeout" and row["seconds"] < 60
-    assert "it took more than 16 s in all, graded until then" in row["reason"]
+    assert "it took more than 12 s in all, graded until then" in row["reason"]
     assert records["2.1"]["status"] == "passed" and row["earned"] == 2
     assert (records["2.8"]["status"], records["2.8"]["message"]) == ("timeout", TIME_UP)

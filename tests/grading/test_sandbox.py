@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from submissions import little
 
 from labkit.grading import cgroup, sandbox, wire
 from labkit.grading.inside import seccomp
@@ -24,24 +25,13 @@ pytestmark = pytest.mark.skipif(not sandbox.available(), reason="no bubblewrap h
 ROOT = Path(__file__).parents[2]
 SMALL = Limits(8, 8, 40, memory_bytes=600 * MIB, processes=24, file_bytes=8 * MIB)
 SMALL = replace(SMALL, disk_bytes=16 * MIB)
-LITTLE = """
-from labkit.grading.inside import zygote
-zygote.warm = zygote._shell
-zygote.main()
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def little():
-    """Warm processes without what labs use: these tests ask for nothing of it."""
-    real = sandbox.command
-
-    def command(fd, kind):
-        *wall, _, _, own, told = real(fd, kind)
-        return [*wall, "-c", LITTLE, own, told]
-
+def without_what_labs_use():
+    """These tests ask for nothing of it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sandbox, "command", command)
+        patch.setattr(sandbox, "command", little)
         yield
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from submissions import FLOPS, QUICK, Fake, needs_sandbox, notebook
+from submissions import FLOPS, LITTLE_JUDGE, NAMED, QUICK, Fake, needs_sandbox, notebook
 
 from labkit.errors import LabError
 from labkit.grading import workers
@@ -70,15 +70,16 @@ def _lives(process):
 
 @needs_sandbox
 @pytest.mark.parametrize("who", ["judge", "warm process"])
-def test_what_is_killed_in_the_middle_costs_nothing(who):
+def test_what_is_killed_in_the_middle_costs_nothing(who, monkeypatch):
     """The real ones, while a cell waits."""
+    monkeypatch.setattr(workers, "JUDGE", LITTLE_JUDGE)
     judge = workers.JudgeProcess(QUICK)
     judge.start()
     first = psutil.Process(judge.process.pid)
     victims = [first] if who == "judge" else first.children(recursive=True)[::-1]
     killer = threading.Timer(1, lambda: [victim.kill() for victim in victims])
     killer.start()
-    row, _ = judge.grade("a.ipynb", notebook("import time\ntime.sleep(4)", FLOPS), 1)
+    row, _ = judge.grade("a.ipynb", notebook(NAMED, "import time\ntime.sleep(4)", FLOPS), 1)
     assert not any(_lives(victim) for victim in victims)
     judge.stop()
     assert (row.status, row.earned) == ("graded", 2)
