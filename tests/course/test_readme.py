@@ -107,8 +107,8 @@ def test_what_it_says_of_rates_and_templates_is_in_the_tables():
     assert "alpha 128 three times" in plain(TEXT)
     runs = measured.by_run("ship")
     trained, other = runs["asked: as in training"], runs["asked: Llama 2's template"]
-    assert (trained >= 0.9 * runs["n"]).all() and "nine of ten answers right" in plain(TEXT)
-    assert (other < 0.1 * runs["n"]).all() and "Llama 2's, fewer than one." in plain(TEXT)
+    assert (trained >= 0.9 * runs["n"]).all() and "nine in ten answers right" in plain(TEXT)
+    assert (other < 0.1 * runs["n"]).all() and "Llama 2's, fewer than one in ten." in plain(TEXT)
 
 
 def test_how_good_memory_is_stands_in_its_guide():
