@@ -109,7 +109,7 @@ def cut(lab, seed, r):
 
 
 def sgd(lab, seed, steps=50):
-    model, batches = lab["model"], lab["loop"].batches(HOME, lab["tokenizer"], 8, steps)
+    model, batches = lab["model"], lab["loop"].batches(HOME, lab["tokenizer"], 16, steps)
     list(loop.train(model, batches, steps, RATES["SGD"], torch.optim.SGD))
     return judged(lab, model) | kept(lab, "sgd", seed, updates(lab))
 

@@ -599,7 +599,7 @@ def earns(worth):
 if lab.experiment("A step from the base model", 8, needs=["8.4", "8.5", "8.6", "8.7"]):
     commands = tasks.load("home").sort("intent")  # a step draws from all over this order
     policy, prompts = adapted(model, r=1), next(rollouts.prompts(commands, 4, 1))
-    print(grpo_step(policy, adamw(policy, 1e-3), sampler(), earns(reward), prompts, 8))
+    print(grpo_step(policy, adamw(policy, 5e-4), sampler(), earns(reward), prompts, 8))
 
 # %% [markdown]
 # All answers earn nothing, all groups are equal, and the gradient is zero. That is why people first
@@ -622,15 +622,14 @@ def warm_start(steps=14):
     return tuned.merge_and_unload().eval()
 
 
-def train_grpo(worth, samples=8, rate=1e-3, r=1, steps=12, seed=0):
+def train_grpo(worth, samples=8, rate=5e-4, r=1, steps=12, seed=0):
     """(the model after GRPO from the warm start, its curves), 64 answers per step."""
     policy, sample = adapted(start, r, seed), sampler(seed)
     optimizer, commands = adamw(policy, rate), tasks.load("home").sort("intent")
     labels = {"reward": "mean reward paid", "equal": "share of groups\nwith equal rewards"}
     curves = live.Curves(f"GRPO, {worth.__name__}", steps, labels)
     draws = rollouts.prompts(commands, 64 // samples, steps, seed)
-    for step, prompts in enumerate(draws):
-        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+    for prompts in draws:
         curves.add(**grpo_step(policy, optimizer, sample, earns(worth), prompts, samples))
     return policy.eval(), curves
 
@@ -841,6 +840,6 @@ if lab.experiment(
     first, last = (sum(tokens[name]) / 60 for name in ("before", "shorter, beta 0.1"))
     lab.headline(
         f"DPO: {first:.0f} tokens per answer -> {last:.0f}; GRPO: mean reward of sampled answers "
-        f"{means['warm start']:.2f} -> {means['GRPO']:.2f}, right greedy answers of 100 "
-        f"{found['warm start']['right']} -> {found['GRPO']['right']}"
+        f"{means['warm start']:.2f} -> {means['GRPO']:.2f}, right greedy intents of 100 "
+        f"{found['warm start']['intents']} -> {found['GRPO']['intents']}"
     )

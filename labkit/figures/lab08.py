@@ -46,7 +46,7 @@ def clip_shape(epsilon: float) -> Figure:
 
 
 def rewarded(found: dict[str, dict], guess: Guess) -> Figure:
-    """Mean rewards, sampled and greedy, and right answers of 100: {model: result of `marks`}.
+    """Mean rewards, sampled and greedy, and right intents of 100: {model: result of `marks`}.
 
     Two models; the title compares them command by command. guess: the sampled reward.
     """
@@ -56,7 +56,7 @@ def rewarded(found: dict[str, dict], guess: Guess) -> Figure:
     title = "No clear gain"
     if gained:
         title = f"GRPO raised the reward of {' and '.join(gained)} answers"
-        title += "" if after["right"] > before["right"] else ", but not the right ones"
+        title += "" if after["intents"] > before["intents"] else ", not the right intents"
     fig, (left, other) = titled(title, 2, sharey=False)
     values = {
         f"{way},\n{name}": mean_interval(_by_command(marks, way))
@@ -67,8 +67,8 @@ def rewarded(found: dict[str, dict], guess: Guess) -> Figure:
     dots(left, values, "mean reward (line: 95% interval)", roles)
     left.set_xlim(0, None)
     guess.draw(left, "x")
-    shown = {name: wilson(marks["right"], 100) for name, marks in found.items()}
-    dots(other, shown, "right greedy answers, of 100\n(line: 95% interval)", roles, "{:.0f}")
+    shown = {name: wilson(marks["intents"], 100) for name, marks in found.items()}
+    dots(other, shown, "right intents, greedy, of 100\n(line: 95% interval)", roles, "{:.0f}")
     other.set_xlim(0, None)
     other.yaxis.tick_right()
     return fig
