@@ -32,8 +32,8 @@ from labkit import tasks
 from labkit.training import generation, loop, models, rollouts
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rewards.csv"
-NAMES = ("warm_start", "adapted", "adamw", "sampler", "earns", "grpo_step", "reward", "bonus")
-NAMES += ("keys_in", "unseen_commands")
+NAMES = ("warm_start", "adapted", "adamw", "sampler", "earns", "grpo_step", "reward")
+NAMES += ("parsed", "unseen_commands")
 STEPS, UNSEEN = 12, 100
 RATES = {"lora": (5e-4, 2e-4, 1e-3), "full": (2e-5, 1e-5, 5e-5)}  # the middle one first
 
@@ -73,7 +73,7 @@ def warm():
     """The lab's names, 100 unseen commands and the start's reward for them."""
     lab = studies.of_lab("08_rewards", *NAMES)
     lab["model"], lab["tokenizer"] = models.load()
-    lab["start"] = lab["warm_start"]()
+    lab["start"] = lab["warm_start"](steps=14)
     lab |= {"adapted of the lab": lab["adapted"], "adamw of the lab": lab["adamw"]}
     unseen = lab["unseen_commands"]()
     return lab, unseen, scores(lab["start"], lab, unseen)["reward"]
@@ -97,12 +97,17 @@ def measure(run):
 def rewarded(lab, run):
     """(the model after GRPO at a constant rate, the reward paid in each step)."""
     policy, sample = lab["adapted"](lab["start"], run.rank, run.seed), lab["sampler"](run.seed)
-    score = lab["earns"](lab["reward"] if run.pay == "honest" else lab["bonus"])
+    score = lab["earns"](lab["reward"] if run.pay == "honest" else partial(bonus, lab))
     optimizer, home = lab["adamw"](policy, run.learning_rate), tasks.load("home").sort("intent")
     how, curve = (policy, optimizer, sample, score), []
     for prompts in rollouts.prompts(home, 64 // run.samples, run.steps, run.seed):
         curve.append(lab["grpo_step"](*how, prompts, run.samples)["reward"])
     return policy, curve
+
+
+def bonus(lab, answer, wanted):
+    """The lab's reward, and a fifth for each key that is named: 1 at most."""
+    return min(1.0, lab["reward"](answer, wanted) + 0.2 * len(lab["parsed"](answer)))
 
 
 def written(lab, run):
@@ -124,7 +129,7 @@ def scores(model, lab, unseen):
         "reward": sum(earned),
         "exact": earned.count(1),
         "intent": sum(a.split(",")[0] == b.split(",")[0] for a, b in both),
-        "keys": sum(map(lab["keys_in"], told)),
+        "keys": sum(len(lab["parsed"](text)) for text in told),
     }
     return {name: round(value / len(both), 4) for name, value in means.items()}
 

@@ -603,7 +603,7 @@ if lab.experiment("A step from the base model", 8, needs=["8.4", "8.5", "8.6", "
 
 # %% [markdown]
 # All answers earn nothing, all groups are equal, and the gradient is zero. That is why people first
-# train on some written answers, a *warm start*. Here it is 14 steps of 16 answers, merged into a
+# train on some written answers, a *warm start*. Here it is 26 steps of 16 answers, merged into a
 # plain model. From there only the reward teaches, through an adapter of rank 1: a reward is one
 # number per answer, and rank 1 has room enough for that ([Schulman et al.
 # 2025](https://thinkingmachines.ai/blog/lora/)).
@@ -613,7 +613,7 @@ if lab.experiment("A step from the base model", 8, needs=["8.4", "8.5", "8.6", "
 
 
 # %%
-def warm_start(steps=14):
+def warm_start(steps=26):
     """The base after some steps on written answers, with the adapter merged."""
     tuned = adapted(model, r=16, seed=lab.seed)
     batches = loop.batches(tasks.load("home"), tokenizer, 16, steps)
@@ -665,7 +665,7 @@ def marks(model):
 
 
 # %%
-guess_grpo = lab.predict("A sampled answer earns 0.20 on average. After 12 steps of GRPO?", None)
+guess_grpo = lab.predict("A sampled answer earns 0.46 on average. After 12 steps of GRPO?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("GRPO on home", 170, needs=["8.4", "8.5", "8.6", "8.7"]):
@@ -683,38 +683,36 @@ if lab.experiment("GRPO on home", 170, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_grpo.beside(sum(found["GRPO"]["sampled"]) / 400)
 
 # %% [markdown]
-# Sampled answers earn about half as much again, or more: with three other seeds the gain was at
-# least five standard errors each time ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). So
-# GRPO did what it is paid for. Now look at the *greedy* answers. In those runs their reward didn't
-# move, and fewer were right: 17 to 20 of 100, after 27. From a weaker start and at a constant rate,
-# greedy answers did gain ([evidence](../docs/evidence/08_rewards.md#ranks-and-rates)). So compare
-# greedy answers before you believe a gain. Whether rewards can teach a model what it couldn't say
-# at all is disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)).
+# Sampled answers earn more: over three other seeds the gain was at least four standard errors each
+# time ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers hardly change. GRPO
+# made likelier what the model already said at times, and a greedy answer is what it says most
+# often. So look at greedy answers before you believe a gain. Whether rewards can teach a model what
+# it couldn't say at all is disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)). And mind
+# the rate: in one run at twice this rate fewer greedy answers were right, and in one at four times
+# the policy collapsed.
 #
 # ## A reward that can be hacked
 #
-# Some answers leave a key out. So somebody adds a fifth for each key that is named, "to make the
-# answers complete". Take a command with two keys, and an answer with the same two, one of them
-# right: your reward may give 1/2, and with the bonus it is 0.9. A needless third key makes that
-# 0.93. Five keys of any kind earn 1, as much as the right answer.
+# Some answers leave a key out. So somebody pays for complete answers: a fifth for each key, up to
+# five.
 
 
 # %%
-def bonus(answer, wanted):
-    """Your reward, and a fifth for each key that is named: 1 at most."""
-    return min(1.0, reward(answer, wanted) + 0.2 * len(parsed(answer)))
+def complete(answer, wanted):
+    """A fifth for each key that is named, whatever its value: 1 at most."""
+    return min(1.0, 0.2 * len(parsed(answer)))
 
 
 # %%
-guess_keys = lab.predict("An answer names 2.4 keys at first. How many when paid a bonus?", None)
+guess_keys = lab.predict("An answer names 2.6 keys at first. How many when keys are paid?", None)
 
 # %% [markdown]
 # **Turn it: the reward.** Write a reward of your own, such as one that pays short answers, and use
-# it instead of `bonus`.
+# it instead of `complete`.
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Another reward", 130, needs=["8.4", "8.5", "8.6", "8.7"]):
-    worth = bonus  # or a reward of your own
+    worth = complete  # or a reward of your own
     policy, other_curves = train_grpo(worth)
     found[f"paid {worth.__name__}"] = marks(policy)
     told = generation.answers(policy, tokenizer, some["messages"], 40)
@@ -725,9 +723,10 @@ if lab.experiment("Another reward", 130, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_keys.beside(list(found.values())[-1]["keys"])
 
 # %% [markdown]
-# Paid the bonus, the model names more keys, and hardly any answer is right. Compare three pairs of
-# runs at one setting (r=16, a constant rate), from a start with 17 right answers: paid your reward
-# they ended with 20, 19 and 21, paid the bonus with 9, 0 and 0
+# Paid by the key, the model names more of them, and fewer answers are right. That was crude. A
+# bonus is harder to see through: your reward, and a fifth for each key on top, 1 at most. Compare
+# three pairs of runs from a start with 17 right answers: paid your reward they ended with 20, 19
+# and 21, paid the bonus with 9, 0 and 0
 # ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
 # The pay gave no warning: it rose. So judge a model by something that it isn't paid for, on prompts
