@@ -54,7 +54,7 @@ from labkit.training import fast, generation, loop, models, pairs, rollouts, tre
 #
 # $$\log \pi(y \mid x) = \sum_t \log \pi(y_t \mid x, y_{<t})$$
 #
-# DPO takes the sum, GRPO its terms.
+# DPO uses the sum, GRPO each term.
 
 # %% [markdown]
 # ### Exercise 8.1 · `sequence_logprob`
@@ -129,14 +129,14 @@ if lab.experiment("The model, and pairs of its answers", 5):
 # How does a model learn from such pairs? Suppose that answers have a quality, and that answer $c$
 # is chosen over $r$ with probability $\sigma(\text{quality}_c - \text{quality}_r)$, where $\sigma$
 # is the sigmoid (the Bradley-Terry model). The idea of DPO (*direct preference optimization*,
-# [Rafailov et al. 2023](https://arxiv.org/abs/2305.18290)) is that the model itself can be read as
-# the judge. An answer's quality is how much likelier it has become since the start,
+# [Rafailov et al. 2023](https://arxiv.org/abs/2305.18290)) is that the model serves as its own
+# reward model. An answer's quality is how much likelier it has become since the start,
 #
 # $$\beta \, \log \frac{\pi(y \mid x)}{\pi_{\text{ref}}(y \mid x)}$$
 #
 # where the *reference* $\pi_{\text{ref}}$ is the model before training. The loss is minus the
-# logarithm of the probability of the choice that was made. An example with $\beta = 0.1$: the
-# chosen answer has gained 10 nats more than the rejected one. Then the choice has a probability of
+# logarithm of the probability of the observed choice. An example with $\beta = 0.1$: the chosen
+# answer has gained 10 nats more than the rejected one. Then the choice has a probability of
 # $\sigma(1) = 0.73$, and the loss is 0.31.
 #
 # Why this formula? Look for the model whose answers have the highest mean quality, minus $\beta$
@@ -206,8 +206,8 @@ check.dpo(dpo_loss)
 # - without a gradient: nothing here is trained, and its graph would cost memory;
 # - in eval mode, because dropout in the base would add noise;
 # - and leave the model as it was: in the same mode, with the same adapter active, **also after an
-#   exception**, the Stop button's included. A notebook goes on after one, and would train a model
-#   without its adapter as if nothing had happened.
+#   exception**, a keyboard interrupt included. A notebook goes on after one, and would train a
+#   model without its adapter as if nothing had happened.
 #
 # <details><summary>Hint</summary>
 #
@@ -242,7 +242,7 @@ check.reference(reference_logprobs)
 # %% [markdown]
 # ## DPO for shorter answers
 #
-# With that, DPO is a loop of ten lines.
+# With that, DPO is a short loop.
 
 
 # %%
@@ -333,20 +333,19 @@ if lab.experiment("Other pairs, beta or rate", 60, needs=["8.1", "8.2", "8.3"]):
     display(figures.lengths(tokens))
 
 # %% [markdown]
-# The loss falls there, too, if slowly. It says that the pairs are told apart, not that answers got
-# better. So read some pairs before you train on them.
+# A loss that falls shows only that the model separates the pairs, not that its answers got better.
+# So read some pairs before you train on them.
 #
-# A second mistake makes no noise at all. If the reference is computed with the adapter *on*, policy
-# and reference are the same, the margin is 0, and the loss stays at $\log 2 = 0.693$ at every step.
-# The gradient isn't zero, so the model drifts.
+# A second mistake raises no error. If the reference is computed with the adapter *on*, policy and
+# reference are the same, the margin is 0, and the loss stays at $\log 2 = 0.693$ at every step.
+# That is how you recognize it. The gradient isn't zero, so the model moves on, unchecked.
 #
 # ## Better than its group
 #
 # DPO's pairs were made before training. GRPO (*group relative policy optimization*, [Shao et al.
 # 2024](https://arxiv.org/abs/2402.03300)) lets the model answer while it learns. For each prompt it
-# samples a *group* of answers, and a program gives each one a reward. Answers that are better than
-# the rest of their group are made likelier, the others less likely. The model never sees a right
-# answer.
+# samples a *group* of answers, and a program gives each one a reward. Answers above the mean of
+# their group become likelier, those below it less likely. The model never sees a right answer.
 #
 # Four answers that earn 1, 0, 0 and 0 have advantages of 1.5, -0.5, -0.5 and -0.5. If they earn
 # 0.1, 0, 0 and 0, the advantages are practically the same: the division makes small differences
@@ -389,11 +388,13 @@ check.advantages(group_advantages)
 # Why does this raise the reward? The mean reward for a prompt is $\sum_y \pi(y) R(y)$. Because
 # $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over
 # answers that the model draws itself. So sample some, and average. Subtracting the group's mean
-# leaves the expected direction unchanged, since $\sum_y \nabla \pi(y) = 0$, and removes noise.
+# leaves the expected direction unchanged, since $\sum_y \nabla \pi(y) = 0$, and usually reduces
+# noise.
 #
 # Samples are expensive, so one would like to take several steps on the same ones. But after the
 # first step the model has changed. The *ratio* $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ says how
-# much likelier a token is now than when it was drawn. Training maximizes
+# much likelier a token is now than when it was drawn. GRPO's objective, here without the KL term of
+# the paper, is
 #
 # $$\min\bigl(\rho_t A, \; \text{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) \, A\bigr).$$
 #
@@ -602,14 +603,14 @@ if lab.experiment("A step from the base model", 8, needs=["8.4", "8.5", "8.6", "
     print(grpo_step(policy, adamw(policy, 5e-4), sampler(), earns(reward), prompts, 8))
 
 # %% [markdown]
-# All answers earn nothing, all groups are equal, and the gradient is zero. That is why people first
-# train on some written answers, a *warm start*. Here it is 26 steps of 16 answers, merged into a
-# plain model. From there only the reward teaches, through an adapter of rank 1: a reward is one
-# number per answer, and rank 1 has room enough for that ([Schulman et al.
+# All answers earn nothing, all groups are equal, and the gradient is zero. So first train on some
+# written answers, a *warm start*: here 26 steps of 16 answers, merged into a plain model. From
+# there only the reward teaches, through an adapter of rank 1: a reward is one number per answer,
+# and rank 1 has room enough for that ([Schulman et al.
 # 2025](https://thinkingmachines.ai/blog/lora/)).
 #
-# What to measure? On 100 unseen commands, the mean reward of four *sampled* answers to each, which
-# is what GRPO raises, and that of the *greedy* answer, which is how the model will be used.
+# We measure two things on 100 unseen commands: the mean reward of four *sampled* answers to each,
+# which is what GRPO raises, and that of the *greedy* answer, which is how the model will be used.
 
 
 # %%
@@ -683,18 +684,18 @@ if lab.experiment("GRPO on home", 170, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_grpo.beside(sum(found["GRPO"]["sampled"]) / 400)
 
 # %% [markdown]
-# Sampled answers earn more: 0.08, 0.08 and 0.04 in three other seeds, which together is about five
-# standard errors ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers gained
-# nothing there: 37 of 100 were right before, and 30 to 32 after. GRPO made likelier what the model
-# already said at times, and a greedy answer is what it says most often. So look at greedy answers
-# before you believe a gain. Whether rewards can teach a model what it couldn't say at all is
-# disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)). And mind the rate: in one run at
-# twice this rate fewer greedy answers were right, and in one at four times the policy collapsed.
+# Sampled answers earn more: in three other seeds the gain was 0.08, 0.08 and 0.04, with a standard
+# error of 0.02 in each ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers
+# gained nothing there: 37 of 100 were right before, and 30 to 32 after. All answers name fewer keys
+# than before, because a needless key costs something. From a weaker start, greedy answers did gain
+# at this rate ([evidence](../docs/evidence/08_rewards.md#ranks-and-rates)). So look at greedy
+# answers before you believe a gain. Whether rewards can teach a model what it couldn't say at all
+# is disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)).
 #
 # ## A reward that can be hacked
 #
-# Some answers leave a key out. So somebody pays for complete answers: a fifth for each key, up to
-# five.
+# Some answers leave a key out. Suppose that somebody pays for complete answers: a fifth for each
+# key, up to five.
 
 
 # %%
@@ -725,8 +726,8 @@ if lab.experiment("Another reward", 130, needs=["8.4", "8.5", "8.6", "8.7"]):
 # %% [markdown]
 # Paid by the key, the model names more of them, and fewer answers are right. That was crude. A
 # bonus is harder to see through: your reward, and a fifth for each key on top, 1 at most. Compare
-# three pairs of runs from a start with 17 right answers: paid your reward they ended with 20, 19
-# and 21, paid the bonus with 9, 0 and 0
+# three pairs of runs (r=16) from a start with 17 right answers: paid your reward they ended with
+# 20, 19 and 21, paid the bonus with 9, 0 and 0
 # ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
 # The pay gave no warning: it rose. So judge a model by something that it isn't paid for, on prompts
@@ -821,9 +822,9 @@ check.quiz(quiz)
 #
 # - The log-probability of an answer is a sum over its tokens, shifted by one, without the prompt.
 # - DPO compares what two answers have gained since the start. Under an adapter, the start is still
-#   there. A loss that falls says that the pairs are told apart, and not that answers are better.
+#   there. A loss that falls shows that the pairs are told apart, not that answers are better.
 # - GRPO makes likelier what is better than the rest of its group. A group of equals teaches
-#   nothing. Sampled answers gain first: look at the greedy ones, too.
+#   nothing. Sampled answers may gain alone: look at the greedy ones, too.
 # - Once a token has moved far enough the right way, the clip makes its gradient zero. With one step
 #   per sample, as here, that never happens.
 # - A model learns what the reward pays for. Judge it by something that it isn't paid for.
@@ -839,6 +840,6 @@ if lab.experiment(
     first, last = (sum(tokens[name]) / 60 for name in ("before", "shorter, beta 0.1"))
     lab.headline(
         f"DPO: {first:.0f} tokens per answer -> {last:.0f}; GRPO: mean reward of sampled answers "
-        f"{means['warm start']:.2f} -> {means['GRPO']:.2f}, right greedy intents of 100 "
-        f"{found['warm start']['intents']} -> {found['GRPO']['intents']}"
+        f"{means['warm start']:.2f} -> {means['GRPO']:.2f}, right greedy answers of 100 "
+        f"{found['warm start']['right']} -> {found['GRPO']['right']}"
     )

@@ -19,10 +19,10 @@
 #
 # The trick is that a teacher is already in memory. Your base model, the same network with the
 # adapter switched off, still knows how to answer. So let the tuned model answer, ask the base how
-# likely it finds each next token, and move toward that. This is *on-policy distillation* ([Lu et
-# al. 2025](https://thinkingmachines.ai/blog/on-policy-distillation/)), with the base as the
-# teacher. You write its loss, its sampling and its training step, and you fix a run whose loss
-# looks perfect because nothing is learned.
+# likely it finds each next token, and train toward those probabilities. This is *on-policy
+# distillation* ([Lu et al. 2025](https://thinkingmachines.ai/blog/on-policy-distillation/)), with
+# the base as the teacher. You write its loss, its sampling and its training step, and you repair a
+# measurement that says zero because the teacher is the student.
 #
 # {{ time }}
 
@@ -106,8 +106,8 @@ if lab.experiment("An adapter for home alone", 60):
 #
 # The knowledge isn't lost. Switch the adapter off, and all of it is back. But you want one model
 # that does both. The usual cure is to mix everyday instructions with written answers into the
-# training data. That needs somebody to write them, and it teaches the model the writer's style. But
-# the model needn't learn to chat, only keep chatting.
+# training data. Somebody has to write or collect them, and the model learns the writer's style. But
+# it only has to keep its old chat behavior.
 #
 # ## How far apart are two models?
 #
@@ -122,9 +122,9 @@ if lab.experiment("An adapter for home alone", 60):
 # time. Then the reverse KL is $0.9 \ln 1.8 + 0.1 \ln 0.2 = 0.37$ nats, and the forward KL is 0.51.
 #
 # They punish different mistakes. The reverse KL weighs each token by how often the *student* says
-# it, so it is large where the student says what the teacher never would: a brace, here. It doesn't
-# mind if the student leaves out some of the things that the teacher might say. The forward KL is
-# large where the teacher might say what the student never does.
+# it, so it is large where the student says what the teacher never would: a brace, here. It hardly
+# minds if the student leaves out some of the things that the teacher might say: in the example, ln
+# 2 at most. The forward KL is large where the teacher might say what the student never does.
 
 # %% [markdown]
 # ### Exercise 9.1 · `token_kl`
@@ -171,9 +171,9 @@ check.kl(token_kl)
 # ## The student answers, the teacher marks
 #
 # On which texts should the two agree? A model is steered by what it says itself: each token is the
-# beginning of the next one. A student that begins with `{"intent"` will never get to the positions
-# of a good answer that somebody wrote. So let it answer, and correct it where it goes wrong. That
-# is what *on-policy* means ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)).
+# beginning of the next one. A student that begins with `{"intent"` is then at positions that no
+# good written answer has. So let it answer, and correct it where it goes wrong. That is what
+# *on-policy* means ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)).
 #
 # Compare this with lab 8. There, each answer earned one number, and you needed groups of eight to
 # see which was better. Here every token is marked, by a whole distribution.
@@ -229,7 +229,7 @@ check.samples(on_policy)
 #
 # $$\text{loss} = \text{task loss} + \text{weight} \cdot \text{KL}$$
 #
-# The task's batches keep what was learned, and the KL brings back the rest.
+# The task's batches preserve `home`, and the KL restores everyday chat.
 
 # %% [markdown]
 # ### Exercise 9.3 · `distill_step`
@@ -332,10 +332,11 @@ if lab.experiment("Distillation from its own base", 90, needs=["9.1", "9.2", "9.
     guess_kept.beside(found["distilled"]["json"])
 
 # %% [markdown]
-# The braces are gone, and `home` still works about as well. In three other runs, 42, 34 and 40 of
-# 60 instructions were answered in JSON before, and none after
-# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). Read the answers: no
-# brace doesn't mean a good answer, only one like the base's.
+# The braces are gone, and `home` still works. In three other runs, 42, 34 and 40 of 60 instructions
+# were answered in JSON before, and none after
+# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). There, 40 of 100 commands
+# were right on average, after 36 at the start; 15 steps more on `home` alone reach 47, so the cure
+# may cost a little. Read the answers: no brace doesn't mean a good answer.
 #
 # Be careful with automatic scores here. `chat` comes with checks such as "at most 30 words", and a
 # JSON intent passes that one.
@@ -354,7 +355,7 @@ if lab.experiment("Other settings", 90, needs=["9.1", "9.2", "9.3"]):
 
 # %% [markdown]
 # Without batches of the task, the student goes back to its base, and `home` is gone with the
-# braces: the KL is about being like the base, and the base can't do `home`.
+# braces: nothing in the loss rewards `home` any more, and commands go through the same weights.
 #
 # ## Whose answers?
 #
@@ -386,10 +387,10 @@ if lab.experiment("Other answers", 90, needs=["9.1", "9.2", "9.3"]):
 
 # %% [markdown]
 # Whoever writes the answers, the JSON disappears. What differs is how far the model ends from its
-# base: 0.1 to 0.2 nats per token after its own answers or the base's, and 0.55 after learning the
-# written ones ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). So nobody
-# has to write answers. These runs don't show that the student's own answers are better than the
-# base's.
+# base: 0.1 to 0.2 nats per token after its own answers or the base's, which trained on just that,
+# and 0.55 after learning the written ones
+# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). So nobody has to write
+# answers. These runs don't show that the student's own answers are better than the base's.
 #
 # ## A loss that was too good
 #
@@ -412,8 +413,8 @@ if lab.experiment("Other answers", 90, needs=["9.1", "9.2", "9.3"]):
 #
 # <details><summary>Hint</summary>
 #
-# PEFT puts an adapter *into* the layers of the model that you give it, so no object has the old
-# layers. What switches the adapter off for a while?
+# PEFT puts an adapter *into* the layers of the model that you give it, so no model without it is
+# left. What switches the adapter off for a while?
 # </details>
 
 
@@ -517,13 +518,13 @@ if lab.experiment("How far from the base?", 30, needs=["9.1", "9.2", "9.3", "9.4
 # - (c) Whether the learning rate is too low for anything to change.
 # - (d) Whether the answers were written ones, by mistake.
 #
-# **q4. The teacher finds two answers equally likely. The student nearly always gives the first one.
-# Which is true?**
+# **q4. The teacher gives each of two answers a probability of a half. The student nearly always
+# gives the first one. Which is true?**
 #
 # - (a) The forward KL is small, and the reverse KL is large.
 # - (b) Both are zero, because the student's answer is one that the teacher likes.
 # - (c) Both are infinite, because the student never gives the second answer.
-# - (d) If it says nothing else, the reverse KL is at most ln 2, and the forward KL is larger.
+# - (d) The reverse KL is at most ln 2, and the forward KL can be any size.
 
 
 # %%
@@ -540,7 +541,7 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - Fine-tuning on one task changes the answers to everything else. Look at them before you ship.
+# - Fine-tuning on one task changes the answers to other prompts. Look at them before you ship.
 # - With LoRA the old model is still there: switch the adapter off, and it can teach.
 # - The reverse KL on the student's own answers punishes what the teacher would never say. No
 #   written answer is needed.

@@ -32,7 +32,7 @@ def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None, cap: i
 
 def clip_shape(epsilon: float) -> Figure:
     """The objective of a token by its ratio, for an advantage of 1 and of -1."""
-    fig, axes = titled("The clip is one-sided, on the side that was asked for", 2, sharey=False)
+    fig, axes = titled("The clip acts only in the rewarded direction", 2, sharey=False)
     ratio = np.linspace(0, 2.5, 300)
     for ax, gain in zip(axes, (1, -1), strict=True):
         clipped = np.minimum(ratio * gain, ratio.clip(1 - epsilon, 1 + epsilon) * gain)
@@ -46,7 +46,7 @@ def clip_shape(epsilon: float) -> Figure:
 
 
 def rewarded(found: dict[str, dict], guess: Guess) -> Figure:
-    """Mean rewards, sampled and greedy, and right intents of 100: {model: result of `marks`}.
+    """Mean rewards, sampled and greedy, and right answers of 100: {model: result of `marks`}.
 
     Two models; the title compares them command by command. guess: the sampled reward.
     """
@@ -56,7 +56,7 @@ def rewarded(found: dict[str, dict], guess: Guess) -> Figure:
     title = "No clear gain"
     if gained:
         title = f"GRPO raised the reward of {' and '.join(gained)} answers"
-        title += "" if after["intents"] > before["intents"] else ", not the right intents"
+        title += "" if after["right"] > before["right"] else "; no more are right"
     fig, (left, other) = titled(title, 2, sharey=False)
     values = {
         f"{way},\n{name}": mean_interval(_by_command(marks, way))
@@ -67,8 +67,8 @@ def rewarded(found: dict[str, dict], guess: Guess) -> Figure:
     dots(left, values, "mean reward (line: 95% interval)", roles)
     left.set_xlim(0, None)
     guess.draw(left, "x")
-    shown = {name: wilson(marks["intents"], 100) for name, marks in found.items()}
-    dots(other, shown, "right intents, greedy, of 100\n(line: 95% interval)", roles, "{:.0f}")
+    shown = {name: wilson(marks["right"], 100) for name, marks in found.items()}
+    dots(other, shown, "right greedy answers, of 100\n(line: 95% interval)", roles, "{:.0f}")
     other.set_xlim(0, None)
     other.yaxis.tick_right()
     return fig
@@ -84,7 +84,9 @@ def hacked(found: dict[str, dict], paid: Sequence[float], guess: Guess) -> Figur
     last = list(found.values())[-1]
     best = max(marks["right"] for marks in found.values())
     worse = wilson(last["right"], 100)[2] < best
-    title = "The pay rises, and fewer answers are right" if worse else "Paid otherwise"
+    paid_more = np.mean(paid[-3:]) > np.mean(paid[:3])
+    worse = worse and paid_more
+    title = "The pay rises, and fewer answers are right" if worse else "A different reward"
     fig, (left, keys, right) = titled(title, 3, sharey=False)
     left.plot(range(1, len(paid) + 1), paid, "o-", color=ROLES["mistake" if worse else "LoRA"])
     left.set(xlabel="step", ylabel="mean reward paid", ylim=(0, 1))
