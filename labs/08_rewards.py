@@ -325,7 +325,7 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
 
 # %% tags=["experiment"]
 wish, beta, rate = "longer", 0.1, 5e-4
-if lab.experiment("Other pairs, beta or rate", 60, needs=["8.1", "8.2", "8.3"]):
+if lab.experiment("Other pairs, beta or rate", 50, needs=["8.1", "8.2", "8.3"]):
     turned, _ = train_dpo(pairs_of(wish), rate, beta)
     tokens[f"{wish}, beta {beta:g}" + (f", rate {rate:g}" if rate != 5e-4 else "")] = lengths(
         turned
@@ -669,7 +669,7 @@ def marks(model):
 guess_grpo = lab.predict("A sampled answer earns 0.46 on average. After 12 steps of GRPO?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("GRPO on home", 170, needs=["8.4", "8.5", "8.6", "8.7"]):
+if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
     start = warm_start()
     found = {"warm start": marks(start)}
     policy, curves = train_grpo(reward)
@@ -712,7 +712,7 @@ guess_keys = lab.predict("An answer names 2.6 keys at first. How many when keys 
 # it instead of `complete`.
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("Another reward", 130, needs=["8.4", "8.5", "8.6", "8.7"]):
+if lab.experiment("Another reward", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
     worth = complete  # or a reward of your own
     policy, other_curves = train_grpo(worth)
     found[f"paid {worth.__name__}"] = marks(policy)

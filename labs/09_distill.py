@@ -88,7 +88,7 @@ def marks(model):
 guess_json = lab.predict("Of 60 everyday instructions, how many are answered in JSON?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("An adapter for home alone", 60):
+if lab.experiment("An adapter for home alone", 55):
     base, tokenizer = models.load()
     tuned = learn_home(adapted(base))
     found = {"home alone": marks(tuned)}
@@ -306,7 +306,7 @@ def distill(start, name, sample, learned=("home",), steps=15, rate=1e-3, weight=
     )
     asked = loop.drawn(tasks.load("chat").to_list(), 8, steps, seed)
     batches = [loop.batches(tasks.load(t), tokenizer, 8, steps, seed=9 + seed) for t in learned]
-    curves = live.Curves(name, steps, {"task": "task loss, nats", "kl": "KL from the base, nats"})
+    curves = live.Curves(name, steps, {"task": "task loss, nats", "kl": "KL from the\nbase, nats"})
     for step, prompts in enumerate(asked):
         packed = [next(each) for each in batches]
 
@@ -323,7 +323,7 @@ def distill(start, name, sample, learned=("home",), steps=15, rate=1e-3, weight=
 guess_kept = lab.predict("After 15 steps, how many of the 60 are still answered in JSON?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("Distillation from its own base", 90, needs=["9.1", "9.2", "9.3"]):
+if lab.experiment("Distillation from its own base", 105, needs=["9.1", "9.2", "9.3"]):
     students = {"home alone": tuned, "distilled": distill(tuned, "distilled", sampler())}
     found["distilled"] = marks(students["distilled"])
     told["distilled"] = generation.answers(students["distilled"], tokenizer, some, 48)
@@ -346,9 +346,11 @@ if lab.experiment("Distillation from its own base", 90, needs=["9.1", "9.2", "9.
 
 # %% tags=["experiment"]
 knobs = {"learned": (), "weight": 1.0, "steps": 15, "rate": 1e-3}
-if lab.experiment("Other settings", 90, needs=["9.1", "9.2", "9.3"]):
-    task = "" if knobs["learned"] else "without home, "
-    name = task + "weight {weight:g}, {steps} steps, rate {rate:g}".format(**knobs)
+if lab.experiment("Other settings", 95, needs=["9.1", "9.2", "9.3"]):
+    usual = {"weight": 1.0, "steps": 15, "rate": 1e-3}
+    turned = [f"{knob} {knobs[knob]:g}" for knob in usual if knobs[knob] != usual[knob]]
+    turned = turned if knobs["learned"] else ["without home", *turned]
+    name = ", ".join(turned) or "once more"
     students[name] = distill(tuned, name, sampler(), **knobs)
     found[name] = marks(students[name])
     display(figures.kept(found))
@@ -379,7 +381,7 @@ def from_base(sample):
 
 # %% tags=["experiment"]
 source = {"learned": ("home", "chat"), "weight": 0.0}
-if lab.experiment("Other answers", 90, needs=["9.1", "9.2", "9.3"]):
+if lab.experiment("Other answers", 120, needs=["9.1", "9.2", "9.3"]):
     name = "written answers" if "learned" in source else "the base's answers"
     students[name] = distill(tuned, name, **{"sample": sampler()} | source)
     found[name] = marks(students[name])
@@ -449,8 +451,8 @@ def drift(model, batch):
 check.drifts(drift)
 
 # %% tags=["experiment"]
-if lab.experiment("How far from the base?", 30, needs=["9.1", "9.2", "9.3", "9.4"]):
-    unseen = tasks.load("chat", "test").to_list()
+if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4"]):
+    unseen = tasks.load("chat", "test").to_list()[::2]
     drifts = {}
     for name, model in students.items():
         answers = sampler()(model, unseen)
