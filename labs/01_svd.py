@@ -360,7 +360,7 @@ def judge(name, model):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Full fine-tuning on home", 145, needs=["1.4"]):
+if lab.experiment("Full fine-tuning on home", 135, needs=["1.4"]):
     unseen = tasks.load("home", "test").shuffle(seed=1).select(range(60))
     said, right, loss = {}, {}, {}  # by model
     judge("base", model)

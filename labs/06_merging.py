@@ -90,7 +90,7 @@ def factors(model):
 
 
 # %% tags=["experiment"]
-if lab.experiment("QLoRA learns two tasks", 165):
+if lab.experiment("QLoRA learns two tasks", 145):
     base, tokenizer = models.load()
     trained = train("home", steps=50)
     pairs = {"home": factors(trained), "tickets": factors(train("tickets", steps=20))}
@@ -364,7 +364,7 @@ def changed(change, pairs):
 guess_merge = lab.predict("Into the original: how many of the 60 answers are right?", None)
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("One adapter, four merges", 50, needs=["6.1", "6.2", "6.4"]):
+if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
     share, _, wanted = said(trained, tokenizer, commands)
     right, kls = {"as trained": round(60 * share)}, {}
     ways = {
@@ -586,7 +586,7 @@ def both_tasks(mix):
 
 # %% tags=["experiment"]
 weights, density = [0.7, 0.7], 0.5
-if lab.experiment("Four mixtures of two adapters", 80, needs=["6.5", "6.6", "6.7"]):
+if lab.experiment("Four mixtures of two adapters", 75, needs=["6.5", "6.6", "6.7"]):
     held_out = {task: rows_of(task, "test", 80) for task in OPTIONS}
     mixes = list(mixtures(weights, density).items())
     found = {name: both_tasks(mix) for name, mix in live.progress(mixes, "mixtures")}
