@@ -96,7 +96,9 @@ def test_what_it_says_of_merges_is_in_the_table():
     runs = measured.by_run("merging")
     lost = runs["as trained: right"] - runs["original, 16 bits: right"]
     assert sorted(set(lost.round())) == [9, 10] and len(lost) == 3
-    assert "On 60 questions it then gets nine or ten fewer right, in each of three seeds" in plain(TEXT)
+    assert "On 60 questions it then gets nine or ten fewer right, in each of three seeds" in plain(
+        TEXT
+    )
 
 
 def test_what_it_says_of_rates_and_templates_is_in_the_tables():
