@@ -111,7 +111,7 @@ def test_rows_of_another_lab_stand_when_an_exercise_is_judged_anew(batch, tmp_pa
     own = tmp_path / "own.py"
     own.write_text("1")
     batch(only="2.1", checks=own)
-    assert asked(3) == ["0.ipynb", "2.ipynb"]
+    assert sorted(asked(3)) == ["0.ipynb", "2.ipynb"]  # two judges, in either order
     batch(checks=own)
     assert len(Fake.asked) == 5
 
