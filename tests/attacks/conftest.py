@@ -50,10 +50,13 @@ def selected():
 def _call(group):
     """Which groups are graded in one call: all, since a judge takes longer to start than one group.
 
-    Where every attack is let loose, a group is graded by itself, so that what it leaves has its
-    name.
+    With several attacks of a group, channels from one submission to the next are apart, and the
+    rest have two judges. Where every attack is let loose, a group is graded by itself, so that what
+    it leaves has its name.
     """
-    return f"attacks_{group}" if MOST > 7 else "attacks"
+    if MOST == 1:
+        return "attacks"
+    return f"attacks_{group}" if MOST > 7 or group == "channels" else "attacks_others"
 
 
 def _together(group):
