@@ -287,8 +287,8 @@ if lab.experiment("How many directions the weights take", 6, needs=["1.4"]):
 # %% [markdown]
 # `q_proj`, `k_proj` and `o_proj` have some structure; the others hardly differ from noise. None is
 # anywhere near rank 8, which is 1.4% of 576: two factors of that rank would lose most of the
-# matrix. (To leave out 10% of the energy is no small error: the square root of it, 32%, as in the
-# photograph at rank 5.) LoRA bets on their *change*.
+# matrix. (Leaving out 10% of the energy is an error of 32%, its square root, as in the photograph
+# at rank 5.) LoRA bets on their *change*.
 #
 # ## What does fine-tuning change?
 #

@@ -230,8 +230,8 @@ def train(model, batches, steps, learning_rate):
 # %% [markdown]
 # The next function puts your layer on two projections of every block, chooses the start, and trains
 # ten steps on the same eight commands. So that ten steps show something, its learning rate is 50
-# times a usual one. (The training below takes 5e-3, found by a search: a small model and a short
-# run need far more than the usual 2e-4.)
+# times a usual one. (The training below takes 5e-3: small models and short runs want far more than
+# the usual 2e-4.)
 
 
 # %%

@@ -72,10 +72,10 @@ def train(task, steps, learning_rate=5e-3):
     torch.manual_seed(lab.seed)
     model = get_peft_model(in_4_bits(), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
     rows = tasks.load(task, "train", **OPTIONS[task])
-    curve = live.Curve(f"QLoRA on {task}", steps, picture=False)
     batches = loop.batches(rows, tokenizer, 16, steps)
-    for loss in loop.train(model, batches, steps, learning_rate):
-        curve.add(loss)
+    losses = loop.train(model, batches, steps, learning_rate)
+    for _ in live.progress(losses, f"QLoRA on {task}", steps):
+        pass
     return model.eval()
 
 

@@ -686,11 +686,11 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
 # %% [markdown]
 # Sampled answers earn more: in three other seeds the gain was 0.08, 0.08 and 0.04, with a standard
 # error of 0.02 in each ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers
-# gained nothing there: 37 of 100 were right before, and 30 to 32 after. All answers name fewer keys
-# than before, because a needless key costs something. From a weaker start, greedy answers did gain
-# at this rate ([evidence](../docs/evidence/08_rewards.md#ranks-and-rates)). So look at greedy
-# answers before you believe a gain. Whether rewards can teach a model what it couldn't say at all
-# is disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)).
+# gained nothing there: 37 of 100 were right before, and 30 to 32 after. Answers there name fewer
+# keys than before: a needless key costs something. From a weaker start, greedy answers did gain at
+# this rate ([evidence](../docs/evidence/08_rewards.md#ranks-and-rates)). So look at greedy answers
+# before you believe a gain. Whether rewards can teach a model what it couldn't say at all is
+# disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)).
 #
 # ## A reward that can be hacked
 #

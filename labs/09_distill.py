@@ -341,16 +341,14 @@ if lab.experiment("Distillation from its own base", 105, needs=["9.1", "9.2", "9
 # Be careful with automatic scores here. `chat` comes with checks such as "at most 30 words", and a
 # JSON intent passes that one.
 #
-# **Turn it: task, weight, steps, rate.** The default leaves the task out. Then put `("home",)`
-# back, and try a weight of 0.1, or 5 steps.
+# **Turn it: task, weight, steps, rate.** The default leaves the task out. Then try
+# `{"weight": 0.1}`, or `{"steps": 5}`. The usual values are those of `distill`.
 
 # %% tags=["experiment"]
-knobs = {"learned": (), "weight": 1.0, "steps": 15, "rate": 1e-3}
+knobs = {"learned": ()}
 if lab.experiment("Other settings", 95, needs=["9.1", "9.2", "9.3"]):
-    usual = {"weight": 1.0, "steps": 15, "rate": 1e-3}
-    turned = [f"{knob} {knobs[knob]:g}" for knob in usual if knobs[knob] != usual[knob]]
-    turned = turned if knobs["learned"] else ["without home", *turned]
-    name = ", ".join(turned) or "once more"
+    turned = [f"{k} {v:g}" if k != "learned" else "without home" for k, v in knobs.items()]
+    name = ", ".join(turned)
     students[name] = distill(tuned, name, sampler(), **knobs)
     found[name] = marks(students[name])
     display(figures.kept(found))

@@ -56,7 +56,7 @@ def rewarded(found: dict[str, dict], guess: Guess) -> Figure:
     title = "No clear gain"
     if gained:
         title = f"GRPO raised the reward of {' and '.join(gained)} answers"
-        title += "" if after["right"] > before["right"] else "; no more are right"
+        title += "" if after["right"] > before["right"] else ", and no more of them are right"
     fig, (left, other) = titled(title, 2, sharey=False)
     values = {
         f"{way},\n{name}": mean_interval(_by_command(marks, way))
@@ -83,9 +83,7 @@ def hacked(found: dict[str, dict], paid: Sequence[float], guess: Guess) -> Figur
     """The last model's mean pay per step; keys and right answers of all, on 100 commands."""
     last = list(found.values())[-1]
     best = max(marks["right"] for marks in found.values())
-    worse = wilson(last["right"], 100)[2] < best
-    paid_more = np.mean(paid[-3:]) > np.mean(paid[:3])
-    worse = worse and paid_more
+    worse = wilson(last["right"], 100)[2] < best and np.mean(paid[-3:]) > np.mean(paid[:3])
     title = "The pay rises, and fewer answers are right" if worse else "A different reward"
     fig, (left, keys, right) = titled(title, 3, sharey=False)
     left.plot(range(1, len(paid) + 1), paid, "o-", color=ROLES["mistake" if worse else "LoRA"])
