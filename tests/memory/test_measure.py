@@ -86,12 +86,13 @@ def test_categories_of_a_step_are_what_the_shapes_say():
 
 
 def test_activations_are_what_backward_still_needs():
-    layers = nn.Sequential(*[f for _ in range(4) for f in (nn.Linear(64, 64), nn.Tanh())])
+    layers = [f for _ in range(4) for f in (nn.Linear(64, 64, bias=False), nn.Tanh())]
+    layers = nn.Sequential(*layers)
     x = torch.randn(1024, 64)
     with track(layers) as plain:
         layers(x).sum().backward()
     # each tanh keeps its output; at the peak, in the last linear's backward, three are left
-    assert plain.by_category["activations"] == pytest.approx(3 * x.nbytes, rel=1e-3)
+    assert plain.by_category["activations"] == pytest.approx(3 * x.nbytes, rel=1e-4)
     with track(layers) as none, torch.no_grad():
         layers(x)
     assert none.by_category["activations"] == 0

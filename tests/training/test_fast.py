@@ -5,15 +5,22 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig
-from small_llama import with_lora
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from labkit.training import fast, loop, packing
 
-SIZE = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-SIZE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+SIZE = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
 
 
 def tuned(family="llama", **options):
@@ -24,13 +31,21 @@ def tuned(family="llama", **options):
     for name, p in model.named_parameters():
         if "norm" in name:
             p.data.add_(torch.randn_like(p) / 4)  # else they are all ones
-    return with_lora(model, std=0.1, **options).train()
+    options = {"target_modules": "all-linear", "r": 4} | options
+    model = get_peft_model(model, LoraConfig(**options)).train()
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.data.normal_(std=0.1)
+    return model
 
 
 def batch():
     rng = torch.Generator().manual_seed(0)
-    rows = [[1, 2, 3, *torch.randint(4, 97, (4 + i,), generator=rng).tolist()] for i in range(5)]
-    return packing.pack([{"input_ids": ids, "labels": [-100] * 5 + ids[5:]} for ids in rows])
+    rows = []
+    for i in range(5):
+        ids = [1, 2, 3, *torch.randint(4, 97, (4 + i,), generator=rng).tolist()]
+        rows.append({"input_ids": ids, "labels": [-100] * 5 + ids[5:]})
+    return packing.pack(rows)
 
 
 def step(model, quick, autocast=False):
@@ -77,8 +92,7 @@ CASES = {  # family, and the options of its LoRA
 
 
 @pytest.mark.parametrize(("family", "options"), CASES.values(), ids=CASES)
-def test_loss_and_gradients_are_those_of_peft(family, options, monkeypatch):
-    monkeypatch.setattr(fast, "ROWS", 3)  # several parts, the last one smaller
+def test_loss_and_gradients_are_those_of_peft(family, options):
     agree(tuned(family, **options))
 
 
@@ -96,8 +110,8 @@ def test_several_adapters_none_and_merged_ones_go_the_usual_way():
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["bf16 weights", "autocast"])
-def test_in_bf16_it_is_about_as_near_to_fp32_as_autograd_is(autocast):
-    """One rounding to bf16 is 2^-9; adapters rounded to it cost a quarter more, over 12 seeds."""
+def test_in_bf16_it_is_as_near_to_fp32_as_autograd_is(autocast):
+    """One rounding to bf16 is 2^-9; the fast gradient is no further off than the plain one."""
     model = tuned()
     _, exact = step(model, quick=False)
     for name, p in model.named_parameters():
@@ -109,7 +123,7 @@ def test_in_bf16_it_is_about_as_near_to_fp32_as_autograd_is(autocast):
         assert all(g.dtype == torch.float32 for g in gradients.values())
         gaps = [(g - exact[n]).norm() / exact[n].norm() for n, g in gradients.items()]
         far[quick] = torch.stack(gaps).mean().item()
-    assert far[True] < 1.5 * far[False] < 0.1, far
+    assert far[True] < 1.3 * far[False] < 0.1, far
 
 
 @pytest.mark.parametrize("p", [0.0, 0.05, 0.3, 0.9])
@@ -127,8 +141,12 @@ def test_dropout_zeroes_a_share_p_and_keeps_the_mean(p):
     for a, b in ((kept[:, :-1], kept[:, 1:]), (kept[:-1], kept[1:])):
         both = (~a & ~b).float().mean()
         assert both == pytest.approx(p * p, abs=5 * (p * p / a.numel()) ** 0.5 + 3e-5)
+
+
+def test_dropout_of_all_and_of_an_odd_number_in_half_precision():
+    x = torch.ones(3, 7, dtype=torch.bfloat16)
     assert not fast.dropped(x, 1.0).any()
-    assert set(fast.dropped(torch.ones(21).bfloat16(), 0.5).tolist()) <= {0.0, 2.0}
+    assert set(fast.dropped(x, 0.5).flatten().tolist()) <= {0.0, 2.0}
 
 
 def test_each_dropout_of_a_model_draws_for_itself_from_the_seed():
@@ -152,12 +170,25 @@ def test_each_dropout_of_a_model_draws_for_itself_from_the_seed():
     assert not any("forward" in vars(module) for module in drops)
 
 
+@pytest.mark.parametrize("rows", [2, 3, 64])
+def test_the_gradient_of_the_loss_by_differences(monkeypatch, rows):
+    monkeypatch.setattr(fast, "ROWS", rows)
+    head = nn.Linear(5, 11, bias=False, dtype=torch.float64).requires_grad_(False)
+    hidden = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([3, 0, 10, 3])
+    loss = lambda x: 3 * fast.summed_loss(x, head, targets)  # noqa: E731
+    assert torch.autograd.gradcheck(loss, (hidden,))
+    wanted = 3 * F.cross_entropy(head(hidden), targets, reduction="sum")
+    torch.testing.assert_close(loss(hidden), wanted)
+
+
 def test_no_logits_of_all_rows_are_kept():
     """What backward needs is `(k, d)`: the logits `(k, vocab)` are gone."""
     head = nn.Linear(4, 1000, bias=False).requires_grad_(False)
     hidden, kept = torch.randn(200, 4, requires_grad=True), []
-    hooks = (lambda x: kept.append(x.numel()) or x, lambda x: x)
-    with torch.autograd.graph.saved_tensors_hooks(*hooks):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.append(x.numel()) or x, lambda x: x
+    ):
         fast.summed_loss(hidden, head, torch.arange(200)).backward()
     assert sum(kept) == 200 * 4
 
