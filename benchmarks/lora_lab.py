@@ -28,7 +28,7 @@ from labkit.training import generation, loop, models
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "lora.csv"
 FP32, BF16 = torch.float32, torch.bfloat16
 EVERYTHING, HOME = list(PLACES["all-linear"]), tasks.load("home", "train")
-UNSEEN = tasks.load("home", "test").shuffle(seed=1).select(range(60))
+UNSEEN = tasks.draw("home", "test", 60)
 RATES, SIZES = {"LoRA": 5e-3, "full": 3e-4}, (8, 32)  # commands in a step
 RANKS = [(r, alpha) for alpha in (16, 128) for r in (8, 64)]
 STARTS = [("B = 0", 1e-2), ("A = 0", 1e-2), ("both random", 1e-2), ("both zero", 1e-2)]

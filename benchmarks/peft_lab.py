@@ -24,7 +24,7 @@ from labkit.training import models
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "peft.csv"
 HOME = tasks.load("home", "train")
-UNSEEN = tasks.load("home", "test").shuffle(seed=1).select(range(60))
+UNSEEN = tasks.draw("home", "test", 60)
 NAMES = ["train_adapter", "train_on", "continued", "endless", "given_labels"]
 NAMES += ["answer_labels", "few_steps", "given_checkpointing", "with_checkpointing"]
 RATES = (2e-5, 2e-3)

@@ -38,4 +38,4 @@ def arguments(
 
 def judged(n: int) -> Dataset:
     """The first n of the 100 unseen commands that runs are judged by."""
-    return tasks.load("home", "test").shuffle(seed=1).select(range(n))
+    return tasks.draw("home", "test", n)

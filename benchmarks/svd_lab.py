@@ -25,7 +25,7 @@ from labkit.training import loop, models
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "svd.csv"
 KEPT = Path(__file__).parents[1] / "build" / "svd"
-UNSEEN = tasks.load("home", "test").shuffle(seed=1).select(range(60))
+UNSEEN = tasks.draw("home", "test", 60)
 SEEDS, RANKS, HOME = (1, 2, 3), (1, 8, 16, 64), tasks.load("home", "train")
 RATES = {"LoRA": 5e-3, "full": 3e-4, "SGD": 0.3}
 

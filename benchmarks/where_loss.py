@@ -50,7 +50,7 @@ def measure(run):
     args = SFTConfig("build/where", seed=run.seed, bf16=False, max_length=512, **how)
     torch.manual_seed(run.seed)  # the draw of A
     tuned = finetuning.finetune(model, tokenizer, Dataset.from_list(rows), lora, args)
-    unseen = tasks.load("home", "test").shuffle(seed=1).select(range(60))
+    unseen = tasks.draw("home", "test", 60)
     loss = loop.held_out_loss(tuned.model, tokenizer, unseen)
     return asdict(run) | {"loss": round(loss, 4), "seconds": round(time.perf_counter() - begun)}
 

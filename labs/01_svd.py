@@ -361,7 +361,7 @@ def judge(name, model):
 
 # %% tags=["experiment"]
 if lab.experiment("Full fine-tuning on home", 135, needs=["1.4"]):
-    unseen = tasks.load("home", "test").shuffle(seed=1).select(range(60))
+    unseen = tasks.draw("home", "test", 60)
     said, right, loss = {}, {}, {}  # by model
     judge("base", model)
     for name, W in model.named_parameters():

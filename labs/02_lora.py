@@ -201,8 +201,7 @@ check.gradients(lora_gradients)
 
 # %%
 everything = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-home, unseen = tasks.load("home", "train"), tasks.load("home", "test")
-unseen = unseen.shuffle(seed=1).select(range(60))
+home, unseen = tasks.load("home"), tasks.draw("home", "test", 60)
 for row in home.select(range(0, 1500, 500)):
     print(f"{row['text']}\n    {row['answer']}")
 

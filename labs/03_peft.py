@@ -59,8 +59,7 @@ from labkit.training import finetuning, generation, loop, models
 # %% tags=["experiment"]
 if lab.experiment("The task and the tokenizer", 4):
     model, tokenizer = models.load()
-    home, unseen = tasks.load("home", "train"), tasks.load("home", "test")
-    unseen = unseen.shuffle(seed=1).select(range(60))
+    home, unseen = tasks.load("home"), tasks.draw("home", "test", 60)
     print(tokenizer.apply_chat_template(home[0]["messages"], tokenize=False))
     print(f"padding is {tokenizer.pad_token}, the end of an answer is {tokenizer.eos_token}")
 
@@ -151,7 +150,7 @@ rate_runs = {}  # what you have run so far: {rate: losses}
 # %% tags=["experiment"]
 rates = [2e-5, 2e-3]
 if lab.experiment("Two learning rates", 50, needs=["3.1"]):
-    few = home.shuffle(seed=lab.seed).select(range(96))  # 12 steps of 8
+    few = tasks.draw("home", "train", 96, lab.seed)  # 12 steps of 8
     for rate in live.progress(rates, "learning rates"):
         torch.manual_seed(lab.seed)
         with capture_output():  # TRL prints a line per step
@@ -183,7 +182,7 @@ def count_right(answers):
 # %% tags=["experiment", "cover"]
 if lab.experiment("PEFT and TRL learn home", 70, needs=["3.1"]):
     torch.manual_seed(lab.seed)
-    rows = home.shuffle(seed=lab.seed).select(range(320))
+    rows = tasks.draw("home", "train", 320, lab.seed)
     with capture_output():
         trainer = train_adapter(models.load()[0], tokenizer, rows, "build/home-lora", 2e-3)
     eight_rows = next(iter(trainer.get_train_dataloader()))  # a batch, for exercise 3.5
@@ -270,7 +269,7 @@ def train_on(label):
         learning_rate=2e-3,
         bf16=False,
     )
-    rows = rows_of(home.shuffle(seed=0).select(range(160)), label)
+    rows = rows_of(tasks.draw("home", "train", 160, 0), label)
     return finetuning.finetune(models.load()[0], tokenizer, rows, lora, args, title=label.__name__)
 
 

@@ -48,8 +48,7 @@ from labkit.training import loop, models
 
 
 # %%
-home, unseen = tasks.load("home", "train"), tasks.load("home", "test")
-unseen = unseen.shuffle(seed=1).select(range(100))
+home, unseen = tasks.load("home"), tasks.draw("home", "test", 100)
 
 
 @functools.cache  # the same settings again cost nothing
@@ -59,7 +58,7 @@ def train_home(rank, alpha, learning_rate, seed):
     model, tokenizer = models.load()
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear")
     model = get_peft_model(model, config)
-    rows = home.shuffle(seed=seed).select(range(96))
+    rows = tasks.draw("home", "train", 96, seed)
     batches = loop.batches(rows, tokenizer, size=4, steps=24, seed=seed)
     title = f"r={rank}, alpha={alpha:g}, rate {learning_rate:g}"
     for _ in live.progress(loop.train(model, batches, 24, learning_rate), title, 24):

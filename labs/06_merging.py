@@ -53,12 +53,6 @@ from labkit.training.scoring import said, score
 OPTIONS = {"home": {}, "tickets": {"groups": ("delivery", "orders", "returns")}}
 
 
-def rows_of(task, split, n):
-    """n rows of a task, the same ones each time."""
-    rows = tasks.load(task, split, **OPTIONS[task])
-    return rows.shuffle(seed=1).select(range(n))
-
-
 def in_4_bits():
     """The base model with its linear layers in NF4."""
     config = BitsAndBytesConfig(
@@ -94,7 +88,7 @@ if lab.experiment("QLoRA learns two tasks", 145):
     base, tokenizer = models.load()
     trained = train("home", steps=50)
     pairs = {"home": factors(trained), "tickets": factors(train("tickets", steps=20))}
-    commands = rows_of("home", "test", 60)
+    commands = tasks.draw("home", "test", 60)
     answers = {
         "base model": generation.answers(base, tokenizer, commands["messages"][:3]),
         "QLoRA": generation.answers(trained, tokenizer, commands["messages"][:3]),
@@ -587,7 +581,7 @@ def both_tasks(mix):
 # %% tags=["experiment"]
 weights, density = [0.7, 0.7], 0.5
 if lab.experiment("Four mixtures of two adapters", 75, needs=["6.5", "6.6", "6.7"]):
-    held_out = {task: rows_of(task, "test", 80) for task in OPTIONS}
+    held_out = {task: tasks.draw(task, "test", 80, **more) for task, more in OPTIONS.items()}
     mixes = list(mixtures(weights, density).items())
     found = {name: both_tasks(mix) for name, mix in live.progress(mixes, "mixtures")}
     display(figures.mixtures(found, 80))

@@ -74,7 +74,7 @@ def in_json(row, text):
 
 def marks(model):
     """Of 100 unseen commands, right answers; of 60 unseen instructions, answered in JSON."""
-    commands = tasks.load("home", "test").shuffle(seed=1).select(range(100))
+    commands = tasks.draw("home", "test", 100)
     chats = tasks.load("chat", "test")
     told = generation.answers(model, tokenizer, commands["messages"], 40)
     said = generation.answers(model, tokenizer, chats["messages"], 24)

@@ -63,11 +63,13 @@ def rate_against_alpha(reached: pd.DataFrame) -> Figure:
     """The rate that reaches a loss, against alpha; `reached` is from `tables.rates_reaching`."""
     slope = tables.exponent(reached)
     fig, ax = titled(f"The rate you need falls roughly as alpha to the power {slope:.1f}")
-    ax.plot(reached["alpha"], reached["rate"], "o", color=ROLES["LoRA"], alpha=0.6)
+    for (rank, runs), color in zip(reached.groupby("rank"), VARIANTS, strict=False):
+        ax.plot(runs["alpha"], runs["rate"], "o", color=color, alpha=0.7, label=f"r={rank}")
     alphas = np.array(sorted(reached["alpha"].unique()))
     middle = np.log(reached["rate"]).mean() - slope * np.log(reached["alpha"]).mean()
     ax.plot(alphas, np.exp(middle) * alphas**slope, color=INK, lw=1.2)
-    ax.set(xscale="log", yscale="log", xlabel="alpha (dot: a run of one rank and seed)")
+    ax.set(xscale="log", yscale="log", xlabel="alpha (dot: one run)")
+    ax.legend()
     ax.set_ylabel("learning rate that\nreaches a loss of 0.45")
     ax.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
     rates = [0.0003, 0.001, 0.003]

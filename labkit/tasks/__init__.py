@@ -32,6 +32,14 @@ def load(name, split="train", **options):
     return datasets.Dataset.from_list(task.rows(split, **options))
 
 
+def draw(name, split="train", n=60, seed=1, **options):
+    """`n` rows of a split in random order, the same ones for a seed; a few in a rehearsal."""
+    from labkit.training.hardware import rehearsed
+
+    rows = load(name, split, **options)
+    return rows.shuffle(seed=seed).select(range(rehearsed("rows", n)))
+
+
 def general():
     """Ten paragraphs of everyday English, written for this course, to measure forgetting."""
     text = (Path(__file__).parent / "general.txt").read_text(encoding="utf-8")
