@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Lab 1 · What the SVD sees
 #
-# Full fine-tuning changes every weight of a model. LoRA assumes that a *low-rank* change is enough,
-# and trains nothing else. Is that a good bet? In this lab you fine-tune a real language model, cut
-# what it learned down to a low rank, and see which answers survive. Then you let LoRA train a
-# low-rank change directly, and compare.
+# Full fine-tuning changes every weight of a model. LoRA assumes that a *low-rank* change is enough.
+# Is that a good bet? In this lab, you fine-tune a real language model, cut the change down to a low
+# rank, and see which answers survive. Then you train a low-rank change directly with LoRA and
+# compare.
 #
 # {{ time }}
 
@@ -28,13 +28,13 @@ lab, check = labkit.start("01_svd")
 # %% [markdown]
 # ## How a lab works
 #
-# You write the cells that say `TODO`, then run the check below each one. A check that fails says
-# what is wrong. If you are stuck, open the hint. If that doesn't help, `lab.reveal("1.1")` shows
-# the solution and runs it, for no points, so that you can go on.
+# Fill in the cells marked `TODO`, then run the check below each one. A failing check says what is
+# wrong. If you are stuck, open the hint. If that doesn't help, `lab.reveal("1.1")` shows the
+# solution and runs it, for no points.
 #
-# Cells that begin with `if lab.experiment(…)` train or measure something. They print how long they
-# take. Cells marked **Turn it** are for you to change and run again. After a restart,
-# `lab.resume()` restores the answers that passed.
+# Cells that begin with `if lab.experiment(…)` train or measure something, and print how long they
+# take. Cells marked **Turn it** are for you to change and rerun. After a restart, `lab.resume()`
+# restores the answers that passed.
 
 # %%
 import math
@@ -55,22 +55,21 @@ from labkit.training import generation, loop, models
 # %% [markdown]
 # ## A matrix is a sum of simple ones
 #
-# A linear layer computes $y = W x$ with a matrix $W$ of shape `(d_out, d_in)`. Fine-tuning changes
-# it to $W + \Delta W$, and $\Delta W$ is called the *update*. LoRA ([Hu et al.
+# A linear layer computes $y = W x$ with a matrix $W$ of shape `(d_out, d_in)`. Fine-tuning turns it
+# into $W + \Delta W$, with the *update* $\Delta W$. LoRA ([Hu et al.
 # 2021](https://arxiv.org/abs/2106.09685)) writes the update as a product of two small matrices:
 #
 # $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r),$$
 #
-# with a fixed factor $\alpha / r$. At a small $r$, most matrices aren't such a product. Which ones
-# are? The simplest matrix is a column times a row, $u v^\top$. The singular value decomposition
-# (SVD) writes any $W$ as a sum of such terms, the largest first:
+# where $\alpha / r$ is a fixed factor. At small $r$, most matrices can't be written this way. Which
+# ones can? The simplest matrix is a column times a row, $u v^\top$. The singular value
+# decomposition (SVD) writes any $W$ as a sum of such terms, largest first:
 #
 # $$W = \sum_i s_i\, u_i v_i^\top, \qquad s_1 \ge s_2 \ge \dots \ge 0.$$
 #
-# The $u_i$ are orthogonal and have length 1, and so do the $v_i$. The number of terms with
-# $s_i > 0$ is the *rank*. $BA$ is a sum of $r$ terms, column $i$ of $B$ times row $i$ of $A$, so
-# its rank is at most $r$. Conversely, any matrix of rank $r$ can be written as such a product. The
-# question is how much of a matrix $r$ terms can capture.
+# The $u_i$ are orthonormal, and so are the $v_i$. The number of terms with $s_i > 0$ is the *rank*.
+# $BA$ is a sum of $r$ terms (column $i$ of $B$ times row $i$ of $A$), so its rank is at most $r$.
+# Conversely, any matrix of rank $r$ is such a product. How much of a matrix can $r$ terms capture?
 #
 # Keep one example in mind: the matrix with rows (3, 0) and (0, 1). Its singular values are 3 and 1,
 # and its first term has the rows (3, 0) and (0, 0).
@@ -79,9 +78,9 @@ from labkit.training import generation, loop, models
 #
 # ●●○ · 7 min · 2 points
 #
-# Return the matrix of rank at most `r` that is nearest to `W` in the *Frobenius norm*, the root of
-# the sum of squared entries. By the Eckart-Young theorem it is the sum of the first `r` terms. If
-# `r` exceeds the rank, nothing is cut.
+# Return the matrix of rank at most `r` that is closest to `W` in the *Frobenius norm*, the square
+# root of the sum of squared entries. By the Eckart-Young theorem, it is the sum of the first `r`
+# terms. If `r` exceeds the rank, nothing is cut.
 #
 # <details><summary>Hint</summary>
 #
@@ -108,10 +107,10 @@ check.optimal(best_rank_r)
 #
 # ●●○ · 6 min · 2 points
 #
-# How far is the matrix of 1.1, $W_r$, from $W$? Return $\lVert W - W_r \rVert / \lVert W \rVert$ as
-# a float. You need neither $W_r$ nor $W - W_r$: the singular values are enough, and the check
-# notices if you build one of them. In the example, cutting to rank 1 loses an entry of 1 from a
-# matrix of norm $\sqrt{10}$, so the error is 0.316.
+# How far from $W$ is $W_r$, the matrix from 1.1? Return $\lVert W - W_r \rVert / \lVert W \rVert$
+# as a float. The singular values are enough. The check notices if you build $W_r$ or $W - W_r$. In
+# the example, cutting to rank 1 removes an entry of 1 from a matrix of norm $\sqrt{10}$, so the
+# error is 0.316.
 #
 # <details><summary>Hint</summary>
 #
@@ -133,23 +132,23 @@ def relative_error(W, r):
 check.errors(relative_error)
 
 # %% [markdown]
-# A photograph is a matrix, too. This one comes with matplotlib: Grace Hopper, who wrote one of the
-# first compilers.
+# A photograph is a matrix too. This one, included with matplotlib, shows Grace Hopper, who wrote
+# one of the first compilers.
 
 # %% tags=["experiment"]
 if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
-    photo = figures.photograph()  # grey, (300, 256)
+    photo = figures.photograph()  # gray, (300, 256)
     shown = [1, 2, 5, 10, 20, 50, 100, 256]
     pictures = {r: best_rank_r(photo, r) for r in shown}
     display(figures.rank_grid(pictures, {r: relative_error(photo, r) for r in shown}))
 
 # %% [markdown]
-# Rank 1 is one column of brightness times one row. At rank 5 there is a person, at 20 you would
-# recognize her. Low rank means that every row is a mixture of a few patterns. In smooth areas
-# neighboring rows are alike, so a few patterns are enough; small slanted details, such as the
-# stars, need many.
+# Rank 1 is one column of brightness values times one row. At rank 5, you see a person. At rank 20,
+# you would recognize her. Low rank means that every row is a mixture of a few patterns. In smooth
+# areas, neighboring rows are alike, so a few patterns are enough. Small slanted details, such as
+# the stars, need many.
 #
-# **Turn it: rank.** At which rank do you stop seeing a difference? Use the slider.
+# **Turn it: rank.** At what rank do you stop seeing a difference? Use the slider.
 
 # %% tags=["experiment"]
 if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
@@ -162,8 +161,8 @@ if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
 # %% [markdown]
 # ## What does a low rank cost?
 #
-# The nearest matrix of rank $r$ has as many entries as $W$. You only save something if you store it
-# as two factors.
+# The closest matrix of rank $r$ has as many entries as $W$. You save space only if you store it as
+# two factors.
 #
 # ### Exercise 1.3 · `lora_params`, `break_even_rank`
 #
@@ -172,7 +171,7 @@ if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
 # `lora_params` counts the numbers in $A$, `(r, d_in)`, and $B$, `(d_out, r)`. `break_even_rank` is
 # the largest rank at which $A$ and $B$ together have strictly fewer numbers than $W$,
 # `(d_out, d_in)`, or 0 if there is none. Both return ints. (A 4 × 4 matrix has 16 numbers. Rank 1
-# costs 8; rank 2 costs 16 and saves nothing. The break-even rank is 1.)
+# costs 8 and rank 2 costs 16, so the break-even rank is 1.)
 
 
 # %%
@@ -194,17 +193,17 @@ def break_even_rank(d_out, d_in):
 check.parameters(lora_params, break_even_rank)
 
 # %% [markdown]
-# The cost grows linearly with the rank. For a 4096 × 4096 matrix and $r = 16$, it is 131,072
-# numbers instead of 16.8 million.
+# The cost grows linearly with the rank. At $r = 16$, a 4096 × 4096 matrix costs 131,072 numbers
+# instead of 16.8 million.
 #
-# But are so few numbers enough? That depends on the matrix. Compare the photograph with noise of
-# the same shape. (Both get mean 0 first. A constant matrix has rank 1, so the first term would be
-# spent on the mean, and noise would look easier to compress than it is.) Guess before you run the
-# cell: a guess costs no points, and the picture will show the answer.
+# Are so few numbers enough? That depends on the matrix. Compare the photograph with noise of the
+# same shape. (Both are centered first. Otherwise the first term would be spent on the mean, and
+# noise would look easier to compress than it is.) Guess before you run the cell. Guesses cost no
+# points.
 
 # %%
 guess_noise = lab.predict(
-    "Store noise as two factors with a fifth of its numbers. How many percent is the error?", None
+    "Store noise as two factors with a fifth of its numbers. What is the error, in percent?", None
 )
 
 # %% tags=["experiment"]
@@ -218,21 +217,21 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
     guess_noise.beside(100 * errors["noise"][figures.fifth_of(costs)])
 
 # %% [markdown]
-# A few directions contain most of the photograph. In noise, no direction stands out far above the
-# next, so each term buys little. A low rank is a bet on structure.
+# A few directions capture most of the photograph. In noise, no direction stands out much, so each
+# term buys little. Low rank is a bet on structure.
 #
 # ## Is a language model's weight low-rank?
 #
 # The squared singular values add up to $\lVert W \rVert^2$, the *energy* of the matrix. How many
-# directions does it take to get most of it?
+# directions do you need to capture most of it?
 #
 # ### Exercise 1.4 · `energy_rank`
 #
 # ●●○ · 6 min · 2 points
 #
-# `s` contains singular values, largest first. Return the smallest rank whose energy is *at least*
-# `fraction` of the total, an int. In the example the energies are 9 and 1: one direction has 90%,
-# and 95% takes both.
+# `s` contains singular values, largest first. Return, as an int, the smallest rank whose energy is
+# *at least* `fraction` of the total. In the example, the energies are 9 and 1: one direction has
+# 90%, and 95% takes both.
 #
 # <details><summary>Hint</summary>
 #
@@ -254,10 +253,11 @@ def energy_rank(s, fraction):
 check.ranks(energy_rank)
 
 # %% [markdown]
-# SmolLM2-135M-Instruct, the model of all labs, has 30 blocks with seven matrices each: `q_proj`,
-# `k_proj`, `v_proj` and `o_proj` in the attention, `gate_proj`, `up_proj` and `down_proj` in the
-# MLP. A `q_proj` has 576 directions, a `k_proj` 192. So measure the share of directions needed for
-# 90% of the energy, in every fifth block, and compare with random matrices of the same shape.
+# SmolLM2-135M-Instruct, the model used in all labs, has 30 blocks with seven matrices each:
+# `q_proj`, `k_proj`, `v_proj` and `o_proj` in the attention, and `gate_proj`, `up_proj` and
+# `down_proj` in the MLP. A `q_proj` has 576 directions and a `k_proj` has 192, so measure the
+# percentage needed for 90% of the energy. Do this in every fifth block and for random matrices of
+# the same shape.
 
 
 # %%
@@ -286,31 +286,29 @@ if lab.experiment("How many directions the weights take", 6, needs=["1.4"]):
 
 # %% [markdown]
 # `q_proj`, `k_proj` and `o_proj` have some structure; the others hardly differ from noise. None is
-# anywhere near rank 8, which is 1.4% of 576: two factors of that rank would lose most of the
-# matrix. (Leaving out 10% of the energy is an error of 32%, its square root, as in the photograph
-# at rank 5.) LoRA bets on their *change*.
+# anywhere near rank 8, which is 1.4% of 576. LoRA bets on the *change* in these weights.
 #
 # ## What does fine-tuning change?
 #
-# To test the bet, make a full update and cut it.
+# To test the bet, run full fine-tuning and cut its update.
 #
 # ### Exercise 1.5 · `truncate_update`, `energy_within`
 #
 # ●●○ · 9 min · 3 points
 #
-# `truncate_update` returns $W_0$ plus the best rank-`r` part of the update $W_1 - W_0$; you may use
-# your functions from above.
+# `truncate_update` returns $W_0$ plus the best rank-`r` approximation of the update $W_1 - W_0$.
+# You may use your functions from above.
 #
 # `energy_within` compares two updates of the same matrix. The left singular vectors $u_i$ are the
-# directions of the *output* that an update writes to. Take the first `k` left singular vectors of
-# `reference`. Return the share of `dW`'s energy that lies in their span: project the columns of
-# `dW` onto it, and compare sums of squares. The result is a float. If `dW` and `reference` are both
-# the matrix with rows (3, 0) and (0, 1), it is 0.9 at `k = 1`.
+# *output* directions that an update writes to. Return, as a float, the share of `dW`'s energy in
+# the span of the first `k` left singular vectors of `reference`: project the columns of `dW` onto
+# it and compare sums of squares. If `dW` and `reference` are both the matrix with rows (3, 0) and
+# (0, 1), the result is 0.9 at `k = 1`.
 #
 # <details><summary>Hint</summary>
 #
-# If $u_1, \dots, u_k$ are orthonormal, the part of a vector $x$ in their span has the coordinates
-# $u_i \cdot x$, and the same length as these. You never need to build the projection.
+# If $u_1, \dots, u_k$ are orthonormal, the projection of a vector $x$ onto their span is as long as
+# the vector of its coordinates $u_i \cdot x$. You never need to build the projection.
 # </details>
 
 
@@ -336,9 +334,9 @@ check.truncates(truncate_update, energy_within)
 
 # %% [markdown]
 # The task is `home`: turn a spoken command into JSON that a smart home understands. None of the 60
-# test answers occurs in training, and the test commands use other sentence patterns. All 210
-# matrices train, 106 million numbers; embeddings and norms stay frozen, so that everything that
-# changes is an update you can cut.
+# test answers occurs in training, and the test commands use different sentence patterns. All 210
+# matrices train, a total of 106 million parameters. Embeddings and norms stay frozen, so every
+# change is an update you can cut.
 
 
 # %%
@@ -374,7 +372,7 @@ if lab.experiment("Full fine-tuning on home", 135, needs=["1.4"]):
 # How many directions does this update need? Guess before you look.
 
 # %%
-guess_update = lab.predict("And how many percent does the update need (median)?", None)
+guess_update = lab.predict("And what percentage does the update need (median)?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("How many directions the update takes", 5, needs=["1.4"]):
@@ -383,14 +381,15 @@ if lab.experiment("How many directions the update takes", 5, needs=["1.4"]):
     guess_update.beside(figures.median(spread["update"]))
 
 # %% [markdown]
-# The update needs far fewer directions than the weights, and far more than 8. In long runs on code
-# and math, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) found the same pattern,
-# stronger: 10 to 100 times the usual ranks of LoRA. Part of this may be Adam, which makes small and
-# large entries of the gradient move alike. An update by SGD needed fewer directions, in one run
-# that learned less ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
+# The update needs far fewer directions than the weights, but far more than 8. In long runs on code
+# and math, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) found an even stronger
+# effect: ranks 10 to 100 times those usual for LoRA. Adam may be part of the reason: it takes
+# similar steps for small and large gradient entries. In one run, SGD's update needed fewer
+# directions, but that run learned less
+# ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
 #
 # But energy isn't the goal; right answers are. Cut every update to rank $r$ with your
-# `truncate_update`, and ask the model again.
+# `truncate_update` and ask the model again.
 
 
 # %%
@@ -406,14 +405,14 @@ def cut_to(r):
     return kept / total
 
 
-energy = {}  # of the cuts so far: {rank: share}
+energy = {}  # kept by each cut so far: {rank: share}
 
 # %%
-guess_cut = lab.predict("Cut to rank 8, how many of the 60 answers are still right?", None)
+guess_cut = lab.predict("After a cut to rank 8, how many of the 60 answers are still right?", None)
 
 # %% [markdown]
-# **Turn it: the rank of the cut.** Run the cell, then replace the list with a rank of your own,
-# such as `[16]`, and look for the smallest one that keeps most of the answers.
+# **Turn it: the rank of the cut.** Run the cell. Then replace the list with another rank, such as
+# `[16]`, and look for the smallest rank that keeps most of the answers.
 
 # %% tags=["experiment", "cover"]
 cut_ranks = [1, 8, 64]
@@ -426,17 +425,16 @@ if lab.experiment("Every update cut to rank r", 60, needs=["1.1", "1.4", "1.5"])
         guess_cut.beside(cuts[8])
 
 # %% [markdown]
-# At rank 8 more than half of the right answers are gone. Over three more seeds, rank 8 keeps 42% of
-# them, rank 16 keeps 83%, and rank 64 all
-# ([evidence](../docs/evidence/01_svd.md#what-a-cut-keeps)). So the top 8 directions aren't enough.
-# Has LoRA lost its bet?
+# At rank 8, more than half of the right answers are gone. Averaged over three other seeds, rank 8
+# keeps 42%, rank 16 keeps 83%, and rank 64 keeps them all
+# ([evidence](../docs/evidence/01_svd.md#what-a-cut-keeps)). Has LoRA lost its bet?
 #
 # ## What does LoRA find?
 #
-# A cut comes after training and never sees the loss. LoRA's update has rank 8 at most throughout,
-# and every step tries to lower the loss within that limit. Train one on the same batches in the
-# same order. Lab 2 writes LoRA by hand; here PEFT adds an $A$ and a $B$ to each of the 210
-# matrices. (LoRA's base is frozen, so it can stay in 16 bits. Its learning rate is higher: lab 5
+# A cut comes after training and ignores the loss. LoRA's update has rank at most 8 throughout
+# training, and every step tries to lower the loss within that limit. Train LoRA on the same
+# batches. In lab 2, you write it by hand; here, PEFT adds an $A$ and a $B$ to each of the 210
+# matrices. (The base is frozen, so it can stay in 16 bits. LoRA's learning rate is higher; lab 5
 # explains why.)
 
 # %% tags=["experiment"]
@@ -445,7 +443,7 @@ if lab.experiment("LoRA of rank 8 on the same batches", 90, needs=["1.1", "1.4",
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
     student = peft.get_peft_model(models.load()[0], config)
     n_lora = sum(p.numel() for p in student.parameters() if p.requires_grad)
-    print(f"LoRA trains {n_lora:,} numbers instead of {sum(W.numel() for W in start.values()):,}")
+    print(f"LoRA trains {n_lora:,} parameters, not {sum(W.numel() for W in start.values()):,}")
     fine_tune(student, "LoRA, r = 8, on home", 5e-3)
     judge("LoRA, r = 8", student)
     shown = ["base", "full", "cut to rank 8", "LoRA, r = 8"]
@@ -454,15 +452,14 @@ if lab.experiment("LoRA of rank 8 on the same batches", 90, needs=["1.1", "1.4",
     display(compare_answers(unseen["text"], unseen["answer"], answers, rows=3))
 
 # %% [markdown]
-# LoRA of rank 8 trains 2% of the numbers and gets about nine tenths as many answers right (three
-# seeds). A cut to rank 16 falls slightly short of that, one to rank 64 doesn't. LoRA's authors
-# guessed that the update is low-rank. LoRA needs only that *some* good change of rank 8 exists and
-# that training finds it. A cut keeps eight directions that were trained together with those it
-# drops.
+# LoRA of rank 8 trains 2% as many parameters as full fine-tuning and gets about nine tenths as many
+# answers right (three seeds). LoRA's authors hypothesized that the update is low-rank. LoRA needs
+# less: training must find *some* good change of rank 8. A cut keeps eight directions that were
+# trained together with the ones it drops.
 #
-# Do LoRA and full fine-tuning write in the same directions? Measure what share of LoRA's energy
-# lies in the full update's top 8. The controls are *chance*, $8 / d_\text{out}$, and two runs
-# stored with the course: LoRA and full fine-tuning on other batches.
+# Do LoRA and full fine-tuning write to the same directions? Measure how much of LoRA's energy lies
+# in the full update's top 8. The controls are *chance*, $8 / d_\text{out}$, and two stored runs:
+# LoRA and full fine-tuning on other batches.
 
 # %%
 guess_shared = lab.predict(
@@ -485,18 +482,19 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.4", "1.5"])
     guess_shared.beside(100 * torch.tensor(shares).median().item())
 
 # %% [markdown]
-# LoRA has never seen the full update. Yet its share is about thirty times what chance would give.
-# But more than half of LoRA's energy goes elsewhere. (The dotted line is the full update's own
-# share.) Full fine-tuning on other batches shares about as much: two full runs agree no more than
-# LoRA and a full run do ([evidence](../docs/evidence/01_svd.md#where-lora-writes)).
+# LoRA never saw the full update, yet its share is about thirty times chance. Still, more than half
+# of LoRA's energy lies elsewhere. (The dotted line is the full update's own share.) Two full runs
+# on different batches agree no more than LoRA and a full run do
+# ([evidence](../docs/evidence/01_svd.md#where-lora-writes)).
 #
 # ## Another small number: intrinsic dimension
 #
-# One more result is often cited as proof that fine-tuning is low-rank: Aghajanyan et al.
-# ([2020](https://arxiv.org/abs/2012.13255)) train 200 numbers and reach 90% of full fine-tuning of
-# RoBERTa on a paraphrase task. But what they measured isn't rank. They follow Li et al.
-# ([2018](https://arxiv.org/abs/1804.08838)). Put all $D$ parameters of a network into one vector
-# $\theta$, and train only inside a random subspace of dimension $d$ around the start $\theta_0$:
+# Another result is often cited as proof that updates are low-rank. Aghajanyan et al.
+# ([2020](https://arxiv.org/abs/2012.13255)) trained 200 numbers and reached 90% of RoBERTa's full
+# fine-tuning performance on a paraphrase task. But they didn't measure rank. Following Li et al.
+# ([2018](https://arxiv.org/abs/1804.08838)), they put all $D$ parameters of a network into one
+# vector $\theta$ and trained only inside a random subspace of dimension $d$ around the start
+# $\theta_0$:
 #
 # $$\theta = \theta_0 + P z, \qquad P: (D, d) \text{ fixed and random}, \quad z: (d,).$$
 #
@@ -509,8 +507,8 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.4", "1.5"])
 #
 # <details><summary>Hint</summary>
 #
-# The chain rule: $\theta_i$ depends on $z_j$ through $P_{ij}$, so sum over all $i$. With $P$ = (1,
-# 2, 3) as a column and the gradient (1, 0, 1), the result is 4.
+# Use the chain rule: $\theta_i$ depends on $z_j$ through $P_{ij}$, so sum over all $i$. With the
+# column $P$ = (1, 2, 3) and the gradient (1, 0, 1), the result is 4.
 # </details>
 
 
@@ -533,9 +531,9 @@ def project_gradient(P, grad_theta):
 check.subspace(subspace_point, project_gradient)
 
 # %% [markdown]
-# For the real model $P$ would be too large: 134.5 million rows of 200 numbers. So take a small
-# network that names the intent of a `home` command, one of ten, from the mean of its token
-# embeddings. It has 14,098 parameters.
+# For the real model, $P$ would be too large: 134.5 million rows of 200 numbers. Use a small network
+# with 14,098 parameters instead. It predicts the intent of a `home` command, one of ten, from the
+# mean of its token embeddings.
 
 
 # %%
@@ -572,19 +570,19 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
     found = {d: fit(d) for d in live.progress(dims, "subspaces")}
     full = fit(None)[0]
     display(figures.intrinsic({d: a for d, (a, _) in found.items()}, full))
-    print(f"rank of the first layer's update at d = 1: {found[1][1]} (24 is the most)")
+    print(f"rank of the first layer's update at d = 1: {found[1][1]} (the maximum is 24)")
 
 # %% [markdown]
-# In this run, a few hundred numbers reach 90% of the accuracy that all 14,098 reach. Yet the
-# printed rank is full, although a single number was trained: a random direction in parameter space
-# is a random matrix in each layer. A small intrinsic dimension means that few *numbers* are enough.
-# A low matrix rank means that few *directions* are enough. LoRA bets on the second.
+# In this run, training a few hundred numbers gives 90% of the accuracy of training all 14,098. Yet
+# the printed rank is full, although only one number was trained: a random direction in parameter
+# space is a random matrix in each layer. Low intrinsic dimension means that a few *numbers* are
+# enough; low matrix rank means that a few *directions* are enough. LoRA bets on low rank.
 #
 # ## Take it with you
 #
-# You can turn a full fine-tune into a LoRA: cut the difference between two checkpoints. This script
-# does it for the instruction tuning of SmolLM2. (mergekit calls this *LoRA extraction*.) How much
-# survives depends on the rank, as you saw, and embeddings and norms are left out.
+# You can turn a full fine-tune into a LoRA by cutting the difference between two checkpoints.
+# (mergekit calls this *LoRA extraction*.) This script does it for SmolLM2's instruction tuning. How
+# much survives depends on the rank. Embeddings and norms are left out.
 #
 # ```python
 # import torch
@@ -615,27 +613,27 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
 #
 # The first letter you check counts. Then read the explanation.
 #
-# **q1. Rank 8 keeps only a part of a full update's energy. What does that say about LoRA with
-# r=8?**
+# **q1. Rank 8 keeps only part of a full update's energy. What does that say about LoRA with r=8?**
 #
 # - (a) LoRA must end at a higher loss, since it has no room for the rest of the update.
 # - (b) The rank is too small: raise it until 90% of the energy fits.
 # - (c) Little: LoRA needs one good change of rank 8, not this particular update.
 # - (d) LoRA will learn the same eight directions and lose what the others contribute.
 #
-# **q2. You train LoRA with r=8. How does its BA relate to the update of full fine-tuning?**
+# **q2. You train LoRA with r=8. How does BA relate to the full fine-tuning update?**
 #
-# - (a) BA can't be nearer to that update than its best rank-8 part, and needn't be near it.
-# - (b) BA can come nearer to that update than the best rank-8 part, because it is trained.
+# - (a) BA can't be closer to that update than the best rank-8 matrix, and needn't be close.
+# - (b) BA can be closer to that update than the best rank-8 matrix, because BA is trained.
 # - (c) The columns of B become the first eight left singular vectors of that update.
-# - (d) BA is the best rank-8 part of that update once training has converged.
+# - (d) BA is the best rank-8 approximation of that update once training has converged.
 #
-# **q3. A network reaches 90% of full training in a random subspace of dimension 50. Then**
+# **q3. In a random subspace of dimension 50, a network reaches 90% of full training's accuracy.
+# Then**
 #
 # - (a) the singular values of the update fall off quickly after the first 50.
-# - (b) the update of each matrix has a rank of at most 50, so LoRA with r=50 fits.
-# - (c) most weights of the network didn't move, so they needn't have been trained.
-# - (d) few numbers are enough, but the update of each matrix may have full rank.
+# - (b) each matrix's update has rank at most 50, so LoRA with r=50 can represent it.
+# - (c) most of the network's weights didn't move, so they didn't need training.
+# - (d) a few numbers are enough, but each matrix's update may have full rank.
 
 
 # %%
@@ -652,15 +650,13 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - The first $r$ terms of the SVD are the nearest matrix of rank $r$. Two factors of that rank cost
+# - The first $r$ terms of the SVD add up to the closest matrix of rank $r$. Its two factors cost
 #   $r\,(d_\text{out} + d_\text{in})$ numbers.
-# - This model's weights aren't low-rank. Their update by full fine-tuning needs fewer directions,
-#   but more than 8: a cut keeps most answers at rank 16, and all at 64.
-# - LoRA trains a change of rank 8 from the start, and finds one that gets about nine tenths of the
-#   answers. It doesn't need the full update to be low-rank.
-# - A low matrix rank and a low intrinsic dimension are two different things.
-#
-# In lab 2 you write LoRA yourself.
+# - This model's weights aren't low-rank. Their full fine-tuning update needs fewer directions, but
+#   more than 8: a cut to rank 16 keeps most right answers, and a cut to 64 keeps all.
+# - LoRA trains a change of rank 8 from the start and gets about nine tenths as many answers right.
+#   It doesn't need the full update to be low-rank.
+# - Low matrix rank and low intrinsic dimension are different things.
 
 # %%
 lab.score()

@@ -14,11 +14,11 @@
 # # Lab 2 · LoRA from scratch
 #
 # You will write LoRA in about forty lines of PyTorch, put it into a real language model, and teach
-# the model a new job. Then you will measure what LoRA saves, and what it doesn't.
+# the model a new job. Then you will measure what LoRA saves and what it doesn't.
 #
-# Cells marked **Turn it** are yours to play with: change a setting, predict what will happen, and
-# run the cell again. Before some pictures a cell asks for a guess. Guesses cost no points, and you
-# will remember the numbers that surprise you.
+# Cells marked **Turn it** are yours to play with: change a setting, predict the result, and rerun.
+# Some cells ask for a guess first. Guesses cost no points, and you will remember the numbers that
+# surprise you.
 #
 # {{ time }}
 
@@ -55,10 +55,9 @@ from labkit.training import generation, loop, models
 #
 # $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r).$$
 #
-# The *rank* $r$ is small: 8 or 16 is common. $\alpha$ sets how strongly the update counts. Only $A$
-# and $B$ train. Lab 1 cut trained updates down to a low rank; here the rank is low from the start.
+# The *rank* $r$ is small: 8 or 16 is common. $\alpha$ scales the update. Only $A$ and $B$ train.
 #
-# The picture shows one attention projection of the model you will train, to scale.
+# The figure shows, to scale, one attention projection of the model you will train.
 
 # %%
 display(figures.low_rank(d_out=576, d_in=576, r=8))
@@ -68,18 +67,18 @@ display(figures.low_rank(d_out=576, d_in=576, r=8))
 #
 # ●●○ · 7 min · 2 points
 #
-# Compute the output of the layer with its update. `x` can have any leading shape: one vector, a
-# batch, a batch of sequences. Never form $BA$ or a copy of $W$: a second matrix of that size would
-# give back part of the memory that LoRA saves. The check measures the largest tensor you create.
+# Compute the layer's output, including the update. `x` can have any leading dimensions: one vector,
+# a batch, a batch of sequences. Never form $BA$ or a copy of $W$: a second matrix of that size
+# would cost some of the memory that LoRA saves. The check measures the largest tensor you create.
 #
-# Do one case by hand first. Let $W$ be the 2 × 2 identity, $A$ the row (1, 1), $B$ the column (1,
-# 0), $\alpha = 2$ and $x = (1, 2)$. Then $W x = (1, 2)$, $A x = 3$ and $B A x = (3, 0)$. With
-# $r = 1$ the factor is 2, so the output is (7, 2).
+# Work through one case by hand first. Let $W$ be the 2 × 2 identity, $A$ the row (1, 1), $B$ the
+# column (1, 0), $\alpha = 2$ and $x = (1, 2)$. Then $W x = (1, 2)$, $A x = 3$ and $B A x = (3, 0)$.
+# With $r = 1$ the factor is 2, so the output is (7, 2).
 #
 # <details><summary>Hint</summary>
 #
-# You can group a product of matrices as you like. Which grouping of `x`, `A` and `B` keeps every
-# intermediate result small? Check the sides, too: `nn.Linear` computes `x @ W.T`.
+# Matrix multiplication is associative. Which grouping of `x`, `A` and `B` keeps every intermediate
+# result small? Watch the transposes: `nn.Linear` computes `x @ W.T`.
 # </details>
 
 
@@ -101,20 +100,20 @@ check.matches_dense(lora_forward)
 # ●●● · 12 min · 3 points
 #
 # Wrap an existing `nn.Linear` in a layer with the attributes `base`, `A`, `B`, `r`, `scaling`
-# ($\alpha / r$) and `merged`, which starts as `False` (exercise 2.6 will set it). There are three
-# rules:
+# ($\alpha / r$) and `merged`, initially `False` (exercise 2.6 sets it). There are three rules:
 #
-# 1. `base` is the very module you are given, frozen. A copy would double its memory.
-# 2. `A` is random and small: PEFT draws entries of at most $1/\sqrt{d_\text{in}}$, with
-#   `nn.init.kaiming_uniform_(A, a=math.sqrt(5))`. `B` is zero, so the new layer starts out equal to
-#   the old one. Both are fp32 `nn.Parameter`s, as in PEFT, on the device of `base.weight`.
+# 1. `base` is the given module itself, frozen. A copy would double its memory.
+# 2. `A` is random and small: PEFT draws entries of size at most $1/\sqrt{d_\text{in}}$ with
+#   `nn.init.kaiming_uniform_(A, a=math.sqrt(5))`. `B` is zero, so the new layer starts out
+#   equivalent to the old one. Both are fp32 `nn.Parameter`s, as in PEFT, on the device of
+#   `base.weight`.
 # 3. `forward` returns `base(x)` plus the scaled update, in the dtype of `base(x)`. It never creates
-#   a matrix as large as $W$. While `merged` is `True`, it returns `base(x)` alone.
+#   a matrix as large as $W$. While `merged` is `True`, it returns just `base(x)`.
 #
 # <details><summary>Hint: where to begin</summary>
 #
-# Assign modules and parameters after `super().__init__()`: then an optimizer finds them. One method
-# of `nn.Module` freezes all its parameters.
+# Assign modules and parameters after `super().__init__()`, so that an optimizer finds them. One
+# method of `nn.Module` freezes all its parameters.
 # </details>
 #
 # <details><summary>Hint: dtypes</summary>
@@ -156,20 +155,19 @@ check.layer(LoRALinear)
 # %% [markdown]
 # ## Where should training start?
 #
-# It should start at the base model: a large random update would damage it before the first step.
-# The simplest way is $BA = 0$. Should `A` be zero, or `B`, or both? The gradients decide.
+# Training should start at the base model: a large random update would damage it before the first
+# step. The simplest way is $BA = 0$. Should `A`, `B`, or both be zero? The gradients decide.
 #
 # ### Exercise 2.3 · `lora_gradients`
 #
 # ●●● · 10 min · 3 points
 #
 # `dY` is the gradient of the loss with respect to the layer's output. Return the gradients of `A`
-# and `B`, worked out by hand: no `backward()` and no other autograd. `x` is `(n, d_in)`, `dY` is
-# `(n, d_out)`.
+# and `B`, derived by hand, without `backward()` or other autograd.
 #
-# One case by hand, with a single row and a single output: $x = (1, 2)$, $A = (1, 1)$, $B = 2$,
+# Try one case with a single row and a single output: $x = (1, 2)$, $A = (1, 1)$, $B = 2$,
 # $\alpha = 2$ and $dY = 1$. With $r = 1$ the factor is 2, so $dB = 2 A x = 6$ and
-# $dA = 2 B\, x = (4, 8)$. With more rows, a gradient is the sum over them. You won't need $W$.
+# $dA = 2 B\, x = (4, 8)$. With several rows, sum their gradients. You won't need $W$.
 #
 # <details><summary>Hint</summary>
 #
@@ -193,10 +191,10 @@ def lora_gradients(x, W, A, B, alpha, dY):
 check.gradients(lora_gradients)
 
 # %% [markdown]
-# Read your formula. $dA$ contains $B$, and $dB$ contains $A$. With $B = 0$, only $B$ gets a
+# Look at your formulas. $dA$ contains $B$, and $dB$ contains $A$. With $B = 0$, only $B$ gets a
 # gradient in the first step. From the second step on, both train.
 #
-# See what the start does in a real model, SmolLM2-135M-Instruct. The task is `home`: turn a spoken
+# Now try each start in a real model, SmolLM2-135M-Instruct. The task is `home`: turn a spoken
 # command into JSON that a smart home understands.
 
 # %%
@@ -207,7 +205,7 @@ for row in home.select(range(0, 1500, 500)):
 
 # %% [markdown]
 # All runs in this lab use one plain PyTorch loop. `loop.answer_loss` is the mean cross-entropy over
-# the tokens of the answer, and the learning rate falls linearly to zero.
+# the answer tokens.
 
 
 # %%
@@ -227,10 +225,10 @@ def train(model, batches, steps, learning_rate):
 
 
 # %% [markdown]
-# The next function puts your layer on two projections of every block, chooses the start, and trains
-# ten steps on the same eight commands. So that ten steps show something, its learning rate is 50
-# times a usual one. (The training below takes 5e-3: small models and short runs want far more than
-# the usual 2e-4.)
+# The next function puts your layer on two projections of every block, sets the start, and trains
+# for ten steps on the same eight commands. Ten steps show little at the usual learning rate, so
+# this one is 50 times higher. (The longer run below uses 5e-3: small models and short runs need far
+# more than the usual 2e-4.)
 
 
 # %%
@@ -251,12 +249,12 @@ def first_steps(start, learning_rate, steps=10):
     return list(train(model, [batch] * steps, steps, learning_rate))
 
 
-start_runs = {}  # what you have run so far: {setting: losses}
+start_runs = {}  # your runs so far: {setting: losses}
 
 # %% [markdown]
-# **Turn it: start.** Which start fails at once, which never learns, and which one overshoots? Run
-# the cell. Then replace the list with `[("A = 0", 5e-3)]`, half the learning rate, and run it
-# again: the new curve is drawn over the old ones.
+# **Turn it: start.** Which start fails at once, which never learns, and which overshoots? Run the
+# cell. Then halve the learning rate: replace the list with `[("A = 0", 5e-3)]` and rerun. The new
+# curve is drawn over the old ones.
 
 # %% tags=["experiment"]
 starts = [("both random", 1e-2), ("both zero", 1e-2), ("A = 0", 1e-2), ("B = 0", 1e-2)]
@@ -266,43 +264,44 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
     display(figures.first_losses(start_runs))
 
 # %% [markdown]
-# Both random: the model is damaged before its first step. Both zero: no gradient, ever. `A = 0`
-# starts at the base model, but at this learning rate its loss shoots up, while `B = 0` learns. At
-# half the rate both learn ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
+# With both random, the model is damaged before its first step. With both zero, there is never a
+# gradient. `A = 0` starts at the base model, but at this learning rate its loss shoots up, while
+# `B = 0` learns. At half the rate, both learn
+# ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
-# Why? Adam moves every entry by about the learning rate. With `A` = 0, each entry of $A x$ moves by
-# a sum over 576 inputs, and a random `B` with entries up to 0.35 passes it on. With `B` = 0, each
-# output moves by a sum over only 8 entries of $A x$, and those of `A` are at most 0.04. So at the
-# same rate `A = 0` takes a far larger first step. Hayou et al.
+# Why? Adam moves every entry by about the learning rate. With `A = 0`, each entry of $A x$ moves by
+# a sum over 576 inputs, and a random `B` with entries up to 0.35 passes it on. With `B = 0`, each
+# output moves by a sum over only 8 entries of $A x$, and the entries of `A` are at most 0.04. At
+# the same rate, `A = 0` therefore takes a far larger first step. Hayou et al.
 # ([2024](https://arxiv.org/abs/2406.08447)) derive that `B = 0` tolerates larger learning rates,
-# and see it in fine-tuning runs. PEFT starts with `B = 0`, too.
+# and observe this in fine-tuning runs. PEFT also starts with `B = 0`.
 #
 # ## Into the model
 #
-# SmolLM2 has 30 blocks. Each has seven linear layers: four in its attention, three in its MLP. You
-# want LoRA on all 210.
+# SmolLM2 has 30 blocks. Each has seven linear layers: four in the attention and three in the MLP.
+# You want LoRA on all 210.
 #
 # ### Exercise 2.4 · `inject`
 #
 # ●●● · 13 min · 3 points
 #
-# Replace every `nn.Linear` whose own name is in `targets` by a `LoRALinear`, in place. Leave every
-# other kind of module alone, whatever its name. Freeze everything except the new `A` and `B`; other
-# modules may have a parameter called `A` or `B`. Return how many layers you replaced.
+# Replace every `nn.Linear` whose own name is in `targets` with a `LoRALinear`, in place. Leave
+# every other kind of module alone, whatever its name. Freeze everything except the new `A` and `B`
+# (other modules may have a parameter called `A` or `B`). Return the number of layers you replaced.
 #
 # A layer's own name is the last part of its dotted name: `q_proj` in
-# `model.layers.0.self_attn.q_proj`. A layer at the top of a model has no dot in its name.
+# `model.layers.0.self_attn.q_proj`. A top-level layer has no dot in its name.
 #
 # <details><summary>Hint: how to reach a layer</summary>
 #
-# `model.named_modules()` gives dotted names. `model.get_submodule("a.b")` gives the parent of
+# `model.named_modules()` gives dotted names. `model.get_submodule("a.b")` returns the parent of
 # `a.b.q_proj`, and `setattr` puts a new child there.
 # </details>
 #
 # <details><summary>Hint: in which order</summary>
 #
-# Collect the names first, then replace: a loop over the tree shouldn't change the tree. And what
-# happens to your new `A` and `B` if you freeze everything after you have put them in?
+# Collect the names first, then replace the layers: a loop over the tree shouldn't change it. What
+# happens to your new `A` and `B` if you freeze everything after adding them?
 # </details>
 
 
@@ -327,8 +326,8 @@ check.injects(inject)
 # %% [markdown]
 # ### Is it really LoRA?
 #
-# PEFT is the library that most people use for LoRA. Copy the same random `A` and `B` into your
-# model and into PEFT's, and compare what the two predict.
+# PEFT is the library most people use for LoRA. Copy the same random `A` and `B` into your model and
+# PEFT's, and compare their predictions.
 
 # %% tags=["experiment"]
 if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
@@ -349,14 +348,13 @@ if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
     print(f"The adapter moves logits by up to {change:.1f}. Yours and PEFT's differ by {gap:.1g}.")
 
 # %% [markdown]
-# The two compute the same. PEFT adds dropout, other layer types, several adapters and quantized
-# bases. Lab 3 uses it.
+# The two models agree. PEFT adds dropout, other layer types, multiple adapters and quantized bases.
+# You will use it in lab 3.
 #
 # ## A job to learn
 #
-# First ask the base model, as it is and with six solved examples in its prompt. None of the 60 test
-# answers occurs in the training data, and the test commands use other sentence patterns, so the
-# model can't copy an answer.
+# First ask the base model, both as it is and with six solved examples in its prompt. None of the 60
+# test answers occurs in the training data, and the test commands use different sentence patterns.
 
 
 # %%
@@ -383,8 +381,8 @@ if lab.experiment("What the base model answers", 10):
     print(f"{unseen['text'][0]} → {base_answers[0]}")
 
 # %% [markdown]
-# The base model knows English, but not your intents. Now train: 50 steps of 16 commands, rank 8, on
-# all seven layers of every block. What must the first loss be?
+# The base model knows English, but not your intents. Now train for 50 steps of 16 commands, at rank
+# 8, on all seven layers of every block. What must the first loss be?
 
 # %%
 guess_right = lab.predict("After 50 steps, how many of the 60 answers match word for word?", None)
@@ -410,15 +408,15 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
     display(compare_answers(unseen["text"], unseen["answer"], said, rows=3))
 
 # %% [markdown]
-# The curve starts at the base model's loss, because `B` is zero. You trained fewer than 2% of the
-# numbers, for 50 steps. Most answers that are still wrong have the right intent. Full fine-tuning
-# of all 134.5 million numbers gets about as many right, perhaps a few more
+# The curve starts at the base model's loss, because `B` is zero. You trained less than 2% of the
+# parameters. Most answers that are still wrong have the right intent. Full fine-tuning gets about
+# as many right, perhaps a few more
 # ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
 #
 # ### Rank and alpha
 #
-# How much does the rank matter, and what does $\alpha$ do? The next function trains 12 steps of 8
-# commands with a rank and an $\alpha$ of your choice. Everything else stays fixed.
+# How much does the rank matter, and what does $\alpha$ do? The next function trains for 12 steps of
+# 8 commands at a rank and $\alpha$ of your choice.
 
 
 # %%
@@ -432,12 +430,12 @@ def short_run(r, alpha, steps=12, learning_rate=1e-3):
     return list(live.progress(losses, f"r={r}, alpha={alpha}", steps))
 
 
-rank_runs = {}  # what you have run so far: {setting: losses}
+rank_runs = {}  # your runs so far: {setting: losses}
 
 # %% [markdown]
-# **Turn it: rank and alpha.** A common rule says $\alpha = 2r$. The default compares r = 8 and r =
-# 64 at the two values that the rule gives, 16 and 128. Which curves will agree: those of equal
-# rank, or those of equal $\alpha$? Run it, then try `[(1, 16), (1, 128)]`.
+# **Turn it: rank and alpha.** A common rule is $\alpha = 2r$. The default compares r = 8 and r = 64
+# at the rule's two values, 16 and 128. Which curves will agree: those with equal rank or those with
+# equal $\alpha$? Run the cell, then try `[(1, 16), (1, 128)]`.
 
 # %% tags=["experiment"]
 settings = [(8, 16), (64, 16), (8, 128), (64, 128)]  # (r, alpha)
@@ -447,39 +445,39 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
     display(figures.turned(rank_runs))
 
 # %% [markdown]
-# The curves of equal $\alpha$ agree. $BA$ is a sum of $r$ outer products. The gradients of all $r$
-# columns of $B$ come from the same gradient of $W$, so early on the $r$ terms push the output the
-# same way, and the factor $1/r$ cancels their number. (Where they don't, $1/r$ is too much: rsLoRA
-# divides by $\sqrt r$, see lab 5.) $\alpha$ scales the step, like a learning rate. If you double
-# rank and $\alpha$ together, the faster start comes from $\alpha$, not from the rank
+# The curves with equal $\alpha$ agree. $BA$ is a sum of $r$ outer products. The gradients of all
+# $r$ columns of $B$ come from the same gradient of $W$. Early on, the $r$ terms therefore push the
+# output the same way, and the factor $1/r$ makes up for their number. (When they don't, dividing by
+# $r$ is too much: rsLoRA divides by $\sqrt r$, see lab 5.) $\alpha$ scales the step, like a
+# learning rate. If you double the rank and $\alpha$ together, the faster start comes from $\alpha$
 # ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
 #
 # ## What does a step cost?
 #
-# Full fine-tuning trains 55 times as many numbers. Is it 55 times slower? Count a step's matrix
-# products. For each weight and token, the forward pass does one multiplication and one addition.
-# The backward pass needs two gradients, each a product of the same size: that of the weights, for
-# the optimizer, and that of the input, for the layers below.
+# Full fine-tuning trains 55 times as many parameters. Is it 55 times slower? Count the matrix
+# products in a step. For each weight and token, the forward pass does one multiplication and one
+# addition. The backward pass computes two gradients, each with a product of the same size: the
+# weight gradient for the optimizer, and the input gradient for the layers below.
 #
 # ### Exercise 2.5 · `step_flops`
 #
 # ●●○ · 8 min · 2 points
 #
-# How many floating-point operations (FLOPs) do the forward and backward pass of linear layers take?
-# `shapes` maps a name to the `(d_out, d_in)` of a weight matrix. All layers see the same `n_tokens`
-# tokens. A multiply-add counts as two.
+# How many floating-point operations (FLOPs) do the forward and backward passes of linear layers
+# take? `shapes` maps each name to the `(d_out, d_in)` of its weight matrix. Every layer sees
+# `n_tokens` tokens. A multiply-add counts as two.
 #
 # - Without `r`, all weights train.
 # - With `r`, the weights are frozen, and each has a trainable `A` and `B` of rank `r`.
 #
-# Every layer also computes the gradient of its `x`, for the layers below. Count only matrix
-# products. The result is an int, the same as `torch.utils.flop_counter` finds.
+# Every layer also computes the gradient of its input `x`. Count only matrix products. Return an
+# int, the same number that `torch.utils.flop_counter` reports.
 #
 # <details><summary>Hint</summary>
 #
-# A product of an $n \times k$ and a $k \times m$ matrix takes $2\,n\,k\,m$. List the products for
-# $y = x W^\top$: which one disappears when $W$ is frozen? Then list those of `h = x Aᵀ` and
-# `y = h Bᵀ`: neither matrix is frozen, and `h` needs its gradient, too.
+# A product of an $n \times k$ and a $k \times m$ matrix takes $2\,n\,k\,m$ FLOPs. List the products
+# for $y = x W^\top$: which one disappears when $W$ is frozen? Then list those of `h = x Aᵀ` and
+# `y = h Bᵀ`: neither matrix is frozen, and `h` also needs its gradient.
 # </details>
 
 
@@ -499,17 +497,16 @@ def step_flops(shapes, n_tokens, r=None):
 check.arithmetic(step_flops)
 
 # %% [markdown]
-# A frozen weight needs no gradient of its own, which removes one of three products. With LoRA in
-# every block, a step therefore still needs about two thirds of the arithmetic, even if very few
-# numbers train.
+# A frozen weight needs no gradient, which removes one of three products. With LoRA in every block,
+# a step still takes about two thirds of the arithmetic, even if very few parameters train.
 #
 # ### Time and memory
 #
 # Measure one training step in three settings: full fine-tuning in fp32, LoRA in fp32, and LoRA on a
-# base in bf16. Guess first.
+# bf16 base. Guess first.
 
 # %%
-guess_peak = lab.predict("LoRA's peak memory, in percent of full fine-tuning's, in fp32?", None)
+guess_peak = lab.predict("LoRA's peak memory in fp32, as a percentage of full fine-tuning's?", None)
 
 
 # %%
@@ -533,8 +530,8 @@ def measure(lora, dtype, commands):
 
 
 # %% [markdown]
-# **Turn it: batch size.** The default measures a batch of 8 commands. What will 32 commands do to
-# LoRA's share of the memory: raise it, lower it, or leave it?
+# **Turn it: batch size.** Will 32 commands instead of 8 raise or lower LoRA's share of full
+# fine-tuning's memory?
 
 # %% tags=["experiment"]
 commands = 8
@@ -551,53 +548,50 @@ if lab.experiment("A step's memory", 14, needs=["2.2", "2.4"]):
     guess_peak.beside(100 * lora_peak / full_peak)
 
 # %% [markdown]
-# At equal precision, LoRA needs no gradients and no Adam moments for the frozen weights. It doesn't
-# save the weights themselves: the forward pass needs them. Nor does it save most of the
-# *activations*, the tensors that the forward pass stores for the backward pass. The gradient still
-# passes through the frozen layers, and each of your layers stores its input `x`, because $dA$ in
-# 2.3 needs it.
+# At equal precision, LoRA needs no gradients and no Adam moments for the frozen weights. It saves
+# neither the weights themselves nor most *activations*, the tensors that the forward pass stores
+# for the backward pass. Gradients still flow through the frozen layers, and each of your layers
+# stores its input `x`, because $dA$ in 2.3 needs it.
 #
-# The bars peak at different moments. With 8 commands, full fine-tuning peaks inside Adam's step,
-# when its activations are freed already. LoRA gives Adam little to do: its peak comes at the end of
-# the forward pass, and is mostly weights and activations. Activations grow with the batch, so the
-# larger the batch, the smaller the share that LoRA saves: 59% with 8 commands, 42% with 32. Lab 4
-# shows what helps.
+# The methods peak at different moments. With 8 commands, full fine-tuning peaks during Adam's step,
+# when its activations are already freed. LoRA gives Adam little to do, so it peaks at the end of
+# the forward pass, with mostly weights and activations. Activations grow with the batch, so a
+# larger batch shrinks LoRA's saving: 59% with 8 commands, 42% with 32. Lab 4 shows what helps.
 #
-# The third bar has a second advantage: its base is in bf16. Comparing it with the first bar credits
-# LoRA with a saving that comes from the precision. (Its activations shrink by less than half,
-# because your layer stores `x` in fp32 for $dA$.)
+# The third bar has a second advantage: its bf16 base. Comparing it with the first bar credits LoRA
+# with savings that come from the precision.
 
 # %% tags=["experiment"]
 if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, LoRALinear)]
     shapes = {name: tuple(layer.base.weight.shape) for name, layer in layers}
     (full_flops, _), (lora_flops, _), _ = cost.values()
-    print("A LoRA step in percent of a step of full fine-tuning:")
+    print("The FLOPs of a LoRA step, in percent of a full fine-tuning step:")
     print(f"{step_flops(shapes, 1, r=8) / step_flops(shapes, 1):.0%} by your step_flops")
-    print(f"{lora_flops / full_flops:.0%} of the arithmetic that torch counts in the model")
+    print(f"{lora_flops / full_flops:.0%} by torch's count of the whole model")
 
 # %% [markdown]
-# The time saved is of the same order: 35% and 44% in two measurements
+# LoRA saves a similar share of the time: 35% and 44% in two measurements
 # ([evidence](../docs/evidence/02_lora.md#memory-and-arithmetic-of-a-step)).
 #
 # ## Merge
 #
-# Your layer does extra work for every token that the model generates. After training you can remove
-# it: add the update to $W$ once, and the layer is as fast as before.
+# Your layer does extra work for every generated token. After training, add the update to $W$ once,
+# and the layer is as fast as the original.
 #
 # ### Exercise 2.6 · `merge_`, `unmerge_`
 #
 # ●●○ · 6 min · 3 points
 #
-# `merge_` adds $(\alpha / r) BA$ to `layer.base.weight` in place; `unmerge_` subtracts it. They
-# keep `layer.merged` up to date, so that calling one twice is the same as calling it once. The
-# layer's output stays the same, to rounding. Nothing else changes: `A`, `B` and the mode stay, and
-# `base.weight` stays the same frozen Parameter, with its dtype.
+# `merge_` adds $(\alpha / r) BA$ to `layer.base.weight` in place; `unmerge_` subtracts it. Both
+# keep `layer.merged` up to date, so calling either twice is the same as calling it once. The
+# layer's output stays the same up to rounding. Nothing else changes: `A`, `B` and the mode stay the
+# same, and `base.weight` remains the same frozen Parameter with its dtype.
 #
 # <details><summary>Hint</summary>
 #
-# The update requires grad, because `A` and `B` do, and autograd would record the change: use
-# `torch.no_grad()`. Which of `+=` and `= … + …` keeps the Parameter, and its dtype?
+# The update requires grad because `A` and `B` do, so autograd would record the change. Use
+# `torch.no_grad()`. Which keeps the Parameter and its dtype: `+=` or `= … + …`?
 # </details>
 
 
@@ -640,35 +634,36 @@ def merged(model):
 if lab.experiment("The same answers after a merge?", 12, needs=["2.2", "2.4", "2.6"]):
     merged_answers = generation.answers(merged(model), tokenizer, unseen["messages"])
     same = sum(a == b for a, b in zip(merged_answers, lora_answers, strict=True))
-    print(f"Merged, {same} of {len(unseen)} answers are the same, word for word, ", end="")
-    print(f"and {right(merged_answers)[0]} are right ({right(lora_answers)[0]} before the merge).")
+    print(f"After the merge, {same} of {len(unseen)} answers are the same, word for word, ", end="")
+    print(f"and {right(merged_answers)[0]} are right ({right(lora_answers)[0]} before).")
 
 # %% [markdown]
-# In fp32 a merge changes outputs only by rounding. In bf16 the weights are rounded, too: after
-# `unmerge_`, 3% of them differ from the original ones
-# ([evidence](../docs/evidence/02_lora.md#merged-and-unmerged)). So keep the base model. Lab 6 shows
+# In fp32, a merge changes outputs only by rounding. In bf16, the weights are rounded as well: after
+# `unmerge_`, 3% of them differ from the originals
+# ([evidence](../docs/evidence/02_lora.md#merged-and-unmerged)). Keep the base model. Lab 6 shows
 # when a merge does lose an adapter.
 #
 # ## Save and load
 #
-# Training changed nothing but `A` and `B`. Save those, and you can send what the model has learned
-# to anyone who has the base. They also need $\alpha$, which isn't in this file: PEFT keeps it in
+# Training changed only `A` and `B`. Save them, and you can send what the model learned to anyone
+# who has the base. The recipient also needs $\alpha$, which isn't in this file; PEFT stores it in
 # `adapter_config.json`.
 #
 # ### Exercise 2.7 · `adapter_state`, `load_adapter_`
 #
 # ●●○ · 9 min · 3 points
 #
-# `adapter_state` returns the `A` and `B` of every `LoRALinear` and nothing else; other modules may
-# have an `A`, too. A key is the dotted name of the layer plus `.A` or `.B`. `load_adapter_` copies
-# such a dict into the parameters of a model that has the same layers. One rule: if any key or shape
-# doesn't fit, raise an error before anything changes. A half-loaded adapter is worse than none.
+# `adapter_state` returns a dict of the `A` and `B` of every `LoRALinear` and nothing else (other
+# modules may also have an `A`). Each key is the layer's dotted name plus `.A` or `.B`.
+# `load_adapter_` copies such a dict into the parameters of a model with the same layers. If any key
+# or shape doesn't match, raise an error before anything changes. A half-loaded adapter is worse
+# than none.
 #
 # <details><summary>Hint</summary>
 #
 # `named_modules()` and `isinstance` find the layers. Compare two dicts of shapes before you copy:
-# `copy_` silently broadcasts a smaller tensor. Autograd forbids `copy_` into a parameter that
-# trains; `detach()` gives a view of the same memory.
+# `copy_` silently broadcasts a smaller tensor. Autograd forbids `copy_` into a trainable parameter;
+# `detach()` gives a view of the same memory.
 # </details>
 
 
@@ -710,14 +705,13 @@ if lab.experiment("Send it to a fresh model", 8, needs=["2.2", "2.4", "2.7"]):
     print(f"The fresh model gives the same 60 answers: {same}")
 
 # %% [markdown]
-# The adapter is in fp32, the base in bf16. One base model can serve many such files; each has
-# $r\,(d_\text{in} + d_\text{out})$ numbers per adapted layer.
+# The adapter is in fp32 and the base in bf16. One base model can serve many such adapters, each
+# with $r\,(d_\text{in} + d_\text{out})$ numbers per adapted layer.
 #
 # ## Take it with you
 #
-# Here is the same method in PEFT and TRL, without anything from this course. Save it as
-# `train_lora.py`, substitute your model and rows, and run `python train_lora.py`. Lab 3 explains
-# the settings.
+# Here is the same method in PEFT and TRL. Save it as `train_lora.py`, substitute your model and
+# rows, and run `python train_lora.py`. Lab 3 explains the settings.
 #
 # ```python
 # from datasets import Dataset
@@ -756,19 +750,20 @@ if lab.experiment("Send it to a fresh model", 8, needs=["2.2", "2.4", "2.7"]):
 # - (c) Both get a small gradient in the first step, so neither runs away.
 # - (d) With `A` at zero and `B` random, no gradient would ever reach the layer.
 #
-# **q2. What does a step of full fine-tuning compute and store that a LoRA step doesn't?**
+# **q2. What does a full fine-tuning step compute and store that a LoRA step doesn't?**
 #
 # - (a) Activations: with LoRA, no layer stores anything for the backward pass.
-# - (b) Gradients of the inputs: they pass frozen layers without a product.
-# - (c) The gradients of the frozen weights, and their moments in Adam.
-# - (d) The large products of the forward pass: two small ones replace each of them.
+# - (b) Input gradients: they pass through frozen layers without a matrix product.
+# - (c) The gradients and Adam moments of the weights that LoRA freezes.
+# - (d) The large products of the forward pass: LoRA replaces each with two small ones.
 #
 # **q3. Compare r=8, alpha=16 with r=64, alpha=128.**
 #
-# - (a) The factor in front of BA is the same; the second trains eight times as many numbers.
-# - (b) The second multiplies BA by eight times as much, and trains equally many numbers.
-# - (c) Both train equally many numbers; eight times the rank means eight times the scaling.
-# - (d) The second trains eight times as many numbers, so a step takes eight times as long.
+# - (a) The factor in front of BA is the same; the second trains eight times as many parameters.
+# - (b) The factor in front of BA is eight times as large; both train the same number of parameters.
+# - (c) Both train the same number of parameters; eight times the rank means eight times the
+#   scaling.
+# - (d) The second trains eight times as many parameters, so a step takes eight times as long.
 
 
 # %%
@@ -785,14 +780,14 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - LoRA is two small matrices next to a frozen one, scaled by $\alpha / r$. `B` starts at zero, so
-#   training starts at the base model.
-# - At the same $\alpha$ the rank hardly changes how fast a short run learns. $\alpha$ scales the
+# - LoRA adds the product of two small matrices, scaled by $\alpha / r$, to a frozen one. `B` starts
+#   at zero, so training starts at the base model.
+# - At the same $\alpha$, the rank hardly changes how fast a short run learns. $\alpha$ scales the
 #   step, like a learning rate.
 # - LoRA saves the gradients and Adam moments of the frozen weights and, at a small rank, a third of
 #   the arithmetic. It saves neither the weights nor most activations.
-# - A merge removes the extra work per token. An adapter is a small file, and useful only with the
-#   base and the $\alpha$ it was trained with.
+# - A merge removes the extra work per token. An adapter is a small file, useful only with the base
+#   and the $\alpha$ it was trained with.
 
 # %%
 lab.score()

@@ -13,14 +13,13 @@
 # %% [markdown]
 # # Lab 3 · PEFT and TRL, and what goes wrong
 #
-# In lab 2 you wrote LoRA. At work you will use two libraries: PEFT adds the layers and saves them,
-# TRL runs the training. Your part is a few settings and your data, and that is where runs fail
-# silently: the loss falls, the training ends as planned, and the model doesn't stop, or has learned
-# nothing.
+# In lab 2 you wrote LoRA. At work, you will use two libraries: PEFT adds the layers and saves them,
+# and TRL runs the training. You supply a few settings and the data, and that is where runs fail
+# silently. The loss falls and the training ends as planned, but the model never stops writing, or
+# it has learned nothing.
 #
-# Five exercises of this lab are *hunts*. Their cell contains code with a mistake that people really
-# made, and the text links an issue that reports it. The code runs, and it is wrong. Find out why,
-# and fix it.
+# Five exercises in this lab are *hunts*. Each gives you code with a mistake that people really made
+# and links to an issue that reports it. The code runs, but it is wrong. Find out why and fix it.
 #
 # {{ time }}
 
@@ -61,38 +60,38 @@ if lab.experiment("The task and the tokenizer", 4):
     model, tokenizer = models.load()
     home, unseen = tasks.load("home"), tasks.draw("home", "test", 60)
     print(tokenizer.apply_chat_template(home[0]["messages"], tokenize=False))
-    print(f"padding is {tokenizer.pad_token}, the end of an answer is {tokenizer.eos_token}")
+    print(f"padding token: {tokenizer.pad_token}, end of an answer: {tokenizer.eos_token}")
 
 # %% [markdown]
 # ### Exercise 3.1 · `train_adapter`
 #
 # ●●● · 13 min · 4 points
 #
-# Train a LoRA adapter with TRL's `SFTTrainer` (SFT is supervised fine-tuning), save the adapter,
-# and return the trainer.
+# Train a LoRA adapter with TRL's `SFTTrainer` (supervised fine-tuning), save the adapter, and
+# return the trainer.
 #
 # - `LoraConfig`: `r=16`, `lora_alpha=32`, `lora_dropout=0.05`, `task_type="CAUSAL_LM"`, and
 #   `target_modules="all-linear"`: every linear layer except the head.
 # - `SFTConfig`: `output_dir`, `learning_rate`, one pass over `rows` (`num_train_epochs=1`), one
-#   step per batch of 8 (`per_device_train_batch_size=8`), and `bf16=False`: the model is already in
+#   step per batch of 8 (`per_device_train_batch_size=8`), and `bf16=False`: the model already has
 #   the right precision, and TRL's default raises an error on a CPU.
 # - **The loss counts only the answer.** That is a choice
 #   ([evidence](../docs/evidence/03_peft.md#where-the-loss-belongs)). `rows` is a `Dataset` whose
-#   column `messages` contains conversations; the last message is the answer. With this column TRL
-#   would train on every token, the user's too. With two columns, `prompt` and `completion`, both of
-#   them lists of messages, it trains on the completion.
-# - Save the adapter in `output_dir`, with the trainer's `save_model()`.
+#   `messages` column contains conversations; the last message of each is the answer. Given this
+#   column, TRL would train on every token, including the user's. Given two columns, `prompt` and
+#   `completion`, both lists of messages, it trains on the completion.
+# - Save the adapter in `output_dir` with the trainer's `save_model()`.
 #
-# Useful settings: `gradient_checkpointing=False` is faster (exercise 3.5 says what it does),
-# `report_to="none"` sends nothing to tracking services, `logging_steps=1` records the loss of each
-# step. Older tutorials say `max_seq_length` and `tokenizer=`; the names are `max_length` and
-# `processing_class=` now.
+# Useful settings: `gradient_checkpointing=False` is faster (see exercise 3.5), `report_to="none"`
+# sends nothing to tracking services, and `logging_steps=1` records the loss at each step. Older
+# tutorials say `max_seq_length` and `tokenizer=`; these are now `max_length` and
+# `processing_class=`.
 #
 # <details><summary>Hint: the columns</summary>
 #
-# A prompt is the list of all messages but the last, a completion a list with the last one.
-# `rows.map(function, remove_columns=rows.column_names)` makes a dataset of what `function(row)`
-# returns, a dict.
+# The prompt is a list of all messages except the last; the completion is a list with only the last.
+# `rows.map(function, remove_columns=rows.column_names)` makes a dataset of the dicts that
+# `function(row)` returns.
 # </details>
 
 
@@ -133,19 +132,19 @@ check.trains(train_adapter)
 # %% [markdown]
 # ### The most common "it learned nothing"
 #
-# TRL's default learning rate is 2e-5, a value for full fine-tuning. LoRA needs more: 2e-4 is a
-# common choice in runs of hours. Yours takes a minute.
+# TRL's default learning rate is 2e-5, a value for full fine-tuning. LoRA needs more: 2e-4 is common
+# in runs that take hours. Yours takes a minute.
 
 # %%
-question = "The loss begins at about 4. Where is it after 12 steps at TRL's default rate, 2e-5?"
+question = "The loss starts at about 4. Where is it after 12 steps at TRL's default rate, 2e-5?"
 guess_rate = lab.predict(question, None)
 
 # %%
-rate_runs = {}  # what you have run so far: {rate: losses}
+rate_runs = {}  # your runs so far: {rate: losses}
 
 # %% [markdown]
-# **Turn it: learning rate.** Run the two, then replace the list by a rate of your own, such as
-# `[2e-4]` or `[2e-2]`: the new curve is drawn over the old ones.
+# **Turn it: learning rate.** Run the cell, then replace the list with a rate of your own, such as
+# `[2e-4]` or `[2e-2]`. The new curve is drawn over the old ones.
 
 # %% tags=["experiment"]
 rates = [2e-5, 2e-3]
@@ -160,12 +159,12 @@ if lab.experiment("Two learning rates", 50, needs=["3.1"]):
     guess_rate.beside(next(iter(rate_runs.values()))[-1])
 
 # %% [markdown]
-# At the default rate twelve steps change nothing that you can see, and nothing warns you. (The
-# curve only wavers because each step sees another batch.) If your LoRA "learned nothing", look at
-# the learning rate first ([evidence](../docs/evidence/03_peft.md#learning-rates)).
+# At the default rate, twelve steps change nothing you can see, and nothing warns you. If your LoRA
+# "learned nothing", check the learning rate first
+# ([evidence](../docs/evidence/03_peft.md#learning-rates)).
 #
-# Now a longer run at the higher rate: one pass over 320 rows. Sixty test commands, with sentence
-# patterns that don't occur in training, show what the model has learned.
+# Now train longer at the higher rate: one pass over 320 rows. Sixty test commands with unseen
+# sentence patterns show what the model has learned.
 
 
 # %%
@@ -192,12 +191,11 @@ if lab.experiment("PEFT and TRL learn home", 70, needs=["3.1"]):
     print(f"{right} of {len(unseen)} answers are right, word for word")
 
 # %% [markdown]
-# **Turn it: targets.** The original LoRA paper adapts the query and value projections only. Compare
-# that with every linear layer. (`finetune` is TRL's trainer with less waste on a CPU: it skips the
-# padding, and computes logits for the answer alone.)
+# **Turn it: targets.** The original LoRA paper adapts only the query and value projections. Compare
+# that with adapting every linear layer.
 
 # %%
-target_runs = {}  # what you have run so far: {targets: losses}
+target_runs = {}  # your runs so far: {targets: losses}
 
 
 def short_run(label, targets, learning_rate=2e-3, steps=16):
@@ -221,18 +219,18 @@ if lab.experiment("Which layers to adapt", 25, needs=["3.1"]):
     display(figures.targets(target_runs))
 
 # %% [markdown]
-# In this run more layers learn faster. They also have five times as many numbers to train, so try
-# `r` at five times its value for `q, v`. QLoRA's authors found that adapting every linear layer
-# matters more than the rank ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)).
+# In this run, all-linear learns faster. It also trains five times as many parameters, so try `q, v`
+# with five times the `r`. QLoRA's authors found that adapting every linear layer matters more than
+# the rank ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)).
 #
 # ## A model that never stops
 #
-# A frequent report: the tuned model answers well, then keeps going. To see it happen, train on bare
-# rows without a chat template: command, line break, answer, end token. (With its chat template
-# SmolLM2 had already learned to stop, and the bug would not show.)
+# A frequent complaint is that the tuned model answers well, then keeps going. To see it happen,
+# train on bare rows without a chat template: command, line break, answer, end token. (With its chat
+# template, SmolLM2 has already learned to stop, so the bug wouldn't show.)
 #
-# *Labels* say which tokens the loss counts; -100 means that the loss skips a token. The next
-# function is meant to skip the prompt and the padding. It treats padding as transformers'
+# *Labels* say which tokens count in the loss; -100 means that the loss skips a token. The next
+# function is meant to skip the prompt and the padding. It treats padding the way transformers'
 # `DataCollatorForLanguageModeling` does.
 
 
@@ -285,7 +283,7 @@ def endless(texts):
 
 
 # %%
-guess_endless = lab.predict("Trained on these labels, how many of 60 answers won't stop?", None)
+guess_endless = lab.predict("With these labels, how many of 60 answers won't stop?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
@@ -297,8 +295,8 @@ if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
     print("\n\n".join(f"{c}\n{text}" for c, text in zip(unseen["text"][:3], said[:3], strict=True)))
 
 # %% [markdown]
-# The JSON is complete, and more of it follows, until the limit of 48 tokens. The loss fell as in
-# any good run.
+# The JSON is complete, but the model keeps writing until the limit of 48 tokens. The loss fell as
+# in any good run.
 #
 # ### Exercise 3.2 · `answer_labels`
 #
@@ -307,26 +305,26 @@ if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
 # **A hunt**, from [trl #976](https://github.com/huggingface/trl/issues/976): *"the resulting model
 # I created does not generate the stop token"*. Fix the code:
 #
-# - The prompt of a row has no label: its first real tokens, as many as `prompt_lengths` says.
-# - Padding has no label, whichever token it is, and on whichever side it is.
-# - Every other token keeps its id as its label, **including the end token** and whatever follows
-#   it, such as a line break.
+# - The prompt has no label. `prompt_lengths` says how many real tokens it has in each row.
+# - Padding has no label, whatever its token and whichever side it is on.
+# - Every other token's label is its id, **including the end token** and whatever follows it, such
+#   as a line break.
 #
 # Don't shift the labels: the model does that itself.
 #
-# One row by hand, padded on the left, with 2 as both the padding and the end token: ids (2, 2, 7,
-# 8, 9, 2), mask (0, 0, 1, 1, 1, 1) and a prompt of 2 tokens give the labels (-100, -100, -100,
-# -100, 9, 2).
+# For example, pad a row on the left, with 2 as both the padding and the end token. Ids (2, 2, 7, 8,
+# 9, 2), mask (0, 0, 1, 1, 1, 1) and a prompt of 2 tokens give the labels (-100, -100, -100, -100,
+# 9, 2).
 #
 # <details><summary>Hint: what is padding?</summary>
 #
-# Padding and the end have the same id. Which other input says which tokens are padding?
+# Padding and end tokens have the same id. Which other input says which tokens are padding?
 # </details>
 #
 # <details><summary>Hint: where does the prompt end?</summary>
 #
-# A cumulative sum over the attention mask numbers the real tokens of a row, on whichever side the
-# padding is.
+# A cumulative sum over the attention mask numbers the real tokens of a row, whichever side the
+# padding is on.
 # </details>
 
 
@@ -362,13 +360,13 @@ if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.2"]):
     print(f"{your_run.losses[-1]:.2f} with yours")
 
 # %% [markdown]
-# One label per row decides whether the model stops. The loss can't show it: it is a mean over the
-# tokens that have a label, and the missing token wasn't among them.
+# One label per row decides whether the model stops. The loss can't show this: it averages only over
+# labeled tokens, and the end token wasn't one of them.
 #
-# SmolLM2's tokenizer uses the end token for padding. Many tokenizers have no padding token, and
-# tutorials write `tokenizer.pad_token = tokenizer.eos_token`, which leads to the same bug. TRL
-# (1.16) makes labels before it pads, so the id doesn't matter there. transformers' collator (5.24)
-# still goes by the id.
+# SmolLM2's tokenizer uses the end token for padding. Many tokenizers have no padding token, so
+# tutorials set `tokenizer.pad_token = tokenizer.eos_token`, which leads to the same bug. TRL (1.16)
+# builds labels before it pads, so the id doesn't matter there. transformers' collator (5.24) still
+# masks by id.
 #
 # ## Where the answer begins
 #
@@ -380,19 +378,19 @@ if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.2"]):
 # #1400](https://github.com/huggingface/trl/issues/1400): *"In tokenizer like LLaMATokenizer, there
 # will be two bos tokens at the very beginning"*. The template writes a BOS (the token that begins a
 # text), and then the tokenizer adds another. SmolLM2's tokenizer adds none, but those of Llama,
-# Gemma and Mistral do, and the check uses both kinds.
+# Gemma and Mistral do.
 #
 # The second is from [helm #3698](https://github.com/stanford-crfm/helm/issues/3698): without the
 # *generation prompt*, the tokens that open the assistant's turn, the model *"keeps writing as the
 # user"*.
 #
-# The last message is the user's. Return the list of ids after which the answer begins. It must be a
-# prefix of the ids of the whole conversation, so that the model reads what it read in training.
+# The last message is the user's. Return the list of ids up to where the answer begins. It must be a
+# prefix of the whole conversation's ids, so that the model reads what it read in training.
 #
 # <details><summary>Hint</summary>
 #
-# Print the text after the first step. What is missing at its end, and what may the second step put
-# before its beginning? A template can be applied and tokenized in one call.
+# Print the text after the first step. What is missing at its end, and what might the second step
+# add at its beginning? A single call can apply the template and tokenize.
 # </details>
 
 
@@ -412,8 +410,8 @@ def render_prompt(messages, tokenizer):
 check.prompt_opens_answer(render_prompt)
 
 # %% [markdown]
-# What does the second bug look like? In the rows of the last section, without a template, the line
-# break after the command opens the answer. Ask the same model with it and without it.
+# What does the second bug look like? In the template-free rows above, the line break after the
+# command opens the answer. Ask the same model with and without it.
 
 # %% tags=["experiment"]
 if lab.experiment("The generation prompt, left out", 5, needs=["3.1", "3.2"]):
@@ -425,16 +423,16 @@ if lab.experiment("The generation prompt, left out", 5, needs=["3.1", "3.2"]):
             print(f"    {command} → {text}")
 
 # %% [markdown]
-# Without the line break that opens the answer, the model mostly finishes the user's sentence first,
-# with a period or a question mark. With three other seeds, 5 to 28 of 60 texts still began with the
-# answer. With SmolLM2's own template the damage is smaller, and easier to miss: lab 7 measures it.
-# So compare token ids with those of training; don't wait for a score to show it.
+# Without the line break, the model mostly finishes the user's sentence first, with a period or a
+# question mark. With three other seeds, 5 to 28 of 60 texts still began with the answer. With
+# SmolLM2's own template, the damage is smaller and easier to miss; lab 7 measures it. Compare your
+# token ids with those from training; don't wait for a bad score.
 
 # %% [markdown]
 # ## Rows that are too long
 #
-# A row longer than `max_length` is cut, usually on the right. The answer is at the end. In the task
-# `tickets`, mails to a support desk, every tenth mail is long.
+# A row longer than `max_length` is cut, usually on the right, where the answer is. The task
+# `tickets` consists of emails to a support desk. Every tenth email is long.
 
 
 # %%
@@ -458,7 +456,7 @@ def damage(cut, max_length):
 
 
 # %%
-guess_empty = lab.predict("Cut to 64 tokens: how many of 960 rows train on nothing?", None)
+guess_empty = lab.predict("After a cut to 64 tokens, how many of 960 rows train on nothing?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("What is left of a row", 3):
@@ -468,32 +466,31 @@ if lab.experiment("What is left of a row", 3):
     guess_empty.beside(lost[64]["train on nothing"])
 
 # %% [markdown]
-# At 96 tokens every long mail is lost: the cut removes long mails from the training altogether, and
-# no loss curve shows it.
+# At 96 tokens, the cut removes every long email from the training, and no loss curve shows it.
 #
 # ### Exercise 3.4 · `fit`
 #
 # ●●● · 9 min · 3 points
 #
-# **A hunt**, from [trl #6668](https://github.com/huggingface/trl/issues/6668): a run reports loss
-# 0.0 and ends without an error, because every label was cut away. Fix it:
+# **A hunt**, from [trl #6668](https://github.com/huggingface/trl/issues/6668): a run reports a loss
+# of 0.0 and ends without an error, because every label was cut off. Fix it:
 #
-# - The prompt is cut first, from its **front**: what was asked last stays.
-# - The answer stays whole, with its end token, as long as it fits by itself.
-# - An answer longer than `max_length` keeps its beginning, no prompt, and gets no end token: that
-#   would teach the model to stop midway.
-# - A row that fits stays as it is, and no row is longer than `max_length`.
+# - Cut the prompt first, from its **front**, so that its end stays.
+# - The answer stays whole, including its end token, if it fits by itself.
+# - If the answer is longer than `max_length`, keep only its beginning, without a prompt or an end
+#   token: an end token would teach the model to stop midway.
+# - A row that fits stays unchanged, and no row is longer than `max_length`.
 #
-# Both arguments are lists of ints, and `answer_ids` ends with the end token. The prompt has no
-# labels.
+# `prompt_ids` and `answer_ids` are lists of ints; `answer_ids` ends with the end token. The prompt
+# has no labels.
 #
-# By hand: the prompt (5, 6, 7) and the answer (8, 2) become (6, 7, 8, 2) at a `max_length` of 4,
-# they become (8, 2) at 2, and (8) at 1.
+# For example, the prompt (5, 6, 7) and the answer (8, 2) become (6, 7, 8, 2) at a `max_length` of
+# 4, (8, 2) at 2, and (8) at 1.
 #
 # <details><summary>Hint</summary>
 #
-# Decide on the answer first, then give the prompt what room is left. Try your slice where that room
-# is 0: what is `[1, 2, 3][-0:]`?
+# Decide on the answer first, then give the prompt the remaining room. Try your slice when no room
+# remains: what is `[1, 2, 3][-0:]`?
 # </details>
 
 
@@ -522,34 +519,33 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.4"]):
     display(pd.DataFrame(lost).rename_axis(columns="max_length"))
 
 # %% [markdown]
-# No answer is lost now. The price: a long row loses the front of its prompt, with the system
-# message. Where that matters, shorten the user's text before it goes into the template. Don't rely
-# on TRL's own switch for this: it is deprecated as of TRL 1.16.
+# No answer is lost now. The price is that a long row loses the front of its prompt, including the
+# system message. If that matters, shorten the user's text before applying the template. Don't rely
+# on TRL's own option for this: it is deprecated as of TRL 1.16.
 #
 # ## Less memory, and an adapter that didn't train
 #
-# *Gradient checkpointing* stores only the input of each block during the forward pass, and computes
-# the rest again in the backward pass. It saves most activations and costs a second forward pass.
-# The next exercise shows how it fails with LoRA.
+# *Gradient checkpointing* stores only each block's input during the forward pass and recomputes the
+# rest in the backward pass. It saves most activations and costs a second forward pass.
 #
 # ### Exercise 3.5 · `with_checkpointing`
 #
 # ●●○ · 8 min · 3 points
 #
 # **A hunt**, from [open-unlearning #178](https://github.com/locuslab/open-unlearning/issues/178):
-# *"PEFT LoRA transformer layers not trained when gradient_checkpointing=True"* (the same in
-# [cloneofsimo/lora #26](https://github.com/cloneofsimo/lora/issues/26)). The code wraps the forward
-# of each block in `torch.utils.checkpoint`. If only the blocks have LoRA, `backward()` raises an
-# error. If the head has it, too, there is no error: the loss falls, and every `B` in the blocks
+# *"PEFT LoRA transformer layers not trained when gradient_checkpointing=True"* (also reported in
+# [cloneofsimo/lora #26](https://github.com/cloneofsimo/lora/issues/26)). The code wraps each
+# block's forward in `torch.utils.checkpoint`. If only the blocks have LoRA, `backward()` raises an
+# error. If the head also has it, there is no error: the loss falls, but every `B` in the blocks
 # stays at zero.
 #
-# Fix it, so that the gradients are the same as without checkpointing, and each block is still
-# checkpointed by itself.
+# Fix it so that the gradients are the same as without checkpointing and each block is still
+# checkpointed separately.
 #
 # <details><summary>Hint: why</summary>
 #
 # With `use_reentrant=True`, torch tracks a checkpointed block only if one of its *inputs* requires
-# grad. What is the input of the first block, and who froze it?
+# grad. What is the first block's input, and why doesn't it require grad?
 # </details>
 
 
@@ -576,7 +572,7 @@ def with_checkpointing(model):
 check.checkpoints(with_checkpointing)
 
 # %% [markdown]
-# Try three ways on the real model, with LoRA on the blocks and the head. Three steps are enough.
+# Compare three versions on the real model, with LoRA on the blocks and the head.
 
 
 # %%
@@ -616,19 +612,19 @@ if lab.experiment("Three ways to run a block", 28, needs=["3.1", "3.5"]):
     for name, prepare in ways.items():
         losses, peak, moved = few_steps(prepare)
         print(f"{name:<6} loss {losses[0]:.2f} → {losses[-1]:.2f}, ", end="")
-        print(f"activations {peak / 1e6:.0f} MB, {sum(moved)} of {len(moved)} B moved")
+        print(f"activations {peak / 1e6:.0f} MB, {sum(moved)} of {len(moved)} B matrices moved")
 
 # %% [markdown]
-# With the given code the loss falls, because the adapter of the head trains. Nothing else trains,
-# and torch only warns: *None of the inputs have requires_grad=True*. So look at your `B` after a
-# run: a matrix of zeros has learned nothing. Recent versions of transformers and PEFT usually call
-# `enable_input_require_grads()`, the other fix, when you switch checkpointing on through them. Code
-# that wraps the blocks itself has to call it, too.
+# With the given code, the loss falls because the head's adapter trains. Nothing else trains, and
+# torch only warns: *None of the inputs have requires_grad=True*. Check `B` after a run: a matrix of
+# zeros has learned nothing. The other fix is `enable_input_require_grads()`. Recent versions of
+# transformers and PEFT usually call it when you turn on checkpointing through them. Code that wraps
+# the blocks itself has to call it too.
 #
 # ## What is on disk
 #
-# Does a model that you load answer like the one you trained? Here is one way to get it wrong: merge
-# the adapter for speed, notice that the adapter is gone, and load it again.
+# Does a loaded model answer like the one you trained? Here is one way to get it wrong: merge the
+# adapter for speed, notice that it is gone, and load it again.
 
 
 # %%
@@ -639,7 +635,7 @@ def loaded_as_some_do(base, folder):
 
 
 # %%
-guess_loaded = lab.predict("Loaded like this, how many of 60 answers will be right?", None)
+guess_loaded = lab.predict("With this code, how many of 60 answers will be right?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("The adapter, loaded as some do", 15, needs=["3.1"]):
@@ -653,11 +649,11 @@ if lab.experiment("The adapter, loaded as some do", 15, needs=["3.1"]):
     guess_loaded.beside(reloaded["loaded as some do"])
 
 # %% [markdown]
-# Two faults, and no error. The update counts twice. And dropout is on, so the same question gives
-# different logits. (`ask` switches dropout off, so the answers suffer from the double update
-# alone.)
+# There are two bugs and no error. The update counts twice, and dropout is on, so the same question
+# gives different logits. (`ask` turns dropout off, so the answers suffer only from the doubled
+# update.)
 #
-# A third fault needs another file. Wrapping the model, for instance with `torch.compile`, can add
+# A third bug is about names. Wrapping the model, for instance with `torch.compile`, can add
 # `_orig_mod` to the names in the file. What does PEFT do with names that match nothing?
 
 # %% tags=["experiment"]
@@ -675,8 +671,8 @@ if lab.experiment("An adapter whose names match nothing", 4, needs=["3.1"]):
     print(f"its logits differ from the base model's by {gap:.1g}")
 
 # %% [markdown]
-# It loads, with a warning that is easily lost in a log. Its `B` matrices stay zero, so it is the
-# base model.
+# The adapter loads, with a warning that is easily lost in a log. The `B` matrices stay zero, so you
+# get the base model.
 #
 # ### Exercise 3.6 · `load_tuned`
 #
@@ -685,18 +681,18 @@ if lab.experiment("An adapter whose names match nothing", 4, needs=["3.1"]):
 # **A hunt**, from [peft #2115](https://github.com/huggingface/peft/issues/2115) (a loaded adapter
 # whose outputs are those of the base model) and [peft
 # #2438](https://github.com/huggingface/peft/issues/2438) (an adapter loaded in training mode). Fix
-# all three faults:
+# all three bugs:
 #
-# - The model answers as the run's did. Don't merge: with the adapter switched off, `base` must be
-#   unchanged.
-# - Dropout is off, and nothing trains.
-# - If the names in `adapter_model.safetensors` aren't exactly those that the model expects, raise
-#   an error.
+# - The loaded model answers like the trained one. Don't merge: with the adapter disabled, `base`
+#   must be unchanged.
+# - Dropout is off, and nothing is trainable.
+# - If the names in `adapter_model.safetensors` aren't exactly those the model expects, raise an
+#   error.
 #
 # <details><summary>Hint</summary>
 #
-# `get_peft_model_state_dict(model)` has the names that the loaded model expects, in the form in
-# which PEFT saves them. `load_file` reads the names in the file.
+# `get_peft_model_state_dict(model)` has the names that the loaded model expects, in the form PEFT
+# saves them. `load_file` reads the names in the file.
 # </details>
 
 
@@ -723,35 +719,34 @@ check.loads_once(load_tuned)
 if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.6"]):
     loaded = load_tuned(models.load()[0], "build/home-lora")
     print(f"{count_right(ask(loaded))} of {len(unseen)} answers are right, ", end="")
-    print(f"as trained {right}")
+    print(f"compared with {right} before saving")
 
 # %% [markdown]
-# The configuration in the folder names its base, so `AutoPeftModelForCausalLM` loads both in one
-# call, from a folder or from the hub. Lab 7 serves several adapters on one base.
+# The folder's config names the base, so `AutoPeftModelForCausalLM` loads both in one call.
 #
 # ## What was forgotten
 #
-# A model that has learned JSON may have become worse at English.
+# A model that has learned JSON may have gotten worse at English.
 #
 # ### Exercise 3.7 · `perplexity`
 #
 # ●●● · 10 min · 3 points
 #
-# The perplexity of a model over texts is $\exp$ of the mean negative log-likelihood *per token*: a
-# long text counts more than a short one, and no text is cut. Padding doesn't count. Nothing
-# predicts the first token of a text, so it doesn't count either.
+# A model's perplexity over texts is $\exp$ of the mean negative log-likelihood *per token*: a long
+# text counts more than a short one, and no text is cut. Padding doesn't count. Nothing predicts the
+# first token of a text, so it doesn't count either.
 #
-# Add no special tokens: pass `add_special_tokens=False`, because some tokenizers put a BOS before a
-# text or an end after it. The model is in eval mode, and stays in it.
+# Pass `add_special_tokens=False`, because some tokenizers add a BOS before a text or an end token
+# after it. The model is in eval mode and must stay in it.
 #
-# By hand: two predicted tokens with the probabilities 1/2 and 1/8 have a mean of
-# $(\ln 2 + \ln 8) / 2 = \ln 4$. The perplexity is $e^{\ln 4} = 4$: the model was as unsure as
-# between four equally likely tokens.
+# For example, two predicted tokens with probabilities 1/2 and 1/8 have a mean negative
+# log-likelihood of $(\ln 2 + \ln 8) / 2 = \ln 4$. The perplexity is $e^{\ln 4} = 4$: the model was
+# as unsure as among four equally likely tokens.
 #
 # <details><summary>Hint</summary>
 #
-# Two of your texts have 3 and 300 tokens. Which of the two decides the number? And which of this
-# lab's bugs would you bring back if you padded them into one batch?
+# Suppose two texts have 3 and 300 tokens. Which one should dominate the result? And which of this
+# lab's bugs would come back if you padded them into one batch?
 # </details>
 
 
@@ -782,14 +777,14 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {before:.1f} before, {after:.1f} after: {after / before - 1:+.0%}")
 
 # %% [markdown]
-# After this short training on JSON the model gives everyday English a lower probability. As long as
-# you haven't merged it, you can switch the adapter off, and the base is what it was. Lab 9 shows
+# After this short training on JSON, the model assigns everyday English a lower probability. As long
+# as you haven't merged the adapter, you can disable it and get the base model back. Lab 9 shows
 # what such forgetting looks like in answers, and trains it away.
 #
 # ## Take it with you
 #
-# Before a long run, look at one batch and at what trains. After it, look at `B`. (A longer run
-# wants a lower rate, 2e-4. On a GPU, drop `bf16=False`.) Save this as `inspect_run.py` and
+# Before a long run, check one batch and the trainable parameters. Afterward, check `B`. (A longer
+# run needs a lower rate, 2e-4. On a GPU, drop `bf16=False`.) Save this as `inspect_run.py` and
 # substitute your model and rows.
 #
 # ```python
@@ -824,36 +819,36 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
 #
 # The first letter you check counts. Then read the explanation.
 #
-# **q1. A tuned model gives good answers and then writes on, to the limit. What do you look at
+# **q1. A tuned model gives good answers, then keeps writing up to the limit. What do you check
 # first?**
 #
-# - (a) The sampling: greedy decoding never picks an end token, a temperature would.
-# - (b) The rank: the end of an answer is a rare token, for which r=16 has too little room.
+# - (a) The sampling: greedy decoding never picks an end token, but a temperature would.
+# - (b) The rank: the end token is rare, and r=16 has too little room for it.
 # - (c) The limit: `max_new_tokens` is too small for the model to stop by itself.
 # - (d) The labels of one row: the end token may be masked, because padding has the same id.
 #
-# **q2. The loss of your LoRA run hardly falls, and the answers are those of the base model. Which
-# of these explains it?**
+# **q2. Your LoRA run's loss hardly falls, and the answers are the base model's. Which of these
+# explains it?**
 #
 # - (a) Dropout in the adapter: at 0.05 it hides the update in eval mode.
 # - (b) The learning rate: TRL's default is meant for full fine-tuning.
 # - (c) The rank: r=16 is too small to learn a new format.
 # - (d) The prompts: masking them removes the signal that LoRA needs.
 #
-# **q3. In a tenth of the rows the prompt alone is longer than `max_length`, and rows are cut on the
-# right. What does the run learn from them?**
+# **q3. In a tenth of the rows, the prompt alone is longer than `max_length`, and rows are cut on
+# the right. What does the model learn from these rows?**
 #
 # - (a) To read long prompts: their tokens still pass through all adapted layers.
-# - (b) Nothing: no label is left in them, and a run needn't give you any warning.
+# - (b) Nothing: they have no labels left, and you may not get any warning.
 # - (c) A lot: a row without an answer has the largest loss, and so a large gradient.
 # - (d) To give up: the missing answer raises an error, which ends the run.
 #
-# **q4. `PeftModel.from_pretrained(base, folder).merge_and_unload()`, and then the same adapter is
-# loaded onto the result. What answers now?**
+# **q4. You run `PeftModel.from_pretrained(base, folder).merge_and_unload()`, then load the same
+# adapter onto the result. What do you get?**
 #
-# - (a) The tuned model at half its strength: two copies of one adapter share its update.
-# - (b) The tuned model as it was: PEFT sees that this adapter is in the base, and skips it.
-# - (c) A model with twice the update, as if alpha were doubled; its base is changed, too.
+# - (a) The tuned model at half strength: two copies of one adapter share its update.
+# - (b) The tuned model as it was: PEFT sees that this adapter is already in the base and skips it.
+# - (c) A model with twice the update, as if alpha were doubled; its base is changed as well.
 # - (d) A model with the square of the update, because $BA$ is multiplied by itself.
 
 
@@ -871,14 +866,14 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - A run is a `LoraConfig`, an `SFTConfig` and rows. TRL's default learning rate is too low for
-#   short runs of LoRA.
-# - Read one row before a run, token by token: does the end have a label, does the prompt end where
-#   the answer begins, is anything of the answer left?
-# - A falling loss shows neither which tokens it counts nor which matrices train. Look at answers,
-#   and at `B`.
-# - After loading, compare the answers with those of the run. An update that counts twice, or an
-#   adapter that matches nothing, raises no error.
+# - A run needs a `LoraConfig`, an `SFTConfig` and rows. TRL's default learning rate is too low for
+#   short LoRA runs.
+# - Before a run, read one row token by token. Does the end token have a label? Does the prompt end
+#   where the answer begins? Is any of the answer left?
+# - A falling loss doesn't show which tokens count or which matrices train. Look at answers and at
+#   `B`.
+# - After loading, compare the answers with the trained model's. Neither a doubled update nor an
+#   adapter that matches nothing raises an error.
 
 # %%
 lab.score()
