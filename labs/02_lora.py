@@ -353,8 +353,8 @@ if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
 #
 # ## A job to learn
 #
-# First ask the base model, both as it is and with six solved examples in its prompt. None of the 60
-# test answers occurs in the training data, and the test commands use different sentence patterns.
+# First ask the base model. None of the 60 test answers occurs in the training data, and the test
+# commands use different sentence patterns.
 
 
 # %%

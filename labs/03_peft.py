@@ -192,7 +192,7 @@ if lab.experiment("PEFT and TRL learn home", 70, needs=["3.1"]):
 
 # %% [markdown]
 # **Turn it: targets.** The original LoRA paper adapts only the query and value projections. Compare
-# that with adapting every linear layer.
+# that with adapting every linear layer. (`finetune` is TRL's trainer with less waste on a CPU.)
 
 # %%
 target_runs = {}  # your runs so far: {targets: losses}
@@ -291,7 +291,7 @@ if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
     said = continued(given_run.model, "\n")
     unstopped = {"given labels": endless(said)}
     guess_endless.beside(unstopped["given labels"])
-    print(f"{unstopped['given labels']} of {len(said)} answers don't stop. Three of them:\n")
+    print(f"{unstopped['given labels']} of {len(said)} answers don't stop. The first three:\n")
     print("\n\n".join(f"{c}\n{text}" for c, text in zip(unseen["text"][:3], said[:3], strict=True)))
 
 # %% [markdown]
@@ -423,7 +423,7 @@ if lab.experiment("The generation prompt, left out", 5, needs=["3.1", "3.2"]):
             print(f"    {command} → {text}")
 
 # %% [markdown]
-# Without the line break, the model mostly finishes the user's sentence first, with a period or a
+# Without the line break, the model often finishes the user's sentence first, with a period or a
 # question mark. With three other seeds, 5 to 28 of 60 texts still began with the answer. With
 # SmolLM2's own template, the damage is smaller and easier to miss; lab 7 measures it. Compare your
 # token ids with those from training; don't wait for a bad score.

@@ -470,9 +470,9 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
     display(figures.variants(compared, n_seeds=3))
 
 # %% [markdown]
-# These runs are on `home`, at r=16. No variant differs from LoRA by more than chance: every
-# interval contains 0. The intervals reach 7% to 28% either way. How much of that is noise? At a
-# fixed rank, rsLoRA *is* LoRA with a larger $\alpha$, yet its interval is the widest. Lee et al.
+# These runs are on `home`, the adapters at r=16. No variant differs from LoRA by more than chance:
+# every interval contains 0. The intervals reach 7% to 28% either way. How much of that is noise? At
+# a fixed rank, rsLoRA *is* LoRA with a larger $\alpha$, yet its interval is the widest. Lee et al.
 # ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each other once
 # the rate is tuned; our three seeds can't test that. Full fine-tuning beats LoRA by 12% here. (A
 # coarser sweep of ours found 10%, within its noise.) At one rate for all, the same methods differ

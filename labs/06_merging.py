@@ -378,9 +378,9 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
 # Merging into the dequantized base gives the model that you trained, up to rounding in 16 bits.
 # Merging into the original costs nine or ten right answers out of 60 in each of three further seeds
 # ([evidence](../docs/evidence/06_merging.md#the-merges)). The adapter was trained with NF4's
-# rounding error (lab 4), and now that error is missing. (After longer training, this merge costs
-# hardly any loss.) Rounding the dequantized merge to NF4 again wipes out the update, and no answer
-# is right: the dequantized weights lie exactly on the grid, inside their dead zones.
+# rounding error (lab 4), and now that error is missing. Rounding the dequantized merge to NF4
+# again wipes out the update, and no answer is right: the dequantized weights lie exactly on the
+# grid, inside their dead zones.
 #
 # The last merge is the surprise. The original weights lie between the values of the grid, so on
 # average the update arrives. Most weights also get back the rounding error that the adapter was
