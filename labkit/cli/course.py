@@ -78,7 +78,7 @@ def run(
     console, root = console_for(as_json), masters.root()
     stems = labs_run.find_labs(labs or [], root)
     if notebooks.build(root, check=True):
-        console.print("labs/ was edited and not built: older notebooks run. See 'labkit build'")
+        console.print("labs/ was edited but not built, so older notebooks run. See 'labkit build'")
     try:
         results = labs_run.run(stems, root, out, console)
     except KeyboardInterrupt:
@@ -94,7 +94,7 @@ def claims(
     ids: Annotated[list[str] | None, typer.Argument(help="A1, A2, …; default all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List common claims about LoRA, which are right, and the lab cell that measures each."""
+    """List common claims about LoRA, whether each is right, and the lab cell that measures it."""
     from labkit.course import claims
 
     found = claims.load(ids or [])
@@ -118,12 +118,12 @@ def release(
         str | None, typer.Option(help="Where you will publish it; Colab installs from there.")
     ] = None,
 ) -> None:
-    """Make the students' copy: the course without solutions, masters and tests."""
+    """Make the students' copy: the course without solutions, masters or tests."""
     from labkit.course import masters
     from labkit.course import release as made
 
     if checks and not gradescope:
-        raise LabError("--checks are private: use them with --gradescope, not for students")
+        raise LabError("private --checks are not for students: use them with --gradescope")
     if gradescope:
         files = made.autograders(masters.root(), out, checks)
     else:

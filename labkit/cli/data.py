@@ -48,4 +48,4 @@ def _show(found, console):
     if found.wrong:
         say("Training on this would go wrong: fix the lines marked 'wrong', then check again.")
     else:
-        say("Nothing here would train wrongly.")
+        say("Nothing here would go wrong in training.")

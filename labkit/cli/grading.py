@@ -83,7 +83,7 @@ def check(
 def export(
     out: Annotated[Path, typer.Argument(help="What 'labkit grade --out' wrote.")],
     canvas: Annotated[Path | None, typer.Option(help="The gradebook that Canvas exported.")] = None,
-    moodle: Annotated[Path | None, typer.Option(help="The grading worksheet of Moodle.")] = None,
+    moodle: Annotated[Path | None, typer.Option(help="Moodle's grading worksheet.")] = None,
     gradescope: Annotated[bool, typer.Option(help="One results file per submission.")] = False,
     lab: Annotated[str | None, typer.Option(help="2, 02 or 02_lora, if there are several.")] = None,
     column: Annotated[str | None, typer.Option(help="Title of the column to fill.")] = None,
@@ -93,7 +93,7 @@ def export(
     from labkit.grading.grade import mixed
 
     if (canvas is not None) + (moodle is not None) + gradescope != 1:
-        raise LabError("say one of --canvas GRADEBOOK.csv, --moodle WORKSHEET.csv, --gradescope")
+        raise LabError("give one of --canvas GRADEBOOK.csv, --moodle WORKSHEET.csv, --gradescope")
     if gradescope:
         print(f"written: {exports.to_gradescope(out)}", *(halves := mixed(out)), sep="\n")
         return int(bool(halves))

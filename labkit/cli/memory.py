@@ -49,7 +49,7 @@ def memory(
     logging.set_verbosity_error()  # warnings about missing kernels: nothing runs
     getLogger("torch._subclasses.fake_tensor").disabled = True  # its errors become one line
     if model is None:
-        raise LabError(f"say a model: {', '.join(configs.built_in())}, or a config.json")
+        raise LabError(f"name a model: {', '.join(configs.built_in())}, or a config.json")
     limit, config = parse_size(fit) if fit else None, configs.find(model)
     from labkit.memory import report
 

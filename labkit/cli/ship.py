@@ -28,7 +28,7 @@ def ship(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write an adapter as GGUF, separate and merged, with commands to serve it and its costs."""
+    """Write an adapter as GGUF, separate and merged, with its costs and commands to serve it."""
     from labkit.ship import card, shipping
 
     kinds = tuple(gguf or ()) or (() if merge and not apart else shipping.Asked.kinds)

@@ -84,7 +84,7 @@ def check_gpu() -> Finding:
         bitsandbytes.functional.quantize_4bit(torch.zeros(64, 64, device="cuda"), quant_type="nf4")
     except Exception as error:  # a missing library, an old driver, an unknown card
         broken = f"{value}; bitsandbytes: {_line(error)}"
-        fix = "QLoRA cells fail: pip install -U bitsandbytes, for the CUDA of your torch"
+        fix = "QLoRA cells fail: pip install -U bitsandbytes, for your torch's CUDA"
         return Finding("gpu", broken, "warn", fix)
     largest = hardware.largest_qlora(card.total_memory)
     return Finding("gpu", value, "ok", f"QLoRA, 1 x 512 tokens, checkpointed: {largest or 'none'}")
@@ -164,7 +164,7 @@ def check_sandbox() -> Finding:
         mend = "" if group else "no memory cgroup here: kernel memory is only partly limited"
         return Finding("sandbox", value, "ok", mend)
     if found == "alone":
-        mend = "only for grading: no nested user namespaces: each submission warms up"
+        mend = "only for grading: without nested user namespaces each submission warms up"
         value = f"bubblewrap, one warm process per submission{bound}"
         return Finding("sandbox", value, "warn", mend)
     mend = f"only for grading: bubblewrap does not work here ({sandbox.mend(found)})"

@@ -181,13 +181,13 @@ def _check_targets(model, settings):
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise LabError(f"no layer {name!r}: there is {', '.join(known)}{hint}")
+                raise LabError(f"no layer {name!r}: choose from {', '.join(known)}{hint}")
         shapes = {name: s for name, s in shapes.items() if name.rsplit(".", 1)[-1] in names}
     widest = max(shapes, key=lambda name: min(shapes[name]))
     if settings.rank > (limit := min(shapes[widest])):
         d_out, d_in = shapes[widest]
         layer = f"{widest.rsplit('.', 1)[-1]} ({d_out} x {d_in})"
-        raise LabError(f"rank {settings.rank} is impossible: {layer} has rank {limit} at most")
+        raise LabError(f"rank {settings.rank} is impossible: {layer} has at most rank {limit}")
 
 
 def materialize(model: nn.Module, packed: Callable, device: str | None = None) -> None:

@@ -101,7 +101,7 @@ def _configure(fields, name):
         config, causal = _text_part(config, name), True
         config.part_of = published
     if not _is_causal(type(config)) or not causal:
-        why = "is no causal language model: give one that writes text"
+        why = "is not a causal language model: give one that writes text"
         raise LabError(f"{name} ({published}, {made_for}) {why}")
     return config
 
@@ -147,7 +147,7 @@ def _known(kind, architectures, name):
         return fitting[0]
     version = transformers.__version__
     raise LabError(
-        f"{name}: transformers {version} has no model type {kind!r}, a newer one may. "
+        f"{name}: transformers {version} has no model type {kind!r}; a newer one may. "
         "A model's own code (auto_map) is not run here: give the config.json of one whose "
         "layers are the same, with its dimensions"
     )

@@ -24,11 +24,11 @@ def _not_covered(config, settings):
     """Why there is no closed form, as words after "no closed form for"; "" if there is one."""
     kind, window = config.model_type, getattr(config, "sliding_window", None)
     if getattr(config, "num_local_experts", None) or getattr(config, "n_routed_experts", None):
-        return f"{kind!r}: what its experts hold depends on the kernels that multiply them"
+        return f"{kind!r}: what its experts store depends on the kernels that multiply them"
     if kind not in FAMILY:
-        return f"{kind!r}: it covers {', '.join(FAMILY)}"
+        return f"{kind!r}: it covers only {', '.join(FAMILY)}"
     if settings.dora:
-        return "DoRA: it multiplies its matrices out in each layer, as PEFT happens to do it"
+        return "DoRA: PEFT multiplies its matrices out in each layer"
     if window and settings.seq > window:
         return f"more tokens than the sliding window of {window}: masks come on top"
     return ""
@@ -80,7 +80,7 @@ class Dimensions:
         if names == ["all-linear"]:
             return self.matrices
         if unknown := [name for name in names if name not in self.matrices]:
-            raise LabError(f"no layer {unknown[0]!r}: there is {', '.join(self.matrices)}")
+            raise LabError(f"no layer {unknown[0]!r}: choose from {', '.join(self.matrices)}")
         return {name: self.matrices[name] for name in self.matrices if name in names}
 
     @property

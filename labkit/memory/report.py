@@ -89,12 +89,12 @@ def _notes(config, asked, settings, simulated):
             " each step, which 4 bits can't do; name them in llm_int8_skip_modules when loading"
         )
     if n and settings.method != "full" and not simulated.adapted_experts:
-        yield "the experts get no adapters; --experts puts some on them (PEFT's target_parameters)"
+        yield "the experts get no adapters; --experts adds them (PEFT's target_parameters)"
     if kind in adapted.MAMBA and settings.method != "full":
         yield "out_proj gets no adapter: Mamba's kernel multiplies by it, and PEFT refuses"
     kinds = {*(getattr(config, "layer_types", None) or ())}
     if kind in adapted.MAMBA or kinds & {"mamba", "linear_attention"}:
-        yield "recurrent layers run transformers' code; special kernels need less"
+        yield "recurrent layers run transformers' code; special kernels need less memory"
     if simulated.adapted_experts:
         yield "experts get adapters; PEFT adds the update to a copy of a layer's experts"
 

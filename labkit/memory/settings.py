@@ -88,15 +88,15 @@ class Settings:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise LabError(f"{name} {value!r} is none of {', '.join(choices)}")
+                raise LabError(f"{name} {value!r} is not one of {', '.join(choices)}")
         for name, least in AT_LEAST.items():
             value = getattr(self, name)
             if name == "answer_tokens" and value is None:
                 continue
             if not isinstance(value, int) or value < least:
-                raise LabError(f"{name} must be a whole number from {least}, not {value!r}")
+                raise LabError(f"{name} must be a whole number, at least {least}, not {value!r}")
         if not 0 <= self.dropout < 1:
-            raise LabError(f"dropout must lie in 0 to 1, not {self.dropout}")
+            raise LabError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         room = self.seq - (self.objective != "sft")  # a first token has no log-probability
         if self.answer_tokens and self.answer_tokens > room:
             raise LabError(f"{self.answer_tokens} answer tokens don't fit in seq {self.seq}")

@@ -105,7 +105,7 @@ def whole(config: PretrainedConfig, settings: Settings, device: str = "cuda") ->
         except RuntimeError as error:
             why = " ".join(str(error).split())[:200]
             raise LabError(
-                f"a step of {config.model_type} does not run so in transformers: {why}; "
+                f"a step of {config.model_type} does not run like this in transformers: {why}; "
                 "try another --method, --dtype or --attention"
             ) from error
     numbers = {"n_params": n_params, "n_trainable": n_trainable, "n_experts": n_experts}

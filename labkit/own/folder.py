@@ -27,8 +27,8 @@ model = AutoPeftModelForCausalLM.from_pretrained("{title}")
 tokenizer = AutoTokenizer.from_pretrained("{title}")
 ```
 
-If the base is in a folder, load it there; then `PeftModel.from_pretrained(base, "{title}")`.
-Ask it through the tokenizer's chat template; {template}
+If the base is in a folder, load it from there, then `PeftModel.from_pretrained(base, "{title}")`.
+Prompt it with the tokenizer's chat template; {template}
 
 ## Scores
 
@@ -66,7 +66,7 @@ def write(
 
 def card(facts: dict) -> str:
     """The text of README.md."""
-    unknown = "" if facts["base_known"] else " The hub's id of this base is not known."
+    unknown = "" if facts["base_known"] else " The hub id of this base is not known."
     plain = "it is a plain one, as the base has none." if facts["plain_template"] else "it is here."
     data = facts["data"]
     return CARD.format(

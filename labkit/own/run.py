@@ -47,13 +47,13 @@ def train(asked: Asked) -> dict:
         work = None if done else stages.begin(asked.out, key)
     say = stages.say if state.is_main_process else (lambda *_: None)
     if done:
-        say(f"{asked.out} is done already: trained on this data with these settings")
+        say(f"{asked.out} is already done: trained on this data with these settings")
         return done if state.is_main_process else {}
     with stages.alone(work) if state.is_main_process else nullcontext():
         for line in found.summary():
             say(line)
         if not base[1]:
-            say(f"the hub's id of {name} is unknown: give it with --base-id ORG/NAME")
+            say(f"the hub id of {name} is unknown: give it with --base-id ORG/NAME")
         counts = f"{len(parts.train)} rows to train on, {len(parts.held)} held out"
         say(counts + (f", {parts.dropped} left out" if parts.dropped else ""))
         tuned, losses = _tuned(asked, name, tokenizer, parts, work, state, say)

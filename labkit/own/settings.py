@@ -53,5 +53,5 @@ def base_name(asked: Asked, name: str) -> tuple[str, bool]:
 
     known = asked.base_id or models.hub_id(name)
     if asked.base_id and asked.base_id.count("/") != 1:
-        raise LabError(f"--base-id {asked.base_id!r}: the hub's ids are ORG/NAME")
+        raise LabError(f"--base-id {asked.base_id!r}: a hub id is ORG/NAME")
     return known or Path(name).resolve().name, bool(known)

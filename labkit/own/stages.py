@@ -30,8 +30,8 @@ def finished(out: Path, key: str, note: str = RESULT) -> dict | None:
     except (OSError, ValueError):
         result = {}
     if result.get("key") != key:
-        what = f"{WHAT[note]} of other data or settings" if result else "something else"
-        raise LabError(f"{out} holds {what}: name another --out, or take it away")
+        what = f"{WHAT[note]} from other data or settings" if result else "something else"
+        raise LabError(f"{out} contains {what}: give another --out, or remove it")
     shutil.rmtree(partial(out), ignore_errors=True)  # killed between rename and tidying up
     return result
 
@@ -48,12 +48,12 @@ def begin(out: Path, key: str) -> Path:
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LabError(f"{work} cannot be made: {error.strerror}") from None
+        raise LabError(f"{work} cannot be created: {error.strerror}") from None
     note = work / "key.txt"
     known = note.read_text("utf-8") if note.is_file() else ""
     if known and known != key:
-        what = f"{work} holds unfinished work of other data or settings"
-        raise LabError(f"{what}: name another --out, or take that folder away")
+        what = f"{work} contains unfinished work from other data or settings"
+        raise LabError(f"{what}: give another --out, or remove that folder")
     if not known:
         with whole(note) as part:
             part.write_text(key, "utf-8")
@@ -65,7 +65,7 @@ def alone(work: Path) -> AbstractContextManager:
     try:
         return FileLock(work / "lock").acquire(timeout=0)
     except Timeout:
-        what = f"{work}: another call is at work there"
+        what = f"{work}: another process is working there"
         raise LabError(f"{what}; wait for it, or stop it and run this again") from None
 
 

@@ -49,7 +49,7 @@ def read(folder: Path) -> Adapter:
             raise LabError(f"{folder / name} cannot be read: {error}") from None
     if not parts[0] or not (folder / "adapter_model.safetensors").is_file():
         files = "adapter_config.json and adapter_model.safetensors"
-        raise LabError(f"{folder} is no adapter's folder: it lacks {files}")
+        raise LabError(f"{folder} is not an adapter folder: it lacks {files}")
     return Adapter(folder, *parts)
 
 
@@ -64,7 +64,7 @@ def base_folder(adapter: Adapter, given: str) -> Path:
     try:
         return models.of_hub(adapter.base)
     except LabError as error:
-        raise LabError(f"the adapter's base: {error}; say where it is by --base FOLDER") from None
+        raise LabError(f"the adapter's base: {error}; say where it is with --base FOLDER") from None
 
 
 def tokenizer_of(adapter: Adapter, base: Path) -> tuple["PreTrainedTokenizerBase", set[int]]:

@@ -27,14 +27,14 @@ ROPES = {"llama": ("default", "llama3"), "qwen2": ("default",), "qwen3": ("defau
 def refuse_family(config: "PretrainedConfig") -> None:
     """LabError for a family that can't be written."""
     if config.model_type not in KNOWN:
-        why = "only models of the Llama family, Qwen2 and Qwen3 are written as GGUF"
+        why = "only the Llama family, Qwen2 and Qwen3 can be written as GGUF"
         raise LabError(f"{config.model_type}: {why}")
 
 
 def refuse_model(model: "PreTrainedModel") -> None:
     """LabError for an unmerged adapter, or what the format can't store."""
     if hasattr(model, "peft_config"):
-        raise LabError("the adapter is not merged yet: merge_and_unload() first")
+        raise LabError("the adapter is not merged yet: call merge_and_unload() first")
     config = model.config
     refuse_family(config)
     family, rope = config.model_type, _rope(config)

@@ -71,7 +71,7 @@ def write_adapter(folder: str | Path, config: "PretrainedConfig", out: str | Pat
             module, _, which = key.removeprefix("base_model.model.").partition(".lora_")
             name = names.get_name(module)
             if name is None or not name.startswith("blk.") or which not in ("A.weight", "B.weight"):
-                why = "only LoRA on a block's layers"
+                why = "it stores only LoRA on a block's layers"
                 raise LabError(f"{key} has no place in a GGUF adapter: {why}")
             if which == "B.weight":
                 tensor = _reordered(module, tensor, config)
@@ -103,7 +103,7 @@ def load_(model: "PreTrainedModel", path: str | Path) -> None:
 def refuse_kind(kind: str) -> None:
     """LabError for an unknown kind of file."""
     if kind not in KINDS:
-        raise LabError(f"no kind {kind!r} of GGUF: there is {', '.join(KINDS)}")
+        raise LabError(f"no GGUF kind {kind!r}: choose from {', '.join(KINDS)}")
 
 
 def _alpha(settings: dict[str, Any]) -> float:

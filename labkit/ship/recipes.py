@@ -31,9 +31,9 @@ def modelfile(
         lines += [f'TEMPLATE """{found.template()}"""']
         system = system or found.default
     if found and not found.several:
-        lines += ["# a conversation of several turns is another text here than in training"]
+        lines += ["# a conversation of several turns gives a different text here than in training"]
     if tokenizer and not found:
-        lines += ["# its chat template has no equal in Ollama's language: serve it by llama.cpp"]
+        lines += ["# its chat template has no equivalent in Ollama's language: use llama.cpp"]
     if _ends_early(system or ""):
         why = "a line of its system message ends with three quotation marks"
         lines += [f"# {why}: give it with each request"]

@@ -27,7 +27,7 @@ def ship(asked: Asked) -> dict:
     key = _key(asked, adapter, base)
     done = stages.finished(asked.out, key, stages.SHIPPED)
     if done:
-        say(f"{asked.out} is done already: these files of this adapter")
+        say(f"{asked.out} is already done: the same files of the same adapter")
         return done
     from labkit.training import models
 

@@ -31,11 +31,11 @@ def write(
     normalizer = (data["normalizer"] or {}).get("type")
     if data["model"]["type"] != "BPE" or normalizer not in (None, "NFC"):
         kind = f"{data['model']['type']}, normalized by {normalizer}"
-        raise LabError(f"a tokenizer of type {kind}: only byte-level BPE is written")
+        raise LabError(f"a tokenizer of type {kind}: only byte-level BPE can be written")
     size = model.config.vocab_size
     words = {i: word for word, i in tokenizer.get_vocab().items()}
     if max(words) >= size:
-        raise LabError(f"the tokenizer has {max(words) + 1} tokens and the model {size}")
+        raise LabError(f"the tokenizer has {max(words) + 1} tokens, but the model only {size}")
     merges = data["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_splitting(data["pre_tokenizer"]))

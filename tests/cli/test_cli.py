@@ -77,7 +77,7 @@ def test_help_lists_the_commands_and_is_what_no_argument_gives(capsys):
         (["build", "--chek"], "--chek"),
         (["run", "--out", "pyproject.toml"], "is a file"),
         (["claims", "B7"], "no claim 'B7': there are A1 to A"),
-        (["memory"], "say a model: smollm2-135m, "),
+        (["memory"], "name a model: smollm2-135m, "),
         (["memory", "smollm2-135m", "--fit", "much"], "can't read the size 'much'"),
         (["memory", "m" * 300], "File name too long"),
         (["memory", "small", "--seq", "8", "--plot", "p.xyz"], "Format 'xyz' is not"),
@@ -85,7 +85,7 @@ def test_help_lists_the_commands_and_is_what_no_argument_gives(capsys):
         (["data", "mine.jsonl"], "no file mine.jsonl"),
         (["train", "mine.csv"], "say where the adapter goes"),
         (["train", "--task", "hmoe"], "no task 'hmoe': there is home"),
-        (["ship", "mine"], "mine is no adapter's folder"),
+        (["ship", "mine"], "mine is not an adapter folder"),
         (["export", "pyproject.toml", "--gradescope"], "Not a directory"),
         (["release", "--out", "pyproject.toml/out"], "not what labs/ say"),
     ],
@@ -143,7 +143,7 @@ def test_build_and_its_check_and_running_what_is_older_than_its_master(course, m
     assert "not built" not in capsys.readouterr().out
     course.write_text(course.read_text("utf-8").replace("x = 1", "x = 2"), "utf-8")
     call("run")
-    assert "labs/ was edited and not built" in capsys.readouterr().out
+    assert "labs/ was edited but not built" in capsys.readouterr().out
 
 
 def test_fetch_says_where_and_how_long(monkeypatch, capsys):
@@ -191,7 +191,7 @@ def test_data_says_what_is_wrong_and_exits_1(tmp_path, monkeypatch, capsys):
     Path("mine.jsonl").write_text("\n".join(lines), "utf-8")
     assert call("data", "mine.jsonl") == 0
     told = capsys.readouterr().out
-    assert "30 rows" in told and "Nothing here would train wrongly." in told
+    assert "30 rows" in told and "Nothing here would go wrong in training." in told
     lines[6] = '{"question": "What is this?", "answer": ""}'
     lines += ['{"question": "what is  3 + 1?", "answer": "It is 4."}']
     Path("mine.jsonl").write_text("\n".join(lines), "utf-8")

@@ -211,7 +211,7 @@ def test_a_pyproject_that_would_still_want_the_solutions_is_refused(tmp_path, mo
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [([], "is not empty"), (["--checks", "pyproject.toml"], "--checks are private")],
+    [([], "is not empty"), (["--checks", "pyproject.toml"], "--checks are not for students")],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, options, said):
     (tmp_path / "full").mkdir()

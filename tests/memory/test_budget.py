@@ -135,5 +135,5 @@ def test_what_it_does_not_cover_is_said(config, change, line):
 
 
 def test_a_layer_that_is_not_there_is_one_line():
-    with pytest.raises(LabError, match="no layer 'c_attn': there is q_proj"):
+    with pytest.raises(LabError, match="no layer 'c_attn': choose from q_proj"):
         budget.closed_form(configs.find("llama-2-7b"), Settings(targets="c_attn"))

@@ -112,9 +112,9 @@ def test_unknown_models_offer_the_nearest(name, said, monkeypatch):
         ([], "names no model_type"),
         ({"hidden_size": 4}, "names no model_type"),
         ({"model_type": "nonsense"}, "no model type 'nonsense'"),
-        ({"model_type": "vit"}, "no causal language model"),
-        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "no causal"),
-        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "no causal language"),
+        ({"model_type": "vit"}, "not a causal language model"),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "not a causal"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "not a causal language"),
         ({"model_type": "llama", "hidden_size": 100, "num_attention_heads": 7}, "100"),
     ],
 )

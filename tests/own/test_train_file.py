@@ -67,8 +67,8 @@ def test_the_same_line_again_is_done_and_another_is_refused(made, capsys):
     out, facts, asked = made
     before = (out / "labkit.json").stat().st_mtime_ns
     assert run.train(asked)["losses"] == facts["losses"]
-    assert "is done already" in capsys.readouterr().err
-    with pytest.raises(LabError, match="holds an adapter of other data or settings: name another"):
+    assert "is already done" in capsys.readouterr().err
+    with pytest.raises(LabError, match="contains an adapter from other data or settings"):
         run.train(replace(asked, rank=4))
     assert (out / "labkit.json").stat().st_mtime_ns == before
 
@@ -76,7 +76,7 @@ def test_the_same_line_again_is_done_and_another_is_refused(made, capsys):
 def test_two_calls_do_not_train_in_one_folder(asked):
     work = stages.partial(asked().out)
     work.mkdir()
-    with stages.alone(work), pytest.raises(LabError, match="another call is at work there"):
+    with stages.alone(work), pytest.raises(LabError, match="another process is working there"):
         run.train(asked())
     with stages.alone(work):  # it has been let go
         assert not (work / "made").exists()
@@ -85,10 +85,10 @@ def test_two_calls_do_not_train_in_one_folder(asked):
 def test_what_lies_there_is_never_written_over(asked, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(LabError, match="holds something else: name another --out"):
+    with pytest.raises(LabError, match="contains something else: give another --out"):
         run.train(asked())
     stages.begin(tmp_path / "other", "another key")
-    with pytest.raises(LabError, match="unfinished work of other data or settings"):
+    with pytest.raises(LabError, match="unfinished work from other data or settings"):
         run.train(asked(out=tmp_path / "other"))
 
 
@@ -150,8 +150,8 @@ def test_bad_folders_are_one_line(asked, tmp_path):
     (tmp_path / "file").write_text("")
     for change, said in (
         ({"model": str(tmp_path / "empty")}, r"has no config\.json"),
-        ({"out": tmp_path / "file" / "mine"}, "cannot be made: Not a directory"),
-        ({"base_id": "tiny"}, "the hub's ids are ORG/NAME"),
+        ({"out": tmp_path / "file" / "mine"}, "cannot be created: Not a directory"),
+        ({"base_id": "tiny"}, "a hub id is ORG/NAME"),
     ):
         with pytest.raises(LabError, match=said):
             run.train(asked(**change))

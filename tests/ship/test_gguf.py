@@ -99,13 +99,13 @@ def test_what_has_no_place_in_a_file_is_one_line(make, adapted, tokenizer, tmp_p
     scaled = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
     sliding = make("qwen2", use_sliding_window=True, sliding_window=8)
     for model, kind, said in (
-        (make("gemma", head_dim=16), "f16", "gemma: only models of the Llama family, Qwen2 and"),
+        (make("gemma", head_dim=16), "f16", "gemma: only the Llama family, Qwen2 and"),
         (sliding, "f16", "use_sliding_window"),
-        (make(vocab_size=100), "f16", "the tokenizer has 305 tokens and the model 100"),
+        (make(vocab_size=100), "f16", "the tokenizer has 305 tokens, but the model only 100"),
         (make(attention_bias=True), "f16", "attention_bias"),
         (make(rope_parameters=scaled), "f16", "rope_type linear"),
         (adapted(), "f16", "merge_and_unload"),
-        (make(), "q5_k", "no kind 'q5_k'"),
+        (make(), "q5_k", "no GGUF kind 'q5_k'"),
     ):
         with pytest.raises(LabError, match=f"^[^\n]*{said}[^\n]*$"):
             gguf.write_model(model, tokenizer, tmp_path / "model.gguf", kind)

@@ -134,8 +134,8 @@ def test_the_same_again_is_done_and_another_is_refused(shipped, capsys):
     out, facts, asked = shipped
     before = (out / "ship.json").stat().st_mtime_ns
     assert shipping.ship(asked)["files"] == facts["files"]
-    assert "is done already" in capsys.readouterr().err
-    with pytest.raises(LabError, match="holds files of other data or settings: name another --out"):
+    assert "is already done" in capsys.readouterr().err
+    with pytest.raises(LabError, match="contains files from other data or settings"):
         shipping.ship(Asked(asked.folder, out, ("f16",)))
     assert (out / "ship.json").stat().st_mtime_ns == before
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_shipped_is_one_line(shelf, make, tokenizer, tmp_path):
     for asked, said in (
         (Asked(mine, out, base=str(tmp_path / "other")), "--merge` writes a plain model"),
         (Asked(mine, out, base=str(tmp_path / "small")), "does not fit its base"),
-        (Asked(tmp_path / "lost", out), "nobody/nothing is neither .* by --base FOLDER"),
+        (Asked(tmp_path / "lost", out), "nobody/nothing is neither .* with --base FOLDER"),
         (Asked(mine, out, data=tmp_path / "none.csv"), "no file"),
     ):
         with pytest.raises(LabError, match=f"^[^\n]*{said}[^\n]*$"):
@@ -199,8 +199,8 @@ SAME += "{{ .Prompt }}</s>\n<s>assistant\n{{ end }}{{ .Response }}</s>\n"
     [
         ("OWN", [f'TEMPLATE """{SAME}"""'], ""),
         (UNASKED + "OWN", [f'TEMPLATE """{SAME}"""', 'SYSTEM """Be kind."""'], ""),
-        (PLAIN, ["TEMPLATE"], "several turns is another text"),  # it has no end of a turn
-        ("{{ messages | length }} {{ messages[-1]['content'] }}", [], "no equal in Ollama's"),
+        (PLAIN, ["TEMPLATE"], "several turns gives a different text"),  # it has no end of a turn
+        ("{{ messages | length }} {{ messages[-1]['content'] }}", [], "no equivalent in Ollama's"),
     ],
 )
 def test_ollama_s_template_is_read_off_the_tokenizer_s(tokenizer, template, lines, note):

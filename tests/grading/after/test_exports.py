@@ -410,8 +410,8 @@ def test_the_command_writes_beside_the_results_and_exit_tells(tmp_path, gradeboo
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "say one of --canvas GRADEBOOK.csv, --moodle"),
-        (["--gradescope", "--moodle", "x.csv"], "say one of"),
+        ([], "give one of --canvas GRADEBOOK.csv, --moodle"),
+        (["--gradescope", "--moodle", "x.csv"], "give one of"),
         (["--moodle", "x.csv"], "results.json isn't there: labkit grade"),
     ],
 )
