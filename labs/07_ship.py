@@ -13,11 +13,11 @@
 # %% [markdown]
 # # Lab 7 · Your own data, shipped
 #
-# You can train an adapter. The next one will be trained on rows that nobody has cleaned, and used
-# by a program that has never heard of PEFT. Either end can fail silently: a row trains on nothing,
-# a question is both in training and in the test, a server builds another prompt from the same
-# messages. In this lab you take a file of messages all the way to a server that serves three
-# adapters, and check each step.
+# You can train an adapter. The next one trains on rows that nobody has cleaned, and runs in a
+# program that has never heard of PEFT. Both ends can fail silently: a row trains on nothing, a
+# question is in both training and test, a server builds a different prompt from the same messages.
+# In this lab you take a file of messages all the way to a server with three adapters, and check
+# each step.
 #
 # {{ time }}
 
@@ -51,17 +51,17 @@ from labkit.training.scoring import said
 # %% [markdown]
 # ## A file
 #
-# A housing office has kept 437 messages: tenants write what is broken, and a clerk answers with a
+# A housing office has kept 437 messages: tenants report what is broken, and a clerk replies with a
 # trade, a room, an apartment, a day and a time. Tenants also mention other rooms, apartments and
-# days. The file was written for this course, with the faults that such files have.
+# days. The file was written for this course, typical faults included.
 #
-# For **your own file**, set `DATA` to its path: JSONL, one row per line, each with `messages` as
-# below. Set `FIELDS` to `[]` if its answers have no parts. The cells up to "Three customers" then
-# run on your file.
+# To use **your own file**, set `DATA` to its path. It must be JSONL, with `messages` in every row
+# as below. Set `FIELDS` to `[]` if its answers have no parts. The cells up to "Three customers"
+# then run on your file.
 
 # %%
 DATA = tasks.REPAIRS  # or a path of your own, such as "mine.jsonl"
-FIELDS = ["trade", "room", "apartment", "day", "time"]  # parts of an answer, split by "; "
+FIELDS = ["trade", "room", "apartment", "day", "time"]  # parts of an answer, separated by "; "
 MAX_LENGTH = 128  # tokens per row; longer rows are cut
 
 
@@ -76,7 +76,7 @@ if lab.experiment("The file, opened", 1):
     print(f"{len(rows)} rows")
 
 # %% [markdown]
-# Some rows would teach nothing, or the wrong thing. Nobody reads 437 rows, or 437,000: let a
+# Some rows would teach nothing, or the wrong thing. Nobody reads 437 rows, let alone 437,000: let a
 # function find them.
 
 # %% [markdown]
@@ -84,23 +84,22 @@ if lab.experiment("The file, opened", 1):
 #
 # ●●○ · 12 min · 3 points
 #
-# Return a dict with three lists: the indices of the rows with each fault, in order. What does a row
-# train on? As in lab 3, its prompt is all messages but the last, with the generation prompt.
-# Tokenize the whole conversation, cut it at `max_length` tokens, and drop the prompt's tokens from
-# the front. The rest is learned. (TRL does the same with columns `prompt` and `completion`, and the
-# `finetune` below makes them of `messages`.)
+# Return a dict with a list for each fault: the indices of the rows that have it, in order. As in
+# lab 3, a row's prompt is every message except the last, plus the generation prompt. Tokenize the
+# whole conversation, cut it at `max_length` tokens, and drop the prompt's tokens from the front.
+# The rest is learned. (TRL does the same with the columns `prompt` and `completion`.)
 #
 # - `truncated`: the conversation has more than `max_length` tokens;
-# - `trains_on_nothing`: no id is learned, or the last answer is blank, so that only its end is
-#   learned;
-# - `no_end`: it trains on something, but the end token isn't among the ids that are learned.
+# - `trains_on_nothing`: no id is learned, or the last answer is blank, so only the end of its turn
+#   is learned;
+# - `no_end`: the row trains on something, but the end token isn't among the learned ids.
 #
-# So a truncated row may be listed twice.
+# A truncated row can appear in two lists.
 #
 # <details><summary>Hint</summary>
 #
-# `tokenizer.apply_chat_template(messages, return_dict=False)` gives ids. Each turn of the prompt
-# has an end token, too: look for the one that is *learned*.
+# `tokenizer.apply_chat_template(messages, return_dict=False)` returns ids. Every turn of the prompt
+# also has an end token: look for the one that is *learned*.
 # </details>
 
 
@@ -146,19 +145,18 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
     guess_faults.beside(len(faulty))
 
 # %% [markdown]
-# None of these rows would have stopped the training. A cut answer never teaches the model to stop,
-# and a blank one teaches it to say nothing. Here we leave them out. In your own file, look at them
-# first: long *questions* can be shortened from the front, as `fit` in lab 3 did.
+# None of these rows would have raised an error. A cut answer never teaches the model to stop, and a
+# blank one teaches it to say nothing. Here we drop these rows. In your own file, look at them
+# first: you can shorten long *questions* from the front, as `fit` did in lab 3.
 #
-# Eight of our questions occur twice in the file, with different times. Only somebody from the
-# office knows which one is right, and whichever answer the model gives, the other row marks it
-# wrong. (`labkit data` lists such rows in a file of yours, along with wrong roles and missing
-# system messages.)
+# Eight of our questions occur twice, with different times. Only the office knows which time is
+# right, and whichever the model gives, the other row counts it as wrong. (`labkit data` lists such
+# rows in your own file, along with wrong roles and missing system messages.)
 #
 # ## Training and test
 #
-# To find out how good the model is on what it has not seen, keep some rows away from training. The
-# file has a field `split`, for which a script once tossed a coin per row.
+# To measure the model on rows it has not seen, keep some out of training. The file has a `split`
+# field, which a script once filled by tossing a coin per row.
 
 # %% [markdown]
 # ### Exercise 7.2 · `split`
@@ -168,24 +166,24 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 # Return two lists, `(train, test)`, such that
 #
 # - **no prompt appears on both sides.** Two rows have the same prompt if their user messages match
-#   turn for turn, ignoring case and white space. Neither the system message nor the answers count;
-# - the test side has `share` of the *rows*, up to the size of the largest group with one prompt (a
-#   threshold on a hash hits it only on average);
-# - the same rows give the same test rows: in another order, in another run of Python, and however
-#   often you call it. Another `seed` gives others.
+#   turn for turn, ignoring case and whitespace. Neither the system message nor the answers count;
+# - the test side has `share` of the *rows*, to within the size of the largest group with one prompt
+#   (a threshold on a hash gets there only on average);
+# - the same rows always give the same test rows: in any order, in any run of Python, however often
+#   you call it. A different `seed` gives different ones.
 #
-# Each row is on one side, unchanged. Draw random numbers from a generator of your own,
-# `random.Random(seed)`: others use Python's global one, too.
+# Each row ends up on one side, unchanged. Draw random numbers from your own generator,
+# `random.Random(seed)`: other code uses Python's global one.
 #
 # <details><summary>Hint</summary>
 #
-# Group the rows by prompt first, and then give each group to one side as a whole.
+# Group the rows by prompt, then give each whole group to one side.
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# What decides the order before you shuffle? A dict keeps the order of the file, but the order of a
-# set of texts changes from run to run.
+# What determines the order before you shuffle? A dict keeps the file's order, but the order of a
+# set of strings changes from run to run.
 # </details>
 
 
@@ -213,13 +211,13 @@ check.parts(split)
 
 # %%
 def question(row):
-    """What the user of a row says, in lower case, with one space between words."""
+    """A row's user messages as one text, in lower case, with single spaces between words."""
     said = " ".join(m["content"] for m in row["messages"] if m["role"] == "user")
     return " ".join(said.casefold().split())
 
 
 def leaked(train, test):
-    """How many of the test rows ask what a training row asks."""
+    """How many test rows ask the same question as a training row."""
     known = {question(row) for row in train}
     return sum(question(row) in known for row in test)
 
@@ -240,17 +238,17 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
     guess_leak.beside(100 * leaked(*tossed) / len(tossed[1]))
 
 # %% [markdown]
-# Tenants sent messages twice, or got two answers. A coin per row puts some of these pairs on both
-# sides, and the test asks what training has answered. Yours doesn't. But it misses paraphrases, and
-# adding one row can reshuffle it: `labkit train` takes a hash of each prompt, so that hardly any
-# row changes sides.
+# Some tenants sent a message twice, or got two answers. A coin per row puts some of these pairs on
+# both sides, so the test asks questions that training answered. Your split avoids that. It still
+# misses paraphrases, and one added row can reshuffle it. `labkit train` hashes each prompt instead,
+# so hardly any row changes sides.
 #
 # ## A look-up, a training, a score
 #
-# Before you train: how good is a program that learns nothing? Ours finds the training question that
-# shares most words with the one asked, and gives its answer. Then it corrects each part of the
-# answer: if a value that it knows occurs in the question, it takes that one (the first, if there
-# are several).
+# Before you train, try a baseline that learns nothing. It finds the training question that shares
+# the most words with the new one, and returns its answer. Then it corrects each part: if the
+# question contains a value known from training, it uses that value (the first, if there are
+# several).
 
 
 # %%
@@ -259,7 +257,7 @@ def words(text):
 
 
 def nearest(row, train):
-    """The answer to the training question that shares most words with the one of `row`."""
+    """The answer to the training question that shares the most words with that of `row`."""
 
     def likeness(other):
         a, b = words(question(row)), words(question(other))
@@ -291,7 +289,7 @@ def parts_right(told, wanted):
 
 # %%
 def train_on(rows, title, steps=40):
-    """An adapter of rank 16 on all linear layers, trained by TRL or taken from the cache."""
+    """An adapter of rank 16 on all linear layers, trained by TRL or loaded from the cache."""
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     args = SFTConfig(
         "build/ship",
@@ -329,22 +327,22 @@ if lab.experiment("The office's adapter, and its score", 55, needs=["7.1", "7.2"
     guess_score.beside(100 * scores["LoRA"]["whole answer"] / len(wanted))
 
 # %% [markdown]
-# The look-up copies the apartment and the time well, and half of its trades are wrong: to name one
-# you have to understand the message. It also takes the first day it sees, even if that is the day
-# that doesn't suit. Over three seeds of split and training, the adapter gets more than nine of ten
-# answers right, and the look-up at most one ([evidence](../docs/evidence/07_ship.md#the-score)).
+# The look-up copies the apartment and the time well, but half of its trades are wrong: to name the
+# trade, you have to understand the message. It also takes the first day it sees, even one that
+# doesn't suit. Over three seeds, the adapter gets more than nine in ten answers right, and the
+# look-up at most one in ten ([evidence](../docs/evidence/07_ship.md#the-score)).
 #
-# How sure is such a score? If a share $p$ of $n$ independent answers is right, its standard error
-# is $\sqrt{p (1 - p) / n}$: four points for 80% of 100. (At 0% or 100% that formula gives 0, so the
-# figures use Wilson's interval.) To compare two models on the same rows, count the rows that only
-# one of them gets right, $b$ and $c$: the difference $b - c$ has a standard error of about
-# $\sqrt{b + c}$.
+# How precise is such a score? If a share $p$ of $n$ independent answers is right, its standard
+# error is $\sqrt{p (1 - p) / n}$: four points for 80% of 100. (The figures use Wilson's interval,
+# which also works at 0%.) To compare two models on the same rows, count the rows that only the
+# first gets right, $b$, and only the second, $c$. The difference $b - c$ has a standard error of
+# about $\sqrt{b + c}$.
 #
 # ## The same model, asked otherwise
 #
-# Messages are data, a prompt is text, and a chat template makes the prompt from the messages. A
-# server brings its own template. What if it differs from the one in training? Here are five faults
-# that happen in practice.
+# Messages are data, a prompt is text, and a chat template turns messages into a prompt. A server
+# has its own template. What if it differs from the one used in training? Here are five faults that
+# happen in practice.
 
 
 # %%
@@ -368,7 +366,7 @@ def otherwise(messages):
 
 
 def asked_as(texts):
-    """The adapter's answers to prompts that are written out."""
+    """The adapter's answers to prompts given as text."""
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     new = generation.continuations(office.model, ids, max_new_tokens=limit)
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
@@ -378,8 +376,8 @@ def asked_as(texts):
 guess_template = lab.predict("Asked with Llama 2's template: what % will be right?", None)
 
 # %% [markdown]
-# **Turn it: the template.** Add a way of your own to `otherwise`: another system message, a typo in
-# a special token, a space at the end. Then run both cells again.
+# **Turn it: the template.** Add a variant of your own to `otherwise`: a different system message, a
+# typo in a special token, a space at the end. Then run both cells again.
 
 # %% tags=["experiment"]
 if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"]):
@@ -392,41 +390,41 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
     guess_template.beside(100 * right_by_way["Llama 2's template"] / len(wanted))
 
 # %% [markdown]
-# Over three seeds, a first token written twice costs at most two answers of about 105. A missing
-# generation prompt or another system message costs anything from none to half of them. Without the
-# generation prompt, the model may write the header of its turn itself, and then a right answer
+# Over three seeds, a doubled first token costs at most two of about 105 answers. A missing
+# generation prompt or a different system message costs anywhere from none to about half of them. Without
+# the generation prompt, the model may write the header of its turn itself, and then a right answer
 # counts as wrong. With Llama 2's template or none at all, most answers are wrong in every run
-# ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). So a model can survive some
-# faults, and then a good answer hides that something is wrong.
+# ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). A model can survive a fault, and
+# its good answers then hide it.
 #
-# Don't test a server by reading a few answers. Ask it for the *ids* that it makes of your messages,
-# and compare them with those of training.
+# Don't test a server by reading a few answers. Ask it for the *ids* it makes from your messages,
+# and compare them with the ids from training.
 #
 # ## One file for other programs
 #
-# So far everything ran in Transformers. llama.cpp, Ollama and LM Studio read one file, a GGUF:
-# weights, tokenizer and chat template. To write one, you must know how it orders rows.
+# So far everything ran in Transformers. llama.cpp, Ollama and LM Studio read a single file, a GGUF,
+# with weights, tokenizer and chat template. To write one, you must know its row order.
 #
-# Rotary position embeddings rotate pairs of numbers of q and k by an angle that grows with the
-# position. Which numbers are a pair? For Llama's family, transformers pairs the first half of a
-# head with its second half: in a head of 64 numbers, 0 goes with 32. llama.cpp pairs neighbors: 0
-# with 1. So the rows of the weights of q and k are stored in another order, and both programs
-# rotate the same numbers. (For Qwen, llama.cpp pairs halves, too, and no row is moved.)
+# Rotary position embeddings rotate pairs of numbers in q and k by an angle that grows with the
+# position. For the Llama family, transformers pairs the first half of a head with the second: in a
+# head of 64 numbers, 0 goes with 32. llama.cpp pairs neighbors: 0 goes with 1. The GGUF therefore
+# stores the weight rows of q and k in a different order, so that both programs rotate the same
+# numbers. (For Qwen, llama.cpp also pairs halves, and no rows move.)
 
 # %% [markdown]
 # ### Exercise 7.3 · `rotary_rows`
 #
 # ●●○ · 8 min · 2 points
 #
-# `w` is a weight of q or k, `(d_out, d_in)`, of `n_heads` heads of equal size, one below the other.
-# Within each head, interleave its two halves: row 0 of the first half, row 0 of the second, row 1
-# of the first, and so on. Numbers and dtype stay the same. It must also work for LoRA's B,
-# `(d_out, r)`, because the rows of $BA$ have to move as those of $W$ do. (Does A change at all?)
+# `w` is the weight of q or k, `(d_out, d_in)`: `n_heads` heads of equal size, stacked along the
+# rows. In each head, interleave the two halves: row 0 of the first half, row 0 of the second, row 1
+# of the first, and so on. Values and dtype stay the same. The function must also work for LoRA's B,
+# `(d_out, r)`, because the rows of $BA$ move with those of $W$. (Does A change at all?)
 #
 # <details><summary>Hint</summary>
 #
-# `reshape` gives the rows three axes: heads, halves, places in a half. Which two of them change
-# places?
+# `reshape` can split the rows into three axes: head, half, position in the half. Which two do you
+# swap?
 # </details>
 
 
@@ -443,18 +441,18 @@ def rotary_rows(w, n_heads):
 check.orders(rotary_rows)
 
 # %% [markdown]
-# A stays: it reads the layer's input, whose order doesn't change.
+# A stays the same: it reads the layer's input, whose order doesn't change.
 #
-# Now merge the adapter and write the model as files. Q8_0 stores 32 weights as 8-bit integers with
-# one scale, 8.5 bits per weight. Q4_0 has 4-bit integers, 4.5 bits per weight, and leaves the
-# embeddings in Q8_0. You will read each file back and compare it with the model in fp32: KL at the
-# tokens of the held-out answers (lab 6), and right answers. The last row is what an engine would
-# make of a file without exercise 7.3.
+# Now merge the adapter and write the model in several formats. Q8_0 stores 32 weights as 8-bit
+# integers with one scale, 8.5 bits per weight. Q4_0 uses 4-bit integers, 4.5 bits per weight, and
+# leaves the embeddings in Q8_0. You compare each file with the fp32 model by its KL on the held-out
+# answers (lab 6) and by its right answers. The last row shows what an engine would make of a file
+# written without exercise 7.3.
 
 
 # %%
 def merged():
-    """The base with the office's adapter in its weights, a plain model in fp32."""
+    """The base with the office's adapter merged in, as a plain fp32 model."""
     model = models.load(dtype=torch.float32)[0]
     return PeftModel.from_pretrained(model, office.folder).merge_and_unload().eval()
 
@@ -462,7 +460,7 @@ def merged():
 def unordered(model):
     """What llama.cpp would compute if the rows of q and k had not been moved in the file.
 
-    It rotates neighbors. So neighbors go where transformers rotates them: one into either half.
+    It rotates neighbors, so neighbors go where transformers rotates them: one into each half.
     """
     config = model.config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -485,7 +483,7 @@ def divergence(p, q):
 guess_q4 = lab.predict("In 4 bits (Q4_0): what % of the held-out answers are right?", None)
 
 # %% [markdown]
-# **Turn it: the format.** The list may have "f32", "f16", "bf16", "q8_0" and "q4_0".
+# **Turn it: the format.** The list can contain "f32", "f16", "bf16", "q8_0" and "q4_0".
 
 # %% tags=["experiment", "cover"]
 kinds = ["bf16", "q8_0", "q4_0"]
@@ -505,7 +503,7 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
     q = next(t for t in GGUFReader(path).tensors if t.name == name)
     mine = rotary_rows(whole.model.layers[0].self_attn.q_proj.weight.data, heads)
     error = (torch.from_numpy(dequantize(q.data, q.tensor_type)) - mine).norm() / mine.norm()
-    print(f"{name} in {path.name} is yours but for rounding: {error:.1%}")
+    print(f"{name} in {path.name} differs from yours only by rounding: {error:.1%}")
     right, _, logits = said(unordered(whole), tokenizer, held_out)
     files["rows not moved"] = divergence(exact, logits), right
     print(f"rows not moved: {generation.answers(whole, tokenizer, asked[:1], limit)[0]!r}")
@@ -513,22 +511,21 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
     guess_q4.beside(100 * next((r for n, (_, r) in files.items() if n[:4] == "q4_0"), float("nan")))
 
 # %% [markdown]
-# Over three seeds, bf16 and Q8_0 lose no answer. Q4_0 takes a third of the bytes of bf16 and loses
-# three to six of about 105 ([evidence](../docs/evidence/07_ship.md#files)).
+# Over three seeds, bf16 and Q8_0 lose no answers. Q4_0 is a third the size of bf16 and loses three
+# to six of about 105 ([evidence](../docs/evidence/07_ship.md#files)).
 #
-# With the rows not moved, the file has the right size, the right names and the right numbers, and
-# it is useless. Its architecture, `llama`, implies an order, and nothing checks that you followed
-# it.
+# If the rows aren't moved, the file has the right size, names and numbers, yet it is useless. Its
+# architecture, `llama`, implies a row order, and nothing checks that you followed it.
 #
-# Many people use Q4_K_M. Its blocks need rows of a multiple of 256 numbers. SmolLM2-135M's have
-# 576, so for most of its matrices llama.cpp would fall back to other formats. For a larger model,
-# use `llama-quantize` (below). GPTQ and AWQ, two other ways to 4 bits, are in lab 4.
+# Many people use Q4_K_M, whose blocks need row lengths divisible by 256. SmolLM2-135M's rows have
+# 576 numbers, so llama.cpp would fall back to other formats for most of its matrices. For a larger
+# model, use `llama-quantize` (below).
 #
 # ## Three customers
 #
-# A merged file serves one customer. Alternatively, keep one base in memory with its adapters, and
-# let each request name one. Here are two more customers. They get the same messages with the same
-# system message, but one wants JSON and one wants a sentence. Train an adapter for each.
+# A merged file serves one customer. Alternatively, keep one base in memory with several adapters,
+# and let each request name one. Two more customers get the same messages and system message, but
+# one wants JSON and the other a sentence. Train an adapter for each.
 
 
 # %%
@@ -554,7 +551,7 @@ if lab.experiment("An adapter for each customer", 66, needs=["7.1", "7.2"]):
     for name in ("json", "sentence"):
         again = rewritten(train_rows, customers[name])
         cut = audit(again, tokenizer, MAX_LENGTH)["truncated"]
-        print(f"{name}: {len(cut)} rows are too long now, and left out")
+        print(f"{name}: {len(cut)} rows are too long now and are left out")
         kept = [row for number, row in enumerate(again) if number not in cut]
         folders[name] = train_on(kept, name, steps=24).folder
     fleet = PeftModel.from_pretrained(models.load()[0], folders["office"], "office")
@@ -565,8 +562,7 @@ if lab.experiment("An adapter for each customer", 66, needs=["7.1", "7.2"]):
     print(f"base {base.get_memory_footprint() / 1e6:.0f} MB, each adapter {size / 1e6:.1f} MB")
 
 # %% [markdown]
-# How does an engine answer three customers at once? First in PEFT, so that you know what it has to
-# do.
+# How does an engine answer three customers at once? Do it in PEFT first, to see what that takes.
 
 # %% [markdown]
 # ### Exercise 7.4 · `route`
@@ -574,40 +570,41 @@ if lab.experiment("An adapter for each customer", 66, needs=["7.1", "7.2"]):
 # ●●● · 14 min · 3 points
 #
 # Answer a *mixed batch*: prompt `i` with adapter `adapter_names[i]`, all in one batch. PEFT's
-# `generate` takes `adapter_names=`. Each answer must be the one that its adapter gives on its own:
-# greedy decoding, at most 48 new tokens, and no prompt, special tokens or surrounding white space.
-# The prompts come from a chat template and have all their special tokens. The tokenizer is
-# `model.tokenizer`. Don't rely on the state in which you get the model or the tokenizer, and leave
-# both as they were: training mode, padding side, generation config.
+# `generate` takes `adapter_names=`. Each answer must be the one its adapter gives on its own:
+# greedy decoding, at most 48 new tokens, and no prompt, special tokens or surrounding whitespace.
+# The prompts come from a chat template and already contain all special tokens. The tokenizer is
+# `model.tokenizer`. Whatever state the model and tokenizer come in, leave it unchanged: training
+# mode, padding side, generation config.
 #
-# Five more things can go wrong. Try first, and open one hint at a time.
+# Five more things can go wrong. Open one hint at a time.
 #
 # <details><summary>Hint 1</summary>
 #
-# PEFT refuses `adapter_names` in training mode. What must change, and be put back?
+# PEFT refuses `adapter_names` in training mode. What must you change, then restore?
 # </details>
 #
 # <details><summary>Hint 2</summary>
 #
-# Do two calls give different answers? A model brings settings for generation, and those may ask for
+# Do two calls give different answers? A model comes with generation settings, which may ask for
 # sampling.
 # </details>
 #
 # <details><summary>Hint 3</summary>
 #
-# The shorter prompts have bad answers. Which token does each answer begin after?
+# Do the shorter prompts get bad answers? After which token does each answer begin?
 # </details>
 #
 # <details><summary>Hint 4</summary>
 #
-# Do answers still differ from those given alone? The model reads the padding unless something tells
-# it not to, and one token can be padding in one place and the end of a turn in another.
+# Do answers still differ from what each adapter gives on its own? The model reads the padding
+# unless something prevents it. The same token can be padding in one place and the end of a turn in
+# another.
 # </details>
 #
 # <details><summary>Hint 5</summary>
 #
-# Right here, but wrong with Llama's tokenizer? It adds a first token to any text, and a text from a
-# chat template has one already.
+# Right here, but wrong with Llama's tokenizer? That one adds a first token to any text, and text
+# from a chat template already has one.
 # </details>
 
 
@@ -646,19 +643,19 @@ if lab.experiment("One message, three adapters", 5, needs=["7.1", "7.2", "7.4"])
 #
 # ●●○ · 10 min · 3 points
 #
-# What happens in a layer when a batch is mixed? All rows are multiplied by the same base weight.
-# Then each row adds $s_k B_k A_k x$ of its own adapter $k$. Return what is added, `(n, d_out)`, in
-# the dtype of `x`. You get the rows `x`, the factors of all adapters, stacked, in the same dtype,
-# their `scaling`, which may be in fp32 next to bf16, and an `index` that names each row's adapter.
-# **-1 stands for none**: such a row gets zeros.
+# All rows of a mixed batch are multiplied by the same base weight. Then each row adds
+# $s_k B_k A_k x$ from its own adapter $k$. Return these terms, `(n, d_out)`, in the dtype of `x`.
+# You get the rows `x`, the stacked factors of all adapters in the same dtype, and their `scaling`,
+# which may be fp32 when the rest is bf16. `index` gives each row's adapter. **-1 means none**: such
+# a row gets zeros.
 #
-# Group the rows by adapter: for each adapter, two matrix products for its rows, and for no others.
-# A Python loop over adapters is fine, one over rows isn't, and neither is a tensor of `d_out` ×
+# Group the rows by adapter: each adapter gets two matrix products, on its own rows only. You may
+# loop over adapters in Python, but not over rows, and you may not build a tensor of `d_out` ×
 # `d_in` numbers. Don't change the inputs.
 #
 # <details><summary>Hint</summary>
 #
-# `rows = index == k` is a mask: `x[rows]` has this adapter's rows, and you can assign to
+# `rows = index == k` is a mask: `x[rows]` selects this adapter's rows, and you can assign to
 # `out[rows]`.
 # </details>
 
@@ -695,7 +692,7 @@ def copied(x, A, B, scaling, index):
 
 
 def seconds(f, *data):
-    """The shortest of 20 calls."""
+    """The fastest of 20 calls."""
     times = []
     for _ in range(20):
         begun = time.perf_counter()
@@ -706,11 +703,11 @@ def seconds(f, *data):
 
 # %%
 guess_batch = lab.predict(
-    "64 rows, 3 adapters: grouped is how many times as fast as one by one?", None
+    "With 64 rows and 3 adapters, how many times as fast is grouped as one by one?", None
 )
 
 # %% [markdown]
-# **Turn it: adapters.** Run it with 3, then with 64, one for each row of a batch of 64.
+# **Turn it: adapters.** Run it with 3 adapters, then with 64.
 
 # %% tags=["experiment"]
 n_adapters = 3
@@ -727,20 +724,19 @@ if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
     guess_batch.beside(times["one by one"][3] / times["grouped"][3])
 
 # %% [markdown]
-# All three multiply the same numbers. (The base's own product, the same for all, is left out.) One
-# by one pays for a call per row, and copied factors for writing and reading $n$ pairs of factors.
-# Grouped, there are two products per adapter, however many rows it has, and some work to sort the
-# rows. With one to four rows that isn't worth it. On a GPU,
-# [Punica](https://arxiv.org/abs/2310.18547) and [S-LoRA](https://arxiv.org/abs/2311.03285) go one
-# step further: one kernel for all rows reads each row's factors where they are. vLLM has such a
-# kernel.
+# All three multiply the same numbers. (The base's own product is left out.) One by one costs a call
+# per row. Copied factors cost writing and reading $n$ pairs of factors. Grouping takes two products
+# per adapter, however many rows it has, plus some work to sort the rows. With one to four rows that
+# isn't worth it. On a GPU, [Punica](https://arxiv.org/abs/2310.18547) and
+# [S-LoRA](https://arxiv.org/abs/2311.03285) go one step further: one kernel for all rows reads each
+# row's factors in place. vLLM has such a kernel.
 #
 # ## A real server
 #
-# llama.cpp serves adapters next to one base. The package `xllamacpp` contains its server. Write the
-# base as one GGUF, each adapter as another (rows of q's and k's B moved by the same rule), and
-# start *one* server. A request says in a field `lora` which adapter it wants, and an OpenAI client
-# can send that.
+# llama.cpp can serve several adapters on one base, and the package `xllamacpp` contains its server.
+# Write the base and each adapter to its own GGUF (move the rows of q's and k's B by the same rule),
+# and start *one* server. Each request names its adapter in a `lora` field, which an OpenAI client
+# can send.
 
 
 # %%
@@ -754,7 +750,7 @@ def by_peft(plan):
 
 
 def by_server(address, plan):
-    """The server's answers to the same, each request with its customer's adapter."""
+    """The server's answers to the same pairs, each request with its customer's adapter."""
     from openai import OpenAI
 
     client = OpenAI(base_url=address, api_key="none", timeout=120)
@@ -777,7 +773,7 @@ if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
     ]
     plan = [(name, messages) for name in folders for messages in asked[:20]]
     if server.missing():
-        print(f"Not served: {', '.join(server.missing())} missing. {server.INSTALL} brings it")
+        print(f"Not served: {', '.join(server.missing())} missing. {server.INSTALL} installs it")
     else:
         with server.llama_cpp(ground, adapters) as address:
             text = otherwise(asked[0])["as in training"]
@@ -795,29 +791,28 @@ if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
         guess_same.beside(table["equal to PEFT's"].sum())
 
 # %% [markdown]
-# Most answers equal PEFT's exactly. Not all need to: the server rounds to other 16-bit numbers and
-# adds in another order. If one of your answers differs, two tokens were probably nearly tied where
-# the texts first differ. An answer in another customer's form means that the wrong adapter ran.
+# Most answers equal PEFT's exactly. Not all have to: the server rounds to different 16-bit numbers
+# and adds in a different order. If an answer differs, two tokens were probably nearly tied at the
+# first difference. An answer in another customer's format means that the wrong adapter ran.
 #
-# Two traps. This llama.cpp ignores an adapter number that it doesn't have, and answers with the
-# base: look names up before you send, as `server.choosing` does. And to save time an engine keeps
-# keys and values of prompts that it has read. They depend on the adapter. A user reports that one
+# There are two traps. This version of llama.cpp ignores an unknown adapter number and answers with
+# the base: look names up before you send, as `server.choosing` does. And an engine saves time by
+# caching keys and values of earlier prompts, which depend on the adapter. A user reports that one
 # adapter's request reused another's cache ([issue
 # 26207](https://github.com/ggml-org/llama.cpp/issues/26207)), so `server.choosing` sends
 # `cache_prompt: false`.
 #
-# This llama.cpp puts only requests of the same adapter into one batch, so mixed ones take turns.
-# Ollama doesn't run the template in the GGUF: without a `TEMPLATE` in its Modelfile it guesses one,
-# and you have seen what that can do.
+# This llama.cpp only batches requests for the same adapter, so mixed ones take turns. Ollama
+# doesn't run the template in the GGUF: without a `TEMPLATE` in its Modelfile it guesses one, and
+# you have seen what a wrong template can do.
 #
-# `labkit train FILE` and `labkit ship FOLDER` do all of this for a file of your own: see
-# [docs/own-data.md](../docs/own-data.md). With each file that you ship, write down the base and its
-# hash, the hash of the data, the settings, the score and the template. In half a year you will want
-# to know.
+# `labkit train FILE` and `labkit ship FOLDER` do all of this for your own file: see
+# [docs/own-data.md](../docs/own-data.md). With each file you ship, record the base and its hash,
+# the data's hash, the settings, the score and the template. In six months you will want to know.
 #
 # ## Take it with you
 #
-# Merge an adapter into a plain model, with PEFT and transformers.
+# Merge an adapter into a plain model with PEFT and transformers.
 #
 # ```python
 # import torch
@@ -829,7 +824,7 @@ if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
 # def base(dtype):
 #     return AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype)
 #
-# # an adapter of random numbers, in place of the one that you trained
+# # an adapter of random numbers, instead of the one you trained
 # lora = LoraConfig(target_modules="all-linear", init_lora_weights=False)
 # get_peft_model(base(torch.float32), lora).save_pretrained("my-lora")
 #
@@ -840,14 +835,13 @@ if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
 #     AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
 # ```
 #
-# And from there llama.cpp's own tools. They are not in the course's environment, so these lines
-# were not run here:
+# From there, use llama.cpp's own tools (not in the course environment, so not run here):
 #
 # ```
 # brew install llama.cpp  # or a release with llama-quantize and llama-server
 # git clone https://github.com/ggml-org/llama.cpp && pip install -r llama.cpp/requirements.txt
 # python llama.cpp/convert_hf_to_gguf.py merged --outfile merged.gguf --outtype bf16
-# llama-quantize merged.gguf merged-q8.gguf Q8_0  # of a larger model Q4_K_M
+# llama-quantize merged.gguf merged-q8.gguf Q8_0  # for a larger model, Q4_K_M
 # python llama.cpp/convert_hf_to_gguf.py base --outfile base.gguf --outtype bf16
 # python llama.cpp/convert_lora_to_gguf.py my-lora --base base --outfile my-lora.gguf
 # llama-server -m base.gguf --lora my-lora.gguf
@@ -860,35 +854,35 @@ if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
 #
 # The first letter you check counts. Then read the explanation.
 #
-# **q1. Your adapter answers well in PEFT. Through a server its answers are chatty and vague. The
-# weights are the same. What do you look at first?**
+# **q1. Your adapter answers well in PEFT. Through a server, with the same weights, its answers are
+# chatty and vague. What do you check first?**
 #
-# - (a) The rank: what the adapter learned is too little for a server's many requests.
+# - (a) The rank: the adapter learned too little for a server's many requests.
 # - (b) The sampling: each engine computes greedy decoding in its own way.
-# - (c) The ids that the server makes of the messages: its template may not be yours.
-# - (d) The merge: in 16 bits the update was lost on its way into the file.
+# - (c) The ids the server makes from the messages: its template may differ from yours.
+# - (d) The merge: rounding to 16 bits lost the update on its way into the file.
 #
 # **q2. You write a GGUF and leave the rows of q and k in transformers' order. What happens?**
 #
 # - (a) It loads without an error, and the model writes nonsense: the wrong pairs are rotated.
 # - (b) The loader refuses it, because q and k don't have the shapes it expects.
-# - (c) Nothing: q and k are permuted alike, so their products stay the same.
-# - (d) Short prompts are fine, and it gets worse with every further token of the prompt.
+# - (c) Nothing: q and k are permuted in the same way, so their products stay the same.
+# - (d) Short prompts work, but the output gets worse with every further token.
 #
 # **q3. What does an engine need to serve a hundred adapters in mixed batches?**
 #
-# - (a) A merged copy of the model for each of the adapters, and a router in front of them.
-# - (b) A way to merge and unmerge within milliseconds, between one request and the next.
+# - (a) A merged copy of the model for each adapter, and a router in front of them.
+# - (b) A way to merge and unmerge within milliseconds, between requests.
 # - (c) The mean of all adapters, merged once, because a batch passes through one weight.
-# - (d) A and B of each next to the base, and for every row of a batch which pair it uses.
+# - (d) Every adapter's A and B next to the base, and for each row the index of its pair.
 #
-# **q4. Your model was merged, written as Q4_0, and seems worse. How do you find out whether Q4_0 is
-# to blame?**
+# **q4. Your merged model seems worse as a Q4_0 file. How do you find out whether Q4_0 is to
+# blame?**
 #
 # - (a) Look at the training loss: if it was low, Q4_0 is to blame.
-# - (b) Compare KL and score of this file with those of the same merged model in 16 bits.
+# - (b) Compare this file's KL and score with those of the same merged model in 16 bits.
 # - (c) Compare the file's score with that of the base model, which has no adapter.
-# - (d) Compare file sizes: a file of half the size has lost half of what was learned.
+# - (d) Compare file sizes: half the size means half of the adapter's update is lost.
 
 
 # %%
@@ -905,14 +899,12 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - Audit a file before you train on it: rows that train on nothing, or that never end. None of them
-#   raises an error.
-# - Split by prompt, in a way that doesn't depend on the order of the file. Ask what a program that
-#   learns nothing would score.
-# - A GGUF contains the weights, the tokenizer and the template. For Llama's family, the rows of q
-#   and k move.
-# - An adapter is a small file next to its base. A request says which one it wants, and an engine
-#   with a batched product serves them together.
+# - Audit a file before you train on it: rows that train on nothing or never end raise no error.
+# - Split by prompt, independently of the file's order. Ask what a program that learns nothing would
+#   score.
+# - A GGUF contains weights, tokenizer and template. For the Llama family, the rows of q and k move.
+# - An adapter is a small file next to its base. Each request names one, and an engine with a
+#   batched product serves them together.
 # - When a server answers badly, compare ids first.
 
 # %%

@@ -13,14 +13,14 @@
 # %% [markdown]
 # # Lab 8 · Preferences and rewards
 #
-# So far somebody wrote each answer down, and the model learned to say it. Often it is easier to say
+# So far somebody wrote each answer, and the model learned to say it. Often it is easier to say
 # which of two answers is better, or to let a program judge. In this lab a model learns from such
-# judgments: from pairs of answers (DPO), and from a reward for each answer that it samples (GRPO).
-# You write both losses and the whole step, and see both methods change what the model says. You
-# will also see a reward that rises while the answers you would use don't get better, and one that
-# is easy to game.
+# judgments: from pairs of answers (DPO), and from a reward for each answer it samples (GRPO). You
+# write both losses and a whole GRPO step, and see both methods change what the model says. You will
+# also see a reward that rises while the answers you would use get no better, and one that is easy
+# to game.
 #
-# LoRA fits well here: the model before training is still in memory, under the adapter.
+# LoRA fits well here: the original model is still in memory.
 #
 # {{ time }}
 
@@ -48,23 +48,23 @@ from labkit.training import fast, generation, loop, models, pairs, rollouts, tre
 # %% [markdown]
 # ## How likely is an answer?
 #
-# Both methods begin with the log-probability that the model gives to an answer $y$ after a prompt
+# Both methods start from the log-probability that the model assigns to an answer $y$ after a prompt
 # $x$. The model writes one token at a time, so the probability of an answer is a product over its
 # tokens, and its logarithm is a sum:
 #
 # $$\log \pi(y \mid x) = \sum_t \log \pi(y_t \mid x, y_{<t})$$
 #
-# DPO uses the sum, GRPO each term.
+# DPO uses the sum, GRPO the individual terms.
 
 # %% [markdown]
 # ### Exercise 8.1 · `sequence_logprob`
 #
 # ●●○ · 8 min · 2 points
 #
-# `labels` aren't shifted: position $t$ holds the id of token $t$, and -100 on the prompt and the
-# padding, which don't count. The logits at a position are about the *next* token. Return the sum of
-# the log-probabilities of each sequence, `(b,)`. A sequence without any answer has 0. Training goes
-# through this function, so keep the gradient.
+# `labels` aren't shifted: position $t$ has the id of token $t$, or -100 on the prompt and the
+# padding, which don't count. The logits at a position predict the *next* token. Return the summed
+# log-probability of each sequence, `(b,)`, which is 0 for a sequence without an answer. Training
+# backpropagates through this function, so keep the gradient.
 #
 # <details><summary>Hint</summary>
 #
@@ -74,8 +74,8 @@ from labkit.training import fast, generation, loop, models, pairs, rollouts, tre
 #
 # <details><summary>Another hint</summary>
 #
-# `log_softmax` over the vocabulary, then `gather` the label's column. `gather` refuses an index of
-# -100: put a harmless one in its place, and leave what it gives out of the sum.
+# Take `log_softmax` over the vocabulary, then `gather` the label's column. `gather` refuses an
+# index of -100: replace it with a harmless one, and leave the result out of the sum.
 # </details>
 
 
@@ -95,18 +95,18 @@ def sequence_logprob(logits, labels):
 check.logprobs(sequence_logprob)
 
 # %% [markdown]
-# Each token adds a number of at most zero, so long answers tend to have lower log-probabilities.
+# Each token's term is at most zero, so long answers tend to have lower log-probabilities.
 #
 # ## Which of two answers is better?
 #
-# A *preference* is a prompt with two answers: one was chosen, the other rejected. Suppose that you
-# want shorter answers. The task `chat` has pairs of answers that the model itself gave to short
-# instructions. Call the shorter one of each pair the chosen one.
+# A *preference* is a prompt with two answers, one chosen and one rejected. Suppose you want shorter
+# answers. The task `chat` has pairs of the model's own answers to short instructions. In each pair,
+# the shorter answer will be the chosen one.
 
 
 # %%
 def pairs_of(wish):
-    """Pairs of answers of `chat`; the shorter one is the chosen one, or the longer one."""
+    """Pairs of answers from `chat`, with the shorter or the longer one chosen."""
 
     def ordered(row):
         both = [row["chosen"], row["rejected"]]
@@ -128,22 +128,22 @@ if lab.experiment("The model, and pairs of its answers", 5):
 # %% [markdown]
 # How does a model learn from such pairs? Suppose that answers have a quality, and that answer $c$
 # is chosen over $r$ with probability $\sigma(\text{quality}_c - \text{quality}_r)$, where $\sigma$
-# is the sigmoid (the Bradley-Terry model). The idea of DPO (*direct preference optimization*,
-# [Rafailov et al. 2023](https://arxiv.org/abs/2305.18290)) is that the model serves as its own
-# reward model. An answer's quality is how much likelier it has become since the start,
+# is the sigmoid (the Bradley-Terry model). In DPO (*direct preference optimization*, [Rafailov et
+# al. 2023](https://arxiv.org/abs/2305.18290)), the model serves as its own reward model. An
+# answer's quality is how much likelier it has become since the start,
 #
 # $$\beta \, \log \frac{\pi(y \mid x)}{\pi_{\text{ref}}(y \mid x)}$$
 #
 # where the *reference* $\pi_{\text{ref}}$ is the model before training. The loss is minus the
-# logarithm of the probability of the observed choice. An example with $\beta = 0.1$: the chosen
-# answer has gained 10 nats more than the rejected one. Then the choice has a probability of
+# log-probability of the observed choice. For example, take $\beta = 0.1$ and a chosen answer that
+# has gained 10 nats more than the rejected one. The choice then has a probability of
 # $\sigma(1) = 0.73$, and the loss is 0.31.
 #
-# Why this formula? Look for the model whose answers have the highest mean quality, minus $\beta$
+# Why this formula? Look for the model that maximizes the mean quality of its answers minus $\beta$
 # times the KL from the reference. It is
 # $\pi(y \mid x) \propto \pi_{\text{ref}}(y \mid x) \, e^{\text{quality} / \beta}$. Solve this for
-# the quality, and you get the formula above plus a term that depends only on the prompt, and
-# cancels in the difference of two answers. So $\beta$ is the price of moving away from the start.
+# the quality, and you get the formula above plus a term that depends only on the prompt and cancels
+# between two answers. So $\beta$ is the price of moving away from the start.
 
 # %% [markdown]
 # ### Exercise 8.2 · `dpo_loss`
@@ -151,23 +151,23 @@ if lab.experiment("The model, and pairs of its answers", 5):
 # ●●○ · 8 min · 3 points
 #
 # The first four arguments are log-probabilities `(b,)` of whole answers, as 8.1 returns them. The
-# *policy* is the model that trains. A pair's *margin* is what its chosen answer has gained since
-# the start, minus what its rejected one has. Return the mean over the pairs of
-# $-\log \sigma(\beta \cdot \text{margin})$, a tensor of one number, without axes.
+# *policy* is the model in training. A pair's *margin* is what its chosen answer has gained since
+# the start, minus what its rejected answer has gained. Return the mean of
+# $-\log \sigma(\beta \cdot \text{margin})$ over the pairs, as a scalar tensor.
 #
-# The check compares with TRL's loss. It also tries margins of a thousand nats to either side:
-# there, too, the loss and its gradient must be finite.
+# The check compares your loss with TRL's. It also tries margins of plus and minus a thousand nats,
+# where the loss and its gradient must still be finite.
 #
 # <details><summary>Hint</summary>
 #
-# Before the first step policy and reference are the same model. What is the loss then, whatever the
-# pairs are? Does yours give it?
+# Before the first step, policy and reference are the same model. What is the loss then, for any
+# pairs? Does yours return it?
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# `torch.sigmoid(torch.tensor(-200.0))` is 0, and the logarithm of that is infinite. PyTorch has a
-# function for both at once.
+# `torch.sigmoid(torch.tensor(-200.0))` is 0, and its logarithm is infinite. PyTorch has a function
+# that does both at once.
 # </details>
 
 
@@ -185,39 +185,39 @@ def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejecte
 check.dpo(dpo_loss)
 
 # %% [markdown]
-# Only the difference of the two answers counts. The chosen one may become *less* likely, as long as
-# the rejected one loses more.
+# Only the difference between the two answers counts. The chosen one may become *less* likely, as
+# long as the rejected one loses more.
 #
 # ## The reference is already there
 #
-# DPO needs the log-probabilities of the model before training. Full fine-tuning needs a second
-# model for that, or a pass over all pairs beforehand. With LoRA the base has not changed: switch
-# the adapter off, and the model that you hold *is* the reference.
+# DPO needs log-probabilities from the model before training. For these, full fine-tuning needs a
+# second model, or a pass over all pairs beforehand. With LoRA the base has not changed: switch the
+# adapter off, and your model *is* the reference.
 
 # %% [markdown]
 # ### Exercise 8.3 · `reference_logprobs`
 #
 # ●●○ · 9 min · 3 points
 #
-# `model` is a `PeftModel` in the middle of its training. `batch` is a dict of `input_ids`,
-# `attention_mask` and `labels`. Return the log-probability of each sequence under the model without
-# its adapter, by your `sequence_logprob`:
+# `model` is a `PeftModel` in the middle of training. `batch` is a dict with `input_ids`,
+# `attention_mask` and `labels`. Use your `sequence_logprob` to return each sequence's
+# log-probability under the model without its adapter:
 #
-# - without a gradient: nothing here is trained, and its graph would cost memory;
+# - without gradients: nothing is trained here, and the graph would cost memory;
 # - in eval mode, because dropout in the base would add noise;
-# - and leave the model as it was: in the same mode, with the same adapter active, **also after an
-#   exception**, a keyboard interrupt included. A notebook goes on after one, and would train a
-#   model without its adapter as if nothing had happened.
+# - and leave the model as it was, in the same mode and with the same adapter active, **even after
+#   an exception**, including a keyboard interrupt. Otherwise a notebook goes on and trains a model
+#   without its adapter, as if nothing had happened.
 #
 # <details><summary>Hint</summary>
 #
-# PEFT has a context manager that switches adapters off. On the way out it switches them on again,
-# also after an exception.
+# PEFT has a context manager that switches adapters off. On exit it switches them back on, even
+# after an exception.
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# `model.training` says which mode it was in. Which block of Python runs in any case?
+# `model.training` is the current mode. Which Python block runs no matter what happens?
 # </details>
 
 
@@ -242,7 +242,7 @@ check.reference(reference_logprobs)
 # %% [markdown]
 # ## DPO for shorter answers
 #
-# With that, DPO is a short loop.
+# DPO is now a short loop.
 
 
 # %%
@@ -255,7 +255,7 @@ def adapted(base, r, seed=0):
 
 
 def adamw(model, rate):
-    """AdamW on what is trained of a model."""
+    """AdamW on the trainable parameters of a model."""
     return torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], rate, weight_decay=0.0
     )
@@ -271,7 +271,7 @@ def train_dpo(pairs_of_answers, rate, beta, steps=12, seed=0):
     labels = {side: f"{side} answers:\nnats gained" for side in ("chosen", "rejected")}
     curves = live.Curves("DPO", len(batches), {"loss": "DPO loss, nats"} | labels)
     for batch in batches:
-        with fast.layers(policy), trees.forward(policy):  # the same but for rounding, and faster
+        with fast.layers(policy), trees.forward(policy):  # same result up to rounding, but faster
             logits = policy(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             reference = reference_logprobs(policy, batch)
         logp = sequence_logprob(logits, batch["labels"])
@@ -294,7 +294,7 @@ def lengths(model):
 
 
 # %%
-guess_dpo = lab.predict("47 tokens an answer before DPO. How many after?", None)
+guess_dpo = lab.predict("47 tokens per answer before DPO. How many after?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
@@ -310,18 +310,17 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
 
 # %% [markdown]
 # Answers are less than half as long as before, in this run and in three others
-# ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)). Read them: shorter is what
-# the pairs asked for, and nothing else. Look at the panels, too. Chosen and rejected answers *both*
-# lose probability, and the loss falls because the rejected ones lose more. Razin et al.
+# ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)). Read them: the pairs asked
+# for shorter answers and nothing else. In the panels, chosen and rejected answers *both* lose
+# probability: the loss falls because the rejected ones lose more. Razin et al.
 # ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
 #
-# The rate of 5e-4 is far from what you see elsewhere: TRL's default for DPO is 1e-6, and its
-# example with LoRA takes 5e-6. This run saw 72 pairs, theirs see tens of thousands.
+# The learning rate of 5e-4 is far above TRL's: its default for DPO is 1e-6, and its LoRA example
+# uses 5e-6. This run saw 72 pairs; theirs see tens of thousands.
 #
-#
-# **Turn it: beta, the rate, and the pairs.** The default turns the pairs around: the longer answer
-# is chosen, as if somebody had read the two columns in the wrong order. Try `beta=1.0`, or a rate
-# of 5e-6, the one in TRL's example for LoRA.
+# **Turn it: beta, the rate, and the pairs.** The default swaps the pairs: the longer answer is
+# chosen, as if somebody had mixed up the two columns. Then try `beta=1.0`, or the 5e-6 of TRL's
+# example.
 
 # %% tags=["experiment"]
 wish, beta, rate = "longer", 0.1, 5e-4
@@ -333,38 +332,39 @@ if lab.experiment("Other pairs, beta or rate", 50, needs=["8.1", "8.2", "8.3"]):
     display(figures.lengths(tokens))
 
 # %% [markdown]
-# A loss that falls shows only that the model separates the pairs, not that its answers got better.
-# So read some pairs before you train on them.
+# A falling loss shows only that the model separates the pairs, not that its answers get better.
+# Read some pairs before you train on them.
 #
-# A second mistake raises no error. If the reference is computed with the adapter *on*, policy and
-# reference are the same, the margin is 0, and the loss stays at $\log 2 = 0.693$ at every step.
-# That is how you recognize it. The gradient isn't zero, so the model moves on, unchecked.
+# Another mistake raises no error. If you compute the reference with the adapter *on*, policy and
+# reference are the same and the margin is 0. You recognize it by a loss of $\log 2 = 0.693$ at
+# every step. The gradient isn't zero, so the model keeps moving, unchecked.
 #
 # ## Better than its group
 #
 # DPO's pairs were made before training. GRPO (*group relative policy optimization*, [Shao et al.
-# 2024](https://arxiv.org/abs/2402.03300)) lets the model answer while it learns. For each prompt it
-# samples a *group* of answers, and a program gives each one a reward. Answers above the mean of
-# their group become likelier, those below it less likely. The model never sees a right answer.
+# 2024](https://arxiv.org/abs/2402.03300)) lets the model answer while it learns. For each prompt
+# the model samples a *group* of answers, and a program scores each one. Answers above their group's
+# mean become likelier, those below it less likely. The model is never shown a right answer.
 #
-# Four answers that earn 1, 0, 0 and 0 have advantages of 1.5, -0.5, -0.5 and -0.5. If they earn
-# 0.1, 0, 0 and 0, the advantages are practically the same: the division makes small differences
-# large. "Dr. GRPO" ([Liu et al. 2025](https://arxiv.org/abs/2503.20783)) leaves it out.
+# GRPO standardizes rewards within a group. Rewards of 1, 0, 0 and 0 become advantages of 1.5, -0.5,
+# -0.5 and -0.5. Rewards of 0.1, 0, 0 and 0 give practically the same: dividing by the standard
+# deviation makes small differences large. "Dr. GRPO" ([Liu et al.
+# 2025](https://arxiv.org/abs/2503.20783)) skips this division.
 
 # %% [markdown]
 # ### Exercise 8.4 · `group_advantages`
 #
 # ●○○ · 4 min · 2 points
 #
-# Each row of `rewards` is the group of one prompt. An answer's *advantage* is its reward minus the
-# mean of its group, divided by the group's standard deviation **plus** `eps`: where all rewards are
-# equal, the advantages are zeros. A group is a sample, so take torch's default standard deviation,
-# which divides by the number of samples minus one. TRL does the same.
+# Each row of `rewards` is one prompt's group. An answer's *advantage* is its reward minus the
+# group's mean, divided by the group's standard deviation **plus** `eps`. Where all rewards are
+# equal, the advantages are zero. Use torch's default standard deviation, which divides by the
+# number of samples minus one, as TRL does.
 #
 # <details><summary>Hint</summary>
 #
-# Mean and standard deviation are taken along one of the two axes. With `keepdim=True` their shapes
-# still fit the rewards.
+# Take the mean and standard deviation along one axis. With `keepdim=True` their shapes still fit
+# the rewards.
 # </details>
 
 
@@ -381,33 +381,31 @@ def group_advantages(rewards, eps=1e-4):
 check.advantages(group_advantages)
 
 # %% [markdown]
-# A group in which all answers fail teaches nothing, and neither does one in which all are right.
+# A group teaches nothing if all its answers fail, or if all are right.
 #
 # ## One step, and not too far
 #
 # Why does this raise the reward? The mean reward for a prompt is $\sum_y \pi(y) R(y)$. Because
-# $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over
-# answers that the model draws itself. So sample some, and average. Subtracting the group's mean
-# leaves the expected direction unchanged, since $\sum_y \nabla \pi(y) = 0$, and usually reduces
-# noise.
+# $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over the
+# model's own samples. So draw some, and average. Subtracting the group's mean leaves the expected
+# direction unchanged, since $\sum_y \nabla \pi(y) = 0$, and usually reduces noise.
 #
-# Samples are expensive, so one would like to take several steps on the same ones. But after the
-# first step the model has changed. The *ratio* $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ says how
-# much likelier a token is now than when it was drawn. GRPO's objective, here without the KL term of
-# the paper, is
+# Samples are expensive, so you want several steps from the same ones. But after the first step the
+# model has changed. The *ratio* $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ is how much likelier a
+# token is now than when it was sampled. GRPO's objective, here without the paper's KL term, is
 #
 # $$\min\bigl(\rho_t A, \; \text{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) \, A\bigr).$$
 #
-# At a ratio of 1, the gradient of this is $A \, \nabla \log \pi(y_t)$.
+# At a ratio of 1, its gradient is $A \, \nabla \log \pi(y_t)$.
 
 # %% tags=["experiment"]
 if lab.experiment("The objective, clipped and not", 0):
     display(figures.clip_shape(epsilon=0.2))
 
 # %% [markdown]
-# A token of a good answer is pushed up until it is $1 + \epsilon$ times as likely: beyond that the
-# objective is flat. A token of a bad answer is pushed down until it is $1 - \epsilon$ times as
-# likely. In the other direction nothing is clipped: a token that has moved the wrong way keeps its
+# A token in a good answer is pushed up until it is $1 + \epsilon$ times as likely; beyond that, the
+# objective is flat. A token in a bad answer is pushed down until it is $1 - \epsilon$ times as
+# likely. Nothing is clipped in the other direction: a token that has moved the wrong way keeps its
 # gradient.
 
 # %% [markdown]
@@ -415,28 +413,27 @@ if lab.experiment("The objective, clipped and not", 0):
 #
 # ●●● · 12 min · 4 points
 #
-# `logp` and `old_logp` are log-probabilities of single tokens, `(b, t)`, and every token of an
-# answer has the advantage of its answer, `(b,)`. `mask` is True on tokens of answers and False on
-# padding. Return minus the mean of the objective over **all tokens** of the batch that are not
-# padding: each token counts once, so a long answer counts more than a short one. (TRL calls this
-# mean `loss_type="bnpo"`; its default, `"dapo"`, is the same with one process and one batch per
-# step.)
+# `logp` and `old_logp` are log-probabilities of single tokens, `(b, t)`. `advantages` has one value
+# per answer, `(b,)`, shared by all its tokens. `mask` is True on answer tokens and False on
+# padding. Return minus the mean of the objective over **all tokens** of the batch except padding.
+# Each token counts once, so a long answer counts more than a short one. (In TRL this is
+# `loss_type="bnpo"`; the default, `"dapo"`, is the same with one process and one batch per step.)
 #
 # <details><summary>Hint</summary>
 #
-# What you have are logarithms. What is the ratio of two numbers, in terms of their logarithms?
+# What is the ratio of two numbers in terms of their logarithms?
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# Write down both products for $A = -1$, $\epsilon = 0.2$ and a ratio of 2. Which is the smaller
-# one? Does your line take it?
+# Write down both products for $A = -1$, $\epsilon = 0.2$ and a ratio of 2. Which is smaller? Does
+# your code take it?
 # </details>
 #
 # <details><summary>A last hint</summary>
 #
-# `(b,)` next to `(b, t)` lines up with the last axis, and you want the first one. Where b equals t
-# torch will not object.
+# `(b,)` lines up with the last axis of `(b, t)`, and you want the first one. If b equals t, torch
+# won't object.
 # </details>
 
 
@@ -455,46 +452,48 @@ def grpo_loss(logp, old_logp, advantages, mask, clip=0.2):
 check.clipped(grpo_loss)
 
 # %% [markdown]
-# In the first step after sampling each ratio is 1, and the loss is minus the mean advantage of the
-# tokens: zero if all answers have the same length, and mostly small. The gradient is not zero:
-# watch the reward, not the loss.
+# In the first step after sampling, every ratio is 1 and the loss is minus the mean advantage of the
+# tokens. It is zero if all answers have the same length, and usually small. The gradient is not
+# zero, so watch the reward, not the loss.
 #
 # ## What is an answer worth?
 #
 # The task is now `home`: a spoken command in, a JSON intent out. A program can tell what is right.
-# If only right answers earn something, most groups teach nothing. So one pays for partly right
-# answers. That is where trouble begins: training can find any loophole in the reward.
+# If only right answers earn anything, most groups teach nothing, so you pay for partly right
+# answers. That is where the trouble begins: training can find any loophole in the reward.
 
 # %% [markdown]
 # ### Exercise 8.6 · `reward`
 #
 # ●●○ · 11 min · 3 points
 #
-# Both are texts. `wanted` is the JSON of a row, such as `{"intent":"HassTurnOn","area":"study"}`,
-# and `answer` is whatever the model said. Call a key of `answer` *right* if `wanted` has it **with
-# the same value**: a text, a number, true, false or null. Return a float from 0 to 1:
+# Both arguments are strings. `wanted` is a row's JSON, such as
+# `{"intent":"HassTurnOn","area":"study"}`, and `answer` is whatever the model said. A key of
+# `answer` is *right* if `wanted` has it **with the same value**: a string, a number, true, false or
+# null. Return a float from 0 to 1:
 #
-# - 1 for equal data and for nothing else. The order of keys doesn't count, and neither do blanks
-#   between them. `true` is not `1`, and `"1"` isn't either;
-# - 0 for what is not a JSON object (a model says all sorts of things), and where no key is right;
+# - 1 for equal data and nothing else. The order of keys and the blanks between them don't matter.
+#   `true` is not `1`, and neither is `"1"`;
+# - 0 for anything that isn't a JSON object (a model says all sorts of things), and if no key is
+#   right;
 # - more for each right key;
-# - less for each key that is not wanted, until it is 0;
-# - a wanted key with a wrong value earns no more than the same answer without it.
+# - less for each unwanted key, until it is 0;
+# - no more with a wrong value for a wanted key than without that key.
 #
-# Many formulas pass. One more condition is against a common hack. An *honest half* has half of the
+# Many formulas pass. One more condition blocks a common hack. An *honest half* has half of the
 # wanted keys right and nothing else. An answer that **names every key** there is (`home` has 16)
-# earns less than an honest half, even if all of its wanted keys are right.
+# must earn less than an honest half, even if all its wanted keys are right.
 #
 # <details><summary>Hint</summary>
 #
-# If you count what is right and divide by the number of *wanted* keys, more keys cost nothing. What
-# else could you divide by?
+# If you divide the number of right keys by the number of *wanted* keys, extra keys cost nothing.
+# What else could you divide by?
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# `json.loads` accepts `3`, `null` and `[1]` as well. And in Python `True == 1`; their JSON texts
-# are not equal.
+# `json.loads` also accepts `3`, `null` and `[1]`. In Python `True == 1`, but their JSON texts
+# differ.
 # </details>
 
 
@@ -528,25 +527,23 @@ check.rewards(reward)
 #
 # ●●● · 10 min · 3 points
 #
-# One step of GRPO, with your `group_advantages` and `grpo_loss`. You get two functions:
+# Write one GRPO step with your `group_advantages` and `grpo_loss`. You get two functions:
 #
-# - `sample(model, prompts, samples)` draws `samples` answers to each prompt, those of one prompt
-#   next to each other. It returns `(answers, logp, mask)`: a list of `len(prompts) * samples`
-#   answers, the log-probabilities of their tokens `(b, t)` with their gradient, and the mask
-#   `(b, t)`;
-# - `score(answer)` gives the reward of one answer, a float.
+# - `sample(model, prompts, samples)` draws `samples` answers to each prompt and keeps each prompt's
+#   answers together. It returns `(answers, logp, mask)`: a list of `len(prompts) * samples`
+#   answers, their tokens' log-probabilities `(b, t)` with gradient, and the mask `(b, t)`;
+# - `score(answer)` returns the reward of one answer, a float.
 #
-# Sample once, score, compute each group's advantages and the loss, clip the norm of the gradient at
-# 1, as TRL does, and step. The answers serve this one step, so `old_logp` is `logp` without its
-# gradient. Don't rely on gradients that somebody left in the model.
+# Sample once, score, compute each group's advantages and the loss, clip the gradient norm at 1 as
+# TRL does, and step. The answers serve only this step, so `old_logp` is `logp` without its
+# gradient. Old gradients may be left in the model.
 #
 # Return a dict of two floats: `reward`, the mean reward of all answers, and `equal`, the share of
-# groups in which all rewards are the same (compare rewards, not advantages).
+# groups whose rewards are all the same (compare rewards, not advantages).
 #
 # <details><summary>Hint</summary>
 #
-# Rewards come as a list of `len(prompts) * samples` floats, and `group_advantages` wants a row for
-# each prompt. `grpo_loss` wants one advantage for each answer.
+# `group_advantages` wants one row of rewards per prompt, and `grpo_loss` one advantage per answer.
 # </details>
 
 
@@ -575,13 +572,13 @@ check.steps(grpo_step)
 # %% [markdown]
 # ## GRPO on `home`
 #
-# The base model answers a spoken command with chatter. What would GRPO learn from that? Try your
-# step on four commands, with eight answers each.
+# The base model answers a spoken command with chatter. Try your step on four commands, with eight
+# answers each.
 
 
 # %%
 def sampler(seed=0):
-    """A function that draws answers of at most 40 tokens, as `grpo_step` wants it."""
+    """A `sample` for `grpo_step` that draws answers of at most 40 tokens."""
     chance = torch.Generator(lab.device).manual_seed(seed)
 
     def sample(model, prompts, samples):
@@ -592,25 +589,24 @@ def sampler(seed=0):
 
 
 def earns(worth):
-    """The reward of a sampled answer, by a function of (answer, wanted)."""
+    """A `score` for `grpo_step`, from a function of (answer, wanted)."""
     return lambda answer: worth(answer["text"], answer["row"]["answer"])
 
 
 # %% tags=["experiment"]
 if lab.experiment("A step from the base model", 8, needs=["8.4", "8.5", "8.6", "8.7"]):
-    commands = tasks.load("home").sort("intent")  # a step draws from all over this order
+    commands = tasks.load("home").sort("intent")  # sorted: each step draws from every part
     policy, prompts = adapted(model, r=1), next(rollouts.prompts(commands, 4, 1))
     print(grpo_step(policy, adamw(policy, 5e-4), sampler(), earns(reward), prompts, 8))
 
 # %% [markdown]
-# All answers earn nothing, all groups are equal, and the gradient is zero. So first train on some
+# No answer earns anything, all groups are equal, and the gradient is zero. So first train on some
 # written answers, a *warm start*: here 26 steps of 16 answers, merged into a plain model. From
-# there only the reward teaches, through an adapter of rank 1: a reward is one number per answer,
-# and rank 1 has room enough for that ([Schulman et al.
-# 2025](https://thinkingmachines.ai/blog/lora/)).
+# there on, only the reward teaches, through an adapter of rank 1, enough for one number per answer
+# ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/)).
 #
-# We measure two things on 100 unseen commands: the mean reward of four *sampled* answers to each,
-# which is what GRPO raises, and that of the *greedy* answer, which is how the model will be used.
+# We measure two mean rewards on 100 unseen commands: that of four *sampled* answers to each, which
+# GRPO raises, and that of the *greedy* answer, which you would use.
 
 
 # %%
@@ -684,32 +680,32 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_grpo.beside(sum(found["GRPO"]["sampled"]) / 400)
 
 # %% [markdown]
-# Sampled answers earn more: in three other seeds the gain was 0.08, 0.08 and 0.04, with a standard
-# error of 0.02 in each ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers
-# gained nothing there: 37 of 100 were right before, and 30 to 32 after. Answers there name fewer
-# keys than before: a needless key costs something. From a weaker start, greedy answers did gain at
-# this rate ([evidence](../docs/evidence/08_rewards.md#ranks-and-rates)). So look at greedy answers
-# before you believe a gain. Whether rewards can teach a model what it couldn't say at all is
-# disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)).
+# Sampled answers earn more: with three other seeds the gain was 0.08, 0.08 and 0.04, each with a
+# standard error of 0.02 ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers
+# gained nothing in those runs: 37 of 100 were right before, and 30 to 32 after. They also name
+# fewer keys than before, since a needless key costs reward. From a weaker start, greedy answers did
+# gain at this learning rate ([evidence](../docs/evidence/08_rewards.md#ranks-and-rates)). So look
+# at greedy answers before you believe a gain. Whether rewards can teach a model what it couldn't
+# say at all is disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)).
 #
 # ## A reward that can be hacked
 #
-# Some answers leave a key out. Suppose that somebody pays for complete answers: a fifth for each
-# key, up to five.
+# Some answers leave out a key. Suppose somebody pays for complete answers: a fifth for each key, up
+# to five.
 
 
 # %%
 def complete(answer, wanted):
-    """A fifth for each key that is named, whatever its value: 1 at most."""
+    """A fifth for each key, whatever its value; at most 1."""
     return min(1.0, 0.2 * len(parsed(answer)))
 
 
 # %%
-guess_keys = lab.predict("An answer names 2.6 keys at first. How many when keys are paid?", None)
+guess_keys = lab.predict("An answer names 2.6 keys at first. How many when each key pays?", None)
 
 # %% [markdown]
-# **Turn it: the reward.** Write a reward of your own, such as one that pays short answers, and use
-# it instead of `complete`.
+# **Turn it: the reward.** Write a reward of your own, such as one for short answers, and use it
+# instead of `complete`.
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Another reward", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
@@ -724,26 +720,25 @@ if lab.experiment("Another reward", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_keys.beside(list(found.values())[-1]["keys"])
 
 # %% [markdown]
-# Paid by the key, the model names more of them, and fewer answers are right. That was crude. A
-# bonus is harder to see through: your reward, and a fifth for each key on top, 1 at most. Compare
-# three pairs of runs (r=16) from a start with 17 right answers: paid your reward they ended with
-# 20, 19 and 21, paid the bonus with 9, 0 and 0
+# Paid by the key, the model names more keys, and fewer answers are right. A bonus is harder to see
+# through: your reward plus a fifth for each key, at most 1 in total. Three pairs of runs (r=16)
+# began with 17 right answers. Without the bonus they ended at 20, 19 and 21, with it at 9, 0 and 0
 # ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
-# The pay gave no warning: it rose. So judge a model by something that it isn't paid for, on prompts
-# that it hasn't seen. A KL in the loss or an early stop limits the damage, but the cause is the
-# reward: pay only for what you want.
+# The reward gave no warning: it rose. So judge a model by something it isn't paid for, on prompts
+# it hasn't seen. A KL term or early stopping limits the damage, but the cause is the reward: pay
+# only for what you want.
 #
 # ## Relatives
 #
-# *PPO* trains a second model that predicts the reward, and takes a token's advantage from it: GRPO
-# takes the group's mean instead. *KTO* needs no pairs, only answers marked as good or bad. *ORPO*
-# adds a preference term to the loss of fine-tuning, and needs no reference. TRL has trainers for
-# KTO and, under `trl.experimental`, for ORPO; PPO has left it.
+# *PPO* trains a second model to predict the reward and computes each token's advantage from it;
+# GRPO uses the group's mean instead. *KTO* needs no pairs, only answers marked good or bad. *ORPO*
+# adds a preference term to the fine-tuning loss and needs no reference. TRL has trainers for KTO
+# and, under `trl.experimental`, for ORPO, but no longer for PPO.
 #
 # ## Take it with you
 #
-# GRPO with TRL: a reward is a function of the completions and of the columns of your data.
+# In TRL's GRPO, a reward is a function of the completions and your data's columns.
 #
 # ```python
 # from datasets import Dataset
@@ -757,7 +752,7 @@ if lab.experiment("Another reward", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
 # asked = [ask("Name a color."), ask("Name an animal.")]
 # data = Dataset.from_dict({"prompt": asked, "wanted": ["blue", "cat"]})
 #
-# def reward(completions, wanted, **columns):  # and what the reward needs is in other columns
+# def reward(completions, wanted, **columns):  # other columns have what the reward needs
 #     return [float(word in c[0]["content"]) for c, word in zip(completions, wanted)]
 #
 # args = GRPOConfig(
@@ -777,33 +772,33 @@ if lab.experiment("Another reward", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
 #
 # **q1. Why does DPO with LoRA need no second model in memory?**
 #
-# - (a) Its loss has no reference at all: the pairs are compared with each other alone.
+# - (a) Its loss has no reference at all: the two answers are compared only with each other.
 # - (b) The base under the adapter has not changed: without the adapter it is the reference.
-# - (c) The reference's numbers are computed once, by whoever made the pairs, and stored.
-# - (d) The adapter is so small that a copy of the whole model with it costs next to nothing.
+# - (c) The reference's numbers come with the pairs, computed once and stored.
+# - (d) The adapter is so small that copying the whole model costs next to nothing.
 #
 # **q2. All eight answers to a prompt earn 0. What does this prompt teach in this step?**
 #
-# - (a) To stay as it is: the clip holds all tokens at the probabilities that they had before.
-# - (b) To say something else: all eight are made less likely, as their reward is the lowest.
+# - (a) To stay as it is: the clip keeps all tokens at their old probabilities.
+# - (b) To say something else: all eight become less likely, as their reward is the lowest.
 # - (c) Nothing useful: dividing by a deviation of zero makes the gradient a random direction.
-# - (d) Nothing: each answer is as good as the mean, and all of their advantages are zero.
+# - (d) Nothing: each answer is as good as the mean, so all advantages are zero.
 #
-# **q3. A run's reward rises from 0.4 to 0.9, and on held-out prompts no answer is better than
+# **q3. A run's reward rises from 0.4 to 0.9, but on held-out prompts no answer is better than
 # before. What do you do first?**
 #
-# - (a) Read the answers that earn most: they show what the reward pays for besides quality.
-# - (b) Take more samples a prompt, so that the advantages have less noise in them.
-# - (c) Lower the clip: the policy has moved too far in each of its steps, and has overshot.
+# - (a) Read the answers that earn the most: they show what the reward pays for besides quality.
+# - (b) Take more samples per prompt, so that the advantages are less noisy.
+# - (c) Lower the clip: the policy has moved too far in each step and has overshot.
 # - (d) Raise the rank: the adapter had too little room to learn what the reward asks for.
 #
-# **q4. A token of a bad answer ($A < 0$) is twice as likely as when it was drawn, and $\epsilon$ is
-# 0.2. What does the clipped objective do with it?**
+# **q4. A token in a bad answer ($A < 0$) is twice as likely as when it was sampled, and $\epsilon$
+# is 0.2. What does the clipped objective do with it?**
 #
-# - (a) It clips the ratio to 1.2, and the token has no gradient in this step any more.
+# - (a) It clips the ratio to 1.2, so the token no longer has a gradient in this step.
 # - (b) It clips the ratio to 0.8, so that the token is pulled down to that probability.
-# - (c) It keeps the ratio of 2: the token has a gradient, which pulls it down again.
-# - (d) It leaves the token out of the mean, as its sample is too old to say anything.
+# - (c) It keeps the ratio of 2: the token has a gradient, which pulls it back down.
+# - (d) It leaves the token out of the mean, because its sample is too old to say anything.
 
 
 # %%
@@ -821,13 +816,14 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - The log-probability of an answer is a sum over its tokens, shifted by one, without the prompt.
-# - DPO compares what two answers have gained since the start. Under an adapter, the start is still
-#   there. A loss that falls shows that the pairs are told apart, not that answers are better.
-# - GRPO makes likelier what is better than the rest of its group. A group of equals teaches
-#   nothing. Sampled answers may gain alone: look at the greedy ones, too.
-# - Once a token has moved far enough the right way, the clip makes its gradient zero. With one step
-#   per sample, as here, that never happens.
-# - A model learns what the reward pays for. Judge it by something that it isn't paid for.
+# - DPO compares what two answers have gained since the start. With an adapter, the starting model
+#   is still there. A falling loss shows that the model separates the pairs, not that its answers
+#   are better.
+# - GRPO makes the better answers of a group likelier. A group of equals teaches nothing. Sampled
+#   answers can gain while greedy ones don't, so check both.
+# - Once a token has moved far enough in the right direction, the clip makes its gradient zero. With
+#   one step per sample, as here, that never happens.
+# - A model learns what the reward pays for. Judge it by something it isn't paid for.
 
 # %%
 lab.score()

@@ -17,12 +17,12 @@
 # it why we have leap years: it may well answer with a JSON intent. In this lab you give the model
 # its old answers back, and nobody has to write a single one.
 #
-# The trick is that a teacher is already in memory. Your base model, the same network with the
-# adapter switched off, still knows how to answer. So let the tuned model answer, ask the base how
-# likely it finds each next token, and train toward those probabilities. This is *on-policy
-# distillation* ([Lu et al. 2025](https://thinkingmachines.ai/blog/on-policy-distillation/)), with
-# the base as the teacher. You write its loss, its sampling and its training step, and you repair a
-# measurement that says zero because the teacher is the student.
+# The trick: a teacher is already in memory. Your base model, the same network with the adapter
+# switched off, still knows how to answer. So let the tuned model answer, ask the base how likely it
+# finds each next token, and train toward those probabilities. This is *on-policy distillation* ([Lu
+# et al. 2025](https://thinkingmachines.ai/blog/on-policy-distillation/)) with the base as the
+# teacher. You write its loss, sampling and training step, and fix a measurement that says zero
+# because the teacher is the student.
 #
 # {{ time }}
 
@@ -47,8 +47,8 @@ from labkit.training import fast, generation, loop, models, packing, rollouts, t
 # %% [markdown]
 # ## An adapter that answers in JSON
 #
-# First, the damage. Here is a LoRA trained on spoken commands and their JSON intents, 40 steps of
-# eight rows, and nothing else.
+# First, the damage. Here is a LoRA trained for 40 steps of eight rows on spoken commands and their
+# JSON intents, and nothing else.
 
 
 # %%
@@ -73,7 +73,7 @@ def in_json(row, text):
 
 
 def marks(model):
-    """Of 100 unseen commands, right answers; of 60 unseen instructions, answered in JSON."""
+    """Right answers to 100 unseen commands, and JSON answers to 60 unseen instructions."""
     commands = tasks.draw("home", "test", 100)
     chats = tasks.load("chat", "test")
     told = generation.answers(model, tokenizer, commands["messages"], 40)
@@ -100,18 +100,17 @@ if lab.experiment("An adapter for home alone", 55):
     guess_json.beside(found["home alone"]["json"])
 
 # %% [markdown]
-# The adapter has begun to learn the task, and it has learned something that nobody wanted: more
-# than half of the answers to anything begin with a brace. Nothing in the training data said when
-# *not* to.
+# The adapter has begun to learn the task, and also something nobody wanted: more than half of its
+# answers to other instructions begin with a brace. Nothing in the training data said when *not* to.
 #
-# The knowledge isn't lost. Switch the adapter off, and all of it is back. But you want one model
-# that does both. The usual cure is to mix everyday instructions with written answers into the
-# training data. Somebody has to write or collect them, and the model learns the writer's style. But
-# it only has to keep its old chat behavior.
+# The knowledge isn't lost: switch the adapter off, and it is all back. But you want one model that
+# does both. The usual cure is to mix everyday instructions with written answers into the training
+# data. Somebody has to write or collect them, and the model learns the writer's style. Yet it only
+# has to keep its old chat behavior.
 #
 # ## How far apart are two models?
 #
-# At each position a model gives a probability to every possible next token. Call the tuned model
+# At each position, a model assigns a probability to every possible next token. Call the tuned model
 # the *student*, with probabilities $p$, and the base the *teacher*, with $q$. The KL divergence
 # measures how far apart they are. It has two directions:
 #
@@ -121,34 +120,33 @@ if lab.experiment("An adapter for home alone", 55):
 # Say the teacher finds two words equally likely, and the student says the first one 90% of the
 # time. Then the reverse KL is $0.9 \ln 1.8 + 0.1 \ln 0.2 = 0.37$ nats, and the forward KL is 0.51.
 #
-# They punish different mistakes. The reverse KL weighs each token by how often the *student* says
-# it, so it is large where the student says what the teacher never would: a brace, here. It hardly
-# minds if the student leaves out some of the things that the teacher might say: in the example, ln
-# 2 at most. The forward KL is large where the teacher might say what the student never does.
+# The two punish different mistakes. The reverse KL weights each token by how often the *student*
+# says it, so it is large where the student says what the teacher never would: here, a brace. It
+# hardly penalizes leaving out things the teacher might say: at most ln 2 in the example. The
+# forward KL is large where the teacher might say what the student never does.
 
 # %% [markdown]
 # ### Exercise 9.1 · `token_kl`
 #
 # ●●○ · 9 min · 3 points
 #
-# Both tensors of logits are `(b, n, vocab)`, and `mask` `(b, n)` is True at the positions that
-# count. Return the mean over these positions of the KL divergence in nats, a scalar tensor of shape
-# `()`. Each position counts once. By default it is the reverse KL; with `reverse=False`, the
-# forward one.
+# Both logit tensors are `(b, n, vocab)`, and `mask` `(b, n)` is True at the positions that count.
+# Return the mean KL divergence over these positions in nats, as a scalar tensor. Each position
+# counts once. The default is the reverse KL; `reverse=False` gives the forward KL.
 #
-# The gradient has to reach the student's logits. Compute in fp32, also where logits come in bf16.
-# Where they are in the hundreds, some probabilities are 0 in fp32: neither the result nor the
-# gradient may be NaN or infinite.
+# The gradient has to reach the student's logits. Compute in fp32, even for bf16 logits. With logits
+# in the hundreds, some probabilities are 0 in fp32, but neither the result nor the gradient may be
+# NaN or infinite.
 #
 # <details><summary>Hint</summary>
 #
-# Take logarithms of probabilities first, for both models. What is $\log (p / q)$, if you have
-# $\log p$ and $\log q$?
+# First take the log-probabilities of both models. What is $\log (p / q)$, given $\log p$ and
+# $\log q$?
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# `softmax(...).log()` gives `log(0)` where a probability has become 0. `log_softmax` doesn't.
+# `softmax(...).log()` gives `log(0)` where a probability underflows to 0. `log_softmax` doesn't.
 # </details>
 
 
@@ -170,28 +168,28 @@ check.kl(token_kl)
 # %% [markdown]
 # ## The student answers, the teacher marks
 #
-# On which texts should the two agree? A model is steered by what it says itself: each token is the
-# beginning of the next one. A student that begins with `{"intent"` is then at positions that no
-# good written answer has. So let it answer, and correct it where it goes wrong. That is what
-# *on-policy* means ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)).
+# On which texts should the two agree? A model is steered by what it says: each token it writes is
+# input for the next. A student that begins with `{"intent"` is then at positions that no good
+# written answer has. So let it answer, and correct it where it goes wrong. That is what *on-policy*
+# means ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)).
 #
-# Compare this with lab 8. There, each answer earned one number, and you needed groups of eight to
-# see which was better. Here every token is marked, by a whole distribution.
+# In lab 8, each answer earned one number, and you needed groups of eight to see which was better.
+# Here a whole distribution marks every token.
 
 # %% [markdown]
 # ### Exercise 9.2 · `on_policy`
 #
 # ●●○ · 9 min · 3 points
 #
-# `model` is a `PeftModel` in the middle of its training. `sample(model, prompts)` draws an answer
-# to each prompt. It returns a dict of `input_ids`, `attention_mask` and `labels`, each `(b, n)`,
-# with labels of -100 everywhere except the answer. Return this dict with one more entry,
-# `teacher_logits` `(b, n, vocab)`: what the model without its adapter gives for these tokens.
+# `model` is a `PeftModel` in the middle of training. `sample(model, prompts)` draws an answer to
+# each prompt. It returns a dict of `input_ids`, `attention_mask` and `labels`, each `(b, n)`, with
+# labels of -100 everywhere except on the answer. Return this dict with one more entry,
+# `teacher_logits` `(b, n, vocab)`: the logits of the model without its adapter for these tokens.
 #
 # - The student samples, with its adapter on. Call `sample` once.
-# - Sample and score in eval mode and without a gradient: use `no_grad`, not `inference_mode`, whose
-#   tensors can't be trained with.
-# - Afterwards the model is in the mode that it came in, with its adapter on.
+# - Sample and score in eval mode and without gradients. Use `no_grad`, not `inference_mode`, whose
+#   tensors can't be used in training.
+# - Afterward, the model must be in its original mode, with its adapter on.
 #
 # <details><summary>Hint</summary>
 #
@@ -223,39 +221,38 @@ check.samples(on_policy)
 # %% [markdown]
 # ## One step: the task, and the distance
 #
-# Pull the student toward its base and do nothing else, and it will get there: to the model that
-# can't do `home`. So each step has two parts, a batch of the task and a batch of answers to
-# everyday instructions:
+# If you only pull the student toward its base, it will get there and lose `home`. So each step
+# combines a batch of the task with a batch of answers to everyday instructions:
 #
 # $$\text{loss} = \text{task loss} + \text{weight} \cdot \text{KL}$$
 #
-# The task's batches preserve `home`, and the KL restores everyday chat.
+# The task batches preserve `home`, and the KL restores everyday chat.
 
 # %% [markdown]
 # ### Exercise 9.3 · `distill_step`
 #
 # ●●● · 12 min · 4 points
 #
-# One step of training, with your `on_policy` and `token_kl`. `task_loss(model)` gives the loss on
-# the next batch of the task, with its gradient.
+# Write one training step with your `on_policy` and `token_kl`. `task_loss(model)` returns the loss
+# on the next batch of the task, with its gradient.
 #
-# - Let the model answer the prompts, and run it on its answers once more, with a gradient, in the
-#   mode that it is in.
-# - The KL is reverse. It counts the positions whose logits predict a token of an answer. Logits at
-#   position $t$ predict token $t + 1$, and the labels aren't shifted.
-# - Add the task's loss, clip the norm of the gradient at 1, and step. Clear old gradients first.
+# - Let the model answer the prompts. Then run it on its answers again, with gradients, in its
+#   current mode.
+# - Use the reverse KL over the positions whose logits predict an answer token. Logits at position
+#   $t$ predict token $t + 1$, and the labels aren't shifted.
+# - Add the task loss, clip the gradient norm at 1, and step. Clear old gradients first.
 #
-# Return `{"task": ..., "kl": ...}`, two floats: the two losses before the step, `kl` without its
+# Return `{"task": ..., "kl": ...}` with the two losses before the step as floats, `kl` without its
 # weight.
 #
 # <details><summary>Hint</summary>
 #
-# Which position decides whether an answer begins with a brace? It is not a position of the answer.
+# Which position decides whether an answer begins with a brace? It isn't part of the answer.
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# Cut the logits to `[:, :-1]` and the labels to `[:, 1:]`, as in 8.1.
+# Slice the logits to `[:, :-1]` and the labels to `[:, 1:]`, as in 8.1.
 # </details>
 
 
@@ -282,13 +279,13 @@ check.steps(distill_step)
 # %% [markdown]
 # ## The old answers are back
 #
-# Now use it on the model that answers in JSON: 15 steps with eight commands and eight everyday
-# instructions each. Of the instructions, only the prompts are used.
+# Now use it on the model that answers in JSON: 15 steps, each with eight commands and the prompts
+# of eight everyday instructions.
 
 
 # %%
 def sampler(tokens=24, seed=0):
-    """A function that draws an answer to each prompt, as `on_policy` wants it."""
+    """A `sample` for `on_policy` that draws an answer to each prompt."""
     chance = torch.Generator(lab.device).manual_seed(seed)
 
     def sample(model, prompts):
@@ -314,7 +311,7 @@ def distill(start, name, sample, learned=("home",), steps=15, rate=1e-3, weight=
             return sum((loop.answer_loss(model, batch) for batch in packed), start=torch.zeros(()))
 
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
-        with fast.layers(model), trees.forward(model):  # the same but for rounding, and faster
+        with fast.layers(model), trees.forward(model):  # same result up to rounding, but faster
             curves.add(**distill_step(model, optimizer, task_loss, prompts, sample, weight))
     return model.eval()
 
@@ -334,15 +331,15 @@ if lab.experiment("Distillation from its own base", 105, needs=["9.1", "9.2", "9
 # %% [markdown]
 # The braces are gone, and `home` still works. In three other runs, 42, 34 and 40 of 60 instructions
 # were answered in JSON before, and none after
-# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). There, 40 of 100 commands
-# were right on average, after 36 at the start; 15 steps more on `home` alone reach 47, so the cure
-# may cost a little. Read the answers: no brace doesn't mean a good answer.
+# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). On average, these runs
+# got 40 of 100 commands right, up from 36 at the start. Another 15 steps on `home` alone reach 47,
+# so the cure may cost a little. Read the answers: one without a brace isn't necessarily good.
 #
-# Be careful with automatic scores here. `chat` comes with checks such as "at most 30 words", and a
-# JSON intent passes that one.
+# Be careful with automatic scores: `chat` has checks such as "at most 30 words", which a JSON
+# intent passes.
 #
-# **Turn it: task, weight, steps, rate.** The default leaves the task out. Then try
-# `{"weight": 0.1}`, or `{"steps": 5}`. The usual values are those of `distill`.
+# **Turn it: task, weight, steps, rate.** The default leaves out the task. Then try
+# `{"weight": 0.1}` or `{"steps": 5}`.
 
 # %% tags=["experiment"]
 knobs = {"learned": ()}
@@ -354,21 +351,21 @@ if lab.experiment("Other settings", 95, needs=["9.1", "9.2", "9.3"]):
     display(figures.kept(found))
 
 # %% [markdown]
-# Without batches of the task, the student goes back to its base, and `home` is gone with the
-# braces: nothing in the loss rewards `home` any more, and commands go through the same weights.
+# Without task batches, the student returns to its base, and `home` disappears with the braces: the
+# loss no longer rewards `home`, and commands go through the same weights.
 #
 # ## Whose answers?
 #
-# On-policy isn't the only way. The base could write the answers, once, before training. Or you take
-# written answers and plain cross-entropy, as people do who mix general data into their own.
+# On-policy isn't the only way. The base could write the answers once, before training. Or you could
+# train on written answers with plain cross-entropy, as people do when they mix in general data.
 #
-# **Turn it: whose answers.** The default learns the written answers of `chat`, without any KL. Then
-# let the base answer: `{"sample": from_base(sampler())}`.
+# **Turn it: whose answers.** The default trains on the written answers of `chat`, without the KL.
+# Then let the base answer: `{"sample": from_base(sampler())}`.
 
 
 # %%
 def from_base(sample):
-    """The same, with the adapter off: the base answers."""
+    """`sample` with the adapter off, so that the base answers."""
 
     def sample_base(model, prompts):
         with model.disable_adapter():
@@ -386,16 +383,16 @@ if lab.experiment("Other answers", 120, needs=["9.1", "9.2", "9.3"]):
     display(figures.kept(found))
 
 # %% [markdown]
-# Whoever writes the answers, the JSON disappears. What differs is how far the model ends from its
-# base: 0.1 to 0.2 nats per token after its own answers or the base's, which trained on just that,
-# and 0.55 after learning the written ones
-# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). So nobody has to write
-# answers. These runs don't show that the student's own answers are better than the base's.
+# The JSON disappears no matter who writes the answers. The final distance from the base differs:
+# 0.1 to 0.2 nats per token with the student's own answers or the base's, and 0.55 with the written
+# ones ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The first two train
+# on just this distance. So nobody has to write answers, but these runs don't show that the
+# student's own are better than the base's.
 #
 # ## A loss that was too good
 #
-# Somebody's distillation reports a KL of nearly 0 from the very first step on. The run looks like a
-# success, and the model answers in JSON as before.
+# Somebody's distillation reports a KL of nearly 0 from the first step. The run looks like a
+# success, but the model answers in JSON as before.
 
 # %% [markdown]
 # ### Exercise 9.4 · `drift`
@@ -403,18 +400,18 @@ if lab.experiment("Other answers", 120, needs=["9.1", "9.2", "9.3"]):
 # ●●○ · 8 min · 3 points
 #
 # **A hunt**, from [peft #430](https://github.com/huggingface/peft/issues/430) ("`get_base_model()`
-# is returning the base model with the LoRA still applied"). `drift` should say how far a
-# `PeftModel` is from its base: the reverse KL per token of the answers in `batch`, a float. `batch`
-# is what `sample` returns in 9.2. It has two faults:
+# is returning the base model with the LoRA still applied"). `drift` should return how far a
+# `PeftModel` is from its base: the reverse KL per token over the answers in `batch`, a float.
+# `batch` is what `sample` returns in 9.2. The function has two bugs:
 #
 # - The teacher still has its adapter.
-# - In train mode, dropout adds noise. Two calls have to give the same number, and leave the model
-#   in the mode that it came in.
+# - In train mode, dropout adds noise. Two calls have to give the same number and leave the model's
+#   mode unchanged.
 #
 # <details><summary>Hint</summary>
 #
-# PEFT puts an adapter *into* the layers of the model that you give it, so no model without it is
-# left. What switches the adapter off for a while?
+# PEFT puts an adapter *into* the layers of your model, so no model without it is left. What
+# switches the adapter off temporarily?
 # </details>
 
 
@@ -461,8 +458,8 @@ if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4
 # %% [markdown]
 # ## Take it with you
 #
-# TRL's trainer does the sampling and the KL. It has no loss for a task, so a subclass adds one. (It
-# wants the teacher as a second model, which costs memory.)
+# TRL's trainer does the sampling and the KL, with the teacher as a second model in memory. It has
+# no task loss, so this subclass adds one.
 #
 # ```python
 # from datasets import Dataset
@@ -501,7 +498,7 @@ if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4
 # - (a) A copy is made at the start. It is small, because only its adapter differs.
 # - (b) The base learns `home` along with the adapter, so it can teach both.
 # - (c) The base's weights haven't changed: with the adapter off, the model is what it was.
-# - (d) The adapter changes the output on commands alone, so everything else is still the base.
+# - (d) The adapter changes the output only on commands, so everything else is still the base.
 #
 # **q2. You leave out the task batches and distill for a long time. What do you get?**
 #
@@ -510,15 +507,15 @@ if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4
 # - (c) The same as with them, because the norm of the gradient is clipped at 1.
 # - (d) A model that has learned its own mistakes, because it wrote the answers itself.
 #
-# **q3. A run reports a KL of 0.01 from the first step on, and the model still answers in JSON. What
-# do you check first?**
+# **q3. A run reports a KL of 0.01 from the first step, but the model still answers in JSON. What do
+# you check first?**
 #
 # - (a) Nothing: the model is as close to its base as one could wish.
 # - (b) Whether the adapter is off when the teacher runs.
 # - (c) Whether the learning rate is too low for anything to change.
-# - (d) Whether the answers were written ones, by mistake.
+# - (d) Whether it used written answers by mistake.
 #
-# **q4. The teacher gives each of two answers a probability of a half. The student nearly always
+# **q4. The teacher gives each of two answers a probability of one half. The student nearly always
 # gives the first one. Which is true?**
 #
 # - (a) The forward KL is small, and the reverse KL is large.
@@ -544,10 +541,10 @@ check.quiz(quiz)
 # - Fine-tuning on one task changes the answers to other prompts. Look at them before you ship.
 # - With LoRA the old model is still there: switch the adapter off, and it can teach.
 # - The reverse KL on the student's own answers punishes what the teacher would never say. No
-#   written answer is needed.
-# - Keep batches of the task in the mix, or the student becomes its base again.
-# - A KL that is nearly zero at the first step, from a model that has visibly changed, is a bug. Ask
-#   which model the teacher is.
+#   written answers are needed.
+# - Keep task batches in the mix, or the student becomes its base again.
+# - A near-zero KL at the first step, from a model that has visibly changed, is a bug. Check which
+#   model is the teacher.
 
 # %%
 lab.score()
