@@ -391,11 +391,11 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
 
 # %% [markdown]
 # Over three seeds, a doubled first token costs at most two of about 105 answers. A missing
-# generation prompt or a different system message costs anywhere from none to about half of them. Without
-# the generation prompt, the model may write the header of its turn itself, and then a right answer
-# counts as wrong. With Llama 2's template or none at all, most answers are wrong in every run
-# ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). A model can survive a fault, and
-# its good answers then hide it.
+# generation prompt or a different system message costs anywhere from none to about half of them.
+# Without the generation prompt, the model may write the header of its turn itself, and then a right
+# answer counts as wrong. With Llama 2's template or none at all, most answers are wrong in every
+# run ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). A model can survive a fault,
+# and its good answers then hide it.
 #
 # Don't test a server by reading a few answers. Ask it for the *ids* it makes from your messages,
 # and compare them with the ids from training.
