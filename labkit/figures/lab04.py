@@ -101,21 +101,21 @@ def step_memory(peaks: dict[str, dict[str, int]]) -> Figure:
     return fig
 
 
-def fits(peaks: dict[str, dict[str, int]], card: float, margin: float = 0.2) -> Figure:
+def fits(peaks: dict[str, dict[str, int]], card: float) -> Figure:
     """Memory at the peak of a step by settings, {settings: {category: bytes}}, and a card's GiB.
 
-    A line on each bar reaches `margin` above it.
+    A line on each bar reaches 20% above it.
     """
     rows = {name: {part: n / 2**30 for part, n in peak.items()} for name, peak in peaks.items()}
     totals = [sum(row.values()) for row in rows.values()]
-    n = sum((1 + margin) * total < card for total in totals)
-    fig, ax = titled(f"{n} of {len(rows)} settings surely fit on a card of {card} GB")
-    label = f"GiB at the peak of a step\n(line: {margin:.0%} above the simulation)"
+    n = sum(1.2 * total < card for total in totals)
+    fig, ax = titled(f"{n} of {len(rows)} settings safely fit a {card} GB card")
+    label = "GiB at the peak of a step\n(line: 20% above the simulation)"
     stacks(ax, rows, label, "")
     for x, total in enumerate(totals):
-        ax.errorbar(x, total, [[0], [margin * total]], color=INK, capsize=4, lw=1.2)
+        ax.errorbar(x, total, [[0], [0.2 * total]], color=INK, capsize=4, lw=1.2)
         ax.text(x + 0.04, total, f" {total:.0f}", va="bottom", color=INK)
-    ax.set_ylim(0, 1.08 * max(card, (1 + margin) * max(totals)))
+    ax.set_ylim(0, 1.08 * max(card, 1.2 * max(totals)))
     ax.axhline(card, color=INK, lw=1.2, ls="--")
     ax.text(0.5, card, "the card", ha="center", va="bottom", color=INK)
     return fig

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from labkit.figures.forms import bars, dots, heatmap, mean_interval, t_interval, titled, wilson
 from labkit.guess import Guess
 from labkit.measured import tables
-from labkit.plots import INK, ROLES, VARIANTS
+from labkit.plots import INK, VARIANTS
 
 HELD_OUT = "held-out loss (nats per token)"
 
@@ -87,7 +87,7 @@ def memory(stored: dict[str, float], guess: Guess) -> Figure:
     available = {label: 6 * int(label.split()[1]) for label in stored}
     least = min(stored, key=lambda label: stored[label] / available[label])
     share, rank = stored[least] / available[least], least.split()[0]
-    fig, ax = titled(f"{rank} stores {share:.0%} of the bits that there are")
+    fig, ax = titled(f"{rank} stores {share:.0%} of the bits")
     bars(ax, stored, "bits stored", text="{:,.0f}", top=1.15 * max(available.values()), guess=guess)
     for x, bits in enumerate(available.values()):
         ax.plot([x - 0.4, x + 0.4], [bits, bits], color=INK, lw=1.2, ls=":")
@@ -98,7 +98,7 @@ def bits(stored: dict[str, Sequence[float]], available: float) -> Figure:
     """Bits stored by rank: {rank: bits by seed}; `available`: bits in the data."""
     values = {rank: tuple(np.array(mean_interval(b)) / 1000) for rank, b in stored.items()}
     first, (mean, *_) = next(iter(values.items()))
-    fig, ax = titled(f"{first} stores {1000 * mean / available:.0%} of what there is")
+    fig, ax = titled(f"{first} stores {1000 * mean / available:.0%} of the bits")
     bars(ax, values, "thousand bits stored\n(line: 95% interval)", text="{:.1f}")
     ax.axhline(available / 1000, color=INK, lw=1, ls=":")
     return fig
@@ -109,7 +109,8 @@ def variants(compared: dict[str, tuple[float, float]], n_seeds: int) -> Figure:
     ordered = sorted(compared.items(), key=lambda pair: pair[1][0])
     rows = {method: t_interval(*pair, n_seeds) for method, pair in ordered}
     beyond = [method for method, (_, low, high) in rows.items() if low > 0 or high < 0]
-    fig, ax = titled(f"Beyond chance: {', '.join(beyond) or 'no method'}", height=4)
+    which = f"Only {', '.join(beyond)}" if beyond else "No method"
+    fig, ax = titled(f"{which} differs beyond chance", height=4)
     roles = {method: "full" if method.startswith("full") else "LoRA" for method in rows}
     xlabel = "held-out loss relative to LoRA, % (left is better; line: 95% interval)"
     dots(ax, rows, xlabel, roles, "{:+.0f}")
