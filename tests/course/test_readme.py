@@ -96,16 +96,15 @@ def test_what_it_says_of_merges_is_in_the_table():
     runs = measured.by_run("merging")
     lost = runs["as trained: right"] - runs["original, 16 bits: right"]
     assert sorted(set(lost.round())) == [9, 10] and len(lost) == 3
-    assert "On 60 questions it then gets nine or ten fewer right, in each of three seeds" in plain(
-        TEXT
-    )
+    said = "The merged model gets nine or ten fewer of 60 answers right in each of three seeds"
+    assert said in plain(TEXT)
 
 
 def test_what_it_says_of_rates_and_templates_is_in_the_tables():
     """The rates are those of claim A24, whose evidence page computes them."""
     (claim,) = claims.load(["A24"])
     assert "about 30 at 8, 10 at 32, 3 at 128" in claim.right
-    assert "At alpha 8 it is about 30 times" in plain(TEXT)
+    assert "At alpha 8 it needs about 30 times" in plain(TEXT)
     assert "alpha 128 three times" in plain(TEXT)
     runs = measured.by_run("ship")
     trained, other = runs["asked: as in training"], runs["asked: Llama 2's template"]
