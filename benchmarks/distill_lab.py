@@ -6,7 +6,7 @@ Each run adds rows to labkit/measured/distill_lab.csv: study, setting, seed, mea
 again after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed
 draws A, the order of the rows, and what is sampled in training.
 
-ways    From one adapter trained on `home` alone, 15 steps in several ways. home: right answers to
+ways    From one adapter trained on `home` alone, 8 steps in several ways. home: right answers to
         100 unseen commands. json: of 60 unseen instructions, how many are answered in JSON that
         nobody asked for. kl: nats per token from the base, on own answers to these instructions.
 """
@@ -26,7 +26,7 @@ WAYS = {  # what `distill` is given
     "its own answers": {},
     "the base's answers": {"sample": "base"},
     "written answers, cross-entropy": {"learned": ("home", "chat"), "weight": 0.0},
-    "home alone, 15 steps more": {"weight": 0.0},
+    "home alone, 8 steps more": {"weight": 0.0},
     "without home": {"learned": ()},
 }
 

@@ -3,7 +3,8 @@
     python benchmarks/readme.py build
 
 It copies the pictures to docs/pictures and records in run.json where everything comes from. Labs
-that weren't run keep what they had. tests/course/test_readme.py says what in README is stale.
+that weren't run keep what they had. tests/course/test_readme.py says what in README is stale. The
+failed check, check.png, is build/screenshots/check.png of tests/browser.
 """
 
 import argparse
@@ -23,7 +24,6 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "pictures"
 SHOWN = {  # file -> lab, experiment; the last picture of it
     "cuts.png": ("01_svd", "Every update cut to rank r"),
-    "lora_and_full.png": ("02_lora", "A step's memory"),
     "qlora_merges.png": ("06_merging", "One adapter, four merges"),
 }
 ANSWERS = ("02_lora", "Before and after")

@@ -279,7 +279,7 @@ check.steps(distill_step)
 # %% [markdown]
 # ## The old answers are back
 #
-# Now use it on the model that answers in JSON: 15 steps, each with eight commands and the prompts
+# Now use it on the model that answers in JSON: eight steps, each with eight commands and the prompts
 # of eight everyday instructions.
 
 
@@ -295,7 +295,7 @@ def sampler(tokens=24, seed=0):
     return sample
 
 
-def distill(start, name, sample, learned=("home",), steps=15, rate=1e-3, weight=1.0, seed=0):
+def distill(start, name, sample, learned=("home",), steps=8, rate=1e-3, weight=1.0, seed=0):
     """A copy of `start` after `steps` steps on the tasks `learned` and the KL from its base."""
     model = copy.deepcopy(start).train()
     optimizer = torch.optim.AdamW(
@@ -317,7 +317,7 @@ def distill(start, name, sample, learned=("home",), steps=15, rate=1e-3, weight=
 
 
 # %%
-guess_kept = lab.predict("After 15 steps, how many of the 60 are still answered in JSON?", None)
+guess_kept = lab.predict("After eight steps, how many of the 60 are still answered in JSON?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("Distillation from its own base", 105, needs=["9.1", "9.2", "9.3"]):
@@ -339,7 +339,7 @@ if lab.experiment("Distillation from its own base", 105, needs=["9.1", "9.2", "9
 # intent passes.
 #
 # **Turn it: task, weight, steps, rate.** The default leaves out the task. Then try
-# `{"weight": 0.1}` or `{"steps": 5}`.
+# `{"weight": 0.1}` or `{"steps": 4}`.
 
 # %% tags=["experiment"]
 knobs = {"learned": ()}
@@ -401,12 +401,12 @@ if lab.experiment("Other answers", 120, needs=["9.1", "9.2", "9.3"]):
 #
 # **A hunt**, from [peft #430](https://github.com/huggingface/peft/issues/430) ("`get_base_model()`
 # is returning the base model with the LoRA still applied"). `drift` should return how far a
-# `PeftModel` is from its base: the reverse KL per token over the answers in `batch`, a float.
-# `batch` is what `sample` returns in 9.2. The function has two bugs:
+# `PeftModel` is from its base: the reverse KL per token over the answers in `batch`, a float, the
+# same at every call. The model's mode stays unchanged. `batch` is what `sample` returns in 9.2.
+# The function has two bugs, and each has a symptom:
 #
-# - The teacher still has its adapter.
-# - In train mode, dropout adds noise. Two calls have to give the same number and leave the model's
-#   mode unchanged.
+# - In eval mode it returns exactly 0, whatever the adapter has learned.
+# - In train mode, two calls return different numbers.
 #
 # <details><summary>Hint</summary>
 #

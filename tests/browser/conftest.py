@@ -126,6 +126,13 @@ class Notebook:
         expect(cell.locator("[data-mime-type$=stderr]")).to_have_count(errors)
         return cell.locator(".jp-Cell-outputArea")
 
+    def frame(self, name, first, last):
+        """Keep a picture of the page from one part of it to another."""
+        box, end = first.bounding_box(), last.bounding_box()
+        clip = {"x": box["x"], "y": box["y"], "width": box["width"]}
+        clip["height"] = end["y"] + end["height"] + 8 - box["y"]
+        self.page.screenshot(path=SHOTS / f"{name}.png", clip=clip)
+
     def shoot(self, name, part):
         """Keep a picture of the window, with `part` of the page in view."""
         part.scroll_into_view_if_needed()

@@ -1,6 +1,10 @@
 """What a learner does and sees. The pictures in build/screenshots are there to be looked at."""
 
+from pathlib import Path
+
 from playwright.sync_api import expect
+
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 WRONG = """def lora_forward(x, W, A, B, alpha):
     return x @ W.T + alpha * (x @ A.T) @ B.T"""
@@ -70,6 +74,10 @@ def test_lab_2_from_a_wrong_answer_to_a_trained_model(notebook):
         assert "\n" not in told.inner_text().strip(), "a verdict is one line"
         assert readable(told.locator("pre > *, pre").last)
         book.shoot(f"02_lora-{name}", told)
+        if name == "wrong":  # docs/pictures/check.png is this picture
+            assert f"![{told.inner_text().strip()}]" in README
+            title = book.page.locator(".jp-MarkdownCell", has_text="Exercise 2.1").last
+            book.frame("check", title, told)
     learn(book)
 
 
@@ -80,7 +88,7 @@ def learn(book):
         told = book.run(f'reveal("{exercise}")')
         expect(told).to_contain_text(f"◐ {exercise} is revealed")
     book.shoot("02_lora-revealed", told)
-    book.run('tasks.load("home", "train")')
+    book.run('tasks.draw("home"')
     book.run("def train(")
     book.write("Your LoRA learns", FOUR_STEPS)
     cell = book.cell("REDRAW_SECONDS")
