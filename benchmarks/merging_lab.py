@@ -18,12 +18,13 @@ from pathlib import Path
 import studies
 from studies import LabRun
 
+from labkit import tasks
 from labkit.training import models
 from labkit.training.scoring import said
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "merging.csv"
 STEPS = {"home": 50, "tickets": 20}
-NAMES = ["train", "factors", "rows_of", "dequantized", "original", "nf4", "changed"]
+NAMES = ["OPTIONS", "train", "factors", "dequantized", "original", "nf4", "changed"]
 NAMES += ["kl_divergence", "mixtures", "both_tasks"]
 
 
@@ -48,7 +49,7 @@ def both(lab, seed):
 
 def merges(lab, trained):
     """{merge: right, loss and KL} of home's adapter."""
-    commands = lab["rows_of"]("home", "test", 60)
+    commands = tasks.draw("home", "test", 60)
     share, loss, wanted = said(trained, lab["tokenizer"], commands)
     found = {"as trained: right": 60 * share, "as trained: loss": loss}
     nf4, dequantized, original = (lab[name] for name in ("nf4", "dequantized", "original"))
@@ -69,7 +70,7 @@ def merges(lab, trained):
 
 def mixtures(lab):
     """{mixture: right answers to each task}."""
-    lab["held_out"] = {task: lab["rows_of"](task, "test", 80) for task in STEPS}
+    lab["held_out"] = {t: tasks.draw(t, "test", 80, **more) for t, more in lab["OPTIONS"].items()}
     found = {}
     for name, mix in lab["mixtures"]([0.7, 0.7], 0.5).items():
         right = lab["both_tasks"](mix)

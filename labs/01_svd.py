@@ -285,8 +285,9 @@ if lab.experiment("How many directions the weights take", 6, needs=["1.4"]):
     guess_rank.beside(figures.median(spread["weights"]))
 
 # %% [markdown]
-# `q_proj`, `k_proj` and `o_proj` have some structure; the others hardly differ from noise. None is
-# anywhere near rank 8, which is 1.4% of 576. LoRA bets on the *change* in these weights.
+# `q_proj`, `k_proj` and `o_proj` have some structure; by this measure, the others are close to
+# noise. None is anywhere near rank 8, which is 1.4% of 576. LoRA bets on the *change* in these
+# weights.
 #
 # ## What does fine-tuning change?
 #
@@ -426,7 +427,7 @@ if lab.experiment("Every update cut to rank r", 60, needs=["1.1", "1.4", "1.5"])
 
 # %% [markdown]
 # At rank 8, more than half of the right answers are gone. Averaged over three other seeds, rank 8
-# keeps 42%, rank 16 keeps 83%, and rank 64 keeps them all
+# keeps 42%, rank 16 keeps 83%, and rank 64 answers as many right as the whole update
 # ([evidence](../docs/evidence/01_svd.md#what-a-cut-keeps)). Has LoRA lost its bet?
 #
 # ## What does LoRA find?
@@ -453,13 +454,13 @@ if lab.experiment("LoRA of rank 8 on the same batches", 90, needs=["1.1", "1.4",
 
 # %% [markdown]
 # LoRA of rank 8 trains 2% as many parameters as full fine-tuning and gets about nine tenths as many
-# answers right (three seeds). LoRA's authors hypothesized that the update is low-rank. LoRA needs
-# less: training must find *some* good change of rank 8. A cut keeps eight directions that were
-# trained together with the ones it drops.
+# answers right, at a somewhat higher loss (three seeds). LoRA's authors hypothesized that the
+# update is low-rank. LoRA needs less: one good change of rank 8 must exist, and training must find
+# it. A cut keeps eight directions that were trained together with the ones it drops.
 #
 # Do LoRA and full fine-tuning write to the same directions? Measure how much of LoRA's energy lies
-# in the full update's top 8. The controls are *chance*, $8 / d_\text{out}$, and two stored runs:
-# LoRA and full fine-tuning on other batches.
+# in the full update's top 8. The controls are *chance*, $8 / d_\text{out}$, and stored runs of LoRA
+# and full fine-tuning on other batches.
 
 # %%
 guess_shared = lab.predict(
@@ -482,10 +483,9 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.4", "1.5"])
     guess_shared.beside(100 * torch.tensor(shares).median().item())
 
 # %% [markdown]
-# LoRA never saw the full update, yet its share is about thirty times chance. Still, more than half
-# of LoRA's energy lies elsewhere. (The dotted line is the full update's own share.) Two full runs
-# on different batches agree no more than LoRA and a full run do
-# ([evidence](../docs/evidence/01_svd.md#where-lora-writes)).
+# LoRA never saw the full update, yet its share is about thirty times chance
+# ([evidence](../docs/evidence/01_svd.md#where-lora-writes)). Still, more than half of LoRA's energy
+# lies elsewhere. (The dotted line is the full update's own share.)
 #
 # ## Another small number: intrinsic dimension
 #
@@ -627,11 +627,11 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
 # - (c) The columns of B become the first eight left singular vectors of that update.
 # - (d) BA is the best rank-8 approximation of that update once training has converged.
 #
-# **q3. In a random subspace of dimension 50, a network reaches 90% of full training's accuracy.
+# **q3. In a random subspace of dimension 200, a network reaches 90% of full training's accuracy.
 # Then**
 #
-# - (a) the singular values of the update fall off quickly after the first 50.
-# - (b) each matrix's update has rank at most 50, so LoRA with r=50 can represent it.
+# - (a) the singular values of the update fall off quickly after the first 200.
+# - (b) each matrix's update has rank at most 200, so LoRA with r=200 can represent it.
 # - (c) most of the network's weights didn't move, so they didn't need training.
 # - (d) a few numbers are enough, but each matrix's update may have full rank.
 
@@ -653,7 +653,8 @@ check.quiz(quiz)
 # - The first $r$ terms of the SVD add up to the closest matrix of rank $r$. Its two factors cost
 #   $r\,(d_\text{out} + d_\text{in})$ numbers.
 # - This model's weights aren't low-rank. Their full fine-tuning update needs fewer directions, but
-#   more than 8: a cut to rank 16 keeps most right answers, and a cut to 64 keeps all.
+#   more than 8: cutting it to rank 16 keeps most of the right answers, and cutting it to rank 64
+#   costs almost none.
 # - LoRA trains a change of rank 8 from the start and gets about nine tenths as many answers right.
 #   It doesn't need the full update to be low-rank.
 # - Low matrix rank and low intrinsic dimension are different things.

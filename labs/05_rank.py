@@ -90,8 +90,8 @@ if lab.experiment("Three ranks, three rules for alpha", 100):
 
 # %% [markdown]
 # "Rank matters a lot: take 64," says the first. "Rank doesn't matter," says the second. The data,
-# the seed and the ranks are the same. Only $\alpha$ differs, and that explains everything: at
-# $\alpha = 128$, r=4 is as good as r=64.
+# the seed and the ranks are the same. Only $\alpha$ differs, and that explains nearly everything:
+# at $\alpha = 128$, r=4 is almost as good as r=64.
 #
 # ## How much does a step help?
 
@@ -199,8 +199,8 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
 # %% [markdown]
 # To first order, the first step's effect is proportional to $\alpha$, whatever the rank: the sum
 # grows like $r$, and $\alpha / r$ cancels that growth. With $\alpha = 2r$, the first step at r=64
-# lowers the loss sixteen times as much as at r=4. That is enough to explain the first comparison:
-# at $\alpha = 8$, a learning rate of 0.001 is too low.
+# lowers the loss sixteen times as much as at r=4. That fits the first comparison: at $\alpha = 8$,
+# a learning rate of 0.001 is too low.
 #
 # ## A fair comparison
 #
@@ -255,7 +255,7 @@ if lab.experiment("A grid of your own", 90, needs=["5.3"]):
 # %% [markdown]
 # At $\alpha = 32$, the same rate is best for all three ranks, and at that rate their losses lie
 # close together. Over three seeds, r=64 and r=4 differ by 0.014 ± 0.021 nats
-# ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)): no detectable difference.
+# ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)): little or nothing.
 #
 # What if you change $\alpha$? The next figure shows, for several values of $\alpha$, the lowest
 # rate that brings the held-out loss down to 0.45. These runs are precomputed, with three seeds.
@@ -267,8 +267,9 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
 
 # %% [markdown]
 # The rate you need falls roughly as $\alpha^{-0.7}$: at sixteen times the $\alpha$, you need a
-# seventh of the rate. That makes $\alpha$ and the learning rate nearly one knob. Fix one and tune
-# the other.
+# seventh of the rate. (The exponent is between -0.6 and -0.8, depending on the loss you ask for,
+# and most values of $\alpha$ were run at one rank only.) That makes $\alpha$ and the learning rate
+# nearly one knob. Fix one and tune the other.
 #
 # - *"When you double r, double alpha."* That doubles how much the first step helps. Instead, keep
 #   $\alpha$ and the rate when you change the rank; "LoRA Without Regret"
@@ -279,8 +280,8 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
 #
 # ## Where rank binds
 #
-# On `home`, r=4 was enough. A rank *binds* when a higher one does better, each at its best rate.
-# Random data makes a clean test: nothing generalizes, so every bit must be stored.
+# On `home`, r=4 came close to r=64. A rank *binds* when a higher one does better, each at its best
+# rate. Random data makes a clean test: nothing generalizes, so every bit must be stored.
 
 # %% [markdown]
 # ### Exercise 5.4 · `bits_stored`
@@ -414,8 +415,7 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
 # | LoRA-FA | freezes `A` |
 #
 # A fair comparison gives each method its own best rate and several seeds. Results vary a lot
-# between seeds, but a seed that suits one method often suits another: both see the same data in the
-# same order. Compare seed by seed.
+# between seeds, but the methods share each seed's data and order, so compare them seed by seed.
 
 # %% [markdown]
 # ### Exercise 5.5 · `paired_difference`
@@ -470,13 +470,13 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
     display(figures.variants(compared, n_seeds=3))
 
 # %% [markdown]
-# These runs are on `home`, the adapters at r=16. No variant differs from LoRA by more than chance:
-# every interval contains 0. The intervals reach 7% to 28% either way. How much of that is noise? At
-# a fixed rank, rsLoRA *is* LoRA with a larger $\alpha$, yet its interval is the widest. Lee et al.
+# These runs are on `home`, the adapters at r=16, each method at the rate that was best on the same
+# commands. No variant differs from LoRA by more than chance. The intervals are 7% to 28% wide on
+# either side, so three seeds can't separate these methods. Lee et al.
 # ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each other once
-# the rate is tuned; our three seeds can't test that. Full fine-tuning beats LoRA by 12% here. (A
-# coarser sweep of ours found 10%, within its noise.) At one rate for all, the same methods differ
-# by far more ([evidence](../docs/evidence/05_rank.md#variants)).
+# the rate is tuned. Full fine-tuning beats LoRA by 12% here. (A coarser sweep of ours found 10%,
+# within its noise.) At one rate for all, the same methods differ by far more
+# ([evidence](../docs/evidence/05_rank.md#variants)).
 #
 # ## A case: 48 kinds of tickets
 #
@@ -496,9 +496,9 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
 
 # %% [markdown]
 # On 960 examples, a classifier without a neural network, trained in seconds, is a serious rival.
-# LoRA is a few points ahead of it, which may be chance. Full fine-tuning is 5 to 7 points ahead of
-# LoRA in each seed. Before you train an adapter, run the cheap baseline. (Each run trained for one
-# epoch, and LoRA used a single rank.)
+# LoRA is a few points ahead of both, which may be chance. Full fine-tuning is 5 to 7 points ahead
+# of LoRA in each seed. Before you train an adapter, run the cheap baseline. (Each run trained for
+# one epoch, and LoRA used a single rank.)
 #
 # ## Defaults
 #
@@ -548,8 +548,8 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
 #
 # The first letter you check counts. Then read the explanation.
 #
-# **q1. A colleague trains r = 4, 16, 64 with alpha = 2r at learning rate 2e-4, three seeds each,
-# and finds r=64 clearly best. What does this show?**
+# **q1. A colleague trains adapters with r = 4, 16 and 64 and alpha = 2r at learning rate 2e-4, with
+# three seeds each, and finds r=64 clearly best. What does this show?**
 #
 # - (a) The task contains more than r=4 can store.
 # - (b) The smaller ranks have overfitted.
@@ -585,11 +585,11 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - The first step's effect grows with the learning rate times $\alpha$, whatever the rank.
-#   Comparing ranks at $\alpha = 2r$ and one rate compares how much steps help.
+# - The first step's effect grows with the learning rate times $\alpha$, whatever the rank. At
+#   $\alpha = 2r$ and one rate, you compare step sizes, not ranks.
 # - $\alpha$ and the rate are nearly one knob: the rate you need falls roughly as $\alpha^{-0.7}$.
-# - Rank binds when the data contains more than the adapter can store. On a small task, it hardly
-#   matters.
+# - Rank binds when the data contains more than the adapter can store in its training. On a small
+#   task, it hardly matters.
 # - Compare methods seed by seed, each at its own best rate, and include a baseline that needs no
 #   GPU.
 

@@ -165,8 +165,9 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 #
 # Return two lists, `(train, test)`, such that
 #
-# - **no prompt appears on both sides.** Two rows have the same prompt if their user messages match
-#   turn for turn, ignoring case and whitespace. Neither the system message nor the answers count;
+# - **no prompt appears on both sides.** Two rows have the same prompt if their user messages,
+#   joined, are the same text, ignoring case and whitespace. Neither the system message nor the
+#   answers count;
 # - the test side has `share` of the *rows*, to within the size of the largest group with one prompt
 #   (a threshold on a hash gets there only on average);
 # - the same rows always give the same test rows: in any order, in any run of Python, however often
@@ -245,8 +246,8 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
 #
 # ## A look-up, a training, a score
 #
-# Before you train, try a baseline that learns nothing. It finds the training question that shares
-# the most words with the new one, and returns its answer. Then it corrects each part: if the
+# Before you train, try a baseline that needs no training. It finds the training question that
+# shares the most words with the new one, and returns its answer. Then it corrects each part: if the
 # question contains a value known from training, it uses that value (the first, if there are
 # several).
 
@@ -327,10 +328,11 @@ if lab.experiment("The office's adapter, and its score", 55, needs=["7.1", "7.2"
     guess_score.beside(100 * scores["LoRA"]["whole answer"] / len(wanted))
 
 # %% [markdown]
-# The look-up copies the apartment and the time well, but half of its trades are wrong: to name the
-# trade, you have to understand the message. It also takes the first day it sees, even one that
-# doesn't suit. Over three seeds, the adapter gets more than nine in ten answers right, and the
-# look-up at most one in ten ([evidence](../docs/evidence/07_ship.md#the-score)).
+# The look-up gets about three quarters of the apartments and times right, but half of its trades
+# are wrong: to name the trade, you have to understand the message. It also takes the first day
+# mentioned, even one that the tenant rules out. Over three seeds, the adapter gets more than nine
+# in ten answers right, and the look-up at most one in ten
+# ([evidence](../docs/evidence/07_ship.md#the-score)).
 #
 # How precise is such a score? If a share $p$ of $n$ independent answers is right, its standard
 # error is $\sqrt{p (1 - p) / n}$: four points for 80% of 100. (The figures use Wilson's interval,
@@ -381,7 +383,7 @@ guess_template = lab.predict("Asked with Llama 2's template: what % will be righ
 
 # %% tags=["experiment"]
 if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"]):
-    few, right_by_way = asked[:60], {}
+    few, right_by_way = asked[: hardware.rehearsed("rows", 60)], {}
     for way in live.progress(list(otherwise(asked[0])), "ways"):
         answers = asked_as([otherwise(messages)[way] for messages in few])
         right_by_way[way] = sum(a == b for a, b in zip(answers, wanted, strict=False))
@@ -394,8 +396,8 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
 # generation prompt or a different system message costs anywhere from none to about half of them.
 # Without the generation prompt, the model may write the header of its turn itself, and then a right
 # answer counts as wrong. With Llama 2's template or none at all, most answers are wrong in every
-# run ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). A model can survive a fault,
-# and its good answers then hide it.
+# run ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). A model can tolerate a wrong
+# prompt, so good answers don't prove the prompt right.
 #
 # Don't test a server by reading a few answers. Ask it for the *ids* it makes from your messages,
 # and compare them with the ids from training.
@@ -517,9 +519,9 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
 # If the rows aren't moved, the file has the right size, names and numbers, yet it is useless. Its
 # architecture, `llama`, implies a row order, and nothing checks that you followed it.
 #
-# Many people use Q4_K_M, whose blocks need row lengths divisible by 256. SmolLM2-135M's rows have
-# 576 numbers, so llama.cpp would fall back to other formats for most of its matrices. For a larger
-# model, use `llama-quantize` (below).
+# Many people use Q4_K_M, whose blocks need row lengths divisible by 256. Most rows of SmolLM2-135M
+# have 576 numbers, so llama.cpp would fall back to other formats for most of its matrices. For a
+# larger model, use `llama-quantize` (below).
 #
 # ## Three customers
 #
@@ -703,7 +705,7 @@ def seconds(f, *data):
 
 # %%
 guess_batch = lab.predict(
-    "With 64 rows and 3 adapters, how many times as fast is grouped as one by one?", None
+    "With 64 rows and 3 adapters, how many times faster is grouping than one by one?", None
 )
 
 # %% [markdown]
@@ -724,12 +726,11 @@ if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
     guess_batch.beside(times["one by one"][3] / times["grouped"][3])
 
 # %% [markdown]
-# All three multiply the same numbers. (The base's own product is left out.) One by one costs a call
-# per row. Copied factors cost writing and reading $n$ pairs of factors. Grouping takes two products
-# per adapter, however many rows it has, plus some work to sort the rows. With one to four rows that
-# isn't worth it. On a GPU, [Punica](https://arxiv.org/abs/2310.18547) and
-# [S-LoRA](https://arxiv.org/abs/2311.03285) go one step further: one kernel for all rows reads each
-# row's factors in place. vLLM has such a kernel.
+# (The base's own product is left out.) One by one costs a call per row. Copied factors cost writing
+# and reading $n$ pairs of factors. Grouping takes two products per adapter, however many rows it
+# has, plus some work to sort the rows. It pays when many rows share few adapters. On a GPU,
+# [Punica](https://arxiv.org/abs/2310.18547) and [S-LoRA](https://arxiv.org/abs/2311.03285) go one
+# step further: one kernel for all rows reads each row's factors in place. vLLM has such a kernel.
 #
 # ## A real server
 #
@@ -791,9 +792,9 @@ if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
         guess_same.beside(table["equal to PEFT's"].sum())
 
 # %% [markdown]
-# Most answers equal PEFT's exactly. Not all have to: the server rounds to different 16-bit numbers
-# and adds in a different order. If an answer differs, two tokens were probably nearly tied at the
-# first difference. An answer in another customer's format means that the wrong adapter ran.
+# Expect most answers to equal PEFT's exactly. A few may differ: the server uses another 16-bit
+# format and another order of addition, so two nearly tied tokens can swap. An answer in another
+# customer's format means that the wrong adapter ran.
 #
 # There are two traps. This version of llama.cpp ignores an unknown adapter number and answers with
 # the base: look names up before you send, as `server.choosing` does. And an engine saves time by
@@ -808,7 +809,7 @@ if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
 #
 # `labkit train FILE` and `labkit ship FOLDER` do all of this for your own file: see
 # [docs/own-data.md](../docs/own-data.md). With each file you ship, record the base and its hash,
-# the data's hash, the settings, the score and the template. In six months you will want to know.
+# the data's hash, the settings, the score and the template.
 #
 # ## Take it with you
 #
@@ -900,7 +901,7 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - Audit a file before you train on it: rows that train on nothing or never end raise no error.
-# - Split by prompt, independently of the file's order. Ask what a program that learns nothing would
+# - Split by prompt, independently of the file's order. Ask what a program without training would
 #   score.
 # - A GGUF contains weights, tokenizer and template. For the Llama family, the rows of q and k move.
 # - An adapter is a small file next to its base. Each request names one, and an engine with a

@@ -17,10 +17,9 @@
 # which of two answers is better, or to let a program judge. In this lab a model learns from such
 # judgments: from pairs of answers (DPO), and from a reward for each answer it samples (GRPO). You
 # write both losses and a whole GRPO step, and see both methods change what the model says. You will
-# also see a reward that rises while the answers you would use get no better, and one that is easy
-# to game.
+# also see that a higher reward needn't mean better answers, and a reward that is easy to game.
 #
-# LoRA fits well here: the original model is still in memory.
+# LoRA fits DPO well: the original model is still in memory.
 #
 # {{ time }}
 
@@ -600,10 +599,10 @@ if lab.experiment("A step from the base model", 8, needs=["8.4", "8.5", "8.6", "
     print(grpo_step(policy, adamw(policy, 5e-4), sampler(), earns(reward), prompts, 8))
 
 # %% [markdown]
-# No answer earns anything, all groups are equal, and the gradient is zero. So first train on some
-# written answers, a *warm start*: here 26 steps of 16 answers, merged into a plain model. From
-# there on, only the reward teaches, through an adapter of rank 1, enough for one number per answer
-# ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/)).
+# No answer earns anything, all groups are equal, and the gradient is zero. So first give the model
+# a *warm start*: 26 steps of 16 written answers, merged into a plain model. From there on, only the
+# reward teaches, through an adapter of rank 1, which did as well as higher ranks in other
+# experiments ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/)).
 #
 # We measure two mean rewards on 100 unseen commands: that of four *sampled* answers to each, which
 # GRPO raises, and that of the *greedy* answer, which you would use.
@@ -682,11 +681,11 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
 # %% [markdown]
 # Sampled answers earn more: with three other seeds the gain was 0.08, 0.08 and 0.04, each with a
 # standard error of 0.02 ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers
-# gained nothing in those runs: 37 of 100 were right before, and 30 to 32 after. They also name
-# fewer keys than before, since a needless key costs reward. From a weaker start, greedy answers did
-# gain at this learning rate ([evidence](../docs/evidence/08_rewards.md#ranks-and-rates)). So look
-# at greedy answers before you believe a gain. Whether rewards can teach a model what it couldn't
-# say at all is disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)).
+# didn't reliably gain: 37 of 100 were right before, and 30 to 32 after; in one more run, 44. They name fewer keys than before. From a weaker start, 768 rewarded answers raised the
+# reward about as much as 128 written ones
+# ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). Check greedy answers
+# too. Whether rewards can teach a model what it couldn't say at all is disputed ([Yue et al.
+# 2025](https://arxiv.org/abs/2504.13837)).
 #
 # ## A reward that can be hacked
 #
@@ -701,7 +700,9 @@ def complete(answer, wanted):
 
 
 # %%
-guess_keys = lab.predict("An answer names 2.6 keys at first. How many when each key pays?", None)
+guess_keys = lab.predict(
+    "An answer names about 2.5 keys at first. How many when each key pays?", None
+)
 
 # %% [markdown]
 # **Turn it: the reward.** Write a reward of your own, such as one for short answers, and use it
@@ -720,10 +721,13 @@ if lab.experiment("Another reward", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_keys.beside(list(found.values())[-1]["keys"])
 
 # %% [markdown]
-# Paid by the key, the model names more keys, and fewer answers are right. A bonus is harder to see
-# through: your reward plus a fifth for each key, at most 1 in total. Three pairs of runs (r=16)
-# began with 17 right answers. Without the bonus they ended at 20, 19 and 21, with it at 9, 0 and 0
-# ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
+# Paid by the key, the model names more keys, and fewer answers are right. A subtler mistake is to
+# add a bonus to a good reward: your reward plus a fifth for each key, at most 1 in total. Three
+# pairs of runs (r=16) began with 17 right answers. Without the bonus they ended at 20, 19 and 21,
+# with it at 9, 0 and 0 ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
+#
+# Your own reward may have a loophole, too: `json.loads` keeps the last of two equal keys, so an
+# answer that says `"domain"` twice, first wrong, then right, can earn 1.
 #
 # The reward gave no warning: it rose. So judge a model by something it isn't paid for, on prompts
 # it hasn't seen. A KL term or early stopping limits the damage, but the cause is the reward: pay
@@ -819,8 +823,8 @@ check.quiz(quiz)
 # - DPO compares what two answers have gained since the start. With an adapter, the starting model
 #   is still there. A falling loss shows that the model separates the pairs, not that its answers
 #   are better.
-# - GRPO makes the better answers of a group likelier. A group of equals teaches nothing. Sampled
-#   answers can gain while greedy ones don't, so check both.
+# - GRPO makes the better answers of a group likelier. A group whose rewards are all equal teaches
+#   nothing. Sampled answers can gain while greedy ones don't, so check both.
 # - Once a token has moved far enough in the right direction, the clip makes its gradient zero. With
 #   one step per sample, as here, that never happens.
 # - A model learns what the reward pays for. Judge it by something it isn't paid for.

@@ -14,8 +14,8 @@
 # # Lab 9 · Learn without forgetting
 #
 # An adapter learns one task. What happens to everything else? Train one on `home` alone, then ask
-# it why we have leap years: it may well answer with a JSON intent. In this lab you give the model
-# its old answers back, and nobody has to write a single one.
+# it why we have leap years: it may well answer with a JSON intent. In this lab you bring its
+# everyday answers back near those of its base, and nobody has to write a single one.
 #
 # The trick: a teacher is already in memory. Your base model, the same network with the adapter
 # switched off, still knows how to answer. So let the tuned model answer, ask the base how likely it
@@ -100,8 +100,9 @@ if lab.experiment("An adapter for home alone", 55):
     guess_json.beside(found["home alone"]["json"])
 
 # %% [markdown]
-# The adapter has begun to learn the task, and also something nobody wanted: more than half of its
-# answers to other instructions begin with a brace. Nothing in the training data said when *not* to.
+# The adapter gets some of the commands right, and it has also learned something nobody wanted: more
+# than half of its answers to other instructions begin with a brace. Nothing in the training data
+# said when *not* to.
 #
 # The knowledge isn't lost: switch the adapter off, and it is all back. But you want one model that
 # does both. The usual cure is to mix everyday instructions with written answers into the training
@@ -221,8 +222,8 @@ check.samples(on_policy)
 # %% [markdown]
 # ## One step: the task, and the distance
 #
-# If you only pull the student toward its base, it will get there and lose `home`. So each step
-# combines a batch of the task with a batch of answers to everyday instructions:
+# If you only pull the student toward its base, it will get there and lose `home`. So each step uses
+# two batches: commands for the task loss, and everyday prompts for the KL:
 #
 # $$\text{loss} = \text{task loss} + \text{weight} \cdot \text{KL}$$
 #
@@ -277,10 +278,10 @@ def distill_step(model, optimizer, task_loss, prompts, sample, weight=1.0):
 check.steps(distill_step)
 
 # %% [markdown]
-# ## The old answers are back
+# ## The braces are gone
 #
-# Now use it on the model that answers in JSON: eight steps, each with eight commands and the prompts
-# of eight everyday instructions.
+# Now use it on the model that answers in JSON: eight steps, each with eight commands and the
+# prompts of eight everyday instructions.
 
 
 # %%
@@ -312,7 +313,8 @@ def distill(start, name, sample, learned=("home",), steps=8, rate=1e-3, weight=1
 
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
         with fast.layers(model), trees.forward(model):  # same result up to rounding, but faster
-            curves.add(**distill_step(model, optimizer, task_loss, prompts, sample, weight))
+            noted = distill_step(model, optimizer, task_loss, prompts, sample, weight)
+        curves.add(kl=noted["kl"], **({"task": noted["task"]} if learned else {}))
     return model.eval()
 
 
@@ -344,15 +346,15 @@ if lab.experiment("Distillation from its own base", 105, needs=["9.1", "9.2", "9
 # %% tags=["experiment"]
 knobs = {"learned": ()}
 if lab.experiment("Other settings", 95, needs=["9.1", "9.2", "9.3"]):
-    turned = [f"{k} {v:g}" if k != "learned" else "without home" for k, v in knobs.items()]
+    turned = [f"{k} {v:g}" if v != () else "without home" for k, v in knobs.items()]
     name = ", ".join(turned)
     students[name] = distill(tuned, name, sampler(), **knobs)
     found[name] = marks(students[name])
     display(figures.kept(found))
 
 # %% [markdown]
-# Without task batches, the student returns to its base, and `home` disappears with the braces: the
-# loss no longer rewards `home`, and commands go through the same weights.
+# Without task batches, the student moves toward its base, and `home` disappears with the braces:
+# the loss no longer rewards `home`, and commands go through the same weights.
 #
 # ## Whose answers?
 #
@@ -385,14 +387,14 @@ if lab.experiment("Other answers", 120, needs=["9.1", "9.2", "9.3"]):
 # %% [markdown]
 # The JSON disappears no matter who writes the answers. The final distance from the base differs:
 # 0.1 to 0.2 nats per token with the student's own answers or the base's, and 0.55 with the written
-# ones ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The first two train
-# on just this distance. So nobody has to write answers, but these runs don't show that the
-# student's own are better than the base's.
+# ones ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The first minimizes
+# just this distance, the second nearly so. So nobody has to write answers, but these runs don't
+# show that the student's own are better than the base's.
 #
 # ## A loss that was too good
 #
 # Somebody's distillation reports a KL of nearly 0 from the first step. The run looks like a
-# success, but the model answers in JSON as before.
+# success, but the model still answers in JSON.
 
 # %% [markdown]
 # ### Exercise 9.4 · `drift`
@@ -502,7 +504,7 @@ if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4
 #
 # **q2. You leave out the task batches and distill for a long time. What do you get?**
 #
-# - (a) The base: the KL is smallest where the adapter adds nothing, and `home` is gone.
+# - (a) Nearly the base: nothing in the loss rewards `home`, and it is gone.
 # - (b) The same as with them, because everyday prompts say nothing about commands.
 # - (c) The same as with them, because the norm of the gradient is clipped at 1.
 # - (d) A model that has learned its own mistakes, because it wrote the answers itself.
@@ -542,7 +544,7 @@ check.quiz(quiz)
 # - With LoRA the old model is still there: switch the adapter off, and it can teach.
 # - The reverse KL on the student's own answers punishes what the teacher would never say. No
 #   written answers are needed.
-# - Keep task batches in the mix, or the student becomes its base again.
+# - Keep task batches in the mix, or the student loses its task.
 # - A near-zero KL at the first step, from a model that has visibly changed, is a bug. Check which
 #   model is the teacher.
 

@@ -6,7 +6,7 @@ from html import escape
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import bars, counted, curves, titled
+from labkit.figures.forms import counted, curves, titled
 from labkit.guess import Guess
 
 LOSS = "training loss (nats per token)"
@@ -15,9 +15,10 @@ LOSS = "training loss (nats per token)"
 def rates(runs: dict[str, Sequence[float]], guess: Guess) -> Figure:
     """Loss curves by learning rate: {rate: losses in nats}, newest last. guess: the first's end."""
     lowest = runs[min(runs, key=float)]
+    named = {f"rate {rate}": losses for rate, losses in runs.items()}
     still = lowest[-1] > 0.9 * lowest[0]
     fig, ax = titled("At the lowest rate the loss hardly moves" if still else "Every rate learns")
-    curves(ax, runs, LOSS)
+    curves(ax, named, LOSS)
     guess.draw(ax)
     return fig
 
@@ -39,15 +40,6 @@ def loss_tokens(tokens: Sequence[str], has_loss: Sequence[bool]) -> HTML:
         spans.append(f'<span style="{look};padding:1px 2px;margin-right:1px">{text}</span>')
     share = f"The loss counts {sum(has_loss)} of {len(tokens)} tokens"
     return HTML(f"<p><b>{share}</b></p><p style='font-family:monospace'>{''.join(spans)}</p>")
-
-
-def endless(counts: dict[str, int], n: int, guess: Guess) -> Figure:
-    """Answers of `n` that don't stop by themselves, by labels, wrong ones first."""
-    first, *_ = counts
-    fig, ax = titled(f"With the {first}, {counts[first] / n:.0%} of the answers don't stop")
-    label = f"answers that don't stop, of {n}"
-    bars(ax, counts, label, {first: "mistake"}, "{:.0f}", 1.05 * n, guess)
-    return fig
 
 
 def reloaded(counts: dict[str, int], n: int, guess: Guess) -> Figure:

@@ -74,7 +74,7 @@ def block_sizes(points: dict[str, Sequence[tuple[int, float, float]]]) -> Figure
 def losses(runs: dict[str, Sequence[float]]) -> Figure:
     """Training losses of LoRA and QLoRA: {name: losses in nats}."""
     gap, rest = (runs["QLoRA"][i] - runs["LoRA"][i] for i in (0, -1))
-    then = "catches up" if rest < 0.5 * gap else "stays behind"
+    then = "comes close" if rest < 0.5 * gap else "stays behind"
     fig, ax = titled(f"QLoRA starts {gap:.1f} nats per token higher, and {then}")
     curves(ax, runs, "training loss (nats per token)", colors=[ROLES[name] for name in runs])
     return fig

@@ -76,7 +76,7 @@ def rewarded(found: dict[str, dict], guess: Guess) -> Figure:
 
 def _by_command(marks, way):
     """Rewards (100,) of the commands, each the mean of its answers."""
-    return np.reshape(marks[way], (100, -1)).mean(1)
+    return np.reshape(marks[way], (len(marks["greedy"]), -1)).mean(1)
 
 
 def hacked(found: dict[str, dict], paid: Sequence[float], guess: Guess) -> Figure:

@@ -31,5 +31,5 @@ def distances(drifts: dict[str, float]) -> Figure:
     title = f"{name}: {far:.2f} nats per token from its base"
     fig, ax = titled(title, height=0.5 * len(drifts) + 1.2)
     dots(ax, drifts, "KL from the base, nats per token", {"home alone": "mistake"}, "{:.2f}")
-    ax.set_xlim(0, None)
+    ax.set(xscale="log", xlim=(min(drifts.values()) / 2, 2 * max(drifts.values())))
     return fig
