@@ -24,7 +24,7 @@ MAY = {
     "figures": "guess measured plots",
     "live": "plots",
     "data": "",
-    "tasks": "download",
+    "tasks": "download training",
     "memory": "download plots",
     "training": "data download fingerprint live memory",
     "own": "data memory training",
