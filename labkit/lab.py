@@ -1,5 +1,6 @@
 """A lab in a notebook: its header, its experiments, `reveal`, and the score."""
 
+import ast
 import contextlib
 import functools
 import importlib
@@ -11,8 +12,10 @@ import torch
 from IPython import get_ipython
 from IPython.display import Code, display
 
-from labkit import contract, guess, live, name_errors, plots, reference, session
+from labkit import contract, live, plots, reference, session
 from labkit.errors import LabError
+from labkit.figures import guess
+from labkit.names import DEFINITIONS, statements
 from labkit.training import hardware, models
 
 MARKS = {"passed": "✓", "revealed": "◐", "lent": "◐", "failed": "✗", "missing": "○"}
@@ -174,7 +177,9 @@ def start(stem: str) -> tuple[Lab, ModuleType]:
     state.namespace = shell.user_ns if shell else {}
     torch.manual_seed(lab.seed)
     if shell:
-        name_errors.watch(shell)
+        with contextlib.suppress(ValueError):  # of an earlier start
+            shell.events.unregister("post_run_cell", _explained)
+        shell.events.register("post_run_cell", _explained)
         session.watch(stem)
     names = [name for exercise in lab.exercises for name in exercise["names"]]
     for name in names if shell else ():  # a check before its cell gives no traceback
@@ -211,3 +216,36 @@ def _lend(id, source, cells):
             names.setdefault(name, module)
     exec(compile(source, f"<lent {id}>", "exec"), names)
     return [names[name] for name in sorted(reference.defined(source))]
+
+
+def _explained(result):
+    """Below a NameError, print which experiment defines the name, and what to run."""
+    error = result.error_in_exec
+    if isinstance(error, NameError) and error.name:
+        print(_advice(error.name, get_ipython().history_manager.input_hist_parsed))
+
+
+def _advice(name: str, cells: list[str]) -> str:
+    """What to run to define `name`; an experiment among the run `cells` did not finish."""
+    for cell in reversed(cells):
+        for title, names in _experiments(cell):
+            if name in names:
+                return (
+                    f"◇ {name} is made by the experiment “{title}”, which has not run to its end: "
+                    "run its cell again"
+                )
+    return (
+        f"◇ If a cell above makes {name}, run that one first "
+        "(in JupyterLab: Run, then Run All Above Selected Cell)"
+    )
+
+
+def _experiments(cell):
+    """`(title, names it defines)` of each experiment of a cell."""
+    for node in statements(cell):
+        test = node.test if isinstance(node, ast.If) else None
+        if isinstance(test, ast.Call) and ast.unparse(test.func) in ("lab.experiment", "lab.gpu"):
+            inner = [one for statement in node.body for one in ast.walk(statement)]
+            names = {n.id for n in inner if isinstance(n, ast.Name) and type(n.ctx) is ast.Store}
+            names |= {n.name for n in inner if isinstance(n, DEFINITIONS)}
+            yield ast.literal_eval(test.args[0]), names

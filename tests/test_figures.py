@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from labkit.figures import forms, lab02
-from labkit.guess import Guess
+from labkit.figures.guess import Guess
 from labkit.plots import ROLES
 
 

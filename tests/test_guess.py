@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import labkit
-from labkit import guess, plots
+from labkit import plots
+from labkit.figures import guess
 
 
 @pytest.mark.parametrize(

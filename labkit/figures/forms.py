@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from labkit.guess import Guess
+from labkit.figures.guess import Guess
 from labkit.plots import (
     INK,
     PAPER,

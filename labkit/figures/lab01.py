@@ -11,7 +11,7 @@ from matplotlib import cbook
 from matplotlib.figure import Figure
 
 from labkit.figures.forms import counted, dots, titled
-from labkit.guess import Guess
+from labkit.figures.guess import Guess
 from labkit.plots import INK, PAPER, ROLES
 
 SERIES = {"weights": ("base", "o"), "random": ("base", "_"), "update": ("full", "s")}

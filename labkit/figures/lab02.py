@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from labkit.figures.forms import counted, curves, final, stacks, titled
-from labkit.guess import Guess, as_text
+from labkit.figures.guess import Guess, as_text
 from labkit.plots import INK, ROLES, VARIANTS
 
 GB = 10**9

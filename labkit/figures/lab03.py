@@ -7,7 +7,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from labkit.figures.forms import counted, curves, titled
-from labkit.guess import Guess
+from labkit.figures.guess import Guess
 
 LOSS = "training loss (nats per token)"
 

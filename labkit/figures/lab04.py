@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 
 from labkit.figures.forms import bars, curves, stacks, titled
-from labkit.guess import Guess
+from labkit.figures.guess import Guess
 from labkit.plots import INK, ROLES, VARIANTS
 
 GB = 10**9

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from labkit.figures.forms import bars, dots, heatmap, mean_interval, t_interval, titled, wilson
-from labkit.guess import Guess
+from labkit.figures.guess import Guess
 from labkit.measured import tables
 from labkit.plots import INK, VARIANTS
 

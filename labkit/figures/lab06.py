@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from labkit.figures.forms import dots, titled, wilson
-from labkit.guess import Guess
+from labkit.figures.guess import Guess
 from labkit.plots import INK, VARIANTS
 
 GRIDS = dict(zip(("bf16", "Q8_0", "NF4"), VARIANTS, strict=False))

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from labkit.figures.forms import dots, heatmap, titled, wilson
-from labkit.guess import Guess
+from labkit.figures.guess import Guess
 from labkit.plots import VARIANTS
 
 

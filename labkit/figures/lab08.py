@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from labkit.figures.forms import dots, mean_interval, titled, wilson
-from labkit.guess import Guess
+from labkit.figures.guess import Guess
 from labkit.plots import INK, ROLES
 
 WAYS = ("sampled", "greedy")

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from labkit.figures.forms import dots, titled, wilson
-from labkit.guess import Guess
+from labkit.figures.guess import Guess
 
 COMMANDS, INSTRUCTIONS = 100, 60
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from labkit.guess import Guess
+from labkit.figures.guess import Guess
 from labkit.lab import Lab
 
 
