@@ -24,7 +24,7 @@ class Finding:
     what: str
     value: str
     verdict: str = "ok"
-    mend: str = ""
+    fix: str = ""
 
 
 def examine() -> list[Finding]:
@@ -43,16 +43,16 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def _unless(good: bool, what: str, value: str, mend: str) -> Finding:
-    """A finding that is a warning with `mend`, the fix, unless `good`."""
-    return Finding(what, value) if good else Finding(what, value, "warn", mend)
+def _unless(good: bool, what: str, value: str, fix: str) -> Finding:
+    """A finding that is a warning, with its `fix`, unless `good`."""
+    return Finding(what, value) if good else Finding(what, value, "warn", fix)
 
 
 def show(findings: list[Finding], console: Console) -> None:
     """Print the findings as a table."""
     table = Table("what", "", "value", "note", box=None)
     for f in findings:
-        table.add_row(f.what, Text(f.verdict, COLORS[f.verdict]), Text(f.value), Text(f.mend))
+        table.add_row(f.what, Text(f.verdict, COLORS[f.verdict]), Text(f.value), Text(f.fix))
     console.print(table)
 
 
@@ -153,22 +153,22 @@ def check_sandbox() -> Finding:
     from labkit.grading.limits import Limits
 
     if not sandbox.available():
-        mend = "only for grading: install the package 'bubblewrap' (Linux), or grade with --unsafe"
-        return Finding("sandbox", "none", "warn", mend)
+        fix = "only for grading: install the package 'bubblewrap' (Linux), or grade with --unsafe"
+        return Finding("sandbox", "none", "warn", fix)
     found = sandbox.trial()
     group = cgroup.make(Limits())
     cgroup.remove(group)
     bound = ", all in a memory cgroup" if group else ""
     if found == "nested":
         value = f"bubblewrap, and one process tree per submission{bound}"
-        mend = "" if group else "no memory cgroup here: kernel memory is only partly limited"
-        return Finding("sandbox", value, "ok", mend)
+        fix = "" if group else "no memory cgroup here: kernel memory is only partly limited"
+        return Finding("sandbox", value, "ok", fix)
     if found == "alone":
-        mend = "only for grading: without nested user namespaces each submission warms up"
+        fix = "only for grading: without nested user namespaces each submission warms up"
         value = f"bubblewrap, one warm process per submission{bound}"
-        return Finding("sandbox", value, "warn", mend)
-    mend = f"only for grading: bubblewrap does not work here ({sandbox.mend(found)})"
-    return Finding("sandbox", "bubblewrap, which fails", "warn", mend)
+        return Finding("sandbox", value, "warn", fix)
+    fix = f"only for grading: bubblewrap does not work here ({sandbox.advice(found)})"
+    return Finding("sandbox", "bubblewrap, which fails", "warn", fix)
 
 
 def check_kernel() -> Finding:

@@ -104,7 +104,7 @@ def trial() -> str:
     return output.splitlines()[-1] if output else f"it ended with {done.returncode}"
 
 
-def mend(reason: str) -> str:
+def advice(reason: str) -> str:
     """`reason`, with the fix if Ubuntu's AppArmor blocks bubblewrap."""
     limit = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
     if limit.exists() and limit.read_text().strip() == "1":

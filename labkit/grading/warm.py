@@ -67,7 +67,7 @@ class WarmProcess:
             if not answer:
                 reason = self._last_error()
                 self.end()
-                raise LabError(f"the sandbox does not start: {sandbox.mend(reason)}")
+                raise LabError(f"the sandbox does not start: {sandbox.advice(reason)}")
             self.nested = json.loads(answer)["nested"]
             if self.kind == "nested" and not self.nested:
                 self.end()  # a wall for nesting shows the host's processes

@@ -162,7 +162,7 @@ def test_doctor_examines_everything(monkeypatch, capsys):
     wanted = "python, torch, gpu, precision, cores, memory, disk, model, sandbox, kernel"
     assert ", ".join(findings) == wanted
     assert findings["torch"]["verdict"] == "ok"
-    assert all(row["verdict"] == "ok" or row["mend"] for row in findings.values())
+    assert all(row["verdict"] == "ok" or row["fix"] for row in findings.values())
     monkeypatch.setenv("COLUMNS", "100")
     call("doctor")
     lines = capsys.readouterr().out.splitlines()

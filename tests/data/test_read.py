@@ -1,4 +1,4 @@
-"""Files as people have them: read, or refused in one line that names the line and the mend."""
+"""Files as people have them: read, or refused in one line that names the line and the fix."""
 
 import json
 

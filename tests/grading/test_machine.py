@@ -57,8 +57,8 @@ def test_doctor_says_how_submissions_are_isolated(monkeypatch):
     for told, verdict in (("nested", "ok"), ("alone", "warn"), ("Operation not permitted", "warn")):
         monkeypatch.setattr(sandbox, "trial", lambda told=told: told)
         found = doctor.check_sandbox()
-        assert found.verdict == verdict and (verdict == "ok" or found.mend)
-    assert "Operation not permitted" in found.mend
+        assert found.verdict == verdict and (verdict == "ok" or found.fix)
+    assert "Operation not permitted" in found.fix
 
 
 @pytest.mark.parametrize(("setting", "forbidden"), [(None, False), ("1\n", True), ("0\n", False)])
@@ -66,7 +66,7 @@ def test_what_ubuntu_forbids_has_its_remedy(setting, forbidden, monkeypatch, tmp
     monkeypatch.setattr(sandbox, "Path", lambda path: tmp_path / Path(path).name)
     if setting:
         (tmp_path / "apparmor_restrict_unprivileged_userns").write_text(setting)
-    line = sandbox.mend("bwrap: Permission denied")
+    line = sandbox.advice("bwrap: Permission denied")
     assert line.startswith("bwrap: Permission denied")
     remedy = "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
     assert (remedy in line) == forbidden

@@ -186,5 +186,5 @@ def test_doctor_tells_what_a_card_is_good_for(card, monkeypatch, name, error, ve
     monkeypatch.setattr("bitsandbytes.functional.quantize_4bit", Mock(side_effect=error))
     card(name)
     found = doctor.check_gpu()
-    assert found.value.startswith(name) and found.verdict == verdict and told in found.mend
+    assert found.value.startswith(name) and found.verdict == verdict and told in found.fix
     assert found.value.endswith("RuntimeError: no kernel image") == bool(error)

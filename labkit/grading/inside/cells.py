@@ -55,7 +55,7 @@ class Cells:
         self.over = self.began + seconds  # end of the submission's time
         self.last = self.began + FOR_CELLS * seconds  # end of its cells' time
         self.used = 0.0  # seconds of all cells so far
-        self.told = {}  # index of a cell -> [how, message]
+        self.messages = {}  # index of a cell -> [how, message]
         self.skip, self.apart = set(), False
         self.pid = self.channel = None  # the process with the state, and a socket to it
 
@@ -99,13 +99,13 @@ class Cells:
                 continue
             seconds = self._seconds(index)
             if seconds == 0:
-                self.told.setdefault(index, ["timeout", "there was no time left for this cell"])
+                self.messages.setdefault(index, ["timeout", "there was no time left for this cell"])
                 continue
             try:
                 self._run(index, seconds)
             except Lost as lost:
                 if self.apart or isinstance(lost, Excess):
-                    self.told.setdefault(index, [lost.how, str(lost)])
+                    self.messages.setdefault(index, [lost.how, str(lost)])
                     self.skip.add(index)
                 raise
 
@@ -132,8 +132,8 @@ class Cells:
             answer = self.answer(clock, state, pid)
         except TimeoutError:
             little = "there was little time left for this cell"
-            message = little if seconds < self.limits.cell_seconds else clock.told()
-            self.told[index] = ["timeout", message]
+            message = little if seconds < self.limits.cell_seconds else clock.message()
+            self.messages[index] = ["timeout", message]
             answer = self._stop(index, state, pid)
         finally:
             clock.over(state, pid)
@@ -141,9 +141,9 @@ class Cells:
         if answer.get("done") == index:
             self.pid = pid
             if answer.get("error"):
-                self.told.setdefault(index, ["raised", str(answer["error"])[: runner.TOLD]])
+                self.messages.setdefault(index, ["raised", str(answer["error"])[: runner.TOLD]])
         elif answer.get("lost") == index:
-            self.told.setdefault(index, ["error", "it ended its process"])
+            self.messages.setdefault(index, ["error", "it ended its process"])
         else:
             raise Lost("it disturbed the grader")
 

@@ -23,7 +23,7 @@ class Clock:
         self.seen, self.computed = now, computed
         return self.used > self.seconds or now > self.end
 
-    def told(self) -> str:
+    def message(self) -> str:
         """The message for something that took too long."""
         if self.used > self.seconds:
             return f"it ran longer than {self.seconds:g} s"

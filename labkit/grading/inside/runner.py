@@ -20,7 +20,7 @@ from types import FunctionType, ModuleType, SimpleNamespace
 
 from labkit.grading import wire
 from labkit.grading.inside import lines
-from labkit.grading.inside.mend import mender, small_names
+from labkit.grading.inside.restore import restorer, small_names
 
 ORDER_BYTES = 1 << 16
 SPARE = 12  # processes and descriptors reserved from cells
@@ -46,12 +46,12 @@ def untouched(module: ModuleType) -> dict:
 
 def _obey(channel, shell, cells, most):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    mend, errors = mender(), lines.prepare(shell)
+    restore, errors = restorer(), lines.prepare(shell)
     states = {}  # index of a cell -> names after it
 
     def run(source):
         error = run_cell(shell, errors, source)
-        mend(False)  # at once: a cell's alarm must not end this process
+        restore(False)  # at once: a cell's alarm must not end this process
         return error
 
     while True:
@@ -59,7 +59,7 @@ def _obey(channel, shell, cells, most):
         if not message:
             _exit(0)
         order = json.loads(message)
-        mend("run" not in order)
+        restore("run" not in order)
         if "run" in order:
             _run(channel, run, cells, order["run"], order["apart"])
             if len(states) < STATES:

@@ -28,7 +28,7 @@ def supervise(link: socket.socket, shell: object, limits: Limits, nested: bool) 
     cells = Cells(task["cells"], set(task["needed"]), task["seconds"], shell, limits, nested)
     try:
         cells.run()
-        results = [[index, *what] for index, what in sorted(cells.told.items())]
+        results = [[index, *what] for index, what in sorted(cells.messages.items())]
         wire.send(link, b"D", json.dumps(results).encode())
         _carry(link, Answers(cells, limits), limits)
     except (Lost, Crowded) as why:

@@ -12,9 +12,9 @@ NAMES = 1000  # of a submission, searched for a misspelled one
 class FailedCells:
     """The supervisor's failed cells, `[index, how, why]` each; `names` are those of the checks."""
 
-    def __init__(self, work, names, told):
+    def __init__(self, work, names, messages):
         self.work, self.names = work, names
-        self.cells = {int(index): (str(how), str(why)) for index, how, why in told}
+        self.cells = {int(index): (str(how), str(why)) for index, how, why in messages}
 
     def undefined(self, name: str) -> Verdict:
         """The Verdict of an exercise whose object is missing."""

@@ -62,7 +62,7 @@ def test_going_on_without_threads_loses_nothing_whatever_comes_first(slow, hold,
     cells.settle()
     assert cells.pid != before and tree.threads(cells.pid) == 1
     cells._run(2, 5)
-    assert cells.told == {}
+    assert cells.messages == {}
 
 
 def test_the_supervisor_may_be_the_first_to_end_the_old_process(hold, monkeypatch):
@@ -80,14 +80,14 @@ def test_the_supervisor_may_be_the_first_to_end_the_old_process(hold, monkeypatc
     time.sleep(0.6)
     assert tree.alive(cells.pid)
     cells._run(2, 5)
-    assert cells.told == {}
+    assert cells.messages == {}
 
 
 @pytest.mark.parametrize("slow", ["_tell", "kill"])
 def test_cells_in_processes_of_their_own_lose_nothing(slow, hold, monkeypatch):
     _slow(monkeypatch, slow)
     cells = hold("x = 7", "import os\nos._exit(0)", "x += 1", "assert x == 8")
-    assert set(cells.told) == {1} and cells.apart
+    assert set(cells.messages) == {1} and cells.apart
 
 
 def test_a_message_of_a_process_that_has_ended_is_read(hold):
@@ -136,14 +136,17 @@ def test_waiting_for_a_core_does_not_count(hold, one_core):
     work = "import time\nend = time.process_time() + 1.5\nwhile time.process_time() < end: pass"
     with _busy(one_core, 4):
         cells = hold(work, "x = 1", limits=limits)
-    assert cells.told == {}
+    assert cells.messages == {}
 
 
 def test_computing_and_sleeping_count_beside_others_too(hold, one_core):
     limits = Limits(cell_seconds=0.5, total_seconds=60, crowding=50)
     with _busy(one_core, 2):
         cells = hold("while True: pass", "import time\ntime.sleep(60)", "x = 1", limits=limits)
-    assert {index: how for index, (how, _) in cells.told.items()} == {0: "timeout", 1: "timeout"}
+    assert {index: how for index, (how, _) in cells.messages.items()} == {
+        0: "timeout",
+        1: "timeout",
+    }
 
 
 EACH = [n / 20 for n in range(1, 101)]  # looks at a clock in five seconds
@@ -175,22 +178,22 @@ SLOW = Limits(cell_seconds=0.9, total_seconds=1.5)
 
 def test_cells_that_exercises_need_have_their_time_when_others_have_used_it_up(hold):
     cells = hold(*[SLEEP] * 7, f"{SLEEP}x = 7", f"{SLEEP}assert x == 7", needed={7, 8}, limits=SLOW)
-    assert {how for how, _ in cells.told.values()} == {"timeout"}
-    assert cells.told.keys() < set(range(7)) and 6 in cells.told
+    assert {how for how, _ in cells.messages.values()} == {"timeout"}
+    assert cells.messages.keys() < set(range(7)) and 6 in cells.messages
 
 
 def test_where_time_is_short_a_cell_that_nobody_needs_has_little(hold, monkeypatch):
     monkeypatch.setattr(holding, "LITTLE", 0.2)
     cells = hold(*[SLEEP] * 3, SLEEP, "x = 7", "assert x == 7", limits=SLOW)
-    assert cells.told == {3: ["timeout", "there was little time left for this cell"]}
+    assert cells.messages == {3: ["timeout", "there was little time left for this cell"]}
 
 
 def test_cells_end_in_time_for_the_exercises(hold):
     begun = time.monotonic()
     cells = hold(*[SLEEP] * 40, needed=range(40), seconds=3)
     assert time.monotonic() - begun < 20
-    assert cells.told[39] == ["timeout", "there was no time left for this cell"]
-    assert 0 not in cells.told
+    assert cells.messages[39] == ["timeout", "there was no time left for this cell"]
+    assert 0 not in cells.messages
 
 
 def test_which_cells_an_exercise_needs():

@@ -18,8 +18,8 @@ TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 HANDLED = ("ALRM", "CHLD", "HUP", "PIPE", "PROF", "TERM", "USR1", "USR2", "VTALRM")
 
 
-def mender() -> FunctionType:
-    """`mend(all)`, which restores the present state.
+def restorer() -> FunctionType:
+    """`restore(all)`, which restores the present state.
 
     Between cells these are the standard streams, modules, signals and timers. With `all`, before an
     exercise, also replaced modules and built-ins, warning filters, and global switches of Python,
@@ -29,7 +29,7 @@ def mender() -> FunctionType:
     streams = sys.stdin, sys.stdout, sys.stderr
     always, before_answers = [_signals()], [_python(), *_torch(), partial(np.seterr, **np.geterr())]
 
-    def mend(all):
+    def restore(all):
         sys.modules = real
         sys.stdin, sys.stdout, sys.stderr = map(_open, streams)
         for put_back in [*always, *before_answers] if all else always:
@@ -38,7 +38,7 @@ def mender() -> FunctionType:
         if all or len(real) < len(modules):
             real.update(modules)
 
-    return mend
+    return restore
 
 
 def small_names(shell: object) -> dict:
