@@ -55,8 +55,8 @@ from labkit.training import generation, loop, models
 # %% [markdown]
 # ## A matrix is a sum of simple ones
 #
-# A linear layer computes $y = W x$ with a matrix $W$ of shape `(d_out, d_in)`. Fine-tuning turns it
-# into $W + \Delta W$, with the *update* $\Delta W$. LoRA ([Hu et al.
+# A linear layer computes $y = W x$ with a matrix $W$ of shape `(d_out, d_in)`. Fine-tuning changes
+# $W$ to $W + \Delta W$, where $\Delta W$ is the *update*. LoRA ([Hu et al.
 # 2021](https://arxiv.org/abs/2106.09685)) writes the update as a product of two small matrices:
 #
 # $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r),$$
@@ -108,8 +108,8 @@ check.optimal(best_rank_r)
 # ●●○ · 6 min · 2 points
 #
 # How far from $W$ is $W_r$, the matrix from 1.1? Return $\lVert W - W_r \rVert / \lVert W \rVert$
-# as a float. The singular values are enough. The check notices if you build $W_r$ or $W - W_r$. In
-# the example, cutting to rank 1 removes an entry of 1 from a matrix of norm $\sqrt{10}$, so the
+# as a float. You need only the singular values. The check notices if you build $W_r$ or $W - W_r$.
+# In the example, cutting to rank 1 removes an entry of 1 from a matrix of norm $\sqrt{10}$, so the
 # error is 0.316.
 #
 # <details><summary>Hint</summary>
@@ -144,9 +144,9 @@ if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
 
 # %% [markdown]
 # Rank 1 is one column of brightness values times one row. At rank 5, you see a person. At rank 20,
-# you would recognize her. Low rank means that every row is a mixture of a few patterns. In smooth
-# areas, neighboring rows are alike, so a few patterns are enough. Small slanted details, such as
-# the stars, need many.
+# you recognize her. Low rank means that every row is a mixture of a few patterns. In smooth areas,
+# neighboring rows are alike, so a few patterns are enough. Small slanted details, such as the
+# stars, need many patterns.
 #
 # **Turn it: rank.** At what rank do you stop seeing a difference? Use the slider.
 
@@ -230,8 +230,8 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
 # ●●○ · 6 min · 2 points
 #
 # `s` contains singular values, largest first. Return, as an int, the smallest rank whose energy is
-# *at least* `fraction` of the total. In the example, the energies are 9 and 1: one direction has
-# 90%, and 95% takes both.
+# *at least* `fraction` of the total. In the example, the energies are 9 and 1: one direction gives
+# 90%, but 95% takes both.
 #
 # <details><summary>Hint</summary>
 #
@@ -256,8 +256,8 @@ check.ranks(energy_rank)
 # SmolLM2-135M-Instruct, the model used in all labs, has 30 blocks with seven matrices each:
 # `q_proj`, `k_proj`, `v_proj` and `o_proj` in the attention, and `gate_proj`, `up_proj` and
 # `down_proj` in the MLP. A `q_proj` has 576 directions and a `k_proj` has 192, so measure the
-# percentage needed for 90% of the energy. Do this in every fifth block and for random matrices of
-# the same shape.
+# percentage needed for 90% of the energy. Do this for every fifth block and for random matrices of
+# the same shapes.
 
 
 # %%
@@ -383,11 +383,10 @@ if lab.experiment("How many directions the update takes", 5, needs=["1.4"]):
 
 # %% [markdown]
 # The update needs far fewer directions than the weights, but far more than 8. In long runs on code
-# and math, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) found an even stronger
-# effect: ranks 10 to 100 times those usual for LoRA. Adam may be part of the reason: it takes
-# similar steps for small and large gradient entries. In one run, SGD's update needed fewer
-# directions, but that run learned less
-# ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
+# and math, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) found even higher ranks: 10
+# to 100 times those usual for LoRA. Adam may be part of the reason: it takes similar steps for
+# small and large gradient entries. In one run, SGD's update needed fewer directions, but that run
+# learned less ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
 #
 # But energy isn't the goal; right answers are. Cut every update to rank $r$ with your
 # `truncate_update` and ask the model again.
@@ -426,8 +425,8 @@ if lab.experiment("Every update cut to rank r", 60, needs=["1.1", "1.4", "1.5"])
         guess_cut.beside(cuts[8])
 
 # %% [markdown]
-# At rank 8, more than half of the right answers are gone. Averaged over three other seeds, rank 8
-# keeps 42%, rank 16 keeps 83%, and rank 64 answers as many right as the whole update
+# Rank 8 keeps less than half of the right answers. Averaged over three other seeds, rank 8 keeps
+# 42% of them, rank 16 keeps 83%, and rank 64 gets as many right as the whole update
 # ([evidence](../docs/evidence/01_svd.md#what-a-cut-keeps)). Has LoRA lost its bet?
 #
 # ## What does LoRA find?
@@ -532,7 +531,7 @@ check.subspace(subspace_point, project_gradient)
 
 # %% [markdown]
 # For the real model, $P$ would be too large: 134.5 million rows of 200 numbers. Use a small network
-# with 14,098 parameters instead. It predicts the intent of a `home` command, one of ten, from the
+# with 14,098 parameters instead. It predicts which of ten intents a `home` command has from the
 # mean of its token embeddings.
 
 
@@ -574,7 +573,7 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
 
 # %% [markdown]
 # In this run, training a few hundred numbers gives 90% of the accuracy of training all 14,098. Yet
-# the printed rank is full, although only one number was trained: a random direction in parameter
+# the printed rank is full even with one trained number, because a random direction in parameter
 # space is a random matrix in each layer. Low intrinsic dimension means that a few *numbers* are
 # enough; low matrix rank means that a few *directions* are enough. LoRA bets on low rank.
 #
@@ -655,8 +654,8 @@ check.quiz(quiz)
 # - This model's weights aren't low-rank. Their full fine-tuning update needs fewer directions, but
 #   more than 8: cutting it to rank 16 keeps most of the right answers, and cutting it to rank 64
 #   costs almost none.
-# - LoRA trains a change of rank 8 from the start and gets about nine tenths as many answers right.
-#   It doesn't need the full update to be low-rank.
+# - LoRA trains at rank 8 from the start and gets about nine tenths as many answers right as full
+#   fine-tuning. It doesn't need the full update to be low-rank.
 # - Low matrix rank and low intrinsic dimension are different things.
 
 # %%

@@ -156,7 +156,7 @@ check.layer(LoRALinear)
 # ## Where should training start?
 #
 # Training should start at the base model: a large random update would damage it before the first
-# step. The simplest way is $BA = 0$. Should `A`, `B`, or both be zero? The gradients decide.
+# step. The simplest such start is $BA = 0$. Should `A`, `B`, or both be zero? The gradients decide.
 #
 # ### Exercise 2.3 · `lora_gradients`
 #
@@ -225,9 +225,9 @@ def train(model, batches, steps, learning_rate):
 
 
 # %% [markdown]
-# The next function puts your layer on two projections of every block, sets the start, and trains
-# for ten steps on the same eight commands. Ten steps show little at the usual 2e-4, so this rate is
-# 50 times higher.
+# The next function puts your layer on two projections of every block, initializes it, and trains
+# for ten steps on the same eight commands. Ten steps show little at the usual rate of 2e-4, so it
+# is 50 times higher here.
 
 
 # %%
@@ -263,9 +263,9 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
     display(figures.first_losses(start_runs))
 
 # %% [markdown]
-# With both random, the model is damaged before its first step. With both zero, there is never a
-# gradient. `A = 0` starts at the base model, but at this learning rate its loss shoots up first,
-# while `B = 0` learns at once. At half the rate, both learn
+# With `A` and `B` random, the model is damaged before its first step. With both zero, there is
+# never a gradient. `A = 0` starts at the base model, but at this learning rate its loss shoots up
+# first, while `B = 0` learns at once. At half the rate, both learn
 # ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
 # Why? Adam moves every entry by about the learning rate. With `A = 0`, each entry of $A x$ moves by
@@ -347,8 +347,8 @@ if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
     print(f"The adapter moves logits by up to {change:.1f}. Yours and PEFT's differ by {gap:.1g}.")
 
 # %% [markdown]
-# The two models agree. PEFT adds dropout, other layer types, multiple adapters and quantized bases.
-# You will use it in lab 3.
+# The two models agree. PEFT also has dropout, other layer types, multiple adapters and quantized
+# bases. You will use it in lab 3.
 #
 # ## A job to learn
 #
@@ -408,8 +408,8 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # The curve starts at the base model's loss, because `B` is zero. You trained less than 2% of the
-# parameters. Most answers that are still wrong have the right intent. Over six seeds, full
-# fine-tuning gets three more of 60 right, ±3
+# parameters. Most of the wrong answers have the right intent. Over six seeds, full fine-tuning gets
+# 3 ± 3 more of the 60 answers right
 # ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
 #
 # ### Rank and alpha
@@ -432,9 +432,9 @@ def short_run(r, alpha, steps=12, learning_rate=1e-3):
 rank_runs = {}  # your runs so far: {setting: losses}
 
 # %% [markdown]
-# **Turn it: rank and alpha.** A common rule is $\alpha = 2r$. The default compares r = 8 and r = 64
-# at the rule's two values, 16 and 128. Which curves will agree: those with equal rank or those with
-# equal $\alpha$? Run the cell, then try `[(1, 16), (1, 128)]`.
+# **Turn it: rank and alpha.** A common rule is $\alpha = 2r$. The cell compares r = 8 and r = 64 at
+# the two values this rule gives, 16 and 128. Which curves will agree: those with equal rank or
+# those with equal $\alpha$? Run the cell, then try `[(1, 16), (1, 128)]`.
 
 # %% tags=["experiment"]
 settings = [(8, 16), (64, 16), (8, 128), (64, 128)]  # (r, alpha)
@@ -448,15 +448,15 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
 # Adam moves $b_k$ along the sign of $G a_k$, where $G$ is the gradient of $W$, and the output gets
 # $b_k$ times $a_k \cdot x$. The sign of $a_k$ cancels. Early on, the $r$ terms therefore push the
 # output the same way, and the factor $1/r$ makes up for their number. (When they don't, dividing by
-# $r$ is too much: rsLoRA divides by $\sqrt r$, see lab 5.) $\alpha$ scales the step, like a
+# $r$ is too much, so rsLoRA divides by $\sqrt r$: see lab 5.) $\alpha$ scales the step, like a
 # learning rate. If you double the rank and $\alpha$ together, the faster start comes from $\alpha$
 # ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
 #
 # ## What does a step cost?
 #
-# Full fine-tuning trains 55 times as many parameters. Is it 55 times slower? Count the matrix
-# products in a step. For each weight and token, the forward pass does one multiplication and one
-# addition. The backward pass computes two gradients, each with a product of the same size: the
+# Full fine-tuning trains 55 times as many parameters as your LoRA. Is it 55 times slower? Count the
+# matrix products in a step. For each weight and token, the forward pass does one multiplication and
+# one addition. The backward pass computes two gradients, each with a product of the same size: the
 # weight gradient for the optimizer, and the input gradient for the layers below.
 #
 # ### Exercise 2.5 · `step_flops`
@@ -497,8 +497,9 @@ def step_flops(shapes, n_tokens, r=None):
 check.arithmetic(step_flops)
 
 # %% [markdown]
-# A frozen weight needs no gradient, which removes one of three products. With LoRA in every block,
-# a step still takes about two thirds of the arithmetic, even if very few parameters train.
+# A frozen weight needs no gradient, which removes one of the three products. With LoRA in every
+# block, a step still takes about two thirds of a full step's arithmetic, however few parameters
+# train.
 #
 # ### Time and memory
 #
@@ -506,7 +507,7 @@ check.arithmetic(step_flops)
 # bf16 base. Guess first.
 
 # %%
-guess_peak = lab.predict("LoRA's peak memory in fp32, as a percentage of full fine-tuning's?", None)
+guess_peak = lab.predict("LoRA's fp32 peak memory is what percentage of full fine-tuning's?", None)
 
 
 # %%
@@ -530,8 +531,8 @@ def measure(lora, dtype, commands):
 
 
 # %% [markdown]
-# **Turn it: batch size.** Will 32 commands instead of 8 raise or lower LoRA's share of full
-# fine-tuning's memory?
+# **Turn it: batch size.** Will 32 commands instead of 8 raise or lower LoRA's memory relative to
+# full fine-tuning's?
 
 # %% tags=["experiment"]
 commands = 8
@@ -548,30 +549,30 @@ if lab.experiment("A step's memory", 14, needs=["2.2", "2.4"]):
     guess_peak.beside(100 * lora_peak / full_peak)
 
 # %% [markdown]
-# At equal precision, LoRA needs no gradients and no Adam moments for the frozen weights. It saves
-# neither the weights themselves nor most *activations*, the tensors that the forward pass stores
-# for the backward pass. Gradients still flow through the frozen layers, and each of your layers
-# stores its input `x`, because $dA$ in 2.3 needs it.
+# At equal precision, LoRA needs no gradients or Adam moments for the frozen weights. It still needs
+# the weights and most *activations*, the tensors that the forward pass stores for the backward
+# pass. Gradients still flow through the frozen layers, and each of your layers stores its input
+# `x`, because $dA$ in 2.3 needs it.
 #
 # The methods peak at different moments. With 8 commands, full fine-tuning peaks during Adam's step,
 # when its activations are already freed. LoRA gives Adam little to do, so it peaks at the end of
-# the forward pass, with mostly weights and activations. Activations grow with the batch, so a
-# larger batch shrinks LoRA's saving: 59% with 8 commands, 42% with 32. Lab 4 shows what helps.
+# the forward pass, where weights and activations dominate. Activations grow with the batch, so a
+# larger batch shrinks LoRA's saving, from 59% with 8 commands to 42% with 32. Lab 4 shows what
+# helps.
 #
-# The third bar has a second advantage: its bf16 base. Compare the first two bars: the third also
-# saves by precision.
+# Compare the first two bars: the third also saves memory through its bf16 base.
 
 # %% tags=["experiment"]
 if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, LoRALinear)]
     shapes = {name: tuple(layer.base.weight.shape) for name, layer in layers}
     (full_flops, _), (lora_flops, _), _ = cost.values()
-    print("The FLOPs of a LoRA step, in percent of a full fine-tuning step:")
+    print("FLOPs of a LoRA step as a percentage of full fine-tuning's:")
     print(f"{step_flops(shapes, 1, r=8) / step_flops(shapes, 1):.0%} by your step_flops")
     print(f"{lora_flops / full_flops:.0%} by torch's count of the whole model")
 
 # %% [markdown]
-# In one timing each, LoRA saved 35% of the time at 8 commands per step and 44% at 32
+# Timed once per batch size, LoRA saved 35% of the time at 8 commands per step and 44% at 32
 # ([evidence](../docs/evidence/02_lora.md#memory-and-arithmetic-of-a-step)).
 #
 # ## Merge
@@ -607,7 +608,7 @@ def merge_(layer):
 
 
 def unmerge_(layer):
-    """Take the update of `layer` away again, in place, if it was merged."""
+    """Subtract the update of `layer`, in place, if it was merged."""
     # BEGIN SOLUTION
     if layer.merged:
         with torch.no_grad():
@@ -641,7 +642,7 @@ if lab.experiment("The same answers after a merge?", 12, needs=["2.2", "2.4", "2
 # In fp32, a merge changes outputs only by rounding. In bf16, the weights are rounded as well: after
 # `unmerge_`, 3% of them differ from the originals
 # ([evidence](../docs/evidence/02_lora.md#merged-and-unmerged)). Keep the base model. Lab 6 shows
-# when a merge does lose an adapter.
+# when a merge does lose the update.
 #
 # ## Save and load
 #
@@ -677,7 +678,7 @@ def adapter_state(model):
 
 
 def load_adapter_(model, state):
-    """Copy `state` into `model`; an error, and nothing changed, if keys or shapes differ."""
+    """Copy `state` into `model`; raise, changing nothing, if keys or shapes differ."""
     # BEGIN SOLUTION
     mine = adapter_state(model)
     if {k: t.shape for k, t in mine.items()} != {k: t.shape for k, t in state.items()}:
@@ -784,8 +785,8 @@ check.quiz(quiz)
 #   at zero, so training starts at the base model.
 # - At the same $\alpha$, the rank hardly changes how fast a short run learns. $\alpha$ scales the
 #   step, like a learning rate.
-# - LoRA saves the gradients and Adam moments of the frozen weights and, at a small rank, a third of
-#   the arithmetic. It saves neither the weights nor most activations.
+# - LoRA avoids the gradients and Adam moments of the frozen weights and, at a small rank, a third
+#   of the arithmetic. It still needs the weights and most activations.
 # - A merge removes the extra work per token. An adapter is a small file, made for one base and one
 #   $\alpha$.
 

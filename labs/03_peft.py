@@ -132,8 +132,8 @@ check.trains(train_adapter)
 # %% [markdown]
 # ### Why a run learns nothing
 #
-# TRL's default learning rate is 2e-5, a value for full fine-tuning. LoRA needs more: 2e-4 is
-# common, and these short runs use 2e-3. (`finetune` is TRL's trainer, made faster on a CPU. It
+# TRL's default learning rate is 2e-5, a value for full fine-tuning. LoRA needs a higher one: 2e-4
+# is common, and these short runs use 2e-3. (`finetune` is TRL's trainer, made faster on a CPU. It
 # skips padding and computes logits only for the answer.)
 
 
@@ -226,8 +226,8 @@ if lab.experiment("Which layers to adapt", 20, needs=["3.1"]):
 # train on bare rows without a chat template: command, line break, answer, end token. (With its chat
 # template, SmolLM2 has already learned to stop, which would hide the bug.)
 #
-# *Labels* say which tokens count in the loss; -100 means that the loss skips a token. The next
-# function is meant to skip the prompt and the padding. It treats padding the way transformers'
+# *Labels* say which tokens count in the loss: it skips those labeled -100. The next function is
+# meant to skip the prompt and the padding. It treats padding the way transformers'
 # `DataCollatorForLanguageModeling` does.
 
 
@@ -373,11 +373,11 @@ if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.2"]):
 # **A hunt** for two bugs. The first is from [trl
 # #1400](https://github.com/huggingface/trl/issues/1400): *"In tokenizer like LLaMATokenizer, there
 # will be two bos tokens at the very beginning"*. The template writes a BOS (the token that begins a
-# text), and then the tokenizer adds another. SmolLM2's tokenizer adds none, but those of Llama,
-# Gemma and Mistral do.
+# text), and then the tokenizer adds another. SmolLM2's tokenizer doesn't add one, but those of
+# Llama, Gemma and Mistral do.
 #
 # The second is from [helm #3698](https://github.com/stanford-crfm/helm/issues/3698): without the
-# *generation prompt*, the tokens that open the assistant's turn, the model *"keeps writing as the
+# *generation prompt* (the tokens that open the assistant's turn), the model *"keeps writing as the
 # user"*.
 #
 # The last message is the user's. Return the list of ids up to where the answer begins. It must be a
@@ -433,7 +433,7 @@ if lab.experiment("The generation prompt, left out", 5, needs=["3.1", "3.2"]):
 
 # %%
 def cut_on_the_right(prompt_ids, answer_ids, max_length):
-    """Input ids and labels of a row, the first `max_length` of them."""
+    """The first `max_length` input ids and labels of a row."""
     input_ids = prompt_ids + answer_ids
     labels = [-100] * len(prompt_ids) + answer_ids
     return input_ids[:max_length], labels[:max_length]
@@ -462,7 +462,7 @@ if lab.experiment("What is left of a row", 3):
     guess_empty.beside(lost[64]["train on nothing"])
 
 # %% [markdown]
-# At 96 tokens, the cut removes every long email from the training, and no loss curve shows it.
+# A cut to 96 tokens removes every long email from training, and no loss curve shows it.
 #
 # ### Exercise 3.4 · `fit`
 #
@@ -522,7 +522,7 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.4"]):
 # ## Less memory, and an adapter that didn't train
 #
 # *Gradient checkpointing* stores only each block's input during the forward pass and recomputes the
-# rest in the backward pass. It saves most activations and costs a second forward pass.
+# rest in the backward pass. It avoids storing most activations but costs a second forward pass.
 #
 # ### Exercise 3.5 · `with_checkpointing`
 #
@@ -547,7 +547,7 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.4"]):
 
 # %%
 def with_checkpointing(model):
-    """A PeftModel whose blocks store only their inputs, and compute the rest again."""
+    """A PeftModel whose blocks store only their inputs and recompute the rest."""
     # BEGIN SOLUTION
     for block in model.get_base_model().model.layers:
         forward = block.forward
@@ -613,9 +613,9 @@ if lab.experiment("Three ways to run a block", 28, needs=["3.1", "3.5"]):
 # %% [markdown]
 # With the given code, the loss falls because the head's adapter trains. Nothing else trains, and
 # torch prints only a warning: *None of the inputs have requires_grad=True*. Check `B` after a run:
-# if it is still zero, that adapter hasn't trained. The other fix is `enable_input_require_grads()`.
+# if it is still zero, that adapter hasn't trained. Another fix is `enable_input_require_grads()`.
 # Recent versions of transformers and PEFT usually call it when you turn on checkpointing through
-# them. Code that wraps the blocks itself has to call it too.
+# them. Code that wraps the blocks itself must call it, too.
 #
 # ## What is on disk
 #
@@ -687,8 +687,8 @@ if lab.experiment("An adapter whose names match nothing", 4, needs=["3.1"]):
 #
 # <details><summary>Hint</summary>
 #
-# `get_peft_model_state_dict(model)` has the names that the loaded model expects, in the form PEFT
-# saves them. `load_file` reads the names in the file.
+# `get_peft_model_state_dict(model)` gives the names that the loaded model expects, as PEFT saves
+# them. `load_file` reads the names in the file.
 # </details>
 
 
@@ -718,7 +718,8 @@ if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.6"]):
     print(f"compared with {right} before saving")
 
 # %% [markdown]
-# The folder's config names the base, so `AutoPeftModelForCausalLM` loads both in one call.
+# The folder's config names the base, so `AutoPeftModelForCausalLM` loads base and adapter in one
+# call.
 #
 # ## What was forgotten
 #
@@ -737,7 +738,7 @@ if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.6"]):
 #
 # For example, two predicted tokens with probabilities 1/2 and 1/8 have a mean negative
 # log-likelihood of $(\ln 2 + \ln 8) / 2 = \ln 4$. The perplexity is $e^{\ln 4} = 4$: the model was
-# as unsure as among four equally likely tokens.
+# as unsure as with four equally likely tokens.
 #
 # <details><summary>Hint</summary>
 #
@@ -773,7 +774,7 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {before:.1f} before, {after:.1f} after: {after / before - 1:+.0%}")
 
 # %% [markdown]
-# In this run, the model assigns everyday English a lower probability. As long as you haven't merged
+# In this run, training lowered the probability of everyday English. As long as you haven't merged
 # the adapter, you can disable it and get the base model back. Lab 9 shows what such forgetting
 # looks like in answers, and trains it away.
 #

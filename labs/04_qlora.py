@@ -16,8 +16,8 @@
 # With LoRA, the frozen weights usually take the most memory. QLoRA ([Dettmers et al.
 # 2023](https://arxiv.org/abs/2305.14314)) stores the linear layers' weights in four bits each. You
 # will build its 4-bit format and match bitsandbytes byte for byte. Then you will write the layer
-# that trains on top of it and measure what four bits cost. Finally, you will try to fit a training
-# step of a 70B model onto one 48 GB card, in simulation.
+# that trains on top of it and measure what four bits cost. Finally, you will try to fit a simulated
+# training step of a 70B model onto one 48 GB card.
 #
 # {{ time }}
 
@@ -56,7 +56,7 @@ from labkit.training import generation, loop, models, packing
 # a table of sixteen values, the *codebook*. The layer looks up its weights, multiplies them by a
 # scale, uses them in 16 bits, and discards them. The codes never change; only the adapter trains.
 #
-# Two questions define the format. Which sixteen values? And which scale?
+# Two choices define the format: which sixteen values, and which scale.
 
 # %% [markdown]
 # ### Exercise 4.1 · `absmax_quantize`, `absmax_dequantize`
@@ -113,7 +113,7 @@ if lab.experiment("One outlier among 4,096 numbers", 1, needs=["4.1"]):
 # Evenly spaced values suit evenly spread numbers. Weights follow a bell curve, so most of the
 # sixteen values should lie near zero. Let each value represent an equal share of the weights. The
 # *quantile* at probability $p$ is the number below which a share $p$ of the bell curve lies. Take
-# the quantiles of sixteen evenly spaced probabilities.
+# the quantiles at sixteen evenly spaced probabilities.
 
 # %%
 normal = torch.distributions.Normal(0, 1)
@@ -202,8 +202,8 @@ if lab.experiment("Three codebooks", 1, needs=["4.2"]):
 # replace each number with the index of the *nearest* codebook value. The codebook ascends from -1
 # to 1. Like bitsandbytes, compute in fp32 whatever the dtype of `w`. Don't change `w`.
 #
-# The absmax of a block of zeros is 0: return that 0, and avoid NaN. Blocks of tiny numbers must be
-# quantized correctly, too: clamp at 1e-12 or less.
+# The absmax of a block of zeros is 0: return that 0, and avoid NaN. Blocks of tiny numbers must
+# also be quantized correctly, so clamp at 1e-12 or less.
 #
 # `dequantize_blockwise` reverses this: look up the codes, multiply by the absmax of their block,
 # and restore the shape. Don't loop over blocks in Python: this model has 1.7 million of them.
@@ -311,10 +311,10 @@ if lab.experiment("Read with rounded weights", 45, needs=["4.2", "4.3"]):
 
 # %% [markdown]
 # INT4 adds about one and a half times as much loss as NF4. FP4 and NF4 are tied here; in the QLoRA
-# paper, NF4 beats two other 4-bit floats. Block size matters as much: compared with blocks of 64,
-# blocks of 1,024 add 65% more loss, and blocks of 16 add 40% less
+# paper, NF4 beats two other 4-bit floats. Block size matters as much as the codebook: compared with
+# blocks of 64, blocks of 1,024 add 65% more loss, and blocks of 16 add 40% less
 # ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). Larger models lose much less than
-# this small one, whose weights had also been rounded to four bits once before.
+# this small one, whose weights had already been rounded to four bits once.
 #
 # The paper's abstract calls NF4 information-theoretically optimal. That would require every code to
 # be used equally often. On normally distributed numbers in blocks of 64, usage varies fivefold
@@ -372,16 +372,16 @@ if lab.experiment("Your bytes and bitsandbytes'", 12, needs=["4.2", "4.3", "4.4"
 # ●●○ · 10 min · 3 points
 #
 # A 32-bit scale per 64 weights costs half a bit per weight, so QLoRA quantizes the scales, too.
-# They are all positive and similar in size, so subtract their mean first. Then use absmax to
-# quantize the differences to 8 bits, in groups of `group` scales; the last group may be shorter.
-# Return `(q, scale, offset)`:
+# They are all positive and similar in size, so subtract their mean first. Then absmax-quantize the
+# differences to 8 bits, in groups of `group` scales; the last group may be shorter. Return
+# `(q, scale, offset)`:
 #
 # - `q` `(n,)`: int8 from -127 to 127;
 # - `scale` `(n_groups,)`: the largest distance from the mean in each group, divided by 127;
 # - `offset`: the mean of `absmax`, one number.
 #
 # Then `absmax[i]` is approximately `q[i] * scale[i // group] + offset`. If all scales are equal,
-# the differences are zero: avoid NaN, and clamp at 1e-12 or less. Don't change `absmax`.
+# the differences are zero, so avoid NaN and clamp at 1e-12 or less. Don't change `absmax`.
 # (bitsandbytes does the same with a table of 256 values, denser near zero.)
 #
 # `bits_per_param` returns 4 bits for the code plus its share of the scales. Without double
@@ -556,7 +556,7 @@ if lab.experiment("Your layer and bitsandbytes'", 1, needs=["4.2", "4.3", "4.6"]
     print(f"kept for backward: {plain:,} bytes by a plain product, {yours:,} by your layer")
 
 # %% [markdown]
-# Besides `x` and its codes, your layer keeps only $A x$, eight numbers per token. Decoding twice
+# Besides `x` and the codes, your layer keeps only $A x$, eight numbers per token. Decoding twice
 # costs time. On our CPUs, a QLoRA step with bitsandbytes takes 8% to 34% longer than a LoRA step,
 # depending on batch size. In published runs on an A100, with one sequence per step, it takes 51% to
 # 62% longer ([evidence](../docs/evidence/04_qlora.md#time)).
@@ -622,17 +622,17 @@ if lab.experiment("LoRA and QLoRA learn `home`", 80, needs=["4.6"]):
     display(compare_answers(unseen["text"], unseen["answer"], said, rows=3))
 
 # %% [markdown]
-# Why isn't the packed model a quarter of the size of the other? Its embedding, which is also the
-# output head, is not packed. That is 28 of the 135 million parameters. In Llama-2-7B, the embedding
-# and head make up 4%.
+# Why isn't the packed model a quarter the size of the 16-bit one? Its embedding, which is also the
+# output head, is not packed. That is 28 of the 135 million parameters. In Llama-2-7B, embedding and
+# head are 4% of the parameters.
 #
-# The QLoRA curve starts higher because of the rounding, but it soon comes close. Does learning the
-# task close the gap, or does the adapter fit itself to the rounded base? Move each adapter to the
-# other base.
+# The QLoRA curve starts higher because of the rounding, but soon comes close to LoRA's. Does
+# learning the task close the gap, or does the adapter fit itself to the rounded base? Move each
+# adapter to the other base.
 
 # %%
 guess_moved = lab.predict(
-    "QLoRA's adapter has a held-out loss of about 0.35 on NF4. And on the 16-bit base?", None
+    "QLoRA's adapter has a held-out loss of about 0.35 on NF4. What is it on the 16-bit base?", None
 )
 
 # %% tags=["experiment", "cover"]
@@ -647,13 +647,13 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
     guess_moved.beside(crossed["QLoRA", "16 bits"])
 
 # %% [markdown]
-# Each adapter is best on the base it was trained on. The same is true in three further seeds
+# Each adapter is best on the base it was trained on. The same is true with three other seeds
 # ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)): moving LoRA's adapter to NF4
 # cost 0.16 to 0.19 nats per token, and moving QLoRA's to 16 bits cost 0.12 to 0.16. Before
-# training, the rounding cost 0.36. Learning the task alone halves that, and an adapter trained on
-# NF4 removes nearly all of it: it fits its own base.
+# training, the rounding cost 0.36. Just learning the task halves that, and training on NF4 removes
+# nearly all of it: the adapter fits its own base.
 #
-# Remember this when you merge: "merge into the 16-bit original" moves the adapter to another base.
+# Remember this before you merge into the 16-bit original: that moves the adapter to another base.
 # Lab 6 measures what that costs.
 #
 # ## Will it fit?
@@ -719,11 +719,10 @@ if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
     display(figures.step_memory({name: step.by_category for name, step in steps.items()}))
 
 # %% [markdown]
-# QLoRA shrinks only the weights that it packs. Gradients and Adam's states were already small,
-# thanks to LoRA. Activations are unchanged: the same tokens pass through the same layers in 16
-# bits. Only the packed weights shrink fourfold: 16 / 4.127 = 3.9. If activations are why your run
-# doesn't fit, QLoRA alone won't help. *Gradient checkpointing* will: it drops most activations and
-# recomputes them in backward.
+# QLoRA shrinks only the weights that it packs, almost fourfold: 16 / 4.127 = 3.9. Gradients and
+# Adam's states were already small, thanks to LoRA. Activations are unchanged: the same tokens pass
+# through the same layers in 16 bits. If activations are why your run doesn't fit, QLoRA alone won't
+# help. *Gradient checkpointing* will: it drops most activations and recomputes them in backward.
 #
 # The simulation leaves out CUDA's context and fragmentation. Published QLoRA peaks are up to 20%
 # higher ([memory](../docs/memory.md)).
@@ -758,8 +757,8 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
 # %% tags=["experiment"]
 known = (
     "It would train a SmolLM2 of up to 1.7 billion parameters and print time, loss and peak. On an "
-    "A100, litgpt's authors measured 13.84 GB for Llama-2-7B in NF4 with double quantization, up "
-    "to 1,304 tokens, and 21.30 GB in bf16."
+    "A100, with up to 1,304 tokens, litgpt's authors measured 13.84 GB for Llama-2-7B in NF4 with "
+    "double quantization and 21.30 GB in bf16."
 )
 if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
     large = models.default()
@@ -773,8 +772,8 @@ if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
     print(f"{paged.seconds[-1]:.1f} s, loss {paged.losses[-1]:.3f}, peak {peak:.2f} GB")
 
 # %% [markdown]
-# The second builds Llama-2-7B on the card with random weights, which take as much memory as trained
-# ones. It trains for two steps and compares the peak with the simulation.
+# The second cell builds Llama-2-7B on the card with random weights, which take as much memory as
+# trained ones. It trains for two steps and compares the peak with the simulation.
 
 # %% tags=["experiment"]
 known = (

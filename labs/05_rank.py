@@ -44,7 +44,7 @@ from labkit.training import loop, models
 # ## Two comparisons
 #
 # Train LoRA on `home` at r = 4, 16 and 64, for 24 steps of 4 commands each. Then measure the loss
-# on 100 commands with other sentence patterns. Other settings are those of lab 2.
+# on 100 commands with other sentence patterns. The other settings are those of lab 2.
 
 
 # %%
@@ -241,7 +241,7 @@ check.sweeps(sweep)
 # Then change `alpha_of` to `lambda rank: 2 * rank`. Which cell of each row will be best?
 
 # %%
-guess_rate = lab.predict("With alpha = 32, the best rate at r=64: 1e-3, 3e-3 or 1e-2?", None)
+guess_rate = lab.predict("With alpha = 32, which rate is best at r=64: 1e-3, 3e-3 or 1e-2?", None)
 
 # %% tags=["experiment"]
 learning_rates = [1e-3, 3e-3, 1e-2]
@@ -267,15 +267,15 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
 
 # %% [markdown]
 # The rate you need falls roughly as $\alpha^{-0.7}$: at sixteen times the $\alpha$, you need a
-# seventh of the rate. (The exponent is between -0.6 and -0.8, depending on the loss you ask for,
-# and most values of $\alpha$ were run at one rank only.) That makes $\alpha$ and the learning rate
+# seventh of the rate. (The exponent is between -0.6 and -0.8, depending on the target loss, and
+# most values of $\alpha$ were run at one rank only.) That makes $\alpha$ and the learning rate
 # nearly one knob. Fix one and tune the other.
 #
 # - *"When you double r, double alpha."* That doubles how much the first step helps. Instead, keep
 #   $\alpha$ and the rate when you change the rank; "LoRA Without Regret"
 #   ([2025](https://thinkingmachines.ai/blog/lora/)) found the same for large models.
 # - *"LoRA needs ten times the rate of full fine-tuning."* On our coarse grid, the ratio is about 10
-#   from $\alpha = 16$ to 64, but 30 at 8 and 3 at 128
+#   from $\alpha = 16$ to 64, but 30 at $\alpha = 8$ and 3 at 128
 #   ([evidence](../docs/evidence/05_rank.md#learning-rate-against-alpha)).
 #
 # ## Where rank binds
@@ -314,8 +314,8 @@ check.stores(bits_stored)
 
 # %% [markdown]
 # Each key is four random tokens, and its value is one of 64 tokens, drawn at random: 6 bits per
-# pair. To make rank bind, keep the adapter small: LoRA on a single matrix, the last layer's
-# `gate_proj`, where each unit of rank adds 2,112 parameters. All layers below are frozen, so their
+# pair. To make rank bind, keep the adapter small: put LoRA on a single matrix, the last layer's
+# `gate_proj`. Each unit of rank then adds 2,112 parameters. All layers below are frozen, so their
 # output for each key is computed only once, and training takes seconds.
 
 
@@ -366,7 +366,7 @@ stored = {}  # what you have measured so far: {setting: bits}
 
 # %% [markdown]
 # **Turn it: rank and number of pairs.** The 250 pairs contain 1,500 bits. What is the smallest rank
-# that stores nearly all of them? Try these three, then change `n_pairs`.
+# that stores nearly all of them? Try these three ranks, then change `n_pairs`.
 
 # %%
 guess_bits = lab.predict("Of 1,500 bits, how many does r=1 store?", None)
@@ -396,8 +396,8 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
 #
 # An ordinary adapter, on all linear layers, already has 305,280 parameters at r=1. Our 96 short
 # commands probably contain far less than it can store, though we didn't measure that. Large
-# collections of code or math contain more. There, LoRA falls behind full fine-tuning, and further
-# at lower ranks ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)).
+# collections of code or math contain more. There, LoRA falls behind full fine-tuning, and lower
+# ranks fall further behind ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)).
 #
 # ## Variants
 #
@@ -470,12 +470,12 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
     display(figures.variants(compared, n_seeds=3))
 
 # %% [markdown]
-# These runs are on `home`, the adapters at r=16, each method at the rate that was best on the same
-# commands. No variant differs from LoRA by more than chance. The intervals are 7% to 28% wide on
+# These runs are on `home`, with adapters at r=16 and each method at the rate that was best on the
+# same commands. No variant differs from LoRA by more than chance. The intervals extend 7% to 28% to
 # either side, so three seeds can't separate these methods. Lee et al.
 # ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each other once
-# the rate is tuned. Full fine-tuning beats LoRA by 12% here. (A coarser sweep of ours found 10%,
-# within its noise.) At one rate for all, the same methods differ by far more
+# the rate is tuned. Full fine-tuning beats LoRA by 12% here. (Our coarser sweep found 10%, within
+# its noise.) When all use one rate, the methods differ by far more
 # ([evidence](../docs/evidence/05_rank.md#variants)).
 #
 # ## A case: 48 kinds of tickets
@@ -495,10 +495,10 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
     guess_words.beside(100 * scores.loc[scores["method"] == "TF-IDF", "accuracy"].mean())
 
 # %% [markdown]
-# On 960 examples, a classifier without a neural network, trained in seconds, is a serious rival.
-# LoRA is a few points ahead of both, which may be chance. Full fine-tuning is 5 to 7 points ahead
-# of LoRA in each seed. Before you train an adapter, run the cheap baseline. (Each run trained for
-# one epoch, and LoRA used a single rank.)
+# With 960 examples, a non-neural classifier that trains in seconds is a serious rival. LoRA is a
+# few points ahead of both TF-IDF classifiers, which may be chance. Full fine-tuning is 5 to 7
+# points ahead of LoRA in each seed. Before you train an adapter, run the cheap baseline. (Each run
+# trained for one epoch, and LoRA used a single rank.)
 #
 # ## Defaults
 #
@@ -548,7 +548,7 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
 #
 # The first letter you check counts. Then read the explanation.
 #
-# **q1. A colleague trains adapters with r = 4, 16 and 64 and alpha = 2r at learning rate 2e-4, with
+# **q1. A colleague trains adapters of rank 4, 16 and 64 with alpha = 2r at learning rate 2e-4, with
 # three seeds each, and finds r=64 clearly best. What does this show?**
 #
 # - (a) The task contains more than r=4 can store.
@@ -588,7 +588,7 @@ check.quiz(quiz)
 # - The first step's effect grows with the learning rate times $\alpha$, whatever the rank. At
 #   $\alpha = 2r$ and one rate, you compare step sizes, not ranks.
 # - $\alpha$ and the rate are nearly one knob: the rate you need falls roughly as $\alpha^{-0.7}$.
-# - Rank binds when the data contains more than the adapter can store in its training. On a small
+# - Rank binds when the data contains more than the adapter can store during training. On a small
 #   task, it hardly matters.
 # - Compare methods seed by seed, each at its own best rate, and include a baseline that needs no
 #   GPU.
