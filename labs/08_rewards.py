@@ -13,13 +13,14 @@
 # %% [markdown]
 # # Lab 8 · Preferences and rewards
 #
-# So far somebody wrote each answer, and the model learned to say it. Often it is easier to say
-# which of two answers is better, or to let a program judge. In this lab a model learns from such
-# judgments: from pairs of answers (DPO), and from a reward for each answer it samples (GRPO). You
-# write both losses and a whole GRPO step, and see both methods change what the model says. You will
-# also see that a higher reward needn't mean better answers, and a reward that is easy to game.
+# So far, somebody has written each answer, and the model has learned to say it. Often it is easier
+# to say which of two answers is better, or to let a program judge. In this lab a model learns from
+# such judgments: from pairs of answers (DPO), and from a reward for each answer it samples (GRPO).
+# You write both losses and a whole GRPO step, and see both methods change what the model says. You
+# will also see that a higher reward needn't mean better answers, and that some rewards are easy to
+# game.
 #
-# LoRA fits DPO well: the original model is still in memory.
+# LoRA suits DPO well, because the original model is still in memory.
 #
 # {{ time }}
 
@@ -204,8 +205,8 @@ check.dpo(dpo_loss)
 #
 # - without gradients: nothing is trained here, and the graph would cost memory;
 # - in eval mode, because dropout in the base would add noise;
-# - and leave the model as it was, in the same mode and with the same adapter active, **even after
-#   an exception**, including a keyboard interrupt. Otherwise a notebook goes on and trains a model
+# - leaving the model as it was, in the same mode and with the same adapter active, **even after an
+#   exception**, including a keyboard interrupt. Otherwise a notebook goes on and trains a model
 #   without its adapter, as if nothing had happened.
 #
 # <details><summary>Hint</summary>
@@ -314,10 +315,10 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
 # probability: the loss falls because the rejected ones lose more. Razin et al.
 # ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
 #
-# The learning rate of 5e-4 is far above TRL's: its default for DPO is 1e-6, and its LoRA example
-# uses 5e-6. This run saw 72 pairs; theirs see tens of thousands.
+# The learning rate of 5e-4 is far above TRL's: the default for DPO is 1e-6, and TRL's LoRA example
+# uses 5e-6. This run saw 72 pairs; TRL's runs see tens of thousands.
 #
-# **Turn it: beta, the rate, and the pairs.** The default swaps the pairs: the longer answer is
+# **Turn it: beta, the rate, and the pairs.** The default swaps each pair: the longer answer is
 # chosen, as if somebody had mixed up the two columns. Then try `beta=1.0`, or the 5e-6 of TRL's
 # example.
 
@@ -335,8 +336,8 @@ if lab.experiment("Other pairs, beta or rate", 50, needs=["8.1", "8.2", "8.3"]):
 # Read some pairs before you train on them.
 #
 # Another mistake raises no error. If you compute the reference with the adapter *on*, policy and
-# reference are the same and the margin is 0. You recognize it by a loss of $\log 2 = 0.693$ at
-# every step. The gradient isn't zero, so the model keeps moving, unchecked.
+# reference are the same and the margin is 0. The symptom is a loss of $\log 2 = 0.693$ at every
+# step. The gradient isn't zero, so the model keeps moving, unchecked.
 #
 # ## Better than its group
 #
@@ -346,8 +347,8 @@ if lab.experiment("Other pairs, beta or rate", 50, needs=["8.1", "8.2", "8.3"]):
 # mean become likelier, those below it less likely. The model is never shown a right answer.
 #
 # GRPO standardizes rewards within a group. Rewards of 1, 0, 0 and 0 become advantages of 1.5, -0.5,
-# -0.5 and -0.5. Rewards of 0.1, 0, 0 and 0 give practically the same: dividing by the standard
-# deviation makes small differences large. "Dr. GRPO" ([Liu et al.
+# -0.5 and -0.5. Rewards of 0.1, 0, 0 and 0 give practically the same advantages: dividing by the
+# standard deviation makes small differences large. "Dr. GRPO" ([Liu et al.
 # 2025](https://arxiv.org/abs/2503.20783)) skips this division.
 
 # %% [markdown]
@@ -384,9 +385,9 @@ check.advantages(group_advantages)
 #
 # ## One step, and not too far
 #
-# Why does this raise the reward? The mean reward for a prompt is $\sum_y \pi(y) R(y)$. Because
+# Why does GRPO raise the reward? The mean reward for a prompt is $\sum_y \pi(y) R(y)$. Because
 # $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over the
-# model's own samples. So draw some, and average. Subtracting the group's mean leaves the expected
+# model's own samples. So draw samples and average. Subtracting the group's mean leaves the expected
 # direction unchanged, since $\sum_y \nabla \pi(y) = 0$, and usually reduces noise.
 #
 # Samples are expensive, so you want several steps from the same ones. But after the first step the
@@ -431,7 +432,7 @@ if lab.experiment("The objective, clipped and not", 0):
 #
 # <details><summary>A last hint</summary>
 #
-# `(b,)` lines up with the last axis of `(b, t)`, and you want the first one. If b equals t, torch
+# `(b,)` lines up with the last axis of `(b, t)`, but you want the first one. If b equals t, torch
 # won't object.
 # </details>
 
@@ -452,14 +453,14 @@ check.clipped(grpo_loss)
 
 # %% [markdown]
 # In the first step after sampling, every ratio is 1 and the loss is minus the mean advantage of the
-# tokens. It is zero if all answers have the same length, and usually small. The gradient is not
-# zero, so watch the reward, not the loss.
+# tokens. It is zero if all answers have the same length, and usually small otherwise. The gradient
+# is not zero, so watch the reward, not the loss.
 #
 # ## What is an answer worth?
 #
-# The task is now `home`: a spoken command in, a JSON intent out. A program can tell what is right.
-# If only right answers earn anything, most groups teach nothing, so you pay for partly right
-# answers. That is where the trouble begins: training can find any loophole in the reward.
+# The task is now `home`: a spoken command in, a JSON intent out. A program can tell which answers
+# are right. If only these earn anything, most groups teach nothing, so you also pay for partly
+# right ones. That is where the trouble begins: training can find any loophole in the reward.
 
 # %% [markdown]
 # ### Exercise 8.6 · `reward`
@@ -476,7 +477,7 @@ check.clipped(grpo_loss)
 # - 0 for anything that isn't a JSON object (a model says all sorts of things), and if no key is
 #   right;
 # - more for each right key;
-# - less for each unwanted key, until it is 0;
+# - less for each unwanted key, down to 0;
 # - no more with a wrong value for a wanted key than without that key.
 #
 # Many formulas pass. One more condition blocks a common hack. An *honest half* has half of the
@@ -535,7 +536,7 @@ check.rewards(reward)
 #
 # Sample once, score, compute each group's advantages and the loss, clip the gradient norm at 1 as
 # TRL does, and step. The answers serve only this step, so `old_logp` is `logp` without its
-# gradient. Old gradients may be left in the model.
+# gradient. The model may come with old gradients.
 #
 # Return a dict of two floats: `reward`, the mean reward of all answers, and `equal`, the share of
 # groups whose rewards are all the same (compare rewards, not advantages).
@@ -599,10 +600,11 @@ if lab.experiment("A step from the base model", 8, needs=["8.4", "8.5", "8.6", "
     print(grpo_step(policy, adamw(policy, 5e-4), sampler(), earns(reward), prompts, 8))
 
 # %% [markdown]
-# No answer earns anything, all groups are equal, and the gradient is zero. So first give the model
-# a *warm start*: 26 steps of 16 written answers, merged into a plain model. From there on, only the
-# reward teaches, through an adapter of rank 1, which did as well as higher ranks in other
-# experiments ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/)).
+# No answer earns anything, so the rewards in each group are equal and the gradient is zero. So
+# first give the model a *warm start*: train an adapter for 26 steps of 16 written answers, and
+# merge it. After that, only the reward teaches. The new adapter has rank 1, which did as well as
+# higher ranks in other experiments ([Schulman et al.
+# 2025](https://thinkingmachines.ai/blog/lora/)).
 #
 # We measure two mean rewards on 100 unseen commands: that of four *sampled* answers to each, which
 # GRPO raises, and that of the *greedy* answer, which you would use.
@@ -661,7 +663,7 @@ def marks(model):
 
 
 # %%
-guess_grpo = lab.predict("A sampled answer earns 0.46 on average. After 12 steps of GRPO?", None)
+guess_grpo = lab.predict("A sampled answer earns 0.46 on average. How much after 12 steps?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
@@ -681,11 +683,11 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
 # %% [markdown]
 # Sampled answers earn more: with three other seeds the gain was 0.08, 0.08 and 0.04, each with a
 # standard error of 0.02 ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers
-# didn't reliably gain: 37 of 100 were right before, and 30 to 32 after; in one more run, 44. They
-# name fewer keys than before. From a weaker start, 768 rewarded answers raised the reward about as
+# didn't reliably gain: 37 of 100 were right before GRPO, 30 to 32 after it, and 44 in one more run.
+# They now name fewer keys. From a weaker start, 768 rewarded answers raised the reward about as
 # much as 128 written ones ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)).
-# Check greedy answers too. Whether rewards can teach a model what it couldn't say at all is
-# disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)).
+# Whether rewards can teach a model what it couldn't say at all is disputed ([Yue et al.
+# 2025](https://arxiv.org/abs/2504.13837)).
 #
 # ## A reward that can be hacked
 #
@@ -705,8 +707,8 @@ guess_keys = lab.predict(
 )
 
 # %% [markdown]
-# **Turn it: the reward.** Write a reward of your own, such as one for short answers, and use it
-# instead of `complete`.
+# **Turn it: the reward.** Replace `complete` with a reward of your own, such as one for short
+# answers.
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Another reward", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
@@ -840,6 +842,6 @@ if lab.experiment(
     first, last = (sum(tokens[name]) / 60 for name in ("before", "shorter, beta 0.1"))
     lab.headline(
         f"DPO: {first:.0f} tokens per answer -> {last:.0f}; GRPO: mean reward of sampled answers "
-        f"{means['warm start']:.2f} -> {means['GRPO']:.2f}, right greedy answers of 100 "
+        f"{means['warm start']:.2f} -> {means['GRPO']:.2f}, right greedy answers of 100: "
         f"{found['warm start']['right']} -> {found['GRPO']['right']}"
     )

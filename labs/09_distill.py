@@ -15,7 +15,7 @@
 #
 # An adapter learns one task. What happens to everything else? Train one on `home` alone, then ask
 # it why we have leap years: it may well answer with a JSON intent. In this lab you bring its
-# everyday answers back near those of its base, and nobody has to write a single one.
+# everyday answers back close to its base's, and nobody has to write a single one.
 #
 # The trick: a teacher is already in memory. Your base model, the same network with the adapter
 # switched off, still knows how to answer. So let the tuned model answer, ask the base how likely it
@@ -47,8 +47,7 @@ from labkit.training import fast, generation, loop, models, packing, rollouts, t
 # %% [markdown]
 # ## An adapter that answers in JSON
 #
-# First, the damage. Here is a LoRA trained for 40 steps of eight rows on spoken commands and their
-# JSON intents, and nothing else.
+# Here is a LoRA trained only on spoken commands and their JSON intents, for 40 steps of eight rows.
 
 
 # %%
@@ -102,10 +101,10 @@ if lab.experiment("An adapter for home alone", 55):
 # %% [markdown]
 # The adapter gets some of the commands right, and it has also learned something nobody wanted: more
 # than half of its answers to other instructions begin with a brace. Nothing in the training data
-# said when *not* to.
+# said when *not* to use JSON.
 #
 # The knowledge isn't lost: switch the adapter off, and it is all back. But you want one model that
-# does both. The usual cure is to mix everyday instructions with written answers into the training
+# does both. The usual cure is to add everyday instructions and written answers to the training
 # data. Somebody has to write or collect them, and the model learns the writer's style. Yet it only
 # has to keep its old chat behavior.
 #
@@ -169,12 +168,12 @@ check.kl(token_kl)
 # %% [markdown]
 # ## The student answers, the teacher marks
 #
-# On which texts should the two agree? A model is steered by what it says: each token it writes is
-# input for the next. A student that begins with `{"intent"` is then at positions that no good
-# written answer has. So let it answer, and correct it where it goes wrong. That is what *on-policy*
-# means ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)).
+# On which texts should student and teacher agree? A model is steered by what it says: each token it
+# writes is input for the next. A student that begins with `{"intent"` is then at positions that no
+# good written answer has. So let it answer, and correct it where it goes wrong. That is what
+# *on-policy* means ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)).
 #
-# In lab 8, each answer earned one number, and you needed groups of eight to see which was better.
+# In lab 8, each answer earned one number, and you needed groups of eight to see which were better.
 # Here a whole distribution marks every token.
 
 # %% [markdown]
@@ -223,7 +222,7 @@ check.samples(on_policy)
 # ## One step: the task, and the distance
 #
 # If you only pull the student toward its base, it will get there and lose `home`. So each step uses
-# two batches: commands for the task loss, and everyday prompts for the KL:
+# two batches, commands for the task loss and everyday prompts for the KL:
 #
 # $$\text{loss} = \text{task loss} + \text{weight} \cdot \text{KL}$$
 #
@@ -280,8 +279,8 @@ check.steps(distill_step)
 # %% [markdown]
 # ## The braces are gone
 #
-# Now use it on the model that answers in JSON: eight steps, each with eight commands and the
-# prompts of eight everyday instructions.
+# Now use your step on the model that answers in JSON: eight steps, each with eight commands and
+# eight everyday prompts.
 
 
 # %%
@@ -332,7 +331,7 @@ if lab.experiment("Distillation from its own base", 105, needs=["9.1", "9.2", "9
 
 # %% [markdown]
 # The braces are gone, and `home` still works. In three other runs, 42, 34 and 40 of 60 instructions
-# were answered in JSON before, and none after
+# were answered in JSON before distillation, and none after
 # ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). On average, these runs
 # got 40 of 100 commands right, up from 36 at the start. Another 15 steps on `home` alone reach 47,
 # so the cure may cost a little. Read the answers: one without a brace isn't necessarily good.
@@ -358,8 +357,9 @@ if lab.experiment("Other settings", 95, needs=["9.1", "9.2", "9.3"]):
 #
 # ## Whose answers?
 #
-# On-policy isn't the only way. The base could write the answers once, before training. Or you could
-# train on written answers with plain cross-entropy, as people do when they mix in general data.
+# On-policy training isn't the only way. The base could write the answers once, before training. Or
+# you could train on written answers with plain cross-entropy, as people do when they mix in general
+# data.
 #
 # **Turn it: whose answers.** The default trains on the written answers of `chat`, without the KL.
 # Then let the base answer: `{"sample": from_base(sampler())}`.
@@ -387,9 +387,9 @@ if lab.experiment("Other answers", 120, needs=["9.1", "9.2", "9.3"]):
 # %% [markdown]
 # The JSON disappears no matter who writes the answers. The final distance from the base differs:
 # 0.1 to 0.2 nats per token with the student's own answers or the base's, and 0.55 with the written
-# ones ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The first minimizes
-# just this distance, the second nearly so. So nobody has to write answers, but these runs don't
-# show that the student's own are better than the base's.
+# ones ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). With its own
+# answers, the student minimizes exactly this distance; with the base's, nearly this one. So nobody
+# has to write answers, but these runs don't show that the student's own are better than the base's.
 #
 # ## A loss that was too good
 #
