@@ -653,7 +653,7 @@ check.quiz(quiz)
 #   $r\,(d_\text{out} + d_\text{in})$ numbers.
 # - This model's weights aren't low-rank. Their full fine-tuning update needs fewer directions, but
 #   more than 8: cutting it to rank 16 keeps most of the right answers, and cutting it to rank 64
-#   costs almost none.
+#   costs none of them.
 # - LoRA trains at rank 8 from the start and gets about nine tenths as many answers right as full
 #   fine-tuning. It doesn't need the full update to be low-rank.
 # - Low matrix rank and low intrinsic dimension are different things.

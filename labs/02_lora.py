@@ -445,12 +445,12 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # The curves with equal $\alpha$ nearly agree. $BA$ is a sum of $r$ outer products $b_k a_k^\top$.
-# Adam moves $b_k$ along the sign of $G a_k$, where $G$ is the gradient of $W$, and the output gets
-# $b_k$ times $a_k \cdot x$. The sign of $a_k$ cancels. Early on, the $r$ terms therefore push the
-# output the same way, and the factor $1/r$ makes up for their number. (When they don't, dividing by
-# $r$ is too much, so rsLoRA divides by $\sqrt r$: see lab 5.) $\alpha$ scales the step, like a
-# learning rate. If you double the rank and $\alpha$ together, the faster start comes from $\alpha$
-# ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
+# Adam moves $b_k$ against the sign of $G a_k$, where $G$ is the gradient of $W$, and the output
+# gets $b_k$ times $a_k \cdot x$. The sign of $a_k$ cancels. Early on, the $r$ terms therefore push
+# the output the same way, and the factor $1/r$ makes up for their number. (When they don't,
+# dividing by $r$ is too much, so rsLoRA divides by $\sqrt r$: see lab 5.) $\alpha$ scales the step,
+# like a learning rate. If you double the rank and $\alpha$ together, the faster start comes from
+# $\alpha$ ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
 #
 # ## What does a step cost?
 #

@@ -724,8 +724,8 @@ if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
 # through the same layers in 16 bits. If activations are why your run doesn't fit, QLoRA alone won't
 # help. *Gradient checkpointing* will: it drops most activations and recomputes them in backward.
 #
-# The simulation leaves out CUDA's context and fragmentation. Published QLoRA peaks are up to 20%
-# higher ([memory](../docs/memory.md)).
+# The simulation leaves out CUDA's context and fragmentation. Published QLoRA peaks are up to 27%
+# higher, partly because of a bug in bitsandbytes that is fixed now ([memory](../docs/memory.md)).
 #
 # ### 70 billion parameters on one card
 #
@@ -745,7 +745,7 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
 
 # %% [markdown]
 # "QLoRA trains 70B on one 48 GB card" is true with checkpointing and up to about 2,000 tokens per
-# step. The lines on the bars add 20%, as in the highest published peaks. (Card labels say GB but
+# step. The lines on the bars add 20% for what the simulation leaves out. (Card labels say GB but
 # mean GiB, 2^30 bytes.) On the command line,
 # `labkit memory llama-2-70b --method qlora --checkpointing` simulates the second bar.
 #

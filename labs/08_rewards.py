@@ -683,10 +683,11 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
 # %% [markdown]
 # Sampled answers earn more: with three other seeds the gain was 0.08, 0.08 and 0.04, each with a
 # standard error of 0.02 ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers
-# didn't reliably gain: 37 of 100 were right before GRPO, 30 to 32 after it, and 44 in one more run.
-# They now name fewer keys. From a weaker start, 768 rewarded answers raised the reward about as
-# much as 128 written ones ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)).
-# Whether rewards can teach a model what it couldn't say at all is disputed ([Yue et al.
+# didn't reliably gain: 37 of 100 were right before GRPO, and 30 to 32 after it. Your run may
+# differ. They now name fewer keys. From a weaker start, 768 rewarded answers raised the reward
+# about as much as 128 written ones
+# ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). Whether rewards can
+# teach a model what it couldn't say at all is disputed ([Yue et al.
 # 2025](https://arxiv.org/abs/2504.13837)).
 #
 # ## A reward that can be hacked
