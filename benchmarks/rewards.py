@@ -89,9 +89,9 @@ def measure(run):
     else:
         policy, curve = rewarded(lab, run)
     found = {"before": before} | scores(policy, lab, unseen) | distances(policy, lab, unseen)
-    told = " ".join(f"{value:.3f}" for value in curve)
+    text = " ".join(f"{value:.3f}" for value in curve)
     seconds = round(time.perf_counter() - begun)
-    return vars(run) | found | {"seconds": seconds, "curve": told}
+    return vars(run) | found | {"seconds": seconds, "curve": text}
 
 
 def rewarded(lab, run):
@@ -122,14 +122,14 @@ def written(lab, run):
 
 def scores(model, lab, unseen):
     """Means over held-out commands, greedily: the honest reward, exact, intent, keys named."""
-    told = generation.answers(model, lab["tokenizer"], unseen["messages"], max_new_tokens=40)
-    both = list(zip(told, unseen["answer"], strict=True))
+    answers = generation.answers(model, lab["tokenizer"], unseen["messages"], max_new_tokens=40)
+    both = list(zip(answers, unseen["answer"], strict=True))
     earned = [lab["reward"](*pair) for pair in both]
     means = {
         "reward": sum(earned),
         "exact": earned.count(1),
         "intent": sum(a.split(",")[0] == b.split(",")[0] for a, b in both),
-        "keys": sum(len(lab["parsed"](text)) for text in told),
+        "keys": sum(len(lab["parsed"](text)) for text in answers),
     }
     return {name: round(value / len(both), 4) for name, value in means.items()}
 

@@ -51,7 +51,7 @@ class Lab:
     def predict(self, question: str, given: float | None) -> guess.Guess:
         """Note the learner's guess for an experiment: a number, or None for no guess.
 
-        `guess.draw(ax)` draws it into a figure, `guess.beside(result)` prints it next to the
+        `guess.draw(ax)` draws it into a figure, `guess.compare(result)` prints it next to the
         result, and `score` lists all guesses. It never raises and does not affect points.
         """
         self._guesses[question] = guess.noted(question, given)

@@ -214,7 +214,7 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
     costs = [lora_params(300, 256, r) / photo.numel() for r in ranks]
     errors = {name: [relative_error(W, r) for r in ranks] for name, W in centered.items()}
     display(figures.error_and_cost(costs, errors, break_even_rank(300, 256), guess_noise))
-    guess_noise.beside(100 * errors["noise"][figures.fifth_of(costs)])
+    guess_noise.compare(100 * errors["noise"][figures.fifth_of(costs)])
 
 # %% [markdown]
 # A few directions capture most of the photograph. In noise, no direction stands out much, so each
@@ -282,7 +282,7 @@ if lab.experiment("How many directions the weights take", 6, needs=["1.4"]):
     spread = {"weights": shares_by_kind({n: start[n] for n in fifth})}
     spread["random"] = shares_by_kind({n: torch.randn_like(start[n]) for n in fifth[:7]})
     display(figures.energy_ranks(spread, guess_rank))
-    guess_rank.beside(figures.median(spread["weights"]))
+    guess_rank.compare(figures.median(spread["weights"]))
 
 # %% [markdown]
 # `q_proj`, `k_proj` and `o_proj` have some structure; by this measure, the others are close to
@@ -379,7 +379,7 @@ guess_update = lab.predict("And what percentage does the update need (median)?",
 if lab.experiment("How many directions the update takes", 5, needs=["1.4"]):
     spread["update"] = shares_by_kind({n: tuned[n] - start[n] for n in fifth})
     display(figures.energy_ranks(spread, guess_update))
-    guess_update.beside(figures.median(spread["update"]))
+    guess_update.compare(figures.median(spread["update"]))
 
 # %% [markdown]
 # The update needs far fewer directions than the weights, but far more than 8. In long runs on code
@@ -422,7 +422,7 @@ if lab.experiment("Every update cut to rank r", 60, needs=["1.1", "1.4", "1.5"])
     cuts = {r: right[f"cut to rank {r}"] for r in energy}
     display(figures.cuts(energy, cuts, right["full"], len(unseen), guess_cut))
     if 8 in cuts:
-        guess_cut.beside(cuts[8])
+        guess_cut.compare(cuts[8])
 
 # %% [markdown]
 # Rank 8 keeps less than half of the right answers. Averaged over three other seeds, rank 8 keeps
@@ -479,7 +479,7 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.4", "1.5"])
     chance = [8 / len(start[n]) for n in fifth]
     own = [energy_within(tuned[n] - start[n], tuned[n] - start[n], 8) for n in fifth]
     display(figures.overlap(shares, own, measured.load("svd"), chance, guess_shared))
-    guess_shared.beside(100 * torch.tensor(shares).median().item())
+    guess_shared.compare(100 * torch.tensor(shares).median().item())
 
 # %% [markdown]
 # LoRA never saw the full update, yet its share is about thirty times chance

@@ -380,7 +380,7 @@ if lab.experiment("What the base model answers", 10):
     print(f"{unseen['text'][0]} → {base_answers[0]}")
 
 # %% [markdown]
-# The base model knows English, but nobody told it about your intents. Now train for 50 steps of 16
+# The base model knows English, but not your intents. Now train for 50 steps of 16
 # commands, at rank 8, on all seven layers of every block. What must the first loss be?
 
 # %%
@@ -402,7 +402,7 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
     lora_answers = generation.answers(model, tokenizer, unseen["messages"])
     counts = {"base model": right(base_answers), "your LoRA": right(lora_answers)}
     display(figures.right_answers(counts, len(unseen), guess_right))
-    guess_right.beside(right(lora_answers)[0])
+    guess_right.compare(right(lora_answers)[0])
     said = {"base model": base_answers, "your LoRA": lora_answers}
     display(compare_answers(unseen["text"], unseen["answer"], said, rows=3))
 
@@ -546,7 +546,7 @@ if lab.experiment("A step's memory", 14, needs=["2.2", "2.4"]):
     peaks = {kind: peak for kind, (_, peak) in cost.items()}
     display(figures.memory(peaks, guess_peak))
     full_peak, lora_peak = (sum(peaks[kind].values()) for kind in list(kinds)[:2])
-    guess_peak.beside(100 * lora_peak / full_peak)
+    guess_peak.compare(100 * lora_peak / full_peak)
 
 # %% [markdown]
 # At equal precision, LoRA needs no gradients or Adam moments for the frozen weights. It still needs

@@ -167,7 +167,7 @@ if lab.experiment("Two learning rates", 45, needs=["3.1"]):
     for rate in rates:
         rate_runs[f"{rate:g}"] = short_run(f"rate {rate:g}", learning_rate=rate)
     display(figures.rates(rate_runs, guess_rate))
-    guess_rate.beside(next(iter(rate_runs.values()))[-1])
+    guess_rate.compare(next(iter(rate_runs.values()))[-1])
 
 # %% [markdown]
 # At the default rate, sixteen steps change nothing you can see, and nothing warns you. If your LoRA
@@ -287,7 +287,7 @@ if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
     given_run = train_on(given_labels)
     said = continued(given_run.model, "\n")
     unstopped = {"given labels": endless(said)}
-    guess_endless.beside(unstopped["given labels"])
+    guess_endless.compare(unstopped["given labels"])
     print(f"{unstopped['given labels']} of {len(said)} answers don't stop. The first three:\n")
     print("\n\n".join(f"{c}\n{text}" for c, text in zip(unseen["text"][:3], said[:3], strict=True)))
 
@@ -459,7 +459,7 @@ if lab.experiment("What is left of a row", 3):
     tickets = tasks.load("tickets", "train")
     lost = {n: damage(cut_on_the_right, n) for n in (48, 64, 96, 128, 192)}
     display(pd.DataFrame(lost).rename_axis(columns="max_length"))
-    guess_empty.beside(lost[64]["train on nothing"])
+    guess_empty.compare(lost[64]["train on nothing"])
 
 # %% [markdown]
 # A cut to 96 tokens removes every long email from training, and no loss curve shows it.
@@ -642,7 +642,7 @@ if lab.experiment("The adapter, loaded as some do", 15, needs=["3.1"]):
         first, second = (again(ids).logits for _ in range(2))
     print(f"the same question twice: logits differ by up to {(first - second).abs().max():.2f}")
     display(figures.reloaded(reloaded, len(unseen), guess_loaded))
-    guess_loaded.beside(reloaded["loaded as some do"])
+    guess_loaded.compare(reloaded["loaded as some do"])
 
 # %% [markdown]
 # There are two bugs and no error. The update counts twice, and dropout is on, so the same question

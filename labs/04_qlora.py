@@ -307,7 +307,7 @@ if lab.experiment("Read with rounded weights", 45, needs=["4.2", "4.3"]):
         m.weight.data = w
     extra = {name: added(loss, unrounded, n_tokens) for name, loss in format_losses.items()}
     display(figures.added_loss(extra, guess_nats))
-    guess_nats.beside(extra.get("NF4\nblocks of 64", [float("nan")])[0])
+    guess_nats.compare(extra.get("NF4\nblocks of 64", [float("nan")])[0])
 
 # %% [markdown]
 # INT4 adds about one and a half times as much loss as NF4. FP4 and NF4 are tied here; in the QLoRA
@@ -644,7 +644,7 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
             set_peft_model_state_dict(here, adapter)
             crossed[trained, base] = loop.held_out_loss(here, tokenizer, unseen)
     display(figures.crossed(crossed))
-    guess_moved.beside(crossed["QLoRA", "16 bits"])
+    guess_moved.compare(crossed["QLoRA", "16 bits"])
 
 # %% [markdown]
 # Each adapter is best on the base it was trained on. The same is true with three other seeds

@@ -194,7 +194,7 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
             steps = [first_update(G, A[:r], r, factor(r) * r, lr=1e-3) for A in drawn]
             helps[rule].append(-sum((G * step).sum().item() for step in steps))
     display(figures.first_steps([4, 8, 16, 32, 64], helps, guess_step))
-    guess_step.beside(helps["alpha = 2r"][-1] / helps["alpha = 2r"][0])
+    guess_step.compare(helps["alpha = 2r"][-1] / helps["alpha = 2r"][0])
 
 # %% [markdown]
 # To first order, the first step's effect is proportional to $\alpha$, whatever the rank: the sum
@@ -250,7 +250,7 @@ if lab.experiment("A grid of your own", 90, needs=["5.3"]):
     grid = sweep(train_home, [4, 16, 64], learning_rates, alpha_of)
     table = grid.pivot(index="rank", columns="learning_rate", values="loss")
     display(figures.grid(table))
-    guess_rate.beside(table.loc[64].idxmin())
+    guess_rate.compare(table.loc[64].idxmin())
 
 # %% [markdown]
 # At $\alpha = 32$, the same rate is best for all three ranks, and at that rate their losses lie
@@ -377,7 +377,7 @@ if lab.experiment("Learn random pairs by heart", 30, needs=["5.4"]):
     for rank in memory_ranks:
         stored[f"r={rank}\n{n_pairs} pairs"] = memorize(rank, n_pairs)
     display(figures.memory(stored, guess_bits))
-    guess_bits.beside(stored.get("r=1\n250 pairs", float("nan")))
+    guess_bits.compare(stored.get("r=1\n250 pairs", float("nan")))
 
 # %% [markdown]
 # Rank decides how much the adapter can memorize. The next figure repeats this with 1,000 pairs and
@@ -492,7 +492,7 @@ guess_words = lab.predict("What percentage of tickets does TF-IDF of words get r
 if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
     scores = tables.at_best_rate(measured.load("tickets"), score="accuracy", lowest=False)
     display(figures.tickets(scores, guess_words))
-    guess_words.beside(100 * scores.loc[scores["method"] == "TF-IDF", "accuracy"].mean())
+    guess_words.compare(100 * scores.loc[scores["method"] == "TF-IDF", "accuracy"].mean())
 
 # %% [markdown]
 # With 960 examples, a non-neural classifier that trains in seconds is a serious rival. LoRA is a

@@ -273,7 +273,7 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
         shares[grid] = [100 * arrives(there, size * unit, store) for size in sizes]
     shares["NF4, original weights"] = [100 * arrives(W, size * unit, nf4) for size in sizes]
     display(figures.arrivals(sizes, shares, (dW.norm() / W.norm()).item(), guess_arrives))
-    guess_arrives.beside(100 * arrives(W.bfloat16().float(), 1e-3 * unit, grids["bf16"]))
+    guess_arrives.compare(100 * arrives(W.bfloat16().float(), 1e-3 * unit, grids["bf16"]))
 
 # %% [markdown]
 # If the weights already lie on a grid, updates that are small compared with *its* steps are lost:
@@ -372,7 +372,7 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
         share, _, logits = said(changed(change, pairs["home"]), tokenizer, commands)
         right[way], kls[way] = round(60 * share), kl_divergence(wanted, logits)
     display(figures.merges(kls, right, 60, guess_merge))
-    guess_merge.beside(right["original, 16 bits"])
+    guess_merge.compare(right["original, 16 bits"])
 
 # %% [markdown]
 # Merging into the dequantized base gives the model that you trained, up to rounding in 16 bits.

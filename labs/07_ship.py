@@ -142,7 +142,7 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
     faulty = {number for numbers in found.values() for number in numbers}
     good = [row for number, row in enumerate(rows) if number not in faulty]
     print(f"{len(good)} of {len(rows)} rows are left")
-    guess_faults.beside(len(faulty))
+    guess_faults.compare(len(faulty))
 
 # %% [markdown]
 # None of these rows would have raised an error. A cut answer never teaches the model to stop, and a
@@ -236,7 +236,7 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
     train_rows, test_rows = split(good, 0.25, lab.seed)
     for name, sides in {"a coin per row": tossed, "your split": (train_rows, test_rows)}.items():
         print(f"{name}: {leaked(*sides)} of {len(sides[1])} test rows are also in training")
-    guess_leak.beside(100 * leaked(*tossed) / len(tossed[1]))
+    guess_leak.compare(100 * leaked(*tossed) / len(tossed[1]))
 
 # %% [markdown]
 # Some tenants sent a message twice, or got two answers. A coin per row puts some of these pairs on
@@ -270,18 +270,18 @@ def nearest(row, train):
 def looked_up(row, train):
     """`nearest`, with each part replaced by the first known value that occurs in the question."""
     parts = nearest(row, train).split("; ")
-    told = [other["messages"][-1]["content"].split("; ") for other in train]
+    answers = [other["messages"][-1]["content"].split("; ") for other in train]
     for i in range(len(parts)):
-        known = {answer[i] for answer in told if len(answer) == len(parts)}
+        known = {answer[i] for answer in answers if len(answer) == len(parts)}
         found = [re.search(rf"\b{re.escape(v.casefold())}\b", question(row)) for v in known]
         first = min(filter(None, found), key=re.Match.start, default=None)
         parts[i] = next(v for v in known if v.casefold() == first[0]) if first else parts[i]
     return "; ".join(parts)
 
 
-def parts_right(told, wanted):
+def parts_right(answers, wanted):
     """{part of an answer: how many are right}, and how many answers are right as a whole."""
-    pairs = [(a.split("; "), b.split("; ")) for a, b in zip(told, wanted, strict=True)]
+    pairs = [(a.split("; "), b.split("; ")) for a, b in zip(answers, wanted, strict=True)]
     right = {
         name: sum(a[i : i + 1] == b[i : i + 1] for a, b in pairs) for i, name in enumerate(FIELDS)
     }
@@ -317,15 +317,15 @@ if lab.experiment("The office's adapter, and its score", 55, needs=["7.1", "7.2"
     asked = [row["messages"] for row in test_rows]
     wanted = [messages[-1]["content"] for messages in asked]
     limit = max(len(tokenizer(text)["input_ids"]) for text in wanted) + 8  # tokens of an answer
-    told = {
+    answers = {
         "look-up": [looked_up(row, train_rows) for row in test_rows],
         "LoRA": generation.answers(office.model, tokenizer, asked, limit),
     }
-    three = {"base model": generation.answers(base, tokenizer, asked[:3], limit)} | told
+    three = {"base model": generation.answers(base, tokenizer, asked[:3], limit)} | answers
     display(compare_answers([row[-2]["content"] for row in asked], wanted, three, rows=3))
-    scores = {name: parts_right(answers, wanted) for name, answers in told.items()}
+    scores = {name: parts_right(texts, wanted) for name, texts in answers.items()}
     display(figures.scores(scores, len(wanted)))
-    guess_score.beside(100 * scores["LoRA"]["whole answer"] / len(wanted))
+    guess_score.compare(100 * scores["LoRA"]["whole answer"] / len(wanted))
 
 # %% [markdown]
 # The look-up gets about three quarters of the apartments and times right, but half of its trades
@@ -388,7 +388,7 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
         right_by_way[way] = sum(a == b for a, b in zip(answers, wanted, strict=False))
         print(f"{way:<30} {answers[0][:90]!r}")
     display(figures.asked(right_by_way, len(few), guess_template))
-    guess_template.beside(100 * right_by_way["Llama 2's template"] / len(few))
+    guess_template.compare(100 * right_by_way["Llama 2's template"] / len(few))
 
 # %% [markdown]
 # Over three seeds, a doubled first token costs at most two of about 105 answers. A missing
@@ -509,7 +509,9 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
     files["rows not moved"] = divergence(exact, logits), right
     print(f"rows not moved: {generation.answers(whole, tokenizer, asked[:1], limit)[0]!r}")
     display(figures.files(files, len(held_out), guess_q4))
-    guess_q4.beside(100 * next((r for n, (_, r) in files.items() if n[:4] == "q4_0"), float("nan")))
+    guess_q4.compare(
+        100 * next((r for n, (_, r) in files.items() if n[:4] == "q4_0"), float("nan"))
+    )
 
 # %% [markdown]
 # Over three seeds, bf16 and Q8_0 lose no answers. Q4_0 is a third the size of bf16 and loses three
@@ -722,7 +724,7 @@ if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
         for name, add in ways.items():
             times[name].append(seconds(add, x, A, B, scaling, index))
     display(figures.batches(sizes, times))
-    guess_batch.beside(times["one by one"][3] / times["grouped"][3])
+    guess_batch.compare(times["one by one"][3] / times["grouped"][3])
 
 # %% [markdown]
 # (The base's own product is left out.) Going one by one costs a call per row. Copying the factors
@@ -743,11 +745,13 @@ if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
 # %%
 def by_peft(plan):
     """PEFT's greedy answers to (customer, messages) pairs."""
-    told = []
+    answers = []
     for name in folders:
         fleet.set_adapter(name)
-        told += generation.answers(fleet, tokenizer, [m for other, m in plan if other == name], 48)
-    return told
+        answers += generation.answers(
+            fleet, tokenizer, [m for other, m in plan if other == name], 48
+        )
+    return answers
 
 
 def by_server(address, plan):
@@ -783,13 +787,13 @@ if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
             served = by_server(address, plan)
         table = pd.DataFrame({"customer": [name for name, _ in plan], "served": served})
         table["right"] = [
-            told == customers[name](messages[-1]["content"])
-            for told, (name, messages) in zip(served, plan, strict=True)
+            text == customers[name](messages[-1]["content"])
+            for text, (name, messages) in zip(served, plan, strict=True)
         ]
         table["equal to PEFT's"] = table["served"] == pd.Series(by_peft(plan))
         display(table.groupby("customer", sort=False)[["right", "equal to PEFT's"]].sum())
         display(table.groupby("customer", sort=False)[["served"]].first())
-        guess_same.beside(table["equal to PEFT's"].sum())
+        guess_same.compare(table["equal to PEFT's"].sum())
 
 # %% [markdown]
 # Expect most answers to equal PEFT's exactly. A few may differ: the server uses another 16-bit

@@ -302,11 +302,11 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
     short, curves = train_dpo(preferred, rate=5e-4, beta=0.1)
     tokens["shorter, beta 0.1"] = lengths(short)
     unseen = tasks.load("chat", "test").select(range(3))["messages"]
-    told = {"before": generation.answers(model, tokenizer, unseen, 64)}
-    told["after"] = generation.answers(short, tokenizer, unseen, 64)
-    display(compare_answers([messages[0]["content"] for messages in unseen], None, told))
+    answers = {"before": generation.answers(model, tokenizer, unseen, 64)}
+    answers["after"] = generation.answers(short, tokenizer, unseen, 64)
+    display(compare_answers([messages[0]["content"] for messages in unseen], None, answers))
     display(figures.lengths(tokens, guess_dpo))
-    guess_dpo.beside(sum(tokens["shorter, beta 0.1"]) / 60)
+    guess_dpo.compare(sum(tokens["shorter, beta 0.1"]) / 60)
 
 # %% [markdown]
 # Answers are less than half as long as before, in this run and in three others
@@ -507,12 +507,12 @@ def reward(answer, wanted):
         return 0.0
     if not isinstance(said, dict):
         return 0.0
-    told, goal = (
+    got, goal = (
         {key: json.dumps(value, sort_keys=True) for key, value in data.items()}
         for data in (said, json.loads(wanted))
     )
-    right = sum(told.get(key) == value for key, value in goal.items())
-    return right / len(told.keys() | goal.keys())
+    right = sum(got.get(key) == value for key, value in goal.items())
+    return right / len(got.keys() | goal.keys())
     # END SOLUTION
 
 
@@ -651,14 +651,14 @@ def marks(model):
     rows = unseen_commands()
     chance = torch.Generator(lab.device).manual_seed(0)
     sampled = rollouts.sample(model, tokenizer, rows.to_list(), 4, 40, generator=chance)
-    told = generation.answers(model, tokenizer, rows["messages"], 40)
-    both = list(zip(told, rows["answer"], strict=True))
+    answers = generation.answers(model, tokenizer, rows["messages"], 40)
+    both = list(zip(answers, rows["answer"], strict=True))
     return {
         "sampled": [earns(reward)(answer) for answer in sampled],
         "greedy": [reward(*pair) for pair in both],
         "intents": sum(parsed(a).get("intent") == parsed(b)["intent"] for a, b in both),
         "right": sum(reward(*pair) == 1 for pair in both),
-        "keys": sum(len(parsed(text)) for text in told) / len(told),
+        "keys": sum(len(parsed(text)) for text in answers) / len(answers),
     }
 
 
@@ -672,13 +672,13 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
     policy, curves = train_grpo(reward)
     found["GRPO"] = marks(policy)
     some = unseen_commands().select(range(3))
-    told = {
+    answers = {
         name: generation.answers(m, tokenizer, some["messages"], 40)
         for name, m in {"before": start, "after": policy}.items()
     }
-    display(compare_answers(some["text"], some["answer"], told, rows=3))
+    display(compare_answers(some["text"], some["answer"], answers, rows=3))
     display(figures.rewarded(found, guess_grpo))
-    guess_grpo.beside(sum(found["GRPO"]["sampled"]) / 400)
+    guess_grpo.compare(sum(found["GRPO"]["sampled"]) / 400)
 
 # %% [markdown]
 # Sampled answers earn more: with three other seeds the gain was 0.08, 0.08 and 0.04, each with a
@@ -716,12 +716,12 @@ if lab.experiment("Another reward", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
     worth = complete  # or a reward of your own
     policy, other_curves = train_grpo(worth)
     found[f"paid {worth.__name__}"] = marks(policy)
-    told = generation.answers(policy, tokenizer, some["messages"], 40)
-    for row, text in zip(some, told, strict=True):
+    answers = generation.answers(policy, tokenizer, some["messages"], 40)
+    for row, text in zip(some, answers, strict=True):
         pay, value = (earned(text, row["answer"]) for earned in (worth, reward))
         print(f"{row['text']}\n  paid {pay:.1f}, your reward {value:.2f}: {text}")
     display(figures.hacked(found, other_curves.values["reward"], guess_keys))
-    guess_keys.beside(list(found.values())[-1]["keys"])
+    guess_keys.compare(list(found.values())[-1]["keys"])
 
 # %% [markdown]
 # Paid by the key, the model names more keys, and fewer answers are right. A subtler mistake is to

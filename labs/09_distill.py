@@ -75,10 +75,10 @@ def marks(model):
     """Right answers to 100 unseen commands, and JSON answers to 60 unseen instructions."""
     commands = tasks.draw("home", "test", 100)
     chats = tasks.load("chat", "test")
-    told = generation.answers(model, tokenizer, commands["messages"], 40)
+    answers = generation.answers(model, tokenizer, commands["messages"], 40)
     said = generation.answers(model, tokenizer, chats["messages"], 24)
     return {
-        "home": sum(a == b for a, b in zip(told, commands["answer"], strict=True)),
+        "home": sum(a == b for a, b in zip(answers, commands["answer"], strict=True)),
         "json": sum(map(in_json, chats, said)),
     }
 
@@ -92,11 +92,11 @@ if lab.experiment("An adapter for home alone", 55):
     tuned = learn_home(adapted(base))
     found = {"home alone": marks(tuned)}
     some = tasks.load("chat", "test").select([0, 7, 21])["messages"]
-    told = {"base": generation.answers(base, tokenizer, some, 48)}
-    told["home alone"] = generation.answers(tuned, tokenizer, some, 48)
-    display(compare_answers([messages[0]["content"] for messages in some], None, told))
+    answers = {"base": generation.answers(base, tokenizer, some, 48)}
+    answers["home alone"] = generation.answers(tuned, tokenizer, some, 48)
+    display(compare_answers([messages[0]["content"] for messages in some], None, answers))
     display(figures.kept(found, guess_json))
-    guess_json.beside(found["home alone"]["json"])
+    guess_json.compare(found["home alone"]["json"])
 
 # %% [markdown]
 # The adapter gets some of the commands right, and it has also learned something nobody wanted: more
@@ -324,10 +324,10 @@ guess_kept = lab.predict("After eight steps, how many of the 60 are still answer
 if lab.experiment("Distillation from its own base", 105, needs=["9.1", "9.2", "9.3"]):
     students = {"home alone": tuned, "distilled": distill(tuned, "distilled", sampler())}
     found["distilled"] = marks(students["distilled"])
-    told["distilled"] = generation.answers(students["distilled"], tokenizer, some, 48)
-    display(compare_answers([messages[0]["content"] for messages in some], None, told))
+    answers["distilled"] = generation.answers(students["distilled"], tokenizer, some, 48)
+    display(compare_answers([messages[0]["content"] for messages in some], None, answers))
     display(figures.kept(found, guess_kept))
-    guess_kept.beside(found["distilled"]["json"])
+    guess_kept.compare(found["distilled"]["json"])
 
 # %% [markdown]
 # The braces are gone, and `home` still works. In three other runs, 42, 34 and 40 of 60 instructions
@@ -452,9 +452,9 @@ if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4
     unseen = tasks.load("chat", "test").to_list()[::2]
     drifts = {}
     for name, model in students.items():
-        answers = sampler()(model, unseen)
+        batch = sampler()(model, unseen)
         with fast.layers(model), trees.forward(model):
-            drifts[name] = drift(model, answers)
+            drifts[name] = drift(model, batch)
     display(figures.distances(drifts))
 
 # %% [markdown]

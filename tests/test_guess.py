@@ -35,9 +35,9 @@ def test_what_is_no_number_is_no_guess_and_no_error(given, capsys):
 
 
 def test_the_result_stands_beside_the_guess(capsys):
-    guess.noted("How many of 60?", 40).beside(np.float64(23))
+    guess.noted("How many of 60?", 40).compare(np.float64(23))
     assert capsys.readouterr().out.endswith("You guessed 40; it is 23.\n")
-    guess.noted("And now?", None).beside(3)
+    guess.noted("And now?", None).compare(3)
     assert "guessed" not in capsys.readouterr().out
 
 
@@ -91,8 +91,8 @@ def test_the_last_cell_sets_guesses_beside_results(monkeypatch):
     lab.predict("How many of 60?", 30)
     mine = lab.predict("How many of 60?", 40)  # the cell run again
     lab.predict("How many MB?", 1200)  # whose experiment was not run
-    lab.predict("How much?", None).beside(2)
-    mine.beside(23)
+    lab.predict("How much?", None).compare(2)
+    mine.compare(23)
     lab.score()
     lines = shown.pop()["text/plain"].splitlines()
     assert [line.split() for line in lines[-2:]] == [

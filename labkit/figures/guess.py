@@ -23,7 +23,7 @@ class Guess:
     value: float | None = None
     result: float | None = None
 
-    def beside(self, result: float) -> None:
+    def compare(self, result: float) -> None:
         """Note the result; print it next to the guess, if there is one."""
         self.result = float(result)
         if self.value is not None:

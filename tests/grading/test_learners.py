@@ -51,7 +51,7 @@ def test_a_name_of_an_experiment_is_told(graded):
 def test_checks_and_reveals_in_cells_are_silent_and_give_nothing(graded):
     cell = "check.matches_dense(lora_forward)\nlab.score()\nlab.headline('x')\n"
     cell += "assert lab.experiment('x', 1, needs=['2.1']) is lab.gpu('x', 'y', needs=[]) is False\n"
-    cell += "guess = lab.predict('how many?', 3)\nguess.beside(1)\nassert guess.value is None\n"
+    cell += "guess = lab.predict('how many?', 3)\nguess.compare(1)\nassert guess.value is None\n"
     cell += "lab.reveal('2.1')\n"  # what stands below it is run
     _, records = graded(START, FORWARD, cell + FLOPS, "lab.reveal('2.8')")
     assert records["2.5"]["status"] == "passed"
