@@ -319,8 +319,8 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
 # uses 5e-6. This run saw 72 pairs; TRL's runs see tens of thousands.
 #
 # **Turn it: beta, the rate, and the pairs.** The default swaps each pair: the longer answer is
-# chosen, as if somebody had mixed up the two columns. Then try `beta=1.0`, or the 5e-6 of TRL's
-# example.
+# chosen, as if somebody had mixed up the two columns. Then try `beta=1.0`, or the rate of 5e-6 from
+# TRL's example.
 
 # %% tags=["experiment"]
 wish, beta, rate = "longer", 0.1, 5e-4
@@ -480,9 +480,9 @@ check.clipped(grpo_loss)
 # - less for each unwanted key, down to 0;
 # - no more with a wrong value for a wanted key than without that key.
 #
-# Many formulas pass. One more condition blocks a common hack. An *honest half* has half of the
-# wanted keys right and nothing else. An answer that **names every key** there is (`home` has 16)
-# must earn less than an honest half, even if all its wanted keys are right.
+# Many formulas pass. One more condition blocks a common hack: an answer that **names every possible
+# key** (`home` has 16) must earn less than one that names only half of the wanted keys, with their
+# right values, even if it gets all the wanted keys right.
 #
 # <details><summary>Hint</summary>
 #
