@@ -95,9 +95,9 @@ def test_what_it_says_of_a_cut_update_is_in_the_table():
 def test_what_it_says_of_merges_is_in_the_table():
     runs = measured.by_run("merging")
     lost = runs["as trained: right"] - runs["original, 16 bits: right"]
-    assert sorted(set(lost.round())) == [9, 10] and len(lost) == 3
-    said = "The merged model gets nine or ten fewer of 60 answers right in each of three seeds"
-    assert said in plain(TEXT)
+    assert len(lost) == 3
+    said = f"The merged model gets {min(lost):.0f} to {max(lost):.0f} fewer of 60 answers right"
+    assert f"{said} in each of three seeds" in plain(TEXT)
 
 
 def test_what_it_says_of_rates_and_templates_is_in_the_tables():
