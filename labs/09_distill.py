@@ -332,9 +332,10 @@ if lab.experiment("Distillation from its own base", 105, needs=["9.1", "9.2", "9
 # %% [markdown]
 # The braces are gone, and `home` still works. In three other runs, 42, 34 and 40 of 60 instructions
 # were answered in JSON before distillation, and none after
-# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). On average, these runs
-# got 40 of 100 commands right, up from 36 at the start. Another 15 steps on `home` alone reach 47,
-# so the cure may cost a little. Read the answers: one without a brace isn't necessarily good.
+# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). They got 41, 46 and 36 of
+# 100 commands right, after 39, 35 and 33 at the start; eight more steps on `home` alone got 36, 32
+# and 38. So the cure cost nothing we could detect. Read the answers: one without a brace isn't
+# necessarily good.
 #
 # Be careful with automatic scores: `chat` has checks such as "at most 30 words", which a JSON
 # intent passes.
@@ -386,7 +387,7 @@ if lab.experiment("Other answers", 120, needs=["9.1", "9.2", "9.3"]):
 
 # %% [markdown]
 # The JSON disappears no matter who writes the answers. The final distance from the base differs:
-# 0.1 to 0.2 nats per token with the student's own answers or the base's, and 0.55 with the written
+# about 0.2 nats per token with the student's own answers or the base's, and 0.57 with the written
 # ones ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). With its own
 # answers, the student minimizes exactly this distance; with the base's, nearly this one. So nobody
 # has to write answers, but these runs don't show that the student's own are better than the base's.
