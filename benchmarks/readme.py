@@ -23,7 +23,7 @@ from labkit.course.executed import experiment
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "pictures"
 SHOWN = {  # file -> lab, experiment; the last picture of it
-    "cuts.png": ("01_svd", "Every update cut to rank r"),
+    "lora_and_cut.png": ("01_svd", "LoRA of rank 8 on the same batches"),
     "qlora_merges.png": ("06_merging", "One adapter, four merges"),
 }
 ANSWERS = ("02_lora", "Before and after")

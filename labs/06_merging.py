@@ -462,7 +462,7 @@ if lab.experiment("How much of it is cross terms?", 2, needs=["6.5"]):
         print(f"{way}: the norm of the cross terms is {math.sqrt(rest / total):.0%} of the sum's")
 
 # %% [markdown]
-# The cross terms of `linear` are nearly as large as the sum itself. Worse, they depend on how an
+# The cross terms of `linear` are not much smaller than the sum itself. Worse, they depend on how an
 # adapter happens to be factored: $(QA, BQ^\top)$ is the same adapter for any orthogonal $Q$, but
 # its cross terms differ. Prefer `cat`. Its price is a higher rank.
 
@@ -509,8 +509,8 @@ check.recompresses(recompress)
 # TIES ([Yadav et al. 2023](https://arxiv.org/abs/2306.01708)) keeps updates from canceling each
 # other. `updates` is a list of matrices $\Delta W_i$ of the same shape. Merge them in three steps:
 #
-# 1. *Trim.* Of each update's `n` entries, keep the `int(density * n)` largest in magnitude and set
-#    the rest to zero.
+# 1. *Trim.* Of each update's `n` entries, keep the `int(density * n)` largest in magnitude (at
+#    least one; no two are equally large) and set the rest to zero.
 # 2. *Elect a sign* per entry: the sign of the sum of the trimmed updates. If the sum is 0, elect +.
 # 3. *Merge.* For each entry, average the trimmed values that have the elected sign, not counting
 #    zeros. If no value has the elected sign, the result is 0.
