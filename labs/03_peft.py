@@ -190,7 +190,7 @@ def count_right(answers):
 
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("PEFT and TRL learn home", 70, needs=["3.1"]):
+if lab.experiment("PEFT and TRL learn home", 105, needs=["3.1"]):
     torch.manual_seed(lab.seed)
     rows = tasks.draw("home", "train", 320, lab.seed)
     with capture_output():
@@ -410,7 +410,7 @@ check.prompt_opens_answer(render_prompt)
 # command opens the answer. Ask the same model with and without it.
 
 # %% tags=["experiment"]
-if lab.experiment("The generation prompt, left out", 5, needs=["3.1", "3.2"]):
+if lab.experiment("The generation prompt, left out", 12, needs=["3.1", "3.2"]):
     for name, ending in {"with the line break": "\n", "without it": ""}.items():
         said = continued(your_run.model, ending)
         opened = sum(text.startswith("{") for text in said)

@@ -72,7 +72,7 @@ def train_home(rank, alpha, learning_rate, seed):
 # $\alpha = 128$, will settle it.)
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("Three ranks, three rules for alpha", 100):
+if lab.experiment("Three ranks, three rules for alpha", 130):
     ranks, rate = [4, 16, 64], 1e-3
     rules = {
         "alpha = 2r": lambda r: 2 * r,
@@ -246,7 +246,7 @@ guess_rate = lab.predict("With alpha = 32, which rate is best at r=64: 1e-3, 3e-
 # %% tags=["experiment"]
 learning_rates = [1e-3, 3e-3, 1e-2]
 alpha_of = lambda rank: 32  # noqa: E731
-if lab.experiment("A grid of your own", 90, needs=["5.3"]):
+if lab.experiment("A grid of your own", 105, needs=["5.3"]):
     grid = sweep(train_home, [4, 16, 64], learning_rates, alpha_of)
     table = grid.pivot(index="rank", columns="learning_rate", values="loss")
     display(figures.grid(table))
@@ -373,7 +373,7 @@ guess_bits = lab.predict("Of 1,500 bits, how many does r=1 store?", None)
 
 # %% tags=["experiment"]
 n_pairs, memory_ranks = 250, [1, 2, 8]
-if lab.experiment("Learn random pairs by heart", 30, needs=["5.4"]):
+if lab.experiment("Learn random pairs by heart", 15, needs=["5.4"]):
     for rank in memory_ranks:
         stored[f"r={rank}\n{n_pairs} pairs"] = memorize(rank, n_pairs)
     display(figures.memory(stored, guess_bits))

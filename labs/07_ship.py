@@ -768,7 +768,7 @@ def by_server(address, plan):
 guess_same = lab.predict("Served by llama.cpp: how many of 60 answers equal PEFT's?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("One server, three adapters", 30, needs=["7.1", "7.2"]):
+if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
     shelf = Path("build/ship")
     shelf.mkdir(parents=True, exist_ok=True)
     ground = gguf.write_model(models.load()[0], tokenizer, shelf / "base.gguf", "f16")

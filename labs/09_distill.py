@@ -321,7 +321,7 @@ def distill(start, name, sample, learned=("home",), steps=8, rate=1e-3, weight=1
 guess_kept = lab.predict("After eight steps, how many of the 60 are still answered in JSON?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("Distillation from its own base", 105, needs=["9.1", "9.2", "9.3"]):
+if lab.experiment("Distillation from its own base", 65, needs=["9.1", "9.2", "9.3"]):
     students = {"home alone": tuned, "distilled": distill(tuned, "distilled", sampler())}
     found["distilled"] = marks(students["distilled"])
     answers["distilled"] = generation.answers(students["distilled"], tokenizer, some, 48)
@@ -345,7 +345,7 @@ if lab.experiment("Distillation from its own base", 105, needs=["9.1", "9.2", "9
 
 # %% tags=["experiment"]
 knobs = {"learned": ()}
-if lab.experiment("Other settings", 95, needs=["9.1", "9.2", "9.3"]):
+if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
     turned = [f"{k} {v:g}" if v != () else "without home" for k, v in knobs.items()]
     name = ", ".join(turned)
     students[name] = distill(tuned, name, sampler(), **knobs)
@@ -379,7 +379,7 @@ def from_base(sample):
 
 # %% tags=["experiment"]
 source = {"learned": ("home", "chat"), "weight": 0.0}
-if lab.experiment("Other answers", 120, needs=["9.1", "9.2", "9.3"]):
+if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
     name = "written answers" if "learned" in source else "the base's answers"
     students[name] = distill(tuned, name, **{"sample": sampler()} | source)
     found[name] = marks(students[name])

@@ -282,7 +282,7 @@ def round_trip(adapter_state, load_adapter_, LoRALinear):
         f"given a state {misfit} {name!r}": (*data, misfit, name)
         for misfit, name in zip(misfits, places, strict=True)
     }
-    refused = {"load_adapter_()": "raise an error before anything changes"}
+    refused = {"load_adapter_()": "raise an error and leave the model unchanged"}
     expect_right(answers, cases, lambda *_: refused, probes.refused)
 
 

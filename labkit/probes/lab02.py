@@ -295,5 +295,6 @@ def refused(adapter_state, load_adapter_, LoRALinear, A, B, x, misfit, name):
         raise
     except Exception:
         stayed = all(torch.equal(part, before[name]) for name, part in parts(model).items())
-        outcome = f"raise an error {'before anything' if stayed else 'after something'} changes"
+        how = "and leave the model unchanged" if stayed else "after it has changed the model"
+        outcome = f"raise an error {how}"
     return {"load_adapter_()": outcome}
