@@ -712,9 +712,9 @@ guess_keys = lab.predict(
 # answers.
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("Another reward", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
+if lab.experiment("Another reward", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
     worth = complete  # or a reward of your own
-    policy, other_curves = train_grpo(worth)
+    policy, other_curves = train_grpo(worth, steps=8)
     found[f"paid {worth.__name__}"] = marks(policy)
     answers = generation.answers(policy, tokenizer, some["messages"], 40)
     for row, text in zip(some, answers, strict=True):
