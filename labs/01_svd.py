@@ -610,7 +610,7 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
 #
 # ●○○ · 4 min · 3 points
 #
-# The first letter you check counts. Then read the explanation.
+# Only the first letter you check counts. Then read the explanation.
 #
 # **q1. Rank 8 keeps only part of a full update's energy. What does that say about LoRA with r=8?**
 #

@@ -468,7 +468,7 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
 # `n_tokens` tokens. A multiply-add counts as two.
 #
 # - Without `r`, all weights train.
-# - With `r`, the weights are frozen, and each has a trainable `A` and `B` of rank `r`.
+# - If `r` is given, the weights are frozen, and each gets a trainable `A` and `B` of rank `r`.
 #
 # Every layer also computes the gradient of its input `x`. Count only matrix products. Return an
 # int, the same number that `torch.utils.flop_counter` reports.
@@ -742,7 +742,7 @@ if lab.experiment("Send it to a fresh model", 8, needs=["2.2", "2.4", "2.7"]):
 #
 # ●○○ · 4 min · 3 points
 #
-# The first letter you check counts. Then read the explanation.
+# Only the first letter you check counts. Then read the explanation.
 #
 # **q1. Why is `B` zero at the start, and `A` random?**
 #

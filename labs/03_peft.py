@@ -292,8 +292,8 @@ if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
     print("\n\n".join(f"{c}\n{text}" for c, text in zip(unseen["text"][:3], said[:3], strict=True)))
 
 # %% [markdown]
-# The JSON is complete, but the model keeps writing until the limit of 48 tokens. The loss fell as
-# in any good run.
+# The JSON is complete, but the model keeps writing until it reaches the 48-token limit. The loss
+# fell as in any good run.
 #
 # ### Exercise 3.2 · `answer_labels`
 #
@@ -814,7 +814,7 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
 #
 # ●○○ · 4 min · 4 points
 #
-# The first letter you check counts. Then read the explanation.
+# Only the first letter you check counts. Then read the explanation.
 #
 # **q1. A tuned model gives good answers, then keeps writing up to the limit. What do you check
 # first?**

@@ -803,9 +803,9 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 #
 # **GPTQ** ([2022](https://arxiv.org/abs/2210.17323)) rounds one column after another and adjusts
 # the remaining ones so that the layer's *output* changes little on calibration text. Quantizing
-# takes time and data, but the kernels are fast: this is a format for serving. In transformers,
-# install `gptqmodel` and pass
-# `quantization_config=GPTQConfig(bits=4, dataset="c4", tokenizer=tokenizer)`.
+# takes time and data, but the kernels are fast: this is a format for serving. With transformers,
+# install `gptqmodel` and pass `quantization_config=GPTQConfig(bits=4, dataset="c4",
+# tokenizer=tokenizer)`.
 #
 # **AWQ** ([2023](https://arxiv.org/abs/2306.00978)) scales up the columns that meet large
 # activations before rounding, so that they lose less. llm-compressor's `AWQModifier` makes an AWQ
@@ -847,7 +847,7 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 #
 # ●○○ · 4 min · 3 points
 #
-# The first letter you check counts. Then read the explanation.
+# Only the first letter you check counts. Then read the explanation.
 #
 # **q1. How does a layer with NF4 weights work?**
 #

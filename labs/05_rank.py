@@ -546,7 +546,7 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
 #
 # ●○○ · 4 min · 3 points
 #
-# The first letter you check counts. Then read the explanation.
+# Only the first letter you check counts. Then read the explanation.
 #
 # **q1. A colleague trains adapters of rank 4, 16 and 64 with alpha = 2r at learning rate 2e-4, with
 # three seeds each, and finds r=64 clearly best. What does this show?**

@@ -639,7 +639,7 @@ if lab.experiment("Four mixtures of two adapters", 75, needs=["6.5", "6.6", "6.7
 #
 # ●○○ · 4 min · 3 points
 #
-# The first letter you check counts. Then read the explanation.
+# Only the first letter you check counts. Then read the explanation.
 #
 # **q1. You want the model that QLoRA trained, as one file. How do you merge?**
 #

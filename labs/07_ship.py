@@ -646,9 +646,9 @@ if lab.experiment("One message, three adapters", 5, needs=["7.1", "7.2", "7.4"])
 #
 # ●●○ · 10 min · 3 points
 #
-# All rows of a mixed batch are multiplied by the same base weight. Then each row adds
-# $s_k B_k A_k x$ from its own adapter $k$. Return these terms, `(n, d_out)`, in the dtype of `x`.
-# You get the rows `x`, the stacked factors of all adapters in the same dtype, and their `scaling`,
+# All rows of a mixed batch are multiplied by the same base weight. Then each row adds $s_k B_k A_k
+# x$ from its own adapter $k$. Return these terms, of shape `(n, d_out)`, in the dtype of `x`. You
+# get the rows `x`, the stacked factors of all adapters in the same dtype, and their `scaling`,
 # which may be fp32 when the rest is bf16. `index` gives each row's adapter. **-1 means none**: such
 # a row gets zeros.
 #
@@ -856,7 +856,7 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
 #
 # ●○○ · 5 min · 4 points
 #
-# The first letter you check counts. Then read the explanation.
+# Only the first letter you check counts. Then read the explanation.
 #
 # **q1. Your adapter answers well in PEFT. Through a server, with the same weights, its answers are
 # chatty and vague. What do you check first?**

@@ -686,8 +686,8 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
 # didn't reliably gain: 37 of 100 were right before GRPO, and 30 to 32 after it. Your run may
 # differ. They now name fewer keys. From a weaker start, 768 rewarded answers raised the reward
 # about as much as 128 written ones
-# ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). Whether rewards can
-# teach a model what it couldn't say at all is disputed ([Yue et al.
+# ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). It is disputed whether
+# rewards can teach a model to give answers that it could not give before ([Yue et al.
 # 2025](https://arxiv.org/abs/2504.13837)).
 #
 # ## A reward that can be hacked
@@ -775,7 +775,7 @@ if lab.experiment("Another reward", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
 #
 # ●○○ · 4 min · 4 points
 #
-# The first letter you check counts. Then read the explanation.
+# Only the first letter you check counts. Then read the explanation.
 #
 # **q1. Why does DPO with LoRA need no second model in memory?**
 #

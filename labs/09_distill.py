@@ -494,7 +494,7 @@ if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4
 #
 # ●○○ · 4 min · 4 points
 #
-# The first letter you check counts. Then read the explanation.
+# Only the first letter you check counts. Then read the explanation.
 #
 # **q1. Why does distilling a LoRA from its own base need no second model?**
 #
