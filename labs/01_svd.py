@@ -28,9 +28,9 @@ lab, check = labkit.start("01_svd")
 # %% [markdown]
 # ## How a lab works
 #
-# Fill in the cells marked `TODO`, then run the check below each one. A failing check says what is
-# wrong. If you are stuck, open the hint. If that doesn't help, `lab.reveal("1.1")` shows the
-# solution and runs it, for no points.
+# Fill in each cell marked `TODO`, then run the check below it. A failing check says what is wrong.
+# If you are stuck, open the hint. If that doesn't help, `lab.reveal("1.1")` shows and runs the
+# solution, but earns no points.
 #
 # Cells that begin with `if lab.experiment(…)` train or measure something, and print how long they
 # take. Cells marked **Turn it** are for you to change and rerun. After a restart, `lab.resume()`
@@ -61,15 +61,16 @@ from labkit.training import generation, loop, models
 #
 # $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r),$$
 #
-# where $\alpha / r$ is a fixed factor. At small $r$, most matrices can't be written this way. Which
-# ones can? The simplest matrix is a column times a row, $u v^\top$. The singular value
+# where $\alpha / r$ is a fixed factor. If $r$ is small, most matrices can't be written this way.
+# Which ones can? The simplest matrix is a column times a row, $u v^\top$. The singular value
 # decomposition (SVD) writes any $W$ as a sum of such terms, largest first:
 #
 # $$W = \sum_i s_i\, u_i v_i^\top, \qquad s_1 \ge s_2 \ge \dots \ge 0.$$
 #
 # The $u_i$ are orthonormal, and so are the $v_i$. The number of terms with $s_i > 0$ is the *rank*.
 # $BA$ is a sum of $r$ terms (column $i$ of $B$ times row $i$ of $A$), so its rank is at most $r$.
-# Conversely, any matrix of rank $r$ is such a product. How much of a matrix can $r$ terms capture?
+# Conversely, any matrix of rank $r$ can be written as such a product. How much of a matrix can $r$
+# terms capture?
 #
 # Keep one example in mind: the matrix with rows (3, 0) and (0, 1). Its singular values are 3 and 1,
 # and its first term has the rows (3, 0) and (0, 0).
@@ -79,14 +80,14 @@ from labkit.training import generation, loop, models
 # ●●○ · 7 min · 2 points
 #
 # Return the matrix of rank at most `r` that is closest to `W` in the *Frobenius norm*, the square
-# root of the sum of squared entries. By the Eckart-Young theorem, it is the sum of the first `r`
-# terms. If `r` exceeds the rank, nothing is cut.
+# root of the sum of squared entries. By the Eckart-Young theorem, this matrix is the sum of the
+# first `r` terms. If `r` exceeds the rank of `W`, nothing is cut.
 #
 # <details><summary>Hint</summary>
 #
 # `torch.linalg.svd(W, full_matrices=False)` returns three tensors. Look at their shapes. The third
-# is called `Vh` for a reason: its *rows* are the $v_i$. To scale the columns of `U`, use a plain
-# `*`.
+# tensor is called `Vh` for a reason: its *rows* are the $v_i$. To scale the columns of `U`, use a
+# plain `*`.
 # </details>
 
 
@@ -107,10 +108,10 @@ check.optimal(best_rank_r)
 #
 # ●●○ · 6 min · 2 points
 #
-# How far from $W$ is $W_r$, the matrix from 1.1? Return $\lVert W - W_r \rVert / \lVert W \rVert$
-# as a float. You need only the singular values. The check notices if you build $W_r$ or $W - W_r$.
-# In the example, cutting to rank 1 removes an entry of 1 from a matrix of norm $\sqrt{10}$, so the
-# error is 0.316.
+# How far from $W$ is $W_r$, the matrix from exercise 1.1? Return
+# $\lVert W - W_r \rVert / \lVert W \rVert$ as a float. You need only the singular values. The check
+# notices if you build $W_r$ or $W - W_r$. In the example, cutting to rank 1 removes an entry of 1
+# from a matrix of norm $\sqrt{10}$, so the error is 0.316.
 #
 # <details><summary>Hint</summary>
 #
@@ -132,8 +133,8 @@ def relative_error(W, r):
 check.errors(relative_error)
 
 # %% [markdown]
-# A photograph is a matrix too. This one, included with matplotlib, shows Grace Hopper, who wrote
-# one of the first compilers.
+# A photograph is a matrix, too. The one below comes with matplotlib and shows Grace Hopper, who
+# wrote one of the first compilers.
 
 # %% tags=["experiment"]
 if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
@@ -168,10 +169,10 @@ if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
 #
 # ●○○ · 3 min · 1 point
 #
-# `lora_params` counts the numbers in $A$, `(r, d_in)`, and $B$, `(d_out, r)`. `break_even_rank` is
-# the largest rank at which $A$ and $B$ together have strictly fewer numbers than $W$,
-# `(d_out, d_in)`, or 0 if there is none. Both return ints. (A 4 × 4 matrix has 16 numbers. Rank 1
-# costs 8 and rank 2 costs 16, so the break-even rank is 1.)
+# `lora_params` counts the numbers in $A$ (shape `(r, d_in)`) and $B$ (shape `(d_out, r)`).
+# `break_even_rank` returns the largest rank at which $A$ and $B$ together have strictly fewer
+# numbers than $W$ (shape `(d_out, d_in)`), or 0 if there is none. Both return ints. (A 4 × 4 matrix
+# has 16 numbers. Rank 1 costs 8 and rank 2 costs 16, so the break-even rank is 1.)
 
 
 # %%
@@ -193,13 +194,13 @@ def break_even_rank(d_out, d_in):
 check.parameters(lora_params, break_even_rank)
 
 # %% [markdown]
-# The cost grows linearly with the rank. At $r = 16$, a 4096 × 4096 matrix costs 131,072 numbers
-# instead of 16.8 million.
+# The cost grows linearly with the rank. At $r = 16$, the factors of a 4096 × 4096 matrix have
+# 131,072 numbers instead of 16.8 million.
 #
 # Are so few numbers enough? That depends on the matrix. Compare the photograph with noise of the
-# same shape. (Both are centered first. Otherwise the first term would be spent on the mean, and
-# noise would look easier to compress than it is.) Guess before you run the cell. Guesses cost no
-# points.
+# same shape. (The code centers both first. Otherwise, the first term would be spent on the mean,
+# and noise would look easier to compress than it is.) Guess before you run the cell. Guesses cost
+# no points.
 
 # %%
 guess_noise = lab.predict(
@@ -218,7 +219,7 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
 
 # %% [markdown]
 # A few directions capture most of the photograph. In noise, no direction stands out much, so each
-# term buys little. Low rank is a bet on structure.
+# term captures little. Low rank is a bet on structure.
 #
 # ## Is a language model's weight low-rank?
 #
@@ -231,7 +232,7 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
 #
 # `s` contains singular values, largest first. Return, as an int, the smallest rank whose energy is
 # *at least* `fraction` of the total. In the example, the energies are 9 and 1: one direction gives
-# 90%, but 95% takes both.
+# 90%, but 95% takes both directions.
 #
 # <details><summary>Hint</summary>
 #
@@ -255,9 +256,9 @@ check.ranks(energy_rank)
 # %% [markdown]
 # SmolLM2-135M-Instruct, the model used in all labs, has 30 blocks with seven matrices each:
 # `q_proj`, `k_proj`, `v_proj` and `o_proj` in the attention, and `gate_proj`, `up_proj` and
-# `down_proj` in the MLP. A `q_proj` has 576 directions and a `k_proj` has 192, so measure the
-# percentage needed for 90% of the energy. Do this for every fifth block and for random matrices of
-# the same shapes.
+# `down_proj` in the MLP. A `q_proj` has 576 directions and a `k_proj` has 192, so measure what
+# percentage is needed for 90% of the energy. Use every fifth block and for random matrices of the
+# same shapes.
 
 
 # %%
@@ -286,12 +287,12 @@ if lab.experiment("How many directions the weights take", 6, needs=["1.4"]):
 
 # %% [markdown]
 # `q_proj`, `k_proj` and `o_proj` have some structure; by this measure, the others are close to
-# noise. None is anywhere near rank 8, which is 1.4% of 576. LoRA bets on the *change* in these
-# weights.
+# noise. None of the matrices is anywhere near rank 8, which is 1.4% of 576. LoRA bets on the
+# *change* in these weights.
 #
 # ## What does fine-tuning change?
 #
-# To test the bet, run full fine-tuning and cut its update.
+# To test this bet, run full fine-tuning and cut its update to a low rank.
 #
 # ### Exercise 1.5 · `truncate_update`, `energy_within`
 #
@@ -303,8 +304,8 @@ if lab.experiment("How many directions the weights take", 6, needs=["1.4"]):
 # `energy_within` compares two updates of the same matrix. The left singular vectors $u_i$ are the
 # *output* directions that an update writes to. Return, as a float, the share of `dW`'s energy in
 # the span of the first `k` left singular vectors of `reference`: project the columns of `dW` onto
-# it and compare sums of squares. If `dW` and `reference` are both the matrix with rows (3, 0) and
-# (0, 1), the result is 0.9 at `k = 1`.
+# that span and compare sums of squares. If `dW` and `reference` are both the matrix with rows (3,
+# 0) and (0, 1), the result is 0.9 at `k = 1`.
 #
 # <details><summary>Hint</summary>
 #
@@ -335,9 +336,9 @@ check.truncates(truncate_update, energy_within)
 
 # %% [markdown]
 # The task is `home`: turn a spoken command into JSON that a smart home understands. None of the 60
-# test answers occurs in training, and the test commands use different sentence patterns. All 210
-# matrices train, a total of 106 million parameters. Embeddings and norms stay frozen, so every
-# change is an update you can cut.
+# test answers occurs in the training data, and the test commands use different sentence patterns.
+# All 210 matrices train, a total of 106 million parameters. Embeddings and norms stay frozen, so
+# every change is an update you can cut.
 
 
 # %%
@@ -384,9 +385,9 @@ if lab.experiment("How many directions the update takes", 5, needs=["1.4"]):
 # %% [markdown]
 # The update needs far fewer directions than the weights, but far more than 8. In long runs on code
 # and math, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) found even higher ranks: 10
-# to 100 times those usual for LoRA. Adam may be part of the reason: it takes similar steps for
-# small and large gradient entries. In one run, SGD's update needed fewer directions, but that run
-# learned less ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
+# to 100 times the usual LoRA ranks. Adam may be part of the reason: it takes similar steps for
+# small and large gradient entries. In one run, SGD's update needed fewer directions than Adam's,
+# but SGD learned less ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
 #
 # But energy isn't the goal; right answers are. Cut every update to rank $r$ with your
 # `truncate_update` and ask the model again.
@@ -425,16 +426,16 @@ if lab.experiment("Every update cut to rank r", 60, needs=["1.1", "1.4", "1.5"])
         guess_cut.compare(cuts[8])
 
 # %% [markdown]
-# Rank 8 keeps less than half of the right answers. Averaged over three other seeds, rank 8 keeps
-# 42% of them, rank 16 keeps 83%, and rank 64 gets as many right as the whole update
+# The cut to rank 8 keeps less than half of the right answers. Averaged over three other seeds, rank
+# 8 keeps 42% of the right answers, rank 16 keeps 83%, and rank 64 gives as many as the whole update
 # ([evidence](../docs/evidence/01_svd.md#what-a-cut-keeps)). Has LoRA lost its bet?
 #
 # ## What does LoRA find?
 #
 # A cut comes after training and ignores the loss. LoRA's update has rank at most 8 throughout
 # training, and every step tries to lower the loss within that limit. Train LoRA on the same
-# batches. In lab 2, you write it by hand; here, PEFT adds an $A$ and a $B$ to each of the 210
-# matrices. (The base is frozen, so it can stay in 16 bits. LoRA's learning rate is higher; lab 5
+# batches. In lab 2, you write LoRA by hand; here, PEFT adds an $A$ and a $B$ to each of the 210
+# matrices. (The base is frozen, so it can stay in 16 bits. LoRA needs a higher learning rate; lab 5
 # explains why.)
 
 # %% tags=["experiment"]
@@ -458,8 +459,8 @@ if lab.experiment("LoRA of rank 8 on the same batches", 90, needs=["1.1", "1.4",
 # it. A cut keeps eight directions that were trained together with the ones it drops.
 #
 # Do LoRA and full fine-tuning write to the same directions? Measure how much of LoRA's energy lies
-# in the full update's top 8. The controls are *chance*, $8 / d_\text{out}$, and stored runs of LoRA
-# and full fine-tuning on other batches.
+# in the full update's top 8 output directions. The controls are *chance*, $8 / d_\text{out}$, and
+# stored runs of LoRA and full fine-tuning on other batches.
 
 # %%
 guess_shared = lab.predict(
@@ -482,9 +483,9 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.4", "1.5"])
     guess_shared.compare(100 * torch.tensor(shares).median().item())
 
 # %% [markdown]
-# LoRA never saw the full update, yet its share is about thirty times chance
+# LoRA never saw the full update, yet the share of its energy there is about thirty times chance
 # ([evidence](../docs/evidence/01_svd.md#where-lora-writes)). Still, more than half of LoRA's energy
-# lies elsewhere. (The dotted line is the full update's own share.)
+# lies elsewhere. (The dotted line shows the same share for the full update itself.)
 #
 # ## Another small number: intrinsic dimension
 #
@@ -580,8 +581,8 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
 # ## Take it with you
 #
 # You can turn a full fine-tune into a LoRA by cutting the difference between two checkpoints.
-# (mergekit calls this *LoRA extraction*.) This script does it for SmolLM2's instruction tuning. How
-# much survives depends on the rank. Embeddings and norms are left out.
+# (mergekit calls this *LoRA extraction*.) The script below does this for SmolLM2's instruction
+# tuning, without embeddings and norms. How much of the change survives depends on the rank.
 #
 # ```python
 # import torch
@@ -649,11 +650,11 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - The first $r$ terms of the SVD add up to the closest matrix of rank $r$. Its two factors cost
-#   $r\,(d_\text{out} + d_\text{in})$ numbers.
-# - This model's weights aren't low-rank. Their full fine-tuning update needs fewer directions, but
-#   more than 8: cutting it to rank 16 keeps most of the right answers, and cutting it to rank 64
-#   costs none of them.
+# - The first $r$ terms of the SVD add up to the closest matrix of rank $r$. Stored as two factors,
+#   it costs $r\,(d_\text{out} + d_\text{in})$ numbers.
+# - This model's weights aren't low-rank. The full fine-tuning update needs fewer directions than
+#   the weights, but more than 8: cutting it to rank 16 keeps most of the right answers, and cutting
+#   it to rank 64 costs none of them.
 # - LoRA trains at rank 8 from the start and gets about nine tenths as many answers right as full
 #   fine-tuning. It doesn't need the full update to be low-rank.
 # - Low matrix rank and low intrinsic dimension are different things.

@@ -68,12 +68,12 @@ display(figures.low_rank(d_out=576, d_in=576, r=8))
 # ●●○ · 7 min · 2 points
 #
 # Compute the layer's output, including the update. `x` can have any leading dimensions: one vector,
-# a batch, a batch of sequences. Never form $BA$ or a copy of $W$: a second matrix of that size
+# a batch, a batch of sequences. Never form $BA$ or a copy of $W$: a second matrix as large as $W$
 # would cost some of the memory that LoRA saves. The check measures the largest tensor you create.
 #
 # Work through one case by hand first. Let $W$ be the 2 × 2 identity, $A$ the row (1, 1), $B$ the
 # column (1, 0), $\alpha = 2$ and $x = (1, 2)$. Then $W x = (1, 2)$, $A x = 3$ and $B A x = (3, 0)$.
-# With $r = 1$ the factor is 2, so the output is (7, 2).
+# With $r = 1$, the factor $\alpha / r$ is 2, so the output is (7, 2).
 #
 # <details><summary>Hint</summary>
 #
@@ -102,18 +102,18 @@ check.matches_dense(lora_forward)
 # Wrap an existing `nn.Linear` in a layer with the attributes `base`, `A`, `B`, `r`, `scaling`
 # ($\alpha / r$) and `merged`, initially `False` (exercise 2.6 sets it). There are three rules:
 #
-# 1. `base` is the given module itself, frozen. A copy would double its memory.
+# 1. `base` is the given module itself, frozen. A copy would take twice the memory.
 # 2. `A` is random and small: PEFT draws entries of size at most $1/\sqrt{d_\text{in}}$ with
 #   `nn.init.kaiming_uniform_(A, a=math.sqrt(5))`. `B` is zero, so the new layer starts out
 #   equivalent to the old one. Both are fp32 `nn.Parameter`s, as in PEFT, on the device of
 #   `base.weight`.
-# 3. `forward` returns `base(x)` plus the scaled update, in the dtype of `base(x)`. It never creates
-#   a matrix as large as $W$. While `merged` is `True`, it returns just `base(x)`.
+# 3. `forward` returns `base(x)` plus the scaled update, in the dtype of `base(x)`. Never create a
+#   matrix as large as $W$. While `merged` is `True`, return just `base(x)`.
 #
 # <details><summary>Hint: where to begin</summary>
 #
 # Assign modules and parameters after `super().__init__()`, so that an optimizer finds them. One
-# method of `nn.Module` freezes all its parameters.
+# method of `nn.Module` freezes all the parameters of a module.
 # </details>
 #
 # <details><summary>Hint: dtypes</summary>
@@ -155,19 +155,20 @@ check.layer(LoRALinear)
 # %% [markdown]
 # ## Where should training start?
 #
-# Training should start at the base model: a large random update would damage it before the first
-# step. The simplest such start is $BA = 0$. Should `A`, `B`, or both be zero? The gradients decide.
+# Training should start at the base model: a large random update would damage the model before the
+# first step. The simplest way to start there is $BA = 0$. Should `A`, `B`, or both be zero? The
+# gradients decide.
 #
 # ### Exercise 2.3 · `lora_gradients`
 #
 # ●●● · 10 min · 3 points
 #
-# `dY` is the gradient of the loss with respect to the layer's output. Return the gradients of `A`
-# and `B`, derived by hand, without `backward()` or other autograd.
+# `dY` is the gradient of the loss with respect to the layer's output. Derive the gradients of `A`
+# and `B` by hand and return them. Don't use `backward()` or other autograd.
 #
 # Try one case with a single row and a single output: $x = (1, 2)$, $A = (1, 1)$, $B = 2$,
-# $\alpha = 2$ and $dY = 1$. With $r = 1$ the factor is 2, so $dB = 2 A x = 6$ and
-# $dA = 2 B\, x = (4, 8)$. With several rows, sum their gradients. You won't need $W$.
+# $\alpha = 2$ and $dY = 1$. With $r = 1$, the factor is 2, so $dB = 2 A x = 6$ and
+# $dA = 2 B\, x = (4, 8)$. If there are several rows, sum their gradients. You won't need $W$.
 #
 # <details><summary>Hint</summary>
 #
@@ -192,7 +193,7 @@ check.gradients(lora_gradients)
 
 # %% [markdown]
 # Look at your formulas. $dA$ contains $B$, and $dB$ contains $A$. With $B = 0$, only $B$ gets a
-# gradient in the first step. From the second step on, both train.
+# gradient in the first step. From the second step on, both matrices train.
 #
 # Now try each start in a real model, SmolLM2-135M-Instruct. The task is `home`: turn a spoken
 # command into JSON that a smart home understands.
@@ -225,9 +226,9 @@ def train(model, batches, steps, learning_rate):
 
 
 # %% [markdown]
-# The next function puts your layer on two projections of every block, initializes it, and trains
-# for ten steps on the same eight commands. Ten steps show little at the usual rate of 2e-4, so it
-# is 50 times higher here.
+# The next function puts your layer on two projections of every block, initializes the layer, and
+# trains for ten steps on the same eight commands. Ten steps show little at the usual learning rate
+# of 2e-4, so this rate is 50 times higher.
 
 
 # %%
@@ -263,22 +264,22 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
     display(figures.first_losses(start_runs))
 
 # %% [markdown]
-# With `A` and `B` random, the model is damaged before its first step. With both zero, there is
-# never a gradient. `A = 0` starts at the base model, but at this learning rate its loss shoots up
-# first, while `B = 0` learns at once. At half the rate, both learn
+# With `A` and `B` random, the model is damaged before its first step. With both zero, neither ever
+# gets a gradient. `A = 0` starts at the base model, but at this learning rate its loss shoots up
+# first, while `B = 0` learns at once. At half the rate, `A = 0` learns, too
 # ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
 # Why? Adam moves every entry by about the learning rate. With `A = 0`, each entry of $A x$ moves by
-# a sum over 576 inputs, and a random `B` with entries up to 0.35 passes it on. With `B = 0`, each
-# output moves by a sum over only 8 entries of $A x$, and the entries of `A` are at most about 0.04.
-# At the same rate, `A = 0` therefore takes a far larger first step. Hayou et al.
+# a sum over 576 inputs, and a random `B` with entries up to 0.35 passes this change on. With
+# `B = 0`, each output moves by a sum over only 8 entries of $A x$, and the entries of `A` are at
+# most about 0.04. At the same rate, `A = 0` therefore takes a far larger first step. Hayou et al.
 # ([2024](https://arxiv.org/abs/2406.08447)) derive that `B = 0` tolerates larger learning rates,
 # and observe this in fine-tuning runs. PEFT also starts with `B = 0`.
 #
 # ## Into the model
 #
 # SmolLM2 has 30 blocks. Each has seven linear layers: four in the attention and three in the MLP.
-# You want LoRA on all 210.
+# You want LoRA on all 210 layers.
 #
 # ### Exercise 2.4 · `inject`
 #
@@ -326,7 +327,7 @@ check.injects(inject)
 # ### Is it really LoRA?
 #
 # PEFT is the library most people use for LoRA. Copy the same random `A` and `B` into your model and
-# PEFT's, and compare their predictions.
+# PEFT's, and compare the two models' predictions.
 
 # %% tags=["experiment"]
 if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
@@ -347,13 +348,13 @@ if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
     print(f"The adapter moves logits by up to {change:.1f}. Yours and PEFT's differ by {gap:.1g}.")
 
 # %% [markdown]
-# The two models agree. PEFT also has dropout, other layer types, multiple adapters and quantized
-# bases. You will use it in lab 3.
+# The two models agree. PEFT also supports dropout, other layer types, multiple adapters and
+# quantized bases. You will use it in lab 3.
 #
 # ## A job to learn
 #
-# First ask the base model. None of the 60 test answers occurs in the training data, and the test
-# commands use different sentence patterns.
+# First, see what the base model answers. None of the 60 test answers occurs in the training data,
+# and the test commands use different sentence patterns.
 
 
 # %%
@@ -380,8 +381,8 @@ if lab.experiment("What the base model answers", 10):
     print(f"{unseen['text'][0]} → {base_answers[0]}")
 
 # %% [markdown]
-# The base model knows English, but not your intents. Now train for 50 steps of 16
-# commands, at rank 8, on all seven layers of every block. What must the first loss be?
+# The base model knows English, but not your intents. Now train rank-8 LoRA on all seven layers of
+# every block, for 50 steps of 16 commands. What must the first loss be?
 
 # %%
 guess_right = lab.predict("After 50 steps, how many of the 60 answers match word for word?", None)
@@ -407,9 +408,9 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
     display(compare_answers(unseen["text"], unseen["answer"], said, rows=3))
 
 # %% [markdown]
-# The curve starts at the base model's loss, because `B` is zero. You trained less than 2% of the
-# parameters. Most of the wrong answers have the right intent. Over six seeds, full fine-tuning gets
-# 3 ± 3 more of the 60 answers right
+# The curve starts at the base model's loss, because `B` starts at zero. You trained less than 2% of
+# the parameters. Most of the wrong answers have the right intent. Over six seeds, full fine-tuning
+# gets 3 ± 3 more of the 60 answers right than LoRA
 # ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
 #
 # ### Rank and alpha
@@ -433,8 +434,8 @@ rank_runs = {}  # your runs so far: {setting: losses}
 
 # %% [markdown]
 # **Turn it: rank and alpha.** A common rule is $\alpha = 2r$. The cell compares r = 8 and r = 64 at
-# the two values this rule gives, 16 and 128. Which curves will agree: those with equal rank or
-# those with equal $\alpha$? Run the cell, then try `[(1, 16), (1, 128)]`.
+# the two values of $\alpha$ that this rule gives, 16 and 128. Which curves will agree: those with
+# equal rank or those with equal $\alpha$? Run the cell, then try `[(1, 16), (1, 128)]`.
 
 # %% tags=["experiment"]
 settings = [(8, 16), (64, 16), (8, 128), (64, 128)]  # (r, alpha)
@@ -447,15 +448,15 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
 # The curves with equal $\alpha$ nearly agree. $BA$ is a sum of $r$ outer products $b_k a_k^\top$.
 # Adam moves $b_k$ against the sign of $G a_k$, where $G$ is the gradient of $W$, and the output
 # gets $b_k$ times $a_k \cdot x$. The sign of $a_k$ cancels. Early on, the $r$ terms therefore push
-# the output the same way, and the factor $1/r$ makes up for their number. (When they don't,
-# dividing by $r$ is too much, so rsLoRA divides by $\sqrt r$: see lab 5.) $\alpha$ scales the step,
-# like a learning rate. If you double the rank and $\alpha$ together, the faster start comes from
-# $\alpha$ ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
+# the output in the same direction, and the factor $1/r$ makes up for their number. (When the
+# directions differ, dividing by $r$ is too much, so rsLoRA divides by $\sqrt r$: see lab 5.)
+# $\alpha$ scales the step, like a learning rate. If you double the rank and $\alpha$ together, the
+# faster start comes from $\alpha$ ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
 #
 # ## What does a step cost?
 #
-# Full fine-tuning trains 55 times as many parameters as your LoRA. Is it 55 times slower? Count the
-# matrix products in a step. For each weight and token, the forward pass does one multiplication and
+# Full fine-tuning trains 55 times as many parameters as your LoRA. Is a full step 55 times slower?
+# Count its matrix products. For each weight and token, the forward pass does one multiplication and
 # one addition. The backward pass computes two gradients, each with a product of the same size: the
 # weight gradient for the optimizer, and the input gradient for the layers below.
 #
@@ -465,10 +466,11 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
 #
 # How many floating-point operations (FLOPs) do the forward and backward passes of linear layers
 # take? `shapes` maps each name to the `(d_out, d_in)` of its weight matrix. Every layer sees
-# `n_tokens` tokens. A multiply-add counts as two.
+# `n_tokens` tokens. A multiply-add counts as two operations.
 #
-# - Without `r`, all weights train.
-# - If `r` is given, the weights are frozen, and each gets a trainable `A` and `B` of rank `r`.
+# - If `r` is `None`, all weights train.
+# - If `r` is given, the weights are frozen, and each weight matrix gets a trainable `A` and `B` of
+#   rank `r`.
 #
 # Every layer also computes the gradient of its input `x`. Count only matrix products. Return an
 # int, the same number that `torch.utils.flop_counter` reports.
@@ -477,7 +479,7 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
 #
 # A product of an $n \times k$ and a $k \times m$ matrix takes $2\,n\,k\,m$ FLOPs. List the products
 # for $y = x W^\top$: which one disappears when $W$ is frozen? Then list those of `h = x Aᵀ` and
-# `y = h Bᵀ`: neither matrix is frozen, and `h` also needs its gradient.
+# `y = h Bᵀ`: neither matrix is frozen, and `h` needs a gradient, too.
 # </details>
 
 
@@ -498,8 +500,8 @@ check.arithmetic(step_flops)
 
 # %% [markdown]
 # A frozen weight needs no gradient, which removes one of the three products. With LoRA in every
-# block, a step still takes about two thirds of a full step's arithmetic, however few parameters
-# train.
+# block, a step still takes about two thirds of the arithmetic of a full fine-tuning step, however
+# few parameters train.
 #
 # ### Time and memory
 #
@@ -549,18 +551,18 @@ if lab.experiment("A step's memory", 14, needs=["2.2", "2.4"]):
     guess_peak.compare(100 * lora_peak / full_peak)
 
 # %% [markdown]
-# At equal precision, LoRA needs no gradients or Adam moments for the frozen weights. It still needs
-# the weights and most *activations*, the tensors that the forward pass stores for the backward
-# pass. Gradients still flow through the frozen layers, and each of your layers stores its input
-# `x`, because $dA$ in 2.3 needs it.
+# At equal precision, LoRA avoids the gradients and Adam moments of the frozen weights. It still
+# needs the weights and most *activations*, the tensors that the forward pass stores for the
+# backward pass. Gradients still flow through the frozen layers, and each of your layers stores its
+# input `x`, because $dA$ (exercise 2.3) needs `x`.
 #
-# The methods peak at different moments. With 8 commands, full fine-tuning peaks during Adam's step,
-# when its activations are already freed. LoRA gives Adam little to do, so it peaks at the end of
-# the forward pass, where weights and activations dominate. Activations grow with the batch, so a
-# larger batch shrinks LoRA's saving, from 59% with 8 commands to 42% with 32. Lab 4 shows what
-# helps.
+# The two methods peak at different moments. With 8 commands, full fine-tuning peaks during Adam's
+# step, when its activations have already been freed. With LoRA, Adam has little to do, so LoRA
+# peaks at the end of the forward pass, where weights and activations dominate. Activations grow
+# with the batch, so larger batches shrink LoRA's saving, from 59% with 8 commands to 42% with 32.
+# Lab 4 shows what shrinks activations.
 #
-# Compare the first two bars: the third also saves memory through its bf16 base.
+# For LoRA's own saving, compare the first two bars: in the third, the bf16 base also saves memory.
 
 # %% tags=["experiment"]
 if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):
@@ -572,7 +574,7 @@ if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):
     print(f"{lora_flops / full_flops:.0%} by torch's count of the whole model")
 
 # %% [markdown]
-# Timed once per batch size, LoRA saved 35% of the time at 8 commands per step and 44% at 32
+# Timed once per batch size, LoRA saved 35% of a step's time with 8 commands and 44% with 32
 # ([evidence](../docs/evidence/02_lora.md#memory-and-arithmetic-of-a-step)).
 #
 # ## Merge
@@ -585,14 +587,14 @@ if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):
 # ●●○ · 6 min · 3 points
 #
 # `merge_` adds $(\alpha / r) BA$ to `layer.base.weight` in place; `unmerge_` subtracts it. Both
-# keep `layer.merged` up to date, so calling either twice is the same as calling it once. The
-# layer's output stays the same up to rounding. Nothing else changes: `A`, `B` and the mode stay the
-# same, and `base.weight` remains the same frozen Parameter with its dtype.
+# keep `layer.merged` up to date, so calling either function twice is the same as calling it once.
+# The layer's output stays the same up to rounding. Nothing else changes: `A`, `B` and the
+# train/eval mode stay the same, and `base.weight` remains the same frozen Parameter with its dtype.
 #
 # <details><summary>Hint</summary>
 #
 # The update requires grad because `A` and `B` do, so autograd would record the change. Use
-# `torch.no_grad()`. Which keeps the Parameter and its dtype: `+=` or `= … + …`?
+# `torch.no_grad()`. Which form keeps the Parameter and its dtype: `+=` or `= … + …`?
 # </details>
 
 
@@ -781,8 +783,8 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - LoRA adds the product of two small matrices, scaled by $\alpha / r$, to a frozen one. `B` starts
-#   at zero, so training starts at the base model.
+# - LoRA adds the product of two small matrices, scaled by $\alpha / r$, to a frozen matrix. `B`
+#   starts at zero, so training starts at the base model.
 # - At the same $\alpha$, the rank hardly changes how fast a short run learns. $\alpha$ scales the
 #   step, like a learning rate.
 # - LoRA avoids the gradients and Adam moments of the frozen weights and, at a small rank, a third

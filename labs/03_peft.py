@@ -13,13 +13,13 @@
 # %% [markdown]
 # # Lab 3 · PEFT and TRL, and what goes wrong
 #
-# In lab 2 you wrote LoRA. At work, you will use two libraries: PEFT adds the layers and saves them,
-# and TRL runs the training. You supply a few settings and the data, and that is where runs fail
-# silently. The loss falls and the training ends as planned, but the model never stops writing, or
-# it has learned nothing.
+# In lab 2, you wrote LoRA yourself. At work, you will use two libraries: PEFT adds the layers and
+# saves them, and TRL runs the training. You supply a few settings and the data, and a mistake there
+# makes a run fail silently. The loss falls and training ends as planned, but the model never stops
+# writing, or it has learned nothing.
 #
-# Five exercises in this lab are *hunts*. Each gives you code with a mistake that people really
-# made, and links to an issue about it. The code runs, but it is wrong. Find out why and fix it.
+# Five exercises in this lab are *hunts*. Each hunt gives you code with a mistake that people really
+# made, plus a link to an issue about it. The code runs, but it is wrong. Find out why and fix it.
 #
 # {{ time }}
 
@@ -75,23 +75,23 @@ if lab.experiment("The task and the tokenizer", 4):
 # - `SFTConfig`: `output_dir`, `learning_rate`, one pass over `rows` (`num_train_epochs=1`), one
 #   step per batch of 8 (`per_device_train_batch_size=8`), and `bf16=False`: the model already has
 #   the right precision, and TRL's default raises an error on a CPU.
-# - **The loss counts only the answer.** That is a choice: in our six seeds, counting every token
+# - **The loss counts only the answer.** This is a choice: over our six seeds, counting every token
 #   was no worse ([evidence](../docs/evidence/03_peft.md#where-the-loss-belongs)). `rows` is a
-#   `Dataset` whose `messages` column contains conversations; the last message of each is the
-#   answer. Given this column, TRL would train on every token, including the user's. Given two
-#   columns, `prompt` and `completion`, both lists of messages, it trains on the completion.
+#   `Dataset` whose `messages` column contains conversations; the last message of each conversation
+#   is the answer. From this column, TRL would train on every token, including the user's. With two
+#   columns, `prompt` and `completion`, both lists of messages, TRL trains only on the completion.
 # - Save the adapter in `output_dir` with the trainer's `save_model()`.
 #
 # Useful settings: `gradient_checkpointing=False` is faster (see exercise 3.5), `report_to="none"`
 # sends nothing to tracking services, and `logging_steps=1` records the loss at each step. Older
-# tutorials say `max_seq_length` and `tokenizer=`; these are now `max_length` and
+# tutorials use `max_seq_length` and `tokenizer=`; these are now called `max_length` and
 # `processing_class=`.
 #
 # <details><summary>Hint: the columns</summary>
 #
-# The prompt is a list of all messages except the last; the completion is a list with only the last.
-# `rows.map(function, remove_columns=rows.column_names)` makes a dataset of the dicts that
-# `function(row)` returns.
+# The prompt is a list of all messages except the last; the completion is a list of only the last
+# message. `rows.map(function, remove_columns=rows.column_names)` builds a dataset from the dicts
+# that `function(row)` returns.
 # </details>
 
 
@@ -132,9 +132,9 @@ check.trains(train_adapter)
 # %% [markdown]
 # ### Why a run learns nothing
 #
-# TRL's default learning rate is 2e-5, a value for full fine-tuning. LoRA needs a higher one: 2e-4
-# is common, and these short runs use 2e-3. (`finetune` is TRL's trainer, made faster on a CPU. It
-# skips padding and computes logits only for the answer.)
+# TRL's default learning rate is 2e-5, a value for full fine-tuning. LoRA needs a higher rate: 2e-4
+# is common, and these short runs use 2e-3. (`finetune` runs TRL's trainer faster on a CPU by
+# skipping padding and computing logits only for the answer.)
 
 
 # %%
@@ -203,7 +203,7 @@ if lab.experiment("PEFT and TRL learn home", 105, needs=["3.1"]):
 
 # %% [markdown]
 # **Turn it: targets.** In its main experiments, the original LoRA paper adapts only the query and
-# value projections. Compare that with adapting every linear layer.
+# value projections. Compare this choice with adapting every linear layer.
 
 # %%
 target_runs = {}  # your runs so far: {targets: losses}
@@ -216,9 +216,9 @@ if lab.experiment("Which layers to adapt", 20, needs=["3.1"]):
     display(figures.targets(target_runs))
 
 # %% [markdown]
-# In this run, all-linear learns faster. It also trains five times as many parameters. QLoRA's
-# authors found that adapting every linear layer matters more than the rank ([Dettmers et al.
-# 2023](https://arxiv.org/abs/2305.14314)).
+# In this run, the model learns faster with `all-linear`, which also trains five times as many
+# parameters. QLoRA's authors found that adapting every linear layer matters more than the rank
+# ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)).
 #
 # ## A model that never stops
 #
@@ -226,8 +226,8 @@ if lab.experiment("Which layers to adapt", 20, needs=["3.1"]):
 # train on bare rows without a chat template: command, line break, answer, end token. (With its chat
 # template, SmolLM2 has already learned to stop, which would hide the bug.)
 #
-# *Labels* say which tokens count in the loss: it skips those labeled -100. The next function is
-# meant to skip the prompt and the padding. It treats padding the way transformers'
+# *Labels* say which tokens count in the loss: the loss skips tokens labeled -100. The next function
+# is meant to skip the prompt and the padding. It treats padding the way transformers'
 # `DataCollatorForLanguageModeling` does.
 
 
@@ -293,7 +293,7 @@ if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
 
 # %% [markdown]
 # The JSON is complete, but the model keeps writing until it reaches the 48-token limit. The loss
-# fell as in any good run.
+# fell as it does in any good run.
 #
 # ### Exercise 3.2 · `answer_labels`
 #
@@ -302,16 +302,16 @@ if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
 # **A hunt**, from [trl #976](https://github.com/huggingface/trl/issues/976): *"the resulting model
 # I created does not generate the stop token"*. Fix the code:
 #
-# - The prompt has no label. `prompt_lengths` says how many real tokens it has in each row.
-# - Padding has no label, whatever its token and whichever side it is on.
-# - Every other token's label is its id, **including the end token** and whatever follows it, such
+# - Give the prompt no labels. `prompt_lengths` gives the number of real prompt tokens per row.
+# - Give padding no labels, whatever its token and whichever side it is on.
+# - Label every other token with its id, **including the end token** and whatever follows it, such
 #   as a line break.
 #
 # Don't shift the labels: the model does that itself.
 #
-# For example, pad a row on the left, with 2 as both the padding and the end token. Ids (2, 2, 7, 8,
-# 9, 2), mask (0, 0, 1, 1, 1, 1) and a prompt of 2 tokens give the labels (-100, -100, -100, -100,
-# 9, 2).
+# For example, take a row padded on the left, with 2 as both the padding and the end token. Ids (2,
+# 2, 7, 8, 9, 2), mask (0, 0, 1, 1, 1, 1) and a prompt of 2 tokens give the labels (-100, -100,
+# -100, -100, 9, 2).
 #
 # <details><summary>Hint: what is padding?</summary>
 #
@@ -361,8 +361,8 @@ if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.2"]):
 #
 # SmolLM2's tokenizer uses the end token for padding. Many tokenizers have no padding token, so
 # tutorials set `tokenizer.pad_token = tokenizer.eos_token`, which leads to the same bug. TRL (1.16)
-# builds labels before it pads, so the id doesn't matter there. transformers' collator (5.24) still
-# masks by id.
+# builds labels before it pads, so the padding id doesn't matter there. transformers' collator
+# (5.24) still masks by id.
 #
 # ## Where the answer begins
 #
@@ -373,15 +373,16 @@ if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.2"]):
 # **A hunt** for two bugs. The first is from [trl
 # #1400](https://github.com/huggingface/trl/issues/1400): *"In tokenizer like LLaMATokenizer, there
 # will be two bos tokens at the very beginning"*. The template writes a BOS (the token that begins a
-# text), and then the tokenizer adds another. SmolLM2's tokenizer doesn't add one, but those of
+# text), and then the tokenizer adds another. SmolLM2's tokenizer doesn't add a BOS, but those of
 # Llama, Gemma and Mistral do.
 #
 # The second is from [helm #3698](https://github.com/stanford-crfm/helm/issues/3698): without the
 # *generation prompt* (the tokens that open the assistant's turn), the model *"keeps writing as the
 # user"*.
 #
-# The last message is the user's. Return the list of ids up to where the answer begins. It must be a
-# prefix of the whole conversation's ids, so that the model reads what it read in training.
+# The last message is the user's. Return the list of token ids up to where the answer begins. This
+# list must be a prefix of the whole conversation's ids, so that the model sees the same prompt as
+# in training.
 #
 # <details><summary>Hint</summary>
 #
@@ -407,7 +408,7 @@ check.prompt_opens_answer(render_prompt)
 
 # %% [markdown]
 # What does the second bug look like? In the template-free rows above, the line break after the
-# command opens the answer. Ask the same model with and without it.
+# command opens the answer. Ask the same model with and without that line break.
 
 # %% tags=["experiment"]
 if lab.experiment("The generation prompt, left out", 12, needs=["3.1", "3.2"]):
@@ -421,8 +422,8 @@ if lab.experiment("The generation prompt, left out", 12, needs=["3.1", "3.2"]):
 # %% [markdown]
 # Without the line break, the model often finishes the user's sentence first, with a period or a
 # question mark. With three other seeds, 5 to 28 of 60 texts still began with the answer. With
-# SmolLM2's own template, the damage is smaller and easier to miss; lab 7 measures it. Compare your
-# token ids with those from training; don't wait for a bad score.
+# SmolLM2's own template, the damage is smaller and easier to miss; lab 7 measures it. Don't wait
+# for a bad score: compare your prompt's token ids with those from training.
 
 # %% [markdown]
 # ## Rows that are too long
@@ -462,31 +463,31 @@ if lab.experiment("What is left of a row", 3):
     guess_empty.compare(lost[64]["train on nothing"])
 
 # %% [markdown]
-# A cut to 96 tokens removes every long email from training, and no loss curve shows it.
+# Cutting rows to 96 tokens removes every long email from training, and no loss curve shows it.
 #
 # ### Exercise 3.4 · `fit`
 #
 # ●●● · 9 min · 3 points
 #
 # **A hunt**, from [trl #6668](https://github.com/huggingface/trl/issues/6668): a run reports a loss
-# of 0.0 and ends without an error, because every label was cut off. Fix it:
+# of 0.0 and ends without an error, because every label was cut off. Fix the code:
 #
-# - Cut the prompt first, from its **front**, so that its end stays.
-# - The answer stays whole, including its end token, if it fits by itself.
+# - Cut the prompt first, from its **front**, and keep its end.
+# - Keep the answer whole, including its end token, if it fits by itself.
 # - If the answer is longer than `max_length`, keep only its beginning, without a prompt or an end
 #   token: an end token would teach the model to stop midway.
-# - A row that fits stays unchanged, and no row is longer than `max_length`.
+# - Leave a row that fits unchanged, and return no row longer than `max_length`.
 #
-# `prompt_ids` and `answer_ids` are lists of ints; `answer_ids` ends with the end token. The prompt
-# has no labels.
+# `prompt_ids` and `answer_ids` are lists of ints; `answer_ids` ends with the end token. Give the
+# prompt no labels.
 #
 # For example, the prompt (5, 6, 7) and the answer (8, 2) become (6, 7, 8, 2) at a `max_length` of
 # 4, (8, 2) at 2, and (8) at 1.
 #
 # <details><summary>Hint</summary>
 #
-# Decide on the answer first, then give the prompt the remaining room. Try your slice when no room
-# remains: what is `[1, 2, 3][-0:]`?
+# Decide how much of the answer to keep, then give the prompt the remaining room. Test your slice
+# when no room remains: what is `[1, 2, 3][-0:]`?
 # </details>
 
 
@@ -532,10 +533,10 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.4"]):
 # *"PEFT LoRA transformer layers not trained when gradient_checkpointing=True"* (also reported in
 # [cloneofsimo/lora #26](https://github.com/cloneofsimo/lora/issues/26)). The code wraps each
 # block's forward in `torch.utils.checkpoint`. If only the blocks have LoRA, `backward()` raises an
-# error. If the head also has it, there is no error: the loss falls, but every `B` in the blocks
+# error. If the head has LoRA, too, there is no error: the loss falls, but every `B` in the blocks
 # stays at zero.
 #
-# Fix it so that the gradients are the same as without checkpointing and each block is still
+# Fix the code so that the gradients are the same as without checkpointing and each block is still
 # checkpointed separately.
 #
 # <details><summary>Hint: why</summary>
@@ -568,7 +569,8 @@ def with_checkpointing(model):
 check.checkpoints(with_checkpointing)
 
 # %% [markdown]
-# Compare three versions on the real model, with LoRA on the blocks and the head.
+# On the real model, with LoRA on the blocks and the head, compare no checkpointing, the given code
+# and your fix.
 
 
 # %%
@@ -612,15 +614,15 @@ if lab.experiment("Three ways to run a block", 28, needs=["3.1", "3.5"]):
 
 # %% [markdown]
 # With the given code, the loss falls because the head's adapter trains. Nothing else trains, and
-# torch prints only a warning: *None of the inputs have requires_grad=True*. Check `B` after a run:
-# if it is still zero, that adapter hasn't trained. Another fix is `enable_input_require_grads()`.
-# Recent versions of transformers and PEFT usually call it when you turn on checkpointing through
-# them. Code that wraps the blocks itself must call it, too.
+# torch prints only a warning: *None of the inputs have requires_grad=True*. Check the `B` matrices
+# after a run: if a `B` is still zero, its adapter hasn't trained. Another fix is
+# `enable_input_require_grads()`. Recent versions of transformers and PEFT usually call this method
+# when you turn on checkpointing through them. Code that wraps the blocks itself must call it, too.
 #
 # ## What is on disk
 #
 # Does a loaded model answer like the one you trained? Here is one way to get it wrong: merge the
-# adapter for speed, notice that it is gone, and load it again.
+# adapter for speed, notice that the adapter is gone, and load it again.
 
 
 # %%
@@ -645,9 +647,9 @@ if lab.experiment("The adapter, loaded as some do", 15, needs=["3.1"]):
     guess_loaded.compare(reloaded["loaded as some do"])
 
 # %% [markdown]
-# There are two bugs and no error. The update counts twice, and dropout is on, so the same question
-# gives different logits. (`ask` turns dropout off, so the answers suffer only from the doubled
-# update.)
+# This code has two bugs but raises no error. The update counts twice, and dropout is on, so the
+# same question gives different logits. (`ask` turns dropout off, so the answers suffer only from
+# the doubled update.)
 #
 # A third bug is about names. Wrapping the model, for instance with `torch.compile`, can add
 # `_orig_mod` to the names in the file. What does PEFT do with names that match nothing?
@@ -679,9 +681,9 @@ if lab.experiment("An adapter whose names match nothing", 4, needs=["3.1"]):
 # #2438](https://github.com/huggingface/peft/issues/2438) (an adapter loaded in training mode). Fix
 # all three bugs:
 #
-# - The loaded model answers like the trained one. Don't merge: with the adapter disabled, `base`
-#   must be unchanged.
-# - Dropout is off, and nothing is trainable.
+# - Make the loaded model answer like the trained one. Don't merge: with the adapter disabled,
+#   `base` must be unchanged.
+# - Turn dropout off, and leave nothing trainable.
 # - If the names in `adapter_model.safetensors` aren't exactly those the model expects, raise an
 #   error.
 #
@@ -718,8 +720,8 @@ if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.6"]):
     print(f"compared with {right} before saving")
 
 # %% [markdown]
-# The folder's config names the base, so `AutoPeftModelForCausalLM` loads base and adapter in one
-# call.
+# The folder's config names the base, so `AutoPeftModelForCausalLM` loads the base and the adapter
+# in one call.
 #
 # ## What was forgotten
 #
@@ -730,11 +732,11 @@ if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.6"]):
 # ●●● · 10 min · 3 points
 #
 # A model's perplexity over texts is $\exp$ of the mean negative log-likelihood *per token*: a long
-# text counts more than a short one, and no text is cut. Padding doesn't count. Nothing predicts the
-# first token of a text, so it doesn't count either.
+# text counts more than a short one. Don't cut any text. Padding doesn't count, and neither does the
+# first token of a text, which nothing predicts.
 #
 # Pass `add_special_tokens=False`, because some tokenizers add a BOS before a text or an end token
-# after it. The model is in eval mode and must stay in it.
+# after it. The model is in eval mode; leave it there.
 #
 # For example, two predicted tokens with probabilities 1/2 and 1/8 have a mean negative
 # log-likelihood of $(\ln 2 + \ln 8) / 2 = \ln 4$. The perplexity is $e^{\ln 4} = 4$: the model was
@@ -743,7 +745,7 @@ if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.6"]):
 # <details><summary>Hint</summary>
 #
 # Suppose two texts have 3 and 300 tokens. Which one should dominate the result? And which of this
-# lab's bugs would come back if you padded them into one batch?
+# lab's bugs would come back if you padded the two texts into one batch?
 # </details>
 
 
@@ -780,9 +782,9 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
 #
 # ## Take it with you
 #
-# Before a long run, check one batch and the trainable parameters. Afterward, check `B`. (For a
-# longer run, start at a lower rate, such as 2e-4. On a GPU, drop `bf16=False`.) Save this as
-# `inspect_run.py` and substitute your model and rows.
+# Before a long run, check one batch and the trainable parameters. After the run, check the `B`
+# matrices. (For a longer run, start at a lower rate, such as 2e-4. On a GPU, drop `bf16=False`.)
+# Save this as `inspect_run.py` and substitute your model and rows.
 #
 # ```python
 # from datasets import Dataset
@@ -867,10 +869,10 @@ check.quiz(quiz)
 #   short LoRA runs.
 # - Before a run, read one row token by token. Does the end token have a label? Does the prompt end
 #   where the answer begins? Is any of the answer left?
-# - A falling loss doesn't show which tokens count or which matrices train. Look at answers and at
-#   `B`.
+# - A falling loss doesn't show which tokens count or which matrices train. Look at the answers and
+#   the `B` matrices.
 # - After loading, compare the answers with the trained model's. Neither a doubled update nor an
-#   adapter that matches nothing raises an error.
+#   adapter whose names match nothing raises an error.
 
 # %%
 lab.score()

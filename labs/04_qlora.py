@@ -14,10 +14,10 @@
 # # Lab 4 · QLoRA and NF4
 #
 # With LoRA, the frozen weights usually take the most memory. QLoRA ([Dettmers et al.
-# 2023](https://arxiv.org/abs/2305.14314)) stores the linear layers' weights in four bits each. You
-# will build its 4-bit format and match bitsandbytes byte for byte. Then you will write the layer
-# that trains on top of it and measure what four bits cost. Finally, you will try to fit a simulated
-# training step of a 70B model onto one 48 GB card.
+# 2023](https://arxiv.org/abs/2305.14314)) stores each weight of the linear layers in four bits. You
+# will build QLoRA's 4-bit format and match bitsandbytes byte for byte. Then you will write the
+# layer that trains on top of it and measure what four bits cost. Finally, you will try to fit a
+# simulated training step of a 70B model onto one 48 GB card.
 #
 # {{ time }}
 
@@ -53,10 +53,11 @@ from labkit.training import generation, loop, models, packing
 # ## Store in 4 bits, compute in 16
 #
 # Four bits can represent a number from 0 to 15. In QLoRA, a 4-bit weight is a *code*: an index into
-# a table of sixteen values, the *codebook*. The layer looks up its weights, multiplies them by a
-# scale, uses them in 16 bits, and discards them. The codes never change; only the adapter trains.
+# a table of sixteen values, the *codebook*. The layer looks up its codes, multiplies the values by
+# a scale, uses the result in 16 bits, and discards it. The codes never change; only the adapter
+# trains.
 #
-# Two choices define the format: which sixteen values, and which scale.
+# Two choices define the format: which sixteen values to use, and which scale.
 
 # %% [markdown]
 # ### Exercise 4.1 · `absmax_quantize`, `absmax_dequantize`
@@ -64,11 +65,11 @@ from labkit.training import generation, loop, models, packing
 # ●○○ · 5 min · 2 points
 #
 # Start with the simplest format: evenly spaced integers and one scale for the whole tensor. Use the
-# integers from $-(2^{b-1}-1)$ to $2^{b-1}-1$, where $b$ is `bits`. For 4 bits, that is
+# integers from $-(2^{b-1}-1)$ to $2^{b-1}-1$, where $b$ is `bits`. For 4 bits, this range is
 # $-7 \dots 7$. Scale `x` so that its largest absolute value becomes the largest integer, then round
 # to the nearest integer.
 #
-# A tensor of zeros comes back as zeros. Avoid 0/0: it gives NaN, which int8 can't store. If you
+# A tensor of zeros must come back as zeros. Avoid 0/0: it gives NaN, which int8 can't store. If you
 # clamp the scale, use 1e-12 or less: tensors of tiny numbers must be quantized correctly, too.
 # Don't change `x`.
 
@@ -94,7 +95,7 @@ check.absmax(absmax_quantize, absmax_dequantize)
 
 # %% [markdown]
 # The error is at most half a step, and a step is the largest absolute value divided by 7. What does
-# one large weight do to the others?
+# one large weight do to the other weights?
 
 # %% tags=["experiment"]
 outlier = 20.0
@@ -129,9 +130,9 @@ print(normal.icdf(torch.linspace(0, 1, 16)))  # icdf: from a probability to its 
 # In between, every quantile is finite.
 # </details>
 #
-# Where should the ends lie? Cut the curve into 16 equal shares: the middle of the last one is at
-# probability 31/32. With 15 shares, it is at 29/30. NF4 uses the mean of the two, 0.9677083, and
-# mirrors it at the lower end.
+# Where should the ends lie? Cut the curve into 16 equal shares: the middle of the last share is at
+# probability 31/32. With 15 shares, that middle is at 29/30. NF4 uses the mean of these two
+# probabilities, 0.9677083, and mirrors it at the lower end.
 
 # %%
 offset = 0.9677083
@@ -152,15 +153,16 @@ print(normal.icdf(torch.linspace(1 - offset, offset, 16)))
 #
 # ●●○ · 10 min · 3 points
 #
-# Build NF4: sixteen values, including zero. Each half has its own evenly spaced probabilities, from
-# 0.9677083 at its outer end to 0.5, whose quantile is 0. The two halves share this zero. Of the
-# other fifteen values, eight are positive and seven are negative. Return all sixteen in ascending
-# order, divided by the largest, as a float tensor. Compute them instead of copying a table.
+# Build NF4: sixteen values, including zero. Give each half its own evenly spaced probabilities,
+# from 0.9677083 at its outer end to 0.5, whose quantile is 0. The two halves share this zero. Of
+# the other fifteen values, eight are positive and seven are negative. Return all sixteen in
+# ascending order, divided by the largest, as a float tensor. Compute the values instead of copying
+# a table.
 #
 # <details><summary>Hint</summary>
 #
-# The upper half needs nine probabilities: eight values and the zero. The lower half needs eight,
-# mirrored. Drop one of the two zeros.
+# The upper half needs nine probabilities, for eight values and the zero. The lower half needs eight
+# probabilities, mirrored. Drop one of the two zeros.
 # </details>
 
 
@@ -198,15 +200,16 @@ if lab.experiment("Three codebooks", 1, needs=["4.2"]):
 # ●●● · 13 min · 3 points
 #
 # Give every block of weights its own scale. Flatten `w` and cut it into blocks of `block` numbers;
-# the last one may be shorter. Divide each block by its largest absolute value, its *absmax*. Then
+# the last block may be shorter. Divide each block by its largest absolute value, its *absmax*. Then
 # replace each number with the index of the *nearest* codebook value. The codebook ascends from -1
 # to 1. Like bitsandbytes, compute in fp32 whatever the dtype of `w`. Don't change `w`.
 #
 # The absmax of a block of zeros is 0: return that 0, and avoid NaN. Blocks of tiny numbers must
 # also be quantized correctly, so clamp at 1e-12 or less.
 #
-# `dequantize_blockwise` reverses this: look up the codes, multiply by the absmax of their block,
-# and restore the shape. Don't loop over blocks in Python: this model has 1.7 million of them.
+# `dequantize_blockwise` reverses `quantize_blockwise`: look up the codes, multiply each value by
+# the absmax of its block, and restore the shape. Don't loop over blocks in Python: this model has
+# 1.7 million blocks.
 #
 # <details><summary>Hint</summary>
 #
@@ -244,9 +247,9 @@ check.blockwise(quantize_blockwise, dequantize_blockwise)
 # %% [markdown]
 # ## Does the model notice?
 #
-# Errors in the weights are not yet errors in the answers. Round every linear layer of the real
-# model, except the output head, to four bits. Then have the model read 120 short conversations, and
-# compare the losses text by text.
+# Errors in the weights don't have to become errors in the answers. Round every linear layer of the
+# real model, except the output head, to four bits. Then have the model read 120 short
+# conversations, and compare its losses before and after rounding, text by text.
 
 # %%
 model, tokenizer = models.load()
@@ -328,9 +331,9 @@ if lab.experiment("Read with rounded weights", 45, needs=["4.2", "4.3"]):
 # ●●○ · 7 min · 2 points
 #
 # Each of your codes still takes a byte. A computer can't address half a byte, so two codes share
-# one. bitsandbytes puts the *first* of each pair into the high four bits (a *nibble*) and the
-# second into the low four. If the number of codes is odd, the last low nibble is filler and may
-# have any value; bitsandbytes writes 7, the code of NF4's zero.
+# one byte. bitsandbytes puts the *first* code of each pair into the high *nibble* (four bits) and
+# the second into the low nibble. If the number of codes is odd, the last low nibble is filler and
+# may have any value; bitsandbytes writes 7, the code of NF4's zero.
 #
 # `unpack_nibbles` returns two codes per byte, including any filler, which the caller removes. Don't
 # change the inputs, and don't loop over the codes in Python.
@@ -371,9 +374,9 @@ if lab.experiment("Your bytes and bitsandbytes'", 12, needs=["4.2", "4.3", "4.4"
 #
 # ●●○ · 10 min · 3 points
 #
-# A 32-bit scale per 64 weights costs half a bit per weight, so QLoRA quantizes the scales, too.
-# They are all positive and similar in size, so subtract their mean first. Then absmax-quantize the
-# differences to 8 bits, in groups of `group` scales; the last group may be shorter. Return
+# A 32-bit scale per 64 weights costs half a bit per weight, so QLoRA quantizes the scales, too. The
+# scales are all positive and similar in size, so subtract their mean first. Then absmax-quantize
+# the differences to 8 bits, in groups of `group` scales; the last group may be shorter. Return
 # `(q, scale, offset)`:
 #
 # - `q` `(n,)`: int8 from -127 to 127;
@@ -384,9 +387,9 @@ if lab.experiment("Your bytes and bitsandbytes'", 12, needs=["4.2", "4.3", "4.4"
 # the differences are zero, so avoid NaN and clamp at 1e-12 or less. Don't change `absmax`.
 # (bitsandbytes does the same with a table of 256 values, denser near zero.)
 #
-# `bits_per_param` returns 4 bits for the code plus its share of the scales. Without double
-# quantization, `block` weights share an fp32 scale. With it, each block's scale takes 8 bits, and
-# 256 such scales share an fp32 scale.
+# `bits_per_param` returns the 4 bits of a weight's code plus its share of the scales. Without
+# double quantization, `block` weights share an fp32 scale. With double quantization, each block's
+# scale takes 8 bits, and 256 such scales share an fp32 scale.
 
 
 # %%
@@ -412,8 +415,8 @@ def bits_per_param(block=64, double_quant=False):
 check.doubles(double_quantize, bits_per_param)
 
 # %% [markdown]
-# **Turn it: the block size.** Smaller blocks cost bits but reduce the error. How much does double
-# quantization change? Try other sizes.
+# **Turn it: the block size.** Smaller blocks cost more bits but reduce the error. How much does
+# double quantization change? Try other block sizes.
 
 
 # %%
@@ -458,16 +461,16 @@ if lab.experiment("Bits against error", 3, needs=["4.2", "4.3", "4.5"]):
 # 3. After `forward`, no decoded $W$ stays in memory: `backward` decodes it again.
 #
 # Rule 3 is the tricky one. If you write `x @ W.T` with the decoded $W$, autograd keeps $W$ until
-# `backward`, because the gradient of $x$ is $dY\, W$. Do that in every layer, and the whole decoded
+# `backward`, because the gradient of $x$ is $dY\, W$. If every layer does that, the whole decoded
 # model is back in memory. A `torch.autograd.Function` lets you choose what to keep: here, the
-# codes, one byte per weight. Fill in `DecodedProduct`, or satisfy rule 3 your own way.
+# codes, one byte per weight. Fill in `DecodedProduct`, or satisfy rule 3 in your own way.
 #
 # <details><summary>Hint</summary>
 #
 # `ctx.save_for_backward(…)` stores tensors, and `ctx.saved_tensors` returns them. Other values can
-# be attributes of `ctx`. `backward` returns one value per argument of `forward`: its gradient, or
-# `None` if it has none. Call the function as `self.DecodedProduct.apply(x, …)`. The products with
-# $A$ and $B$ can be ordinary PyTorch.
+# be attributes of `ctx`. `backward` returns one value per argument of `forward`: the argument's
+# gradient, or `None` if it has none. Call the function as `self.DecodedProduct.apply(x, …)`. The
+# products with $A$ and $B$ can be ordinary PyTorch.
 # </details>
 
 
@@ -558,8 +561,8 @@ if lab.experiment("Your layer and bitsandbytes'", 1, needs=["4.2", "4.3", "4.6"]
 # %% [markdown]
 # Besides `x` and the codes, your layer keeps only $A x$, eight numbers per token. Decoding twice
 # costs time. On our CPUs, a QLoRA step with bitsandbytes takes 8% to 34% longer than a LoRA step,
-# depending on batch size. In published runs on an A100, with one sequence per step, it takes 51% to
-# 62% longer ([evidence](../docs/evidence/04_qlora.md#time)).
+# depending on batch size. In published runs on an A100, with one sequence per step, a QLoRA step
+# takes 51% to 62% longer ([evidence](../docs/evidence/04_qlora.md#time)).
 #
 # ## Train on 4 bits
 #
@@ -622,9 +625,9 @@ if lab.experiment("LoRA and QLoRA learn `home`", 80, needs=["4.6"]):
     display(compare_answers(unseen["text"], unseen["answer"], said, rows=3))
 
 # %% [markdown]
-# Why isn't the packed model a quarter the size of the 16-bit one? Its embedding, which is also the
-# output head, is not packed. That is 28 of the 135 million parameters. In Llama-2-7B, embedding and
-# head are 4% of the parameters.
+# Why isn't the packed model a quarter the size of the 16-bit one? The embedding, which is also the
+# output head, is not packed, and it has 28 of the 135 million parameters. In Llama-2-7B, the
+# embedding and the head make up 4% of the parameters.
 #
 # The QLoRA curve starts higher because of the rounding, but soon comes close to LoRA's. Does
 # learning the task close the gap, or does the adapter fit itself to the rounded base? Move each
@@ -650,11 +653,11 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 # Each adapter is best on the base it was trained on. The same is true with three other seeds
 # ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)): moving LoRA's adapter to NF4
 # cost 0.16 to 0.19 nats per token, and moving QLoRA's to 16 bits cost 0.12 to 0.16. Before
-# training, the rounding cost 0.36. Just learning the task halves that, and training on NF4 removes
-# nearly all of it: the adapter fits its own base.
+# training, the rounding cost 0.36 nats per token. Just learning the task halves that cost, and
+# training on NF4 removes nearly all of it: the adapter fits its own base.
 #
-# Remember this before you merge into the 16-bit original: that moves the adapter to another base.
-# Lab 6 measures what that costs.
+# Remember this before you merge into the 16-bit original: the merge moves the adapter to another
+# base. Lab 6 measures the cost.
 #
 # ## Will it fit?
 
@@ -674,9 +677,9 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 # | `"qlora"` | base in NF4, adapter in fp32 | as for LoRA | as for LoRA |
 #
 # A number takes 4 bytes in fp32 and 2 in bf16. For NF4 with double quantization, use the bits from
-# exercise 4.5, and count the whole base as packed. `n_params` is the size of the base,
-# `n_trainable` that of the adapter. The two full methods have no adapter: everything trains, so
-# `n_trainable` equals `n_params`.
+# exercise 4.5, and count the whole base as packed. `n_params` is the number of parameters in the
+# base, and `n_trainable` the number in the adapter. The two full methods have no adapter:
+# everything trains, so `n_trainable` equals `n_params`.
 
 
 # %%
@@ -700,7 +703,7 @@ check.rule(training_bytes)
 # %% [markdown]
 # Now simulate a training step of Llama-2-7B: one sequence of 512 tokens, rank 16 on all linear
 # layers. PEFT and bitsandbytes build the real model on fake tensors, which have shapes but no
-# numbers. A laptop can therefore simulate any size.
+# numbers. A laptop can therefore simulate a model of any size.
 
 # %% tags=["experiment"]
 if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
@@ -725,7 +728,8 @@ if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
 # help. *Gradient checkpointing* will: it drops most activations and recomputes them in backward.
 #
 # The simulation leaves out CUDA's context and fragmentation. Published QLoRA peaks are up to 27%
-# higher, partly because of a bug in bitsandbytes that is fixed now ([memory](../docs/memory.md)).
+# higher than simulated, partly because of a bitsandbytes bug that has since been fixed
+# ([memory](../docs/memory.md)).
 #
 # ### 70 billion parameters on one card
 #
@@ -744,15 +748,15 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
     display(figures.fits(peaks, card=48))
 
 # %% [markdown]
-# "QLoRA trains 70B on one 48 GB card" is true with checkpointing and up to about 2,000 tokens per
-# step. The lines on the bars add 20% for what the simulation leaves out. (Card labels say GB but
-# mean GiB, 2^30 bytes.) On the command line,
+# The claim "QLoRA trains 70B on one 48 GB card" is true with checkpointing and at most about 2,000
+# tokens per step. The lines on the bars add 20% for what the simulation leaves out. (Card labels
+# say GB but mean GiB, 2^30 bytes.) On the command line,
 # `labkit memory llama-2-70b --method qlora --checkpointing` simulates the second bar.
 #
 # ## With a GPU
 #
-# The next two cells need a CUDA card. The first trains the largest SmolLM2 that fits on your card,
-# with a paged optimizer.
+# The next two cells need a CUDA card. The first cell trains the largest SmolLM2 that fits on your
+# card, with a paged optimizer.
 
 # %% tags=["experiment"]
 known = (
@@ -797,24 +801,25 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 # %% [markdown]
 # ## Other formats you will meet
 #
-# **8 bits.** `BitsAndBytesConfig(load_in_8bit=True)` stores weights in int8 with a scale per row
-# and keeps outlier activations in 16 bits ([LLM.int8](https://arxiv.org/abs/2208.07339)). It takes
-# twice the memory of NF4 but loses less. LoRA trains on top of it in the same way.
+# **8 bits.** `BitsAndBytesConfig(load_in_8bit=True)` stores weights in int8 with one scale per row
+# and keeps outlier activations in 16 bits ([LLM.int8](https://arxiv.org/abs/2208.07339)). Its
+# weights take twice the memory of NF4 but lose less precision. LoRA trains on top of int8 in the
+# same way.
 #
 # **GPTQ** ([2022](https://arxiv.org/abs/2210.17323)) rounds one column after another and adjusts
-# the remaining ones so that the layer's *output* changes little on calibration text. Quantizing
-# takes time and data, but the kernels are fast: this is a format for serving. With transformers,
-# install `gptqmodel` and pass `quantization_config=GPTQConfig(bits=4, dataset="c4",
-# tokenizer=tokenizer)`.
+# the remaining columns so that the layer's *output* changes little on calibration text. Quantizing
+# takes time and data, but the kernels are fast: GPTQ is a format for serving. With transformers,
+# install `gptqmodel` and pass
+# `quantization_config=GPTQConfig(bits=4, dataset="c4", tokenizer=tokenizer)`.
 #
 # **AWQ** ([2023](https://arxiv.org/abs/2306.00978)) scales up the columns that meet large
-# activations before rounding, so that they lose less. llm-compressor's `AWQModifier` makes an AWQ
-# model.
+# activations before rounding, so that these columns lose less precision. llm-compressor's
+# `AWQModifier` makes an AWQ model.
 #
 # ## Take it with you
 #
 # This script runs QLoRA with the usual libraries. (Other scripts call PEFT's
-# `prepare_model_for_kbit_training`, which freezes the base, casts its other weights to fp32 and
+# `prepare_model_for_kbit_training`, which freezes the base, casts the unpacked weights to fp32 and
 # prepares for checkpointing. `SFTTrainer` does what this run needs.) Save it as `train_qlora.py`
 # and insert your own model and rows.
 #
