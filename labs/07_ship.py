@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Lab 7 · Your own data, shipped
 #
-# You can train an adapter. The next one trains on rows that nobody has cleaned, and runs in a
-# program that has never heard of PEFT. Both ends can fail silently: a row trains on nothing, a
+# You can train an adapter. The next adapter trains on rows nobody has cleaned, and runs in a
+# program that doesn't use PEFT. Training and serving can fail silently: a row trains on nothing, a
 # question is in both training and test, or a server builds a different prompt from the same
 # messages. In this lab you take a file of messages all the way to a server with three adapters, and
 # check each step.
@@ -53,11 +53,11 @@ from labkit.training.scoring import said
 #
 # A housing office has kept 437 messages: tenants report what is broken, and a clerk replies with a
 # trade, a room, an apartment, a day and a time. Tenants also mention other rooms, apartments and
-# days. The file was written for this course, typical faults included.
+# days. The file was written for this course, including typical faults.
 #
 # To use **your own file**, set `DATA` to its path. It must be JSONL, with `messages` in every row
-# as below. Set `FIELDS` to `[]` if its answers have no parts. The cells up to "Three customers"
-# then run on your file.
+# as below. Set `FIELDS` to `[]` if the answers in your file have no parts. The cells up to "Three
+# customers" then run on your file.
 
 # %%
 DATA = tasks.REPAIRS  # or a path of your own, such as "mine.jsonl"
@@ -77,7 +77,7 @@ if lab.experiment("The file, opened", 1):
 
 # %% [markdown]
 # Some rows would teach nothing, or the wrong thing. Nobody reads 437 rows, let alone 437,000. Let a
-# function do it.
+# function check them.
 
 # %% [markdown]
 # ### Exercise 7.1 · `audit`
@@ -87,7 +87,8 @@ if lab.experiment("The file, opened", 1):
 # Return a dict with a list for each fault: the indices of the rows that have it, in order. As in
 # lab 3, a row's prompt is every message except the last, plus the generation prompt. Tokenize the
 # whole conversation, cut it at `max_length` tokens, and drop the prompt's tokens from the front.
-# The rest is learned. (TRL does the same with the columns `prompt` and `completion`.)
+# The model learns the remaining tokens. (TRL does the same with the columns `prompt` and
+# `completion`.)
 #
 # - `truncated`: the conversation has more than `max_length` tokens;
 # - `trains_on_nothing`: no id is learned, or the last answer is blank, so only the end of its turn
@@ -145,18 +146,19 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
     guess_faults.compare(len(faulty))
 
 # %% [markdown]
-# None of these rows would have raised an error. A cut answer never teaches the model to stop, and a
-# blank one teaches it to say nothing. Here we drop these rows. In your own file, look at them
+# None of these rows would raise an error. A truncated answer never teaches the model to stop, and a
+# blank one teaches it to say nothing. We drop these rows. In your own file, look at such rows
 # first: you can shorten long *questions* from the front, as `fit` did in lab 3.
 #
-# Eight of our questions occur twice, answered with different times. Only the office knows which
-# time is right, and whichever the model gives, the other row counts it as wrong. (`labkit data`
-# lists such rows in your own file, along with wrong roles and missing system messages.)
+# Eight of our questions occur twice, with different times in the answers. Only the office knows
+# which time is right, and whichever time the model gives, the other time's row counts it as wrong.
+# (`labkit data` lists such rows in your own file, along with wrong roles and missing system
+# messages.)
 #
 # ## Training and test
 #
-# To measure the model on rows it has not seen, keep some out of training. The file has a `split`
-# field, which a script once filled by tossing a coin per row.
+# To measure the model on rows it has not seen, keep some rows out of training. The file has a
+# `split` field, which a script once filled by tossing a coin per row.
 
 # %% [markdown]
 # ### Exercise 7.2 · `split`
@@ -168,13 +170,13 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 # - **no prompt appears on both sides.** Two rows have the same prompt if their user messages,
 #   joined, are the same text, ignoring case and whitespace. Neither the system message nor the
 #   answers count;
-# - the test side has `share` of the *rows*, to within the size of the largest group that shares a
-#   prompt (a hash threshold achieves this only on average);
+# - the test side has `share` of the *rows*, to within the size of the largest group of rows sharing
+#   a prompt (a hash threshold achieves this only on average);
 # - the same rows always give the same test rows: in any order, in any run of Python, however often
-#   you call `split`. A different `seed` gives different ones.
+#   you call `split`. A different `seed` gives different test rows.
 #
 # Each row ends up on one side, unchanged. Draw random numbers from your own generator,
-# `random.Random(seed)`: other code uses Python's global one.
+# `random.Random(seed)`: other code uses Python's global generator.
 #
 # <details><summary>Hint</summary>
 #
@@ -239,17 +241,17 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
     guess_leak.compare(100 * leaked(*tossed) / len(tossed[1]))
 
 # %% [markdown]
-# Some tenants sent a message twice, or got two answers. A coin per row puts some of these pairs on
-# both sides, so the test asks questions that training answered. Your split avoids that. It still
-# misses paraphrases, and one added row can reshuffle it. `labkit train` hashes each prompt instead,
-# so hardly any row changes sides.
+# Some tenants sent a message twice, or got two answers. A coin per row splits some of these pairs
+# between the two sides, so the test asks questions that training already answered. Your split
+# avoids that. But it misses paraphrases, and adding one row can reshuffle the split. `labkit train`
+# hashes each prompt instead, so hardly any row changes sides.
 #
 # ## A look-up, a training, a score
 #
 # Before you train, try a baseline that needs no training. It finds the training question that
-# shares the most words with the new one, and takes its answer. Then it corrects each part: if the
-# new question contains a value known from training, it uses that value (the first, if there are
-# several).
+# shares the most words with the new question, and copies its answer. Then it corrects each part of
+# the answer: if the new question contains a value known from training, it uses that value (the
+# first, if there are several).
 
 
 # %%
@@ -334,16 +336,17 @@ if lab.experiment("The office's adapter, and its score", 55, needs=["7.1", "7.2"
 # in ten answers right, and the look-up at most one in ten
 # ([evidence](../docs/evidence/07_ship.md#the-score)).
 #
-# How precise is such a score? If a share $p$ of $n$ independent answers is right, its standard
-# error is $\sqrt{p (1 - p) / n}$: four points for 80% of 100. (The figures use Wilson's interval,
-# which also works at 0%.) To compare two models on the same rows, count the rows that only the
-# first ($b$) or only the second ($c$) gets right. The difference $b - c$ has a standard error of
-# about $\sqrt{b + c}$.
+# How precise is such a score? If a share $p$ of $n$ independent answers is right, the share's
+# standard error is $\sqrt{p (1 - p) / n}$: four points for 80% of 100. (The figures use Wilson's
+# interval, which also works at 0%.) To compare two models on the same rows, count the rows that
+# only the first model ($b$) or only the second model ($c$) gets right. The difference $b - c$ has a
+# standard error of about $\sqrt{b + c}$.
 #
 # ## The same model, asked otherwise
 #
 # Messages are data, a prompt is text, and a chat template turns messages into a prompt. A server
-# has its own template. What if it differs from the one used in training? Here are five real faults.
+# has its own template. What if it differs from the template used in training? Here are five real
+# faults.
 
 
 # %%
@@ -392,11 +395,11 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
 
 # %% [markdown]
 # Over three seeds, a doubled first token costs at most two of about 105 answers. A missing
-# generation prompt or a different system message costs anywhere from none to about half of them.
-# Without the generation prompt, the model may write the header of its turn itself, and then a right
-# answer counts as wrong. With Llama 2's template or none at all, most answers are wrong in every
-# run ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). A model can tolerate a wrong
-# prompt, so good answers don't prove the prompt right.
+# generation prompt or a different system message costs anywhere from none to about half of the
+# answers. Without the generation prompt, the model may write the header of its turn itself, and
+# then even a right answer counts as wrong. With Llama 2's template or none at all, most answers are
+# wrong in every run ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). A model can
+# tolerate a wrong prompt, so good answers don't prove that the prompt is right.
 #
 # Don't test a server by reading a few answers. Ask it for the *ids* it makes from your messages,
 # and compare them with the ids from training.
@@ -404,28 +407,29 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
 # ## One file for other programs
 #
 # So far, everything has run in transformers. llama.cpp, Ollama and LM Studio read a single file, a
-# GGUF, with weights, tokenizer and chat template. To write one, you must know its row order.
+# GGUF, with weights, tokenizer and chat template. To write a GGUF, you must know its row order.
 #
 # Rotary position embeddings rotate pairs of numbers in q and k by an angle that grows with the
 # position. For the Llama family, transformers pairs the first half of a head with the second: in a
 # head of 64 numbers, 0 goes with 32. llama.cpp pairs neighbors: 0 goes with 1. The GGUF therefore
-# stores the weight rows of q and k in a different order, so that both programs rotate the same
-# numbers. (For Qwen, llama.cpp also pairs halves, and no rows move.)
+# stores the weight rows of q and k in a different order, so both programs rotate the same numbers.
+# (For Qwen, llama.cpp also pairs the two halves, so no rows move.)
 
 # %% [markdown]
 # ### Exercise 7.3 · `rotary_rows`
 #
 # ●●○ · 8 min · 2 points
 #
-# `w` is the weight of q or k, `(d_out, d_in)`: `n_heads` heads of equal size, stacked along the
-# rows. In each head, interleave the two halves: row 0 of the first half, row 0 of the second, row 1
-# of the first, and so on. Values and dtype stay the same. The function must also work for LoRA's B,
-# `(d_out, r)`, because the rows of $BA$ move with those of $W$. (Does A change at all?)
+# `w` is the weight of q or k, with shape `(d_out, d_in)`: `n_heads` heads of equal size, stacked
+# along the rows. In each head, interleave the two halves: row 0 of the first half, row 0 of the
+# second, row 1 of the first, and so on. Don't change the values or the dtype. The function must
+# also work for LoRA's B, with shape `(d_out, r)`, because the rows of $BA$ move with those of $W$.
+# (Does A change at all?)
 #
 # <details><summary>Hint</summary>
 #
-# `reshape` can split the rows into three axes: head, half, position in the half. Which two do you
-# swap?
+# `reshape` can split the rows into three axes: head, half, position in the half. Which two axes do
+# you swap?
 # </details>
 
 
@@ -446,7 +450,7 @@ check.orders(rotary_rows)
 #
 # Now merge the adapter and write the model in several formats. Q8_0 stores 32 weights as 8-bit
 # integers with one scale (8.5 bits per weight). Q4_0 uses 4-bit integers (4.5 bits per weight) and
-# leaves the embeddings in Q8_0. Compare each file with the fp32 model by its KL on the held-out
+# stores the embeddings in Q8_0. Compare each file with the fp32 model by its KL on the held-out
 # answers (lab 6) and its number of right answers. The last row shows what an engine would make of a
 # file written without exercise 7.3.
 
@@ -517,8 +521,8 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
 # Over three seeds, bf16 and Q8_0 lose no answers. Q4_0 is a third the size of bf16 and loses three
 # to six of about 105 right answers ([evidence](../docs/evidence/07_ship.md#files)).
 #
-# If the rows aren't moved, the file has the right size, names and numbers, yet it is useless. Its
-# architecture, `llama`, implies a row order, and nothing checks that you followed it.
+# If the rows aren't moved, the file has the right size, names and numbers, yet is useless. Its
+# architecture, `llama`, implies a row order, and nothing checks whether you followed that order.
 #
 # Many people use Q4_K_M, whose blocks need row lengths divisible by 256. Most rows of SmolLM2-135M
 # have 576 numbers, so llama.cpp would fall back to other formats for most of its matrices. For a
@@ -526,9 +530,9 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
 #
 # ## Three customers
 #
-# A merged file serves one customer. Or keep one base in memory with several adapters, and let each
-# request name one. Two more customers use the same messages and system message, but one wants JSON
-# and the other a sentence. Train an adapter for each.
+# A merged file serves one customer. Instead, keep one base in memory with several adapters, and let
+# each request name its adapter. Two more customers use the same messages and system message, but
+# one wants JSON and the other a sentence. Train an adapter for each.
 
 
 # %%
@@ -576,8 +580,8 @@ if lab.experiment("An adapter for each customer", 66, needs=["7.1", "7.2"]):
 # `generate` takes `adapter_names=`. Each answer must be the one its adapter gives on its own.
 # Decode greedily for at most 48 new tokens, and remove the prompt, special tokens and surrounding
 # whitespace. The prompts come from a chat template and already contain all special tokens. The
-# tokenizer is `model.tokenizer`. Whatever state the model and tokenizer come in, leave it
-# unchanged: training mode, padding side, generation config.
+# tokenizer is `model.tokenizer`. Leave the model's and tokenizer's state unchanged: training mode,
+# padding side, generation config.
 #
 # Five more things can go wrong. Open one hint at a time.
 #
@@ -588,7 +592,7 @@ if lab.experiment("An adapter for each customer", 66, needs=["7.1", "7.2"]):
 #
 # <details><summary>Hint 2</summary>
 #
-# Do two calls give different answers? A model comes with generation settings, which may ask for
+# Do two calls give different answers? A model comes with generation settings, which may turn on
 # sampling.
 # </details>
 #
@@ -639,18 +643,18 @@ if lab.experiment("One message, three adapters", 5, needs=["7.1", "7.2", "7.4"])
         print(f"{name:>8}: {answer}")
 
 # %% [markdown]
-# One batch, one prompt, three answers. What happens in a layer?
+# One batch, one prompt, three answers. What happens inside a layer?
 
 # %% [markdown]
 # ### Exercise 7.5 · `batched_lora`
 #
 # ●●○ · 10 min · 3 points
 #
-# All rows of a mixed batch are multiplied by the same base weight. Then each row adds $s_k B_k A_k
-# x$ from its own adapter $k$. Return these terms, of shape `(n, d_out)`, in the dtype of `x`. You
-# get the rows `x`, the stacked factors of all adapters in the same dtype, and their `scaling`,
-# which may be fp32 when the rest is bf16. `index` gives each row's adapter. **-1 means none**: such
-# a row gets zeros.
+# All rows of a mixed batch are multiplied by the same base weight. Then each row adds
+# $s_k B_k A_k x$ from its own adapter $k$. Return these terms, with shape `(n, d_out)`, in the
+# dtype of `x`. You get the rows `x`, the stacked factors of all adapters in the same dtype, and
+# their `scaling`, which may be fp32 when everything else is bf16. `index` gives the number of each
+# row's adapter. **-1 means none**: such a row gets zeros.
 #
 # Group the rows by adapter: each adapter gets two matrix products, on its own rows only. You may
 # loop over adapters in Python, but not over rows, and you may not build a tensor of `d_out` ×
@@ -727,19 +731,19 @@ if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
     guess_batch.compare(times["one by one"][3] / times["grouped"][3])
 
 # %% [markdown]
-# (The base's own product is left out.) Going one by one costs a call per row. Copying the factors
-# means writing and reading $n$ pairs of them. Grouping takes two products per adapter, however many
-# rows it has, plus some work to sort the rows. It pays off when many rows share few adapters. On a
-# GPU, [Punica](https://arxiv.org/abs/2310.18547) and [S-LoRA](https://arxiv.org/abs/2311.03285) go
-# one step further: one kernel for all rows reads each row's factors in place. vLLM has such a
-# kernel.
+# (These timings leave out the base's own product.) Going one by one costs a call per row. Copying
+# the factors means writing and reading $n$ pairs of factors. Grouping takes two products per
+# adapter, however many rows it has, plus some work to sort the rows. Grouping pays off when many
+# rows share few adapters. On a GPU, [Punica](https://arxiv.org/abs/2310.18547) and
+# [S-LoRA](https://arxiv.org/abs/2311.03285) go one step further: a single kernel handles all rows
+# and reads each row's factors in place. vLLM has such a kernel.
 #
 # ## A real server
 #
 # llama.cpp can serve several adapters on one base, and the package `xllamacpp` contains its server.
-# Write the base and each adapter to its own GGUF (move the rows of q's and k's B by the same rule),
-# and start *one* server. Each request names its adapter in a `lora` field, which an OpenAI client
-# can send.
+# Write the base and each adapter to its own GGUF (reorder the rows of B in q and k by the same
+# rule), and start *one* server. Each request names its adapter in a `lora` field, which an OpenAI
+# client can send.
 
 
 # %%
@@ -797,22 +801,23 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
 
 # %% [markdown]
 # Expect most answers to equal PEFT's exactly. A few may differ: the server uses another 16-bit
-# format and another order of addition, so two nearly tied tokens can swap. An answer in another
-# customer's format means that the wrong adapter ran.
+# format and another order of addition, so two nearly tied tokens can swap places. An answer in
+# another customer's format means that the wrong adapter ran.
 #
 # There are two traps. This version of llama.cpp ignores an unknown adapter number and answers with
-# the base, so look names up before you send, as `server.choosing` does. Engines also cache keys and
-# values of earlier prompts to save time, but these depend on the adapter. A user reports that one
-# adapter's request reused another's cache ([issue
+# the base, so look up names before you send a request, as `server.choosing` does. Engines also
+# cache keys and values of earlier prompts to save time, but these depend on the adapter. A user
+# reports that a request for one adapter reused another's cache ([issue
 # 26207](https://github.com/ggml-org/llama.cpp/issues/26207)), so `server.choosing` sends
 # `cache_prompt: false`.
 #
-# This llama.cpp batches only requests for the same adapter, so different adapters take turns.
-# Ollama doesn't run the template in the GGUF: without a `TEMPLATE` in its Modelfile it guesses one.
+# This version of llama.cpp batches only requests for the same adapter, so different adapters take
+# turns. Ollama doesn't run the template in the GGUF: without a `TEMPLATE` in its Modelfile it
+# guesses one.
 #
 # `labkit train FILE` and `labkit ship FOLDER` do all of this for your own file: see
-# [docs/own-data.md](../docs/own-data.md). With each file you ship, record the base and its hash,
-# the data's hash, the settings, the score and the template.
+# [docs/own-data.md](../docs/own-data.md). For each file you ship, record the base and its hash, the
+# data's hash, the settings, the score and the template.
 #
 # ## Take it with you
 #
@@ -906,9 +911,10 @@ check.quiz(quiz)
 # - Audit a file before you train on it: rows that train on nothing or never end raise no error.
 # - Split by prompt, independently of the file's order. Ask what a program without training would
 #   score.
-# - A GGUF contains weights, tokenizer and template. For the Llama family, the rows of q and k move.
-# - An adapter is a small file next to its base. Each request names one, and an engine with a
-#   batched product serves them together.
+# - A GGUF contains weights, tokenizer and template. For the Llama family, the rows of q and k are
+#   reordered.
+# - An adapter is a small file next to its base. Each request names its adapter, and an engine with
+#   a batched product serves all adapters together.
 # - When a server answers badly, compare ids first.
 
 # %%

@@ -15,10 +15,9 @@
 #
 # So far, somebody has written each answer, and the model has learned to say it. Often it is easier
 # to say which of two answers is better, or to let a program judge. In this lab a model learns from
-# such judgments: from pairs of answers (DPO), and from a reward for each answer it samples (GRPO).
-# You write both losses and a whole GRPO step, and see both methods change what the model says. You
-# will also see that a higher reward needn't mean better answers, and that some rewards are easy to
-# game.
+# such judgments: pairs of answers (DPO), and a reward for each answer it samples (GRPO). You write
+# both losses and a whole GRPO step, and see both methods change what the model says. You will also
+# see that a higher reward needn't mean better answers, and that some rewards are easy to game.
 #
 # LoRA suits DPO well, because the original model is still in memory.
 #
@@ -54,17 +53,17 @@ from labkit.training import fast, generation, loop, models, pairs, rollouts, tre
 #
 # $$\log \pi(y \mid x) = \sum_t \log \pi(y_t \mid x, y_{<t})$$
 #
-# DPO uses the sum, GRPO the individual terms.
+# DPO uses the sum, and GRPO uses the individual terms.
 
 # %% [markdown]
 # ### Exercise 8.1 · `sequence_logprob`
 #
 # ●●○ · 8 min · 2 points
 #
-# `labels` aren't shifted: position $t$ has the id of token $t$, or -100 on the prompt and the
-# padding, which don't count. The logits at a position predict the *next* token. Return the summed
-# log-probability of each sequence, `(b,)`, which is 0 for a sequence without an answer. Training
-# backpropagates through this function, so keep the gradient.
+# `labels` aren't shifted: position $t$ contains the id of token $t$. The prompt and the padding
+# don't count: their labels are -100. The logits at a position predict the *next* token. Return the
+# summed log-probability of each sequence, with shape `(b,)`. It is 0 for a sequence without an
+# answer. Training backpropagates through this function, so keep the gradient.
 #
 # <details><summary>Hint</summary>
 #
@@ -75,7 +74,7 @@ from labkit.training import fast, generation, loop, models, pairs, rollouts, tre
 # <details><summary>Another hint</summary>
 #
 # Take `log_softmax` over the vocabulary, then `gather` the label's column. `gather` refuses an
-# index of -100: replace it with a harmless one, and leave the result out of the sum.
+# index of -100: replace it with a harmless index, and leave the result out of the sum.
 # </details>
 
 
@@ -126,33 +125,34 @@ if lab.experiment("The model, and pairs of its answers", 5):
     display(compare_answers([row["prompt"][0]["content"] for row in some], None, sides))
 
 # %% [markdown]
-# How does a model learn from such pairs? Suppose that answers have a quality, and that answer $c$
-# is chosen over $r$ with probability $\sigma(\text{quality}_c - \text{quality}_r)$, where $\sigma$
-# is the sigmoid (the Bradley-Terry model). In DPO (*direct preference optimization*, [Rafailov et
-# al. 2023](https://arxiv.org/abs/2305.18290)), the model serves as its own reward model. An
-# answer's quality is how much likelier it has become since the start,
+# How does a model learn from such pairs? Suppose that each answer has a quality, and that answer
+# $c$ is chosen over $r$ with probability $\sigma(\text{quality}_c -
+# \text{quality}_r)$, where $\sigma$ is the sigmoid (the Bradley-Terry model). In DPO (*direct
+# preference optimization*, [Rafailov et al. 2023](https://arxiv.org/abs/2305.18290)), the model
+# serves as its own reward model. An answer's quality is how much likelier it has become since
+# training began,
 #
 # $$\beta \, \log \frac{\pi(y \mid x)}{\pi_{\text{ref}}(y \mid x)}$$
 #
-# where the *reference* $\pi_{\text{ref}}$ is the model before training. The loss is minus the
+# where the *reference* $\pi_{\text{ref}}$ is the model before training. The loss is the negative
 # log-probability of the observed choice. For example, take $\beta = 0.1$ and a chosen answer that
 # has gained 10 nats more than the rejected one. The choice then has a probability of
 # $\sigma(1) = 0.73$, and the loss is 0.31.
 #
 # Why this formula? Look for the model that maximizes the mean quality of its answers minus $\beta$
-# times the KL from the reference. It is
-# $\pi(y \mid x) \propto \pi_{\text{ref}}(y \mid x) \, e^{\text{quality} / \beta}$. Solve this for
-# the quality, and you get the formula above plus a term that depends only on the prompt and cancels
-# between two answers. So $\beta$ is the price of moving away from the start.
+# times the KL from the reference. That model is $\pi(y \mid x) \propto \pi_{\text{ref}}(y \mid x)
+# \, e^{\text{quality} / \beta}$. Solve this for the quality, and you get the formula above plus a
+# term that depends only on the prompt and cancels between two answers. So $\beta$ is the price of
+# moving away from the reference.
 
 # %% [markdown]
 # ### Exercise 8.2 · `dpo_loss`
 #
 # ●●○ · 8 min · 3 points
 #
-# The first four arguments are log-probabilities `(b,)` of whole answers, as 8.1 returns them. The
-# *policy* is the model in training. A pair's *margin* is what its chosen answer has gained since
-# the start, minus what its rejected answer has gained. Return the mean of
+# The first four arguments are log-probabilities of whole answers, with shape `(b,)`, as 8.1 returns
+# them. The *policy* is the model in training. A pair's *margin* is what its chosen answer has
+# gained since the start, minus what its rejected answer has gained. Return the mean of
 # $-\log \sigma(\beta \cdot \text{margin})$ over the pairs, as a scalar tensor.
 #
 # The check compares your loss with TRL's. It also tries margins of plus and minus a thousand nats,
@@ -160,8 +160,8 @@ if lab.experiment("The model, and pairs of its answers", 5):
 #
 # <details><summary>Hint</summary>
 #
-# Before the first step, policy and reference are the same model. What is the loss then, for any
-# pairs? Does yours return it?
+# Before the first step, the policy and the reference are the same model. What is the loss then,
+# whatever the pairs? Does your function return it?
 # </details>
 #
 # <details><summary>Another hint</summary>
@@ -206,7 +206,7 @@ check.dpo(dpo_loss)
 # - without gradients: nothing is trained here, and the graph would cost memory;
 # - in eval mode, because dropout in the base would add noise;
 # - leaving the model as it was, in the same mode and with the same adapter active, **even after an
-#   exception**, including a keyboard interrupt. Otherwise a notebook goes on and trains a model
+#   exception**, including a keyboard interrupt. Otherwise, a notebook would go on to train a model
 #   without its adapter, as if nothing had happened.
 #
 # <details><summary>Hint</summary>
@@ -315,8 +315,8 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
 # probability: the loss falls because the rejected ones lose more. Razin et al.
 # ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
 #
-# The learning rate of 5e-4 is far above TRL's: the default for DPO is 1e-6, and TRL's LoRA example
-# uses 5e-6. This run saw 72 pairs; TRL's runs see tens of thousands.
+# The learning rate of 5e-4 is far above TRL's rates: its default for DPO is 1e-6, and its LoRA
+# example uses 5e-6. This run saw 72 pairs; TRL's runs see tens of thousands.
 #
 # **Turn it: beta, the rate, and the pairs.** The default swaps each pair: the longer answer is
 # chosen, as if somebody had mixed up the two columns. Then try `beta=1.0`, or the rate of 5e-6 from
@@ -343,8 +343,9 @@ if lab.experiment("Other pairs, beta or rate", 50, needs=["8.1", "8.2", "8.3"]):
 #
 # DPO's pairs were made before training. GRPO (*group relative policy optimization*, [Shao et al.
 # 2024](https://arxiv.org/abs/2402.03300)) lets the model answer while it learns. For each prompt
-# the model samples a *group* of answers, and a program scores each one. Answers above their group's
-# mean become likelier, those below it less likely. The model is never shown a right answer.
+# the model samples a *group* of answers, and a program scores each one. Answers that score above
+# their group's mean become likelier, and those below it become less likely. The model is never
+# shown a right answer.
 #
 # GRPO standardizes rewards within a group. Rewards of 1, 0, 0 and 0 become advantages of 1.5, -0.5,
 # -0.5 and -0.5. Rewards of 0.1, 0, 0 and 0 give practically the same advantages: dividing by the
@@ -357,14 +358,14 @@ if lab.experiment("Other pairs, beta or rate", 50, needs=["8.1", "8.2", "8.3"]):
 # ●○○ · 4 min · 2 points
 #
 # Each row of `rewards` is one prompt's group. An answer's *advantage* is its reward minus the
-# group's mean, divided by the group's standard deviation **plus** `eps`. Where all rewards are
-# equal, the advantages are zero. Use torch's default standard deviation, which divides by the
+# group's mean, divided by the group's standard deviation **plus** `eps`. If all rewards in a group
+# are equal, its advantages are zero. Use torch's default standard deviation, which divides by the
 # number of samples minus one, as TRL does.
 #
 # <details><summary>Hint</summary>
 #
-# Take the mean and standard deviation along one axis. With `keepdim=True` their shapes still fit
-# the rewards.
+# Take the mean and standard deviation along one axis. With `keepdim=True`, both still broadcast
+# against the rewards.
 # </details>
 
 
@@ -390,13 +391,14 @@ check.advantages(group_advantages)
 # model's own samples. So draw samples and average. Subtracting the group's mean leaves the expected
 # direction unchanged, since $\sum_y \nabla \pi(y) = 0$, and usually reduces noise.
 #
-# Samples are expensive, so you want several steps from the same ones. But after the first step the
-# model has changed. The *ratio* $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ is how much likelier a
-# token is now than when it was sampled. GRPO's objective, here without the paper's KL term, is
+# Samples are expensive, so you want to take several steps with the same samples. But after the
+# first step the model has changed. The *ratio* $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ is how
+# much likelier a token is now than when it was sampled. GRPO's objective, here without the paper's
+# KL term, is
 #
 # $$\min\bigl(\rho_t A, \; \text{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) \, A\bigr).$$
 #
-# At a ratio of 1, its gradient is $A \, \nabla \log \pi(y_t)$.
+# At a ratio of 1, the objective's gradient is $A \, \nabla \log \pi(y_t)$.
 
 # %% tags=["experiment"]
 if lab.experiment("The objective, clipped and not", 0):
@@ -413,11 +415,12 @@ if lab.experiment("The objective, clipped and not", 0):
 #
 # ●●● · 12 min · 4 points
 #
-# `logp` and `old_logp` are log-probabilities of single tokens, `(b, t)`. `advantages` has one value
-# per answer, `(b,)`, shared by all its tokens. `mask` is True on answer tokens and False on
-# padding. Return minus the mean of the objective over **all tokens** of the batch except padding.
-# Each token counts once, so a long answer counts more than a short one. (In TRL this is
-# `loss_type="bnpo"`; the default, `"dapo"`, is the same with one process and one batch per step.)
+# `logp` and `old_logp` are log-probabilities of single tokens, with shape `(b, t)`. `advantages`,
+# with shape `(b,)`, has one value per answer, shared by all its tokens. `mask` is True on answer
+# tokens and False on padding. Return the negative mean of the objective over **all tokens** of the
+# batch except padding. Each token counts once, so a long answer counts more than a short one. (In
+# TRL this is `loss_type="bnpo"`; the default, `"dapo"`, is the same with one process and one batch
+# per step.)
 #
 # <details><summary>Hint</summary>
 #
@@ -427,13 +430,13 @@ if lab.experiment("The objective, clipped and not", 0):
 # <details><summary>Another hint</summary>
 #
 # Write down both products for $A = -1$, $\epsilon = 0.2$ and a ratio of 2. Which is smaller? Does
-# your code take it?
+# your code choose the smaller one?
 # </details>
 #
 # <details><summary>A last hint</summary>
 #
-# `(b,)` lines up with the last axis of `(b, t)`, but you want the first one. If b equals t, torch
-# won't object.
+# Shape `(b,)` lines up with the last axis of `(b, t)`, but it should line up with the first. If b
+# equals t, torch won't object.
 # </details>
 
 
@@ -453,14 +456,15 @@ check.clipped(grpo_loss)
 
 # %% [markdown]
 # In the first step after sampling, every ratio is 1 and the loss is minus the mean advantage of the
-# tokens. It is zero if all answers have the same length, and usually small otherwise. The gradient
-# is not zero, so watch the reward, not the loss.
+# tokens. The loss is zero if all answers have the same length, and usually small otherwise. The
+# gradient is not zero, so watch the reward, not the loss.
 #
 # ## What is an answer worth?
 #
 # The task is now `home`: a spoken command in, a JSON intent out. A program can tell which answers
-# are right. If only these earn anything, most groups teach nothing, so you also pay for partly
-# right ones. That is where the trouble begins: training can find any loophole in the reward.
+# are right. If only right answers earn anything, most groups teach nothing, so you also pay for
+# partly right answers. That is where the trouble begins: training can find any loophole in the
+# reward.
 
 # %% [markdown]
 # ### Exercise 8.6 · `reward`
@@ -472,17 +476,17 @@ check.clipped(grpo_loss)
 # `answer` is *right* if `wanted` has it **with the same value**: a string, a number, true, false or
 # null. Return a float from 0 to 1:
 #
-# - 1 for equal data and nothing else. The order of keys and the blanks between them don't matter.
+# - 1 for equal data, and only for that. The order of keys and the blanks between them don't matter.
 #   `true` is not `1`, and neither is `"1"`;
-# - 0 for anything that isn't a JSON object (a model says all sorts of things), and if no key is
-#   right;
+# - 0 for anything that isn't a JSON object (a model says all sorts of things), and for an object
+#   without a right key;
 # - more for each right key;
 # - less for each unwanted key, down to 0;
-# - no more with a wrong value for a wanted key than without that key.
+# - no more for a wanted key with a wrong value than for leaving that key out.
 #
 # Many formulas pass. One more condition blocks a common hack: an answer that **names every possible
 # key** (`home` has 16) must earn less than one that names only half of the wanted keys, with their
-# right values, even if it gets all the wanted keys right.
+# right values, even if the first answer gets all the wanted keys right.
 #
 # <details><summary>Hint</summary>
 #
@@ -531,19 +535,19 @@ check.rewards(reward)
 #
 # - `sample(model, prompts, samples)` draws `samples` answers to each prompt and keeps each prompt's
 #   answers together. It returns `(answers, logp, mask)`: a list of `len(prompts) * samples`
-#   answers, their tokens' log-probabilities `(b, t)` with gradient, and the mask `(b, t)`;
+#   answers, their tokens' log-probabilities with gradient, and the mask, both of shape `(b, t)`;
 # - `score(answer)` returns the reward of one answer, a float.
 #
-# Sample once, score, compute each group's advantages and the loss, clip the gradient norm at 1 as
-# TRL does, and step. The answers serve only this step, so `old_logp` is `logp` without its
-# gradient. The model may come with old gradients.
+# Sample once, score the answers, compute each group's advantages and the loss, clip the gradient
+# norm at 1 as TRL does, and step. The answers serve only this step, so `old_logp` is `logp` without
+# its gradient. The model may come with old gradients: clear them first.
 #
 # Return a dict of two floats: `reward`, the mean reward of all answers, and `equal`, the share of
 # groups whose rewards are all the same (compare rewards, not advantages).
 #
 # <details><summary>Hint</summary>
 #
-# `group_advantages` wants one row of rewards per prompt, and `grpo_loss` one advantage per answer.
+# `group_advantages` takes one row of rewards per prompt, and `grpo_loss` one advantage per answer.
 # </details>
 
 
@@ -600,14 +604,14 @@ if lab.experiment("A step from the base model", 8, needs=["8.4", "8.5", "8.6", "
     print(grpo_step(policy, adamw(policy, 5e-4), sampler(), earns(reward), prompts, 8))
 
 # %% [markdown]
-# No answer earns anything, so the rewards in each group are equal and the gradient is zero. So
-# first give the model a *warm start*: train an adapter for 26 steps of 16 written answers, and
-# merge it. After that, only the reward teaches. The new adapter has rank 1, which did as well as
-# higher ranks in other experiments ([Schulman et al.
+# No answer earns anything, so the rewards in each group are equal and the gradient is zero. First
+# give the model a *warm start*: train an adapter for 26 steps of 16 written answers, and merge it.
+# After that, the model learns only from the reward. The new adapter has rank 1, which did as well
+# as higher ranks in other experiments ([Schulman et al.
 # 2025](https://thinkingmachines.ai/blog/lora/)).
 #
-# We measure two mean rewards on 100 unseen commands: that of four *sampled* answers to each, which
-# GRPO raises, and that of the *greedy* answer, which you would use.
+# We measure two mean rewards on 100 unseen commands: one for four *sampled* answers to each
+# command, which GRPO raises, and one for the *greedy* answer, which you would use.
 
 
 # %%
@@ -684,16 +688,16 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
 # Sampled answers earn more: with three other seeds the gain was 0.08, 0.08 and 0.04, each with a
 # standard error of 0.02 ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers
 # didn't reliably gain: 37 of 100 were right before GRPO, and 30 to 32 after it. Your run may
-# differ. They now name fewer keys. From a weaker start, 768 rewarded answers raised the reward
-# about as much as 128 written ones
+# differ. Greedy answers now name fewer keys. From a weaker start, 768 rewarded answers raised the
+# reward about as much as 128 written ones
 # ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). It is disputed whether
-# rewards can teach a model to give answers that it could not give before ([Yue et al.
+# rewards can teach a model to give answers it could not give before ([Yue et al.
 # 2025](https://arxiv.org/abs/2504.13837)).
 #
 # ## A reward that can be hacked
 #
 # Some answers leave out a key. Suppose somebody pays for complete answers: a fifth for each key, up
-# to five.
+# to five keys.
 
 
 # %%
@@ -724,13 +728,13 @@ if lab.experiment("Another reward", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_keys.compare(list(found.values())[-1]["keys"])
 
 # %% [markdown]
-# Paid by the key, the model names more keys, and fewer answers are right. A subtler mistake is to
+# Paid by the key, the model names more keys, but fewer answers are right. A subtler mistake is to
 # add a bonus to a good reward: your reward plus a fifth for each key, at most 1 in total. Three
-# pairs of runs (r=16) began with 17 right answers. Without the bonus they ended at 20, 19 and 21,
-# with it at 9, 0 and 0 ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
+# pairs of runs (r=16) began with 17 right answers. Without the bonus, the runs ended at 20, 19 and
+# 21; with it, at 9, 0 and 0 ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
 # Your own reward may have a loophole, too: `json.loads` keeps the last of two equal keys, so an
-# answer that says `"domain"` twice, first wrong, then right, can earn 1.
+# answer that gives `"domain"` twice, first with a wrong value, then with the right one, can earn 1.
 #
 # The reward gave no warning: it rose. So judge a model by something it isn't paid for, on prompts
 # it hasn't seen. A KL term or early stopping limits the damage, but the cause is the reward: pay

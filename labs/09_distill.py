@@ -13,15 +13,15 @@
 # %% [markdown]
 # # Lab 9 · Learn without forgetting
 #
-# An adapter learns one task. What happens to everything else? Train one on `home` alone, then ask
-# it why we have leap years: it may well answer with a JSON intent. In this lab you bring its
-# everyday answers back close to its base's, and nobody has to write a single one.
+# An adapter learns one task. What happens to everything else? Train an adapter on `home` alone,
+# then ask it why we have leap years: it may well answer with a JSON intent. In this lab you bring
+# the adapter's everyday answers back close to its base's, and nobody has to write a single answer.
 #
 # The trick: a teacher is already in memory. Your base model, the same network with the adapter
 # switched off, still knows how to answer. So let the tuned model answer, ask the base how likely it
 # finds each next token, and train toward those probabilities. This is *on-policy distillation* ([Lu
 # et al. 2025](https://thinkingmachines.ai/blog/on-policy-distillation/)) with the base as the
-# teacher. You write its loss, sampling and training step, and fix a measurement that says zero
+# teacher. You write the loss, sampling and training step, and fix a measurement that reads zero
 # because the teacher is the student.
 #
 # {{ time }}
@@ -105,14 +105,14 @@ if lab.experiment("An adapter for home alone", 55):
 #
 # The knowledge isn't lost: switch the adapter off, and it is all back. But you want one model that
 # does both. The usual cure is to add everyday instructions and written answers to the training
-# data. Somebody has to write or collect them, and the model learns the writer's style. Yet it only
-# has to keep its old chat behavior.
+# data. Somebody has to write or collect this data, and the model learns the writer's style. Yet the
+# model only has to keep its old chat behavior.
 #
 # ## How far apart are two models?
 #
 # At each position, a model assigns a probability to every possible next token. Call the tuned model
 # the *student*, with probabilities $p$, and the base the *teacher*, with $q$. The KL divergence
-# measures how far apart they are. It has two directions:
+# measures how far apart $p$ and $q$ are. It has two directions:
 #
 # $$\text{reverse: } \sum_v p_v \log \frac{p_v}{q_v} \qquad
 # \text{forward: } \sum_v q_v \log \frac{q_v}{p_v}$$
@@ -120,19 +120,20 @@ if lab.experiment("An adapter for home alone", 55):
 # Say the teacher finds two words equally likely, and the student says the first one 90% of the
 # time. Then the reverse KL is $0.9 \ln 1.8 + 0.1 \ln 0.2 = 0.37$ nats, and the forward KL is 0.51.
 #
-# The two punish different mistakes. The reverse KL weights each token by how often the *student*
-# says it, so it is large where the student says what the teacher never would: here, a brace. It
-# hardly penalizes leaving out things the teacher might say: at most ln 2 in the example. The
-# forward KL is large where the teacher might say what the student never does.
+# The two directions punish different mistakes. The reverse KL weights each token by how often the
+# *student* says it, so it is large where the student says what the teacher never would, here a
+# brace. It hardly penalizes leaving out things the teacher might say: the penalty is at most ln 2
+# in the example. The forward KL is large where the teacher might say what the student never does.
 
 # %% [markdown]
 # ### Exercise 9.1 · `token_kl`
 #
 # ●●○ · 9 min · 3 points
 #
-# Both logit tensors are `(b, n, vocab)`, and `mask` `(b, n)` is True at the positions that count.
-# Return the mean KL divergence over these positions in nats, as a scalar tensor. Each position
-# counts once. The default is the reverse KL; `reverse=False` gives the forward KL.
+# Both logit tensors have shape `(b, n, vocab)`. `mask`, with shape `(b, n)`, is True at the
+# positions that count. Return the mean KL divergence over these positions in nats, as a scalar
+# tensor. Each position counts once. The default is the reverse KL; `reverse=False` gives the
+# forward KL.
 #
 # The gradient has to reach the student's logits. Compute in fp32, even for bf16 logits. With logits
 # in the hundreds, some probabilities are 0 in fp32, but neither the result nor the gradient may be
@@ -168,13 +169,14 @@ check.kl(token_kl)
 # %% [markdown]
 # ## The student answers, the teacher marks
 #
-# On which texts should student and teacher agree? A model is steered by what it says: each token it
-# writes is input for the next. A student that begins with `{"intent"` is then at positions that no
-# good written answer has. So let it answer, and correct it where it goes wrong. That is what
-# *on-policy* means ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)).
+# On which texts should the student and the teacher agree? A model is steered by what it says: each
+# token it writes becomes input for the next one. A student that begins with `{"intent"` is then in
+# a situation that no good written answer contains. So let the student answer, and correct it where
+# it goes wrong. That is what *on-policy* means ([Agarwal et al.
+# 2023](https://arxiv.org/abs/2306.13649)).
 #
-# In lab 8, each answer earned one number, and you needed groups of eight to see which were better.
-# Here a whole distribution marks every token.
+# In lab 8, each answer earned one number, and you needed groups of eight to see which answers were
+# better. Here, the teacher marks every token with a whole distribution.
 
 # %% [markdown]
 # ### Exercise 9.2 · `on_policy`
@@ -182,11 +184,12 @@ check.kl(token_kl)
 # ●●○ · 9 min · 3 points
 #
 # `model` is a `PeftModel` in the middle of training. `sample(model, prompts)` draws an answer to
-# each prompt. It returns a dict of `input_ids`, `attention_mask` and `labels`, each `(b, n)`, with
-# labels of -100 everywhere except on the answer. Return this dict with one more entry,
-# `teacher_logits` `(b, n, vocab)`: the logits of the model without its adapter for these tokens.
+# each prompt. It returns a dict of `input_ids`, `attention_mask` and `labels`, each with shape
+# `(b, n)`, where the labels are -100 everywhere except on the answer. Return this dict with one
+# more entry, `teacher_logits`, with shape `(b, n, vocab)`: the logits of the model without its
+# adapter for these tokens.
 #
-# - The student samples, with its adapter on. Call `sample` once.
+# - Let the student sample, with its adapter on. Call `sample` once.
 # - Sample and score in eval mode and without gradients. Use `no_grad`, not `inference_mode`, whose
 #   tensors can't be used in training.
 # - Afterward, the model must be in its original mode, with its adapter on.
@@ -236,14 +239,14 @@ check.samples(on_policy)
 # Write one training step with your `on_policy` and `token_kl`. `task_loss(model)` returns the loss
 # on the next batch of the task, with its gradient.
 #
-# - Let the model answer the prompts. Then run it on its answers again, with gradients, in its
-#   current mode.
+# - Let the model answer the prompts. Then run the model on its answers again, with gradients, in
+#   its current mode.
 # - Use the reverse KL over the positions whose logits predict an answer token. Logits at position
 #   $t$ predict token $t + 1$, and the labels aren't shifted.
 # - Add the task loss, clip the gradient norm at 1, and step. Clear old gradients first.
 #
-# Return `{"task": ..., "kl": ...}` with the two losses before the step as floats, `kl` without its
-# weight.
+# Return `{"task": ..., "kl": ...}` with the two losses before the step as floats, with `kl`
+# unweighted.
 #
 # <details><summary>Hint</summary>
 #
@@ -332,10 +335,10 @@ if lab.experiment("Distillation from its own base", 65, needs=["9.1", "9.2", "9.
 # %% [markdown]
 # The braces are gone, and `home` still works. In three other runs, 42, 34 and 40 of 60 instructions
 # were answered in JSON before distillation, and none after
-# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). They got 41, 46 and 36 of
-# 100 commands right, after 39, 35 and 33 at the start; eight more steps on `home` alone got 36, 32
-# and 38. So the cure cost nothing we could detect. Read the answers: one without a brace isn't
-# necessarily good.
+# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The distilled models got
+# 41, 46 and 36 of 100 commands right, compared with 39, 35 and 33 at the start; models trained for
+# eight more steps on `home` alone got 36, 32 and 38. So the cure cost nothing we could detect. Read
+# the answers: an answer without a brace isn't necessarily good.
 #
 # Be careful with automatic scores: `chat` has checks such as "at most 30 words", which a JSON
 # intent passes.
@@ -353,8 +356,8 @@ if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
     display(figures.kept(found))
 
 # %% [markdown]
-# Without task batches, the student moves toward its base, and `home` disappears with the braces:
-# the loss no longer rewards `home`, and commands go through the same weights.
+# Without task batches, the student moves toward its base, and `home` disappears along with the
+# braces: the loss no longer rewards `home`, and commands go through the same weights.
 #
 # ## Whose answers?
 #
@@ -388,9 +391,10 @@ if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
 # %% [markdown]
 # The JSON disappears no matter who writes the answers. The final distance from the base differs:
 # about 0.2 nats per token with the student's own answers or the base's, and 0.57 with the written
-# ones ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). With its own
-# answers, the student minimizes exactly this distance; with the base's, nearly this one. So nobody
-# has to write answers, but these runs don't show that the student's own are better than the base's.
+# answers ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). With its own
+# answers, the student minimizes exactly this distance; with the base's answers, nearly the same
+# distance. So nobody has to write answers, but these runs don't show that the student's own answers
+# are better than the base's.
 #
 # ## A loss that was too good
 #
@@ -404,17 +408,17 @@ if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
 #
 # **A hunt**, from [peft #430](https://github.com/huggingface/peft/issues/430) ("`get_base_model()`
 # is returning the base model with the LoRA still applied"). `drift` should return how far a
-# `PeftModel` is from its base: the reverse KL per token over the answers in `batch`, a float, the
-# same at every call. The model's mode stays unchanged. `batch` is what `sample` returns in 9.2.
-# The function has two bugs, and each has a symptom:
+# `PeftModel` is from its base: the reverse KL per token over the answers in `batch`, as a float
+# that is the same at every call. Leave the model's mode unchanged. `batch` is what `sample` returns
+# in 9.2. The function has two bugs, and each has a symptom:
 #
 # - In eval mode it returns exactly 0, whatever the adapter has learned.
 # - In train mode, two calls return different numbers.
 #
 # <details><summary>Hint</summary>
 #
-# PEFT puts an adapter *into* the layers of your model, so no model without it is left. What
-# switches the adapter off temporarily?
+# PEFT puts an adapter *into* the layers of your model, so no model without the adapter is left.
+# What switches the adapter off temporarily?
 # </details>
 
 
@@ -461,8 +465,8 @@ if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4
 # %% [markdown]
 # ## Take it with you
 #
-# TRL's trainer does the sampling and the KL, with the teacher as a second model in memory. It has
-# no task loss, so this subclass adds one.
+# TRL's trainer does the sampling and the KL, with the teacher as a second model in memory. The
+# trainer has no task loss, so this subclass adds one.
 #
 # ```python
 # from datasets import Dataset
@@ -505,9 +509,9 @@ if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4
 #
 # **q2. You leave out the task batches and distill for a long time. What do you get?**
 #
-# - (a) Nearly the base: nothing in the loss rewards `home`, and it is gone.
-# - (b) The same as with them, because everyday prompts say nothing about commands.
-# - (c) The same as with them, because the norm of the gradient is clipped at 1.
+# - (a) Nearly the base: nothing in the loss rewards `home`, so `home` is gone.
+# - (b) The same as with task batches, because everyday prompts say nothing about commands.
+# - (c) The same as with task batches, because the norm of the gradient is clipped at 1.
 # - (d) A model that has learned its own mistakes, because it wrote the answers itself.
 #
 # **q3. A run reports a KL of 0.01 from the first step, but the model still answers in JSON. What do
@@ -541,10 +545,11 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - Fine-tuning on one task changes the answers to other prompts. Look at them before you ship.
+# - Fine-tuning on one task changes the answers to other prompts. Look at those answers before you
+#   ship.
 # - With LoRA the old model is still there: switch the adapter off, and it can teach.
-# - The reverse KL on the student's own answers punishes what the teacher would never say. No
-#   written answers are needed.
+# - The reverse KL on the student's own answers punishes what the teacher would never say. You need
+#   no written answers.
 # - Keep task batches in the mix, or the student loses its task.
 # - A near-zero KL at the first step, from a model that has visibly changed, is a bug. Check which
 #   model is the teacher.
