@@ -248,8 +248,8 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
 #
 # ## A look-up, a training, a score
 #
-# Before you train, try a baseline that needs no training. It finds the training question that
-# shares the most words with the new question, and copies its answer. Then it corrects each part of
+# Before you train, try a baseline that needs no training. It finds the training question whose
+# words overlap most with the new question's, and copies its answer. Then it corrects each part of
 # the answer: if the new question contains a value known from training, it uses that value (the
 # first, if there are several).
 
