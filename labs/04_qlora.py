@@ -384,8 +384,8 @@ if lab.experiment("Your bytes and bitsandbytes'", 12, needs=["4.2", "4.3", "4.4"
 # - `offset`: the mean of `absmax`, one number.
 #
 # Then `absmax[i]` is approximately `q[i] * scale[i // group] + offset`. If all scales are equal,
-# the differences are zero, so avoid NaN and clamp at 1e-12 or less. Don't change `absmax`.
-# (bitsandbytes does the same with a table of 256 values, denser near zero.)
+# the differences are zero, so clamp the divisor at 1e-12 or less to avoid NaN. Don't change
+# `absmax`. (bitsandbytes does the same with a table of 256 values, denser near zero.)
 #
 # `bits_per_param` returns the 4 bits of a weight's code plus its share of the scales. Without
 # double quantization, `block` weights share an fp32 scale. With double quantization, each block's
@@ -895,8 +895,8 @@ check.quiz(quiz)
 #
 # - A 4-bit weight is a code plus a share of a scale: 4.127 bits with double quantization.
 # - NF4 puts its values where weights are dense, and small blocks limit the damage from an outlier.
-# - A QLoRA layer decodes its weights in forward and again in backward. Otherwise, autograd would
-#   keep the decoded weights and undo the savings.
+# - A QLoRA layer decodes its weights in the forward pass and again in the backward pass. Otherwise,
+#   autograd would keep the decoded weights and undo the savings.
 # - QLoRA shrinks only the weights that it packs, not the embeddings, head or activations.
 # - An adapter belongs to the weights that it was trained on, rounded or not.
 

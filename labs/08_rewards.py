@@ -476,8 +476,8 @@ check.clipped(grpo_loss)
 # `answer` is *right* if `wanted` has it **with the same value**: a string, a number, true, false or
 # null. Return a float from 0 to 1:
 #
-# - 1 for equal data, and only for that. The order of keys and the blanks between them don't matter.
-#   `true` is not `1`, and neither is `"1"`;
+# - 1 for equal data, and only for that. Neither the order of the keys nor the whitespace between
+#   them matters. `true` is not `1`, and neither is `"1"`;
 # - 0 for anything that isn't a JSON object (a model says all sorts of things), and for an object
 #   without a right key;
 # - more for each right key;
