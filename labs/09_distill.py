@@ -389,10 +389,10 @@ if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
     display(figures.kept(found))
 
 # %% [markdown]
-# The JSON disappears no matter who writes the answers. The final distance from the base differs:
-# about 0.2 nats per token with the student's own answers or the base's, and 0.57 with the written
-# answers ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). With its own
-# answers, the student minimizes exactly this distance; with the base's answers, nearly the same
+# Almost no JSON is left, no matter who writes the answers. The final distance from the base
+# differs: about 0.2 nats per token with the student's own answers or the base's, and 0.57 with the
+# written answers ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). With its
+# own answers, the student minimizes exactly this distance; with the base's answers, nearly the same
 # distance. So nobody has to write answers, but these runs don't show that the student's own answers
 # are better than the base's.
 #
