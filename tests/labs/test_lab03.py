@@ -358,6 +358,6 @@ GIVEN = [
     (check.end_trains, "the end token has no label either"),
     (check.prompt_opens_answer, "the generation prompt is missing"),
     (check.keeps_answer, "the row is cut on the right"),
-    (check.checkpoints, "the first block's doesn't"),
+    (check.checkpoints, "the first block's input doesn't"),
     (check.loads_once, "the adapter is merged, then loaded again"),
 ]
