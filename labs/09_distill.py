@@ -337,8 +337,9 @@ if lab.experiment("Distillation from its own base", 65, needs=["9.1", "9.2", "9.
 # were answered in JSON before distillation, and none after
 # ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The distilled models got
 # 41, 46 and 36 of 100 commands right, compared with 39, 35 and 33 at the start; models trained for
-# eight more steps on `home` alone got 36, 32 and 38. So the cure cost nothing we could detect. Read
-# the answers: an answer without a brace isn't necessarily good.
+# eight more steps on `home` alone got 36, 32 and 38. So the cure cost nothing we could detect on
+# average; a single run can differ by ten answers either way. Read the answers: an answer without a
+# brace isn't necessarily good.
 #
 # Be careful with automatic scores: `chat` has checks such as "at most 30 words", which a JSON
 # intent passes.

@@ -31,5 +31,7 @@ def distances(drifts: dict[str, float]) -> Figure:
     title = f"{name}: {far:.2f} nats per token from its base"
     fig, ax = titled(title, height=0.5 * len(drifts) + 1.2)
     dots(ax, drifts, "KL from the base, nats per token", {"home alone": "mistake"}, "{:.2f}")
-    ax.set(xscale="log", xlim=(min(drifts.values()) / 2, 2 * max(drifts.values())))
+    ax.set(xscale="log", xlim=(0.05, 10))
+    ax.set_xticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
+    ax.minorticks_off()
     return fig
