@@ -257,8 +257,8 @@ check.ranks(energy_rank)
 # SmolLM2-135M-Instruct, the model used in all labs, has 30 blocks with seven matrices each:
 # `q_proj`, `k_proj`, `v_proj` and `o_proj` in the attention, and `gate_proj`, `up_proj` and
 # `down_proj` in the MLP. A `q_proj` has 576 directions and a `k_proj` has 192, so measure what
-# percentage is needed for 90% of the energy. Use every fifth block and for random matrices of the
-# same shapes.
+# percentage is needed for 90% of the energy. Use every fifth block, and compare with random
+# matrices of the same shapes.
 
 
 # %%

@@ -388,7 +388,7 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
     few, right_by_way = asked[: hardware.rehearsed("rows", 60)], {}
     for way in live.progress(list(otherwise(asked[0])), "ways"):
         answers = asked_as([otherwise(messages)[way] for messages in few])
-        right_by_way[way] = sum(a == b for a, b in zip(answers, wanted, strict=False))
+        right_by_way[way] = sum(a == b for a, b in zip(answers, wanted[: len(few)], strict=True))
         print(f"{way:<30} {answers[0][:90]!r}")
     display(figures.asked(right_by_way, len(few), guess_template))
     guess_template.compare(100 * right_by_way["Llama 2's template"] / len(few))

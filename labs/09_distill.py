@@ -350,8 +350,7 @@ if lab.experiment("Distillation from its own base", 65, needs=["9.1", "9.2", "9.
 # %% tags=["experiment"]
 knobs = {"learned": ()}
 if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
-    turned = [f"{k} {v:g}" if v != () else "without home" for k, v in knobs.items()]
-    name = ", ".join(turned)
+    name = ", ".join("without home" if v == () else f"{k} {v}" for k, v in knobs.items())
     students[name] = distill(tuned, name, sampler(), **knobs)
     found[name] = marks(students[name])
     display(figures.kept(found))

@@ -108,14 +108,15 @@ def fits(peaks: dict[str, dict[str, int]], card: float) -> Figure:
     """
     rows = {name: {part: n / 2**30 for part, n in peak.items()} for name, peak in peaks.items()}
     totals = [sum(row.values()) for row in rows.values()]
-    n = sum(1.2 * total < card for total in totals)
+    most = [1.2 * total for total in totals]
+    n = sum(peak < card for peak in most)
     fig, ax = titled(f"{n} of {len(rows)} settings safely fit a {card} GB card")
     label = "GiB at the peak of a step\n(line: 20% above the simulation)"
     stacks(ax, rows, label, "")
-    for x, total in enumerate(totals):
-        ax.errorbar(x, total, [[0], [0.2 * total]], color=INK, capsize=4, lw=1.2)
+    for x, (total, peak) in enumerate(zip(totals, most, strict=True)):
+        ax.errorbar(x, total, [[0], [peak - total]], color=INK, capsize=4, lw=1.2)
         ax.text(x + 0.04, total, f" {total:.0f}", va="bottom", color=INK)
-    ax.set_ylim(0, 1.08 * max(card, 1.2 * max(totals)))
+    ax.set_ylim(0, 1.08 * max(card, *most))
     ax.axhline(card, color=INK, lw=1.2, ls="--")
     ax.text(0.5, card, "the card", ha="center", va="bottom", color=INK)
     return fig

@@ -42,7 +42,7 @@ class Row:
         return next((e for e in self.exercises if e.id == id), None)
 
     @property
-    def verdict(self) -> str:
+    def outcome(self) -> str:
         """The status, with the reason if there is one."""
         return f"{self.status}: {self.reason}" if self.reason else self.status
 

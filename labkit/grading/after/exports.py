@@ -191,7 +191,7 @@ def _match(rows, find, other) -> tuple[dict[str, Row], list[str]]:
             continue
         found[id].append(row)
         if row.status != "graded":
-            problems.append(f"{row.submission} is {row.verdict}; it gets {row.earned:g} points")
+            problems.append(f"{row.submission} is {row.outcome}; it gets {row.earned:g} points")
     if others:
         problems.append(f"not matched, named by {other[0]} ({len(others)}): {listed(others)}")
     best = {id: max(rows, key=lambda row: row.earned) for id, rows in found.items()}

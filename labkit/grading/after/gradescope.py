@@ -33,7 +33,7 @@ def as_gradescope(row: Row) -> dict:
     graded = f"{row.lab}: {row.earned:g} of {row.possible:g} points"
     return {
         "score": row.earned,
-        "output": graded if row.status == "graded" else row.verdict,
+        "output": graded if row.status == "graded" else row.outcome,
         "output_format": "text",
         "tests": tests,
         "execution_time": row.seconds,

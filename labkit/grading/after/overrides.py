@@ -45,7 +45,7 @@ def _given(row, name, id, points, why):
         raise LabError(f"no submission is called {name!r}")
     if old is None:
         known = ", ".join(exercise.id for exercise in row.exercises)
-        raise LabError(f"{name} has no exercise {id!r}: {known or row.verdict}")
+        raise LabError(f"{name} has no exercise {id!r}: {known or row.outcome}")
     if new is None or not 0 <= new <= old.points:
         raise LabError(f"{points!r} is no number from 0 to {old.points:g}")
     new = int(new) if new == int(new) else new
