@@ -512,7 +512,7 @@ check.recompresses(recompress)
 # other. `updates` is a list of matrices $\Delta W_i$ of the same shape. Merge them in three steps:
 #
 # 1. *Trim.* Of each update's `n` entries, keep the `int(density * n)` largest in magnitude (at
-#    least one; no two are equally large) and set the rest to zero.
+#    least one; the check has no ties) and set the rest to zero.
 # 2. *Elect a sign* for each entry: the sign of the sum of the trimmed updates. If the sum is 0,
 #    elect +.
 # 3. *Merge.* For each entry, average the trimmed values that have the elected sign, not counting

@@ -518,8 +518,8 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
     )
 
 # %% [markdown]
-# Over three seeds, bf16 and Q8_0 lose no answers. Q4_0 is a third the size of bf16 and loses three
-# to six of about 105 right answers ([evidence](../docs/evidence/07_ship.md#files)).
+# Over three seeds, bf16 and Q8_0 lose no answers. Q4_0 is a third the size of bf16 and costs three
+# to six right answers out of about 105 ([evidence](../docs/evidence/07_ship.md#files)).
 #
 # If the rows aren't moved, the file has the right size, names and numbers, yet is useless. Its
 # architecture, `llama`, implies a row order, and nothing checks whether you followed that order.

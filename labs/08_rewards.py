@@ -688,7 +688,7 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
 # Sampled answers earn more: with three other seeds the gain was 0.08, 0.08 and 0.04, each with a
 # standard error of 0.02 ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers
 # didn't reliably gain: 37 of 100 were right before GRPO, and 30 to 32 after it. Your run may
-# differ. Greedy answers now name fewer keys. From a weaker start, 768 rewarded answers raised the
+# differ. After GRPO, they name fewer keys. From a weaker start, 768 rewarded answers raised the
 # reward about as much as 128 written ones
 # ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). It is disputed whether
 # rewards can teach a model to give answers it could not give before ([Yue et al.
@@ -733,12 +733,12 @@ if lab.experiment("Another reward", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
 # pairs of runs (r=16) began with 17 right answers. Without the bonus, the runs ended at 20, 19 and
 # 21; with it, at 9, 0 and 0 ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
-# Your own reward may have a loophole, too: `json.loads` keeps the last of two equal keys, so an
-# answer that gives `"domain"` twice, first with a wrong value, then with the right one, can earn 1.
-#
 # The reward gave no warning: it rose. So judge a model by something it isn't paid for, on prompts
 # it hasn't seen. A KL term or early stopping limits the damage, but the cause is the reward: pay
 # only for what you want.
+#
+# Your own reward may have a loophole, too: `json.loads` keeps the last of two equal keys, so an
+# answer that gives `"domain"` twice, first with a wrong value, then with the right one, can earn 1.
 #
 # ## Relatives
 #
