@@ -6,7 +6,7 @@ from peft import LoraConfig
 from small_llama import small_llama
 from trl import SFTConfig
 
-from labkit import download, lab
+from labkit import download, lab, tasks
 from labkit.checks import lab01
 from labkit.probes import tiny
 from labkit.training import finetuning, generation, hardware, loop, models
@@ -22,6 +22,13 @@ def rehearsal(request, monkeypatch):
 def test_a_loop_takes_a_few_steps_and_a_header_says_so(rehearsal, tokenizer, home):
     assert len(list(loop.batches(home, tokenizer, size=2, steps=5))) == (3 if rehearsal else 5)
     assert ("rehearsal: no figure counts" in lab.Lab("01_svd", lab01).header()) is rehearsal
+
+
+def test_drawn_rows_are_the_same_for_a_seed_and_few(rehearsal):
+    drawn = [tasks.draw("home", "test", 12, seed)["text"] for seed in (1, 1, 2)]
+    known = set(tasks.load("home", "test")["text"])
+    assert drawn[0] == drawn[1] != drawn[2] and set(drawn[0]) <= known
+    assert len(drawn[0]) == len(set(drawn[0])) == (4 if rehearsal else 12)
 
 
 def test_a_training_is_short_and_never_taken_for_a_real_one(tokenizer, home, tmp_path, monkeypatch):
