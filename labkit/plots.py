@@ -137,23 +137,31 @@ def growing(
     title: str,
     labels: dict[str, str] | None = None,
 ) -> Figure:
-    """A figure with one panel per name of `values`, its numbers so far against the step.
+    """A figure of the numbers so far against the step: {name: numbers}, one panel per label.
 
-    Axes are named by `labels`, else by the name. At most three panels per row, for narrow screens.
+    `labels` names the axis of each quantity (default: its name); quantities with the same label
+    share a panel. At most three panels per row, for narrow screens.
     """
-    n_rows = -(-len(values) // 3)
-    n_columns = -(-len(values) // n_rows)
+    panels = {}  # label -> names
+    for name in values:
+        panels.setdefault((labels or {}).get(name, name), []).append(name)
+    n_rows = -(-len(panels) // 3)
+    n_columns = -(-len(panels) // n_rows)
     fig, axes = figure(n_columns, height=2.2 * n_rows, n_rows=n_rows, squeeze=False)
-    for ax, color, (name, numbers) in zip(axes.flat, PALETTE, values.items(), strict=False):
+    colors = iter(PALETTE)
+    for ax, (label, names) in zip(axes.flat, panels.items(), strict=False):
         ax.axhline(0, color=INK, lw=0.6)  # so that a small change looks small
-        traced(ax, numbers, color, 0.6)
-        ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=(labels or {}).get(name, name))
+        for name, color in zip(names, colors, strict=False):
+            traced(ax, values[name], color, 0.6, label=name)
+        ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=label)
         ax.xaxis.get_major_locator().set_params(integer=True)
-        if not any(numbers):
+        if len(names) > 1:
+            ax.legend(fontsize=8)
+        elif not any(values[names[0]]):
             ax.set_ylim(-0.2, 1)  # else the line is on the frame
             ax.text(0.5, 0.5, "0 in each step", transform=ax.transAxes, ha="center", color=INK)
     axes.flat[0].legend(axes.flat[0].lines[1:3], ["each step", "running mean"], fontsize=8)
-    for ax in axes.flat[len(values) :]:
+    for ax in axes.flat[len(panels) :]:
         ax.remove()
     name, numbers = next(iter(values.items()))
     return headed(fig, title + _way(name, numbers, steps, 0.6))

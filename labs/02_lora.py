@@ -557,7 +557,7 @@ if lab.experiment("A step's memory", 14, needs=["2.2", "2.4"]):
 # input `x`, because $dA$ (exercise 2.3) needs `x`.
 #
 # The two methods peak at different moments. With 8 commands, full fine-tuning peaks during Adam's
-# step, when its activations have already been freed. With LoRA, Adam has little to do, so LoRA
+# step, when its activations have already been freed. With LoRA, Adam has little to do, so memory
 # peaks at the end of the forward pass, where weights and activations dominate. Activations grow
 # with the batch, so larger batches shrink LoRA's saving, from 59% with 8 commands to 42% with 32.
 # Lab 4 shows what shrinks activations.

@@ -78,7 +78,7 @@ if lab.experiment("The task and the tokenizer", 4):
 # - **The loss counts only the answer.** This is a choice: over our six seeds, counting every token
 #   was no worse ([evidence](../docs/evidence/03_peft.md#where-the-loss-belongs)). `rows` is a
 #   `Dataset` whose `messages` column contains conversations; the last message of each conversation
-#   is the answer. From this column, TRL would train on every token, including the user's. With two
+#   is the answer. Given this column, TRL would train on every token, including the user's. With two
 #   columns, `prompt` and `completion`, both lists of messages, TRL trains only on the completion.
 # - Save the adapter in `output_dir` with the trainer's `save_model()`.
 #

@@ -524,15 +524,15 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
 # If the rows aren't moved, the file has the right size, names and numbers, yet is useless. Its
 # architecture, `llama`, implies a row order, and nothing checks whether you followed that order.
 #
-# Many people use Q4_K_M, whose blocks need row lengths divisible by 256. Most rows of SmolLM2-135M
-# have 576 numbers, so llama.cpp would fall back to other formats for most of its matrices. For a
-# larger model, use `llama-quantize` (below).
+# Many people use Q4_K_M, whose blocks need row lengths divisible by 256. In
+# SmolLM2-135M, most rows have 576 numbers, so llama.cpp would fall back to other formats for most
+# matrices. For a larger model, use `llama-quantize` (below).
 #
 # ## Three customers
 #
 # A merged file serves one customer. Instead, keep one base in memory with several adapters, and let
-# each request name its adapter. Two more customers use the same messages and system message, but
-# one wants JSON and the other a sentence. Train an adapter for each.
+# each request name its adapter. Two more customers send the same messages, but one wants
+# JSON and the other a sentence. Train an adapter for each.
 
 
 # %%

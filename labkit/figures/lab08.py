@@ -45,29 +45,27 @@ def clip_shape(epsilon: float) -> Figure:
     return fig
 
 
-def rewarded(found: dict[str, dict], guess: Guess) -> Figure:
-    """Mean rewards, sampled and greedy, and right answers of 100: {model: result of `marks`}.
+def rewarded(found: dict[str, dict]) -> Figure:
+    """What GRPO gained, sampled and greedy, and right answers of 100: {model: result of `marks`}.
 
-    Two models; the title compares them command by command. guess: the sampled reward.
+    Two models, compared command by command.
     """
-    (first, before), (_, after) = found.items()
-    changes = {way: _by_command(after, way) - _by_command(before, way) for way in WAYS}
-    gained = [way for way, change in changes.items() if mean_interval(change)[1] > 0]
+    before, after = found.values()
+    gains = {}
+    for way in WAYS:
+        pair = [_by_command(marks, way) for marks in (before, after)]
+        label = f"{way}: {pair[0].mean():.2f} → {pair[1].mean():.2f}"
+        gains[label] = mean_interval(pair[1] - pair[0])
+    gained = [label.split(":")[0] for label, (_, low, _) in gains.items() if low > 0]
     title = "No clear gain"
     if gained:
         title = f"GRPO raised the reward of {' and '.join(gained)} answers"
         title += "" if after["right"] > before["right"] else ", and no more of them are right"
-    fig, (left, other) = titled(title, 2, sharey=False)
-    values = {
-        f"{way},\n{name}": mean_interval(_by_command(marks, way))
-        for way in WAYS
-        for name, marks in found.items()
-    }
-    roles = {label: "base" for label in (*values, *found) if label.endswith(first)}
-    dots(left, values, "mean reward (line: 95% interval)", roles)
-    left.set_xlim(0, None)
-    guess.draw(left, "x")
+    fig, (left, other) = titled(title, 2, sharey=False, height=2.4)
+    dots(left, gains, "reward gained\n(line: 95% interval)", text="{:+.2f}")
+    left.axvline(0, color=INK, lw=0.8)
     shown = {name: wilson(marks["right"], 100) for name, marks in found.items()}
+    roles = {next(iter(found)): "base"}
     dots(other, shown, "right greedy answers, of 100\n(line: 95% interval)", roles, "{:.0f}")
     other.set_xlim(0, None)
     other.yaxis.tick_right()

@@ -8,7 +8,7 @@ import torch
 from labkit import contract
 from labkit.contract import CheckFailed, exercise, expect, generator, observe
 from labkit.contract.hints import hint
-from labkit.contract.plain import plain
+from labkit.contract.calls import plain
 
 
 @exercise("99.1", points=2)

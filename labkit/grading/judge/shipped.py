@@ -5,7 +5,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-PARTS = ("errors", "contract.plain", "contract.kept", "contract.calls", "contract.verdict")
+PARTS = ("errors", "contract.kept", "contract.calls", "contract.verdict")
 PARTS += ("contract",)
 ANSWERING = ("grading.wire", "grading.inside.answer")
 ANSWERING += ("probes.tiny", "probes.watch", "probes.models", "probes.adapters", "probes.how")
