@@ -91,6 +91,7 @@ def memory(stored: dict[str, float], guess: Guess) -> Figure:
     bars(ax, stored, "bits stored", text="{:,.0f}", top=1.15 * max(available.values()), guess=guess)
     for x, bits in enumerate(available.values()):
         ax.plot([x - 0.4, x + 0.4], [bits, bits], color=INK, lw=1.2, ls=":")
+    ax.text(-0.4, next(iter(available.values())), "all bits", va="bottom", color=INK)
     return fig
 
 
@@ -101,6 +102,7 @@ def bits(stored: dict[str, Sequence[float]], available: float) -> Figure:
     fig, ax = titled(f"{first} stores {1000 * mean / available:.0%} of the bits")
     bars(ax, values, "thousand bits stored\n(line: 95% interval)", text="{:.1f}")
     ax.axhline(available / 1000, color=INK, lw=1, ls=":")
+    ax.text(-0.4, available / 1000, "all bits", va="bottom", color=INK)
     return fig
 
 
