@@ -7,8 +7,8 @@ import torch
 
 from labkit import contract
 from labkit.contract import CheckFailed, exercise, expect, generator, observe
-from labkit.contract.hints import hint
 from labkit.contract.calls import plain
+from labkit.contract.hints import hint
 
 
 @exercise("99.1", points=2)
