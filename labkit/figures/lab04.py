@@ -110,7 +110,8 @@ def fits(peaks: dict[str, dict[str, int]], card: float) -> Figure:
     totals = [sum(row.values()) for row in rows.values()]
     most = [1.2 * total for total in totals]
     n = sum(peak < card for peak in most)
-    fig, ax = titled(f"{n} of {len(rows)} settings safely fit a {card} GB card")
+    fit = "fits" if n == 1 else "fit"
+    fig, ax = titled(f"{n} of {len(rows)} settings safely {fit} a {card} GB card")
     label = "GiB at the peak of a step\n(line: 20% above the simulation)"
     stacks(ax, rows, label, "")
     for x, (total, peak) in enumerate(zip(totals, most, strict=True)):
