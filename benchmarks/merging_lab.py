@@ -6,11 +6,9 @@ Each run adds rows to labkit/measured/merging.csv: study, setting, seed, measure
 again after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed
 draws A, and the order of the batches.
 
-Both adapters are trained once per seed, on NF4.
-
-`home`, merged in each way    KL from the trained model (nats per token), held-out loss, right
-                              answers of 60.
-each alone, and mixed         Right answers of 80 to each task.
+lab       `home`, merged in each way: KL from the trained model (nats per token), held-out loss, right
+          answers of 60.
+mixtures  `home` and `tickets` in one model: the lab's held-out loss of each, right answers of 80.
 """
 
 from pathlib import Path
@@ -20,17 +18,21 @@ from studies import LabRun
 
 from labkit import tasks
 from labkit.training import models
-from labkit.training.scoring import said
+from labkit.training.scoring import said, score
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "merging.csv"
 STEPS = {"home": 50, "tickets": 20}
 NAMES = ["OPTIONS", "train", "factors", "dequantized", "original", "nf4", "changed"]
-NAMES += ["kl_divergence", "mixtures", "both_tasks"]
+NAMES += ["kl_divergence", "mixed", "losses"]
+MIXES = [("cat", (1, 0)), ("cat", (0, 1))]  # each alone
+MIXES += [(way, (1, w)) for way in ("cat", "linear") for w in (0.25, 0.5, 1)]
+MIXES += [("cat, cut to r=8", (1, 0.5)), ("TIES", (1, 0.5)), ("TIES", (1, 1))]
 
 
 def every_run():
     """{run: the function that measures it and its arguments}."""
-    return {LabRun("lab", "weights 0.7, density 0.5", seed): (both,) for seed in (1, 2, 3)}
+    runs = {LabRun("lab", "one adapter", seed): (merges,) for seed in (1, 2, 3)}
+    return runs | {LabRun("mixtures", "two adapters", seed): (mixtures,) for seed in (1, 2, 3)}
 
 
 def of_lab(seed):
@@ -40,15 +42,10 @@ def of_lab(seed):
     return lab
 
 
-def both(lab, seed):
-    """Trains the two adapters once, and measures merges and mixtures."""
-    tuned = {task: lab["train"](task, n) for task, n in STEPS.items()}
-    lab["pairs"] = {task: lab["factors"](model) for task, model in tuned.items()}
-    return merges(lab, tuned["home"]) | mixtures(lab)
-
-
-def merges(lab, trained):
+def merges(lab, seed):
     """{merge: right, loss and KL} of home's adapter."""
+    trained = lab["train"]("home", STEPS["home"])
+    factors = lab["factors"](trained)
     commands = tasks.draw("home", "test", 60)
     share, loss, wanted = said(trained, lab["tokenizer"], commands)
     found = {"as trained: right": 60 * share, "as trained: loss": loss}
@@ -61,20 +58,23 @@ def merges(lab, trained):
         "no adapter": lambda W, A, B: dequantized(W, A, 0 * B),
     }
     for way, change in ways.items():
-        model = lab["changed"](change, lab["pairs"]["home"])
+        model = lab["changed"](change, factors)
         share, loss, logits = said(model, lab["tokenizer"], commands)
         found |= {f"{way}: right": 60 * share, f"{way}: loss": loss}
         found[f"{way}: KL"] = lab["kl_divergence"](wanted, logits)
     return found
 
 
-def mixtures(lab):
-    """{mixture: right answers to each task}."""
-    lab["held_out"] = {t: tasks.draw(t, "test", 80, **more) for t, more in lab["OPTIONS"].items()}
+def mixtures(lab, seed):
+    """{mixture: loss and right answers of each task}."""
+    lab["pairs"] = {task: lab["factors"](lab["train"](task, n)) for task, n in STEPS.items()}
+    tests = {task: tasks.draw(task, "test", 80, **more) for task, more in lab["OPTIONS"].items()}
     found = {}
-    for name, mix in lab["mixtures"]([0.7, 0.7], 0.5).items():
-        right = lab["both_tasks"](mix)
-        found |= {f"{name}: {task}": n for task, n in zip(STEPS, right, strict=True)}
+    for way, weights in MIXES:
+        name, model = "{} {:g}:{:g}".format(way, *weights), lab["mixed"](way, weights)
+        for (task, rows), loss in zip(tests.items(), lab["losses"](way, weights), strict=True):
+            found[f"{name}: {task} loss"] = loss
+            found[f"{name}: {task} right"] = 80 * score(model, lab["tokenizer"], rows)[0]
     return found
 
 

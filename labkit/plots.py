@@ -4,7 +4,8 @@ A figure's title is its message. Lab figures are in `labkit.figures.labNN`, memo
 `labkit.memory.plots`.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
     traced(ax, losses, PALETTE[0], weight)
     ax.set(xlim=(1, max(steps, 2)), ylim=(0, None), xlabel="step", ylabel="loss (nats per token)")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set_title(title + _way("loss", losses, steps, weight))
+    ax.set_title(title + _way("loss, running mean", smooth(losses, weight), steps))
     ax.legend(["each step", "running mean"], fontsize=9, loc="upper right")
     return fig
 
@@ -152,27 +153,25 @@ def growing(
     for ax, (label, names) in zip(axes.flat, panels.items(), strict=False):
         ax.axhline(0, color=INK, lw=0.6)  # so that a small change looks small
         for name, color in zip(names, colors, strict=False):
-            traced(ax, values[name], color, 0.6, label=name)
-        ax.set(xlim=(1, max(steps, 2)), xlabel="step", ylabel=label)
+            ax.plot(range(1, len(values[name]) + 1), values[name], "o-", ms=4, color=color)
+        ax.set(xlim=(0.8, max(steps, 2) + 0.2), xlabel="step", ylabel=label)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if len(names) > 1:
-            ax.legend(fontsize=8)
+            ax.legend(ax.lines[1:], names)
         elif not any(values[names[0]]):
             ax.set_ylim(-0.2, 1)  # else the line is on the frame
             ax.text(0.5, 0.5, "0 in each step", transform=ax.transAxes, ha="center", color=INK)
-    axes.flat[0].legend(axes.flat[0].lines[1:3], ["each step", "running mean"], fontsize=8)
     for ax in axes.flat[len(panels) :]:
         ax.remove()
     name, numbers = next(iter(values.items()))
-    return headed(fig, title + _way(name, numbers, steps, 0.6))
+    return headed(fig, title + _way(name, numbers, steps))
 
 
-def _way(name, values, steps, weight):
-    """Start and end of a quantity's `smooth` line, once all steps are done."""
+def _way(name, values, steps):
+    """Start and end of a quantity, once all steps are done."""
     if not 1 < steps <= len(values):
         return ""
-    mean = smooth(values, weight)
-    return f": {name} {mean[0]:.2f} → {mean[-1]:.2f} ({len(values)} steps, running mean)"
+    return f": {name} {values[0]:.2f} → {values[-1]:.2f} ({len(values)} steps)"
 
 
 def compare_answers(
@@ -180,8 +179,12 @@ def compare_answers(
     wanted: Sequence[str] | None,
     answers: dict[str, Sequence[str]],
     rows: int = 8,
+    right: Callable[[str, str], bool] = operator.eq,
 ) -> HTML:
-    """An HTML table of {model: answers} to the first `rows` questions, with ✓ or ✗ by `wanted`."""
+    """An HTML table of {model: answers} to the first `rows` questions.
+
+    With ✓ or ✗ by `right(answer, wanted)`; without `wanted`, no marks.
+    """
     table = jinja2.Template(ANSWERS.read_text("utf-8"), autoescape=True)
-    columns = {"questions": questions, "wanted": wanted, "answers": answers}
+    columns = {"questions": questions, "wanted": wanted, "answers": answers, "is_right": right}
     return HTML(table.render(columns, n=min(rows, len(questions))))

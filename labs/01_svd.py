@@ -286,8 +286,9 @@ if lab.experiment("How many directions the weights take", 6, needs=["1.4"]):
     guess_rank.compare(figures.median(spread["weights"]))
 
 # %% [markdown]
-# `q_proj`, `k_proj` and `o_proj` have some structure; by this measure, the others are close to
-# noise. None of the matrices is anywhere near rank 8, which is 1.4% of 576. LoRA bets on the
+# `q_proj`, `k_proj` and `o_proj` have some structure; by this measure, the others come closer to
+# noise. (This model's weights were once rounded to 4 bits, which adds some.) None of the matrices
+# is anywhere near rank 8: even the lowest needs several times as many directions. LoRA bets on the
 # *change* in these weights.
 #
 # ## What does fine-tuning change?
@@ -383,11 +384,12 @@ if lab.experiment("How many directions the update takes", 5, needs=["1.4"]):
     guess_update.compare(figures.median(spread["update"]))
 
 # %% [markdown]
-# The update needs far fewer directions than the weights, but far more than 8. In long runs on code
-# and math, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) found even higher ranks: 10
-# to 100 times the usual LoRA ranks. Adam may be part of the reason: it takes similar steps for
-# small and large gradient entries. In one run, SGD's update needed fewer directions than Adam's,
-# but SGD learned less ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
+# The update needs far fewer directions than the weights, but the typical one needs far more than 8.
+# In long runs on code and math, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) found
+# even higher ranks: 10 to 100 times the usual LoRA ranks. Adam may be part of the reason: it takes
+# similar steps for small and large gradient entries. In one run, SGD's update needed fewer
+# directions than Adam's, but SGD learned less
+# ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
 #
 # But energy isn't the goal; right answers are. Cut every update to rank $r$ with your
 # `truncate_update` and ask the model again.
@@ -455,8 +457,9 @@ if lab.experiment("LoRA of rank 8 on the same batches", 90, needs=["1.1", "1.4",
 # %% [markdown]
 # LoRA of rank 8 trains 2% as many parameters as full fine-tuning and gets about nine tenths as many
 # answers right, at a somewhat higher loss (three seeds). LoRA's authors hypothesized that the
-# update is low-rank. LoRA needs less: one good change of rank 8 must exist, and training must find
-# it. A cut keeps eight directions that were trained together with the ones it drops.
+# update is low-rank. LoRA needs something weaker: that *some* change of rank 8 works well, and that
+# training finds it. The eight directions that a cut keeps were trained to work with those that it
+# drops.
 #
 # Do LoRA and full fine-tuning write to the same directions? Measure how much of LoRA's energy lies
 # in the full update's top 8 output directions. The controls are *chance*, $8 / d_\text{out}$, and
@@ -484,8 +487,9 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.4", "1.5"])
 
 # %% [markdown]
 # LoRA never saw the full update, yet the share of its energy there is about thirty times chance
-# ([evidence](../docs/evidence/01_svd.md#where-lora-writes)). Still, more than half of LoRA's energy
-# lies elsewhere. (The dotted line shows the same share for the full update itself.)
+# ([evidence](../docs/evidence/01_svd.md#where-lora-writes)). That is about as much as another full
+# fine-tuning run has there. Still, in the median matrix, more than half of LoRA's energy lies
+# elsewhere.
 #
 # ## Another small number: intrinsic dimension
 #
@@ -654,7 +658,7 @@ check.quiz(quiz)
 #   it costs $r\,(d_\text{out} + d_\text{in})$ numbers.
 # - This model's weights aren't low-rank. The full fine-tuning update needs fewer directions than
 #   the weights, but more than 8: cutting it to rank 16 keeps most of the right answers, and cutting
-#   it to rank 64 costs none of them.
+#   it to rank 64 costs few or none of them.
 # - LoRA trains at rank 8 from the start and gets about nine tenths as many answers right as full
 #   fine-tuning. It doesn't need the full update to be low-rank.
 # - Low matrix rank and low intrinsic dimension are different things.

@@ -17,8 +17,7 @@
 # the model a new job. Then you will measure what LoRA saves and what it doesn't.
 #
 # Cells marked **Turn it** are yours to play with: change a setting, predict the result, and rerun.
-# Some cells ask for a guess first. Guesses cost no points, and you will remember the numbers that
-# surprise you.
+# Some cells ask for a guess first. Guesses cost no points.
 #
 # {{ time }}
 
@@ -205,8 +204,8 @@ for row in home.select(range(0, 1500, 500)):
     print(f"{row['text']}\n    {row['answer']}")
 
 # %% [markdown]
-# All runs in this lab use one plain PyTorch loop. `loop.answer_loss` is the mean cross-entropy over
-# the answer tokens.
+# All training runs in this lab use one plain PyTorch loop. `loop.answer_loss` is the mean
+# cross-entropy over the answer tokens.
 
 
 # %%
@@ -269,17 +268,17 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
 # first, while `B = 0` learns at once. At half the rate, `A = 0` learns, too
 # ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
-# Why? Adam moves every entry by about the learning rate. With `A = 0`, each entry of $A x$ moves by
-# a sum over 576 inputs, and a random `B` with entries up to 0.35 passes this change on. With
-# `B = 0`, each output moves by a sum over only 8 entries of $A x$, and the entries of `A` are at
-# most about 0.04. At the same rate, `A = 0` therefore takes a far larger first step. Hayou et al.
-# ([2024](https://arxiv.org/abs/2406.08447)) derive that `B = 0` tolerates larger learning rates,
-# and observe this in fine-tuning runs. PEFT also starts with `B = 0`.
+# Why? Adam's first step moves every entry by about the learning rate. With `A = 0`, it changes each
+# entry of $A x$ through 576 inputs, and a random `B` with entries up to 0.35 passes this change on.
+# With `B = 0`, it changes each output through only the 8 entries of $A x$, and the entries of `A`
+# are at most about 0.04. At the same rate, `A = 0` therefore changes the outputs far more. Hayou et
+# al. ([2024](https://arxiv.org/abs/2406.08447)) derive that `B = 0` tolerates larger learning
+# rates, and observe this in fine-tuning runs. PEFT also starts with `B = 0`.
 #
 # ## Into the model
 #
-# SmolLM2 has 30 blocks. Each has seven linear layers: four in the attention and three in the MLP.
-# You want LoRA on all 210 layers.
+# SmolLM2-135M has 30 blocks. Each has seven linear layers: four in the attention and three in the
+# MLP. You want LoRA on all 210 layers.
 #
 # ### Exercise 2.4 · `inject`
 #
@@ -326,7 +325,7 @@ check.injects(inject)
 # %% [markdown]
 # ### Is it really LoRA?
 #
-# PEFT is the library most people use for LoRA. Copy the same random `A` and `B` into your model and
+# PEFT is Hugging Face's library for LoRA. Copy the same random `A` and `B` into your model and
 # PEFT's, and compare the two models' predictions.
 
 # %% tags=["experiment"]
@@ -446,12 +445,11 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # The curves with equal $\alpha$ nearly agree. $BA$ is a sum of $r$ outer products $b_k a_k^\top$.
-# Adam moves $b_k$ against the sign of $G a_k$, where $G$ is the gradient of $W$, and the output
-# gets $b_k$ times $a_k \cdot x$. The sign of $a_k$ cancels. Early on, the $r$ terms therefore push
-# the output in the same direction, and the factor $1/r$ makes up for their number. (When the
-# directions differ, dividing by $r$ is too much, so rsLoRA divides by $\sqrt r$: see lab 5.)
-# $\alpha$ scales the step, like a learning rate. If you double the rank and $\alpha$ together, the
-# faster start comes from $\alpha$ ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
+# Adam's first step moves $b_k$ against the sign of $G a_k$, where $G$ is the gradient of $W$, and
+# adds $b_k$ times $a_k \cdot x$ to the output. If a single input direction dominates $G$, all $r$
+# terms push the output the same way, and the factor $1/r$ makes up for their number. While $B$ is
+# small, $\alpha$ therefore acts like a learning rate. If you double the rank and $\alpha$ together,
+# the faster start comes from $\alpha$ ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
 #
 # ## What does a step cost?
 #
@@ -559,8 +557,8 @@ if lab.experiment("A step's memory", 14, needs=["2.2", "2.4"]):
 # The two methods peak at different moments. With 8 commands, full fine-tuning peaks during Adam's
 # step, when its activations have already been freed. With LoRA, Adam has little to do, so memory
 # peaks at the end of the forward pass, where weights and activations dominate. Activations grow
-# with the batch, so larger batches shrink LoRA's saving, from 59% with 8 commands to 42% with 32.
-# Lab 4 shows what shrinks activations.
+# with the batch, so larger batches shrink LoRA's saving: with 32 commands, LoRA's peak is 58% of
+# full fine-tuning's. Lab 4 shows what shrinks activations.
 #
 # For LoRA's own saving, compare the first two bars: in the third, the bf16 base also saves memory.
 
@@ -574,9 +572,6 @@ if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):
     print(f"{lora_flops / full_flops:.0%} by torch's count of the whole model")
 
 # %% [markdown]
-# Timed once per batch size, LoRA saved 35% of a step's time with 8 commands and 44% with 32
-# ([evidence](../docs/evidence/02_lora.md#memory-and-arithmetic-of-a-step)).
-#
 # ## Merge
 #
 # Your layer does extra work for every generated token. After training, add the update to $W$ once,
@@ -641,10 +636,9 @@ if lab.experiment("The same answers after a merge?", 12, needs=["2.2", "2.4", "2
     print(f"and {right(merged_answers)[0]} are right ({right(lora_answers)[0]} before).")
 
 # %% [markdown]
-# In fp32, a merge changes outputs only by rounding. In bf16, the weights are rounded as well: after
-# `unmerge_`, 3% of them differ from the originals
-# ([evidence](../docs/evidence/02_lora.md#merged-and-unmerged)). Keep the base model. Lab 6 shows
-# when a merge does lose the update.
+# A merge rounds the new weights. In fp32, you won't notice. In bf16, 3% of the weights differ from
+# the originals after `unmerge_` ([evidence](../docs/evidence/02_lora.md#merged-and-unmerged)). Keep
+# the base model. Lab 6 shows when a merge does lose the update.
 #
 # ## Save and load
 #
@@ -785,8 +779,8 @@ check.quiz(quiz)
 #
 # - LoRA adds the product of two small matrices, scaled by $\alpha / r$, to a frozen matrix. `B`
 #   starts at zero, so training starts at the base model.
-# - At the same $\alpha$, the rank hardly changes how fast a short run learns. $\alpha$ scales the
-#   step, like a learning rate.
+# - At the same $\alpha$, short runs at r = 8 and r = 64 learn equally fast. Early on, $\alpha$ acts
+#   like a learning rate.
 # - LoRA avoids the gradients and Adam moments of the frozen weights and, at a small rank, a third
 #   of the arithmetic. It still needs the weights and most activations.
 # - A merge removes the extra work per token. An adapter is a small file, made for one base and one

@@ -14,12 +14,13 @@
 # # Lab 3 · PEFT and TRL, and what goes wrong
 #
 # In lab 2, you wrote LoRA yourself. At work, you will use two libraries: PEFT adds the layers and
-# saves them, and TRL runs the training. You supply a few settings and the data, and a mistake there
-# makes a run fail silently. The loss falls and training ends as planned, but the model never stops
-# writing, or it has learned nothing.
+# saves them, and TRL runs the training. You supply a few settings and the data. Some mistakes there
+# raise no error: training ends as planned, but the model never stops writing, or it has learned
+# nothing.
 #
-# Five exercises in this lab are *hunts*. Each hunt gives you code with a mistake that people really
-# made, plus a link to an issue about it. The code runs, but it is wrong. Find out why and fix it.
+# Five exercises in this lab are *hunts*. Each hunt gives you code with a mistake, and a link to an
+# issue where people met one like it. The code usually runs, but it is wrong. Find out why and fix
+# it.
 #
 # {{ time }}
 
@@ -75,11 +76,12 @@ if lab.experiment("The task and the tokenizer", 4):
 # - `SFTConfig`: `output_dir`, `learning_rate`, one pass over `rows` (`num_train_epochs=1`), one
 #   step per batch of 8 (`per_device_train_batch_size=8`), and `bf16=False`: the model already has
 #   the right precision, and TRL's default raises an error on a CPU.
-# - **The loss counts only the answer.** This is a choice: over our six seeds, counting every token
-#   was no worse ([evidence](../docs/evidence/03_peft.md#where-the-loss-belongs)). `rows` is a
-#   `Dataset` whose `messages` column contains conversations; the last message of each conversation
-#   is the answer. Given this column, TRL would train on every token, including the user's. With two
-#   columns, `prompt` and `completion`, both lists of messages, TRL trains only on the completion.
+# - **The loss counts only the answer.** This is a choice: in six small runs, we couldn't tell it
+#   from counting every token ([evidence](../docs/evidence/03_peft.md#where-the-loss-belongs)).
+#   `rows` is a `Dataset` whose `messages` column contains conversations; the last message of each
+#   conversation is the answer. Given this column, TRL would train on every token, including the
+#   user's. With two columns, `prompt` and `completion`, both lists of messages, TRL trains only on
+#   the completion.
 # - Save the adapter in `output_dir` with the trainer's `save_model()`.
 #
 # Useful settings: `gradient_checkpointing=False` is faster (see exercise 3.5), `report_to="none"`
@@ -132,9 +134,9 @@ check.trains(train_adapter)
 # %% [markdown]
 # ### Why a run learns nothing
 #
-# TRL's default learning rate is 2e-5, a value for full fine-tuning. LoRA needs a higher rate: 2e-4
-# is common, and these short runs use 2e-3. (`finetune` runs TRL's trainer faster on a CPU by
-# skipping padding and computing logits only for the answer.)
+# TRL's default learning rate is 2e-5, a value for full fine-tuning of large models. LoRA needs a
+# higher rate: 2e-4 is common, and these short runs use 2e-3. (`finetune` runs TRL's trainer faster
+# on a CPU by skipping padding and computing logits only for the answer.)
 
 
 # %%
@@ -356,8 +358,8 @@ if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.2"]):
         print(f"{name}: last loss {run.losses[-1]:.2f}, {unstopped[name]} answers don't stop")
 
 # %% [markdown]
-# One label per row decides whether the model stops. The loss can't show this: it averages only over
-# labeled tokens, and the end token wasn't one of them.
+# In these rows, one label per row decides whether the model stops. The loss can't show this: it
+# averages only over labeled tokens, and the end token wasn't one of them.
 #
 # SmolLM2's tokenizer uses the end token for padding. Many tokenizers have no padding token, so
 # tutorials set `tokenizer.pad_token = tokenizer.eos_token`, which leads to the same bug. TRL (1.16)
@@ -407,8 +409,8 @@ def render_prompt(messages, tokenizer):
 check.prompt_opens_answer(render_prompt)
 
 # %% [markdown]
-# What does the second bug look like? In the template-free rows above, the line break after the
-# command opens the answer. Ask the same model with and without that line break.
+# What does the second bug look like? Our rows have no template, so the line break after the command
+# plays the part of the generation prompt. Ask the same model with and without that line break.
 
 # %% tags=["experiment"]
 if lab.experiment("The generation prompt, left out", 12, needs=["3.1", "3.2"]):
@@ -463,7 +465,8 @@ if lab.experiment("What is left of a row", 3):
     guess_empty.compare(lost[64]["train on nothing"])
 
 # %% [markdown]
-# Cutting rows to 96 tokens removes every long email from training, and no loss curve shows it.
+# Cutting rows to 96 tokens removes every long email from training, and no loss curve shows it: TRL
+# 1.16 drops rows without labels, and prints no warning.
 #
 # ### Exercise 3.4 · `fit`
 #
@@ -533,8 +536,8 @@ if lab.experiment("What is left of a row that you cut", 3, needs=["3.4"]):
 # *"PEFT LoRA transformer layers not trained when gradient_checkpointing=True"* (also reported in
 # [cloneofsimo/lora #26](https://github.com/cloneofsimo/lora/issues/26)). The code wraps each
 # block's forward in `torch.utils.checkpoint`. If only the blocks have LoRA, `backward()` raises an
-# error. If the head has LoRA, too, there is no error: the loss falls, but every `B` in the blocks
-# stays at zero.
+# error. If the head has LoRA, too (TRL's trainer refuses this, but a loop of your own doesn't),
+# there is no error: the loss falls, but every `B` in the blocks stays at zero.
 #
 # Fix the code so that the gradients are the same as without checkpointing and each block is still
 # checkpointed separately.
@@ -615,14 +618,15 @@ if lab.experiment("Three ways to run a block", 28, needs=["3.1", "3.5"]):
 # %% [markdown]
 # With the given code, the loss falls because the head's adapter trains. Nothing else trains, and
 # torch prints only a warning: *None of the inputs have requires_grad=True*. Check the `B` matrices
-# after a run: if a `B` is still zero, its adapter hasn't trained. Another fix is
+# after a run: they start at zero, so one that is still zero hasn't trained. Another fix is
 # `enable_input_require_grads()`. Recent versions of transformers and PEFT usually call this method
-# when you turn on checkpointing through them. Code that wraps the blocks itself must call it, too.
+# when you turn on checkpointing through them. Code that wraps the blocks itself must call it, or
+# pass `use_reentrant=False`.
 #
 # ## What is on disk
 #
-# Does a loaded model answer like the one you trained? Here is one way to get it wrong: merge the
-# adapter for speed, notice that the adapter is gone, and load it again.
+# Does a loaded model answer like the one you trained? Suppose you merge the adapter for speed and
+# later, forgetting this, load it again.
 
 
 # %%
@@ -648,7 +652,7 @@ if lab.experiment("The adapter, loaded as some do", 15, needs=["3.1"]):
 
 # %% [markdown]
 # This code has two bugs but raises no error. The update counts twice, and dropout is on, so the
-# same question gives different logits. (`ask` turns dropout off, so the answers suffer only from
+# same question gives different logits. (`ask` turns dropout off, so the answers suffer mainly from
 # the doubled update.)
 #
 # A third bug is about names. Wrapping the model, for instance with `torch.compile`, can add

@@ -47,7 +47,7 @@ from labkit.memory import plots as memory_plots
 from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
 from labkit.plots import compare_answers
-from labkit.training import generation, loop, models, packing
+from labkit.training import generation, hardware, loop, models, packing
 
 # %% [markdown]
 # ## Store in 4 bits, compute in 16
@@ -111,10 +111,10 @@ if lab.experiment("One outlier among 4,096 numbers", 1, needs=["4.1"]):
 #
 # ## Which sixteen values?
 #
-# Evenly spaced values suit evenly spread numbers. Weights follow a bell curve, so most of the
-# sixteen values should lie near zero. Let each value represent an equal share of the weights. The
-# *quantile* at probability $p$ is the number below which a share $p$ of the bell curve lies. Take
-# the quantiles at sixteen evenly spaced probabilities.
+# Evenly spaced values suit evenly spread numbers. Within a layer, weights roughly follow a bell
+# curve, so most of the sixteen values should lie near zero. Let each value represent an equal share
+# of the weights. The *quantile* at probability $p$ is the number below which a share $p$ of the
+# bell curve lies. Take the quantiles at sixteen evenly spaced probabilities.
 
 # %%
 normal = torch.distributions.Normal(0, 1)
@@ -255,8 +255,8 @@ check.blockwise(quantize_blockwise, dequantize_blockwise)
 model, tokenizer = models.load()
 linear = [m for name, m in model.named_modules() if type(m) is nn.Linear and name != "lm_head"]
 kept = [m.weight.data for m in linear]
-chat = [[m["content"] for m in row] for row in tasks.load("chat").select(range(120))["messages"]]
-texts = tokenizer(["\n".join(lines) for lines in chat])["input_ids"]
+chat = tasks.load("chat")["messages"][: hardware.rehearsed("rows", 120)]
+texts = tokenizer(["\n".join(m["content"] for m in row) for row in chat])["input_ids"]
 n_tokens = torch.tensor([len(ids) - 1 for ids in texts])  # the first token is not predicted
 
 
@@ -313,9 +313,9 @@ if lab.experiment("Read with rounded weights", 45, needs=["4.2", "4.3"]):
     guess_nats.compare(extra.get("NF4\nblocks of 64", [float("nan")])[0])
 
 # %% [markdown]
-# INT4 adds about one and a half times as much loss as NF4. FP4 and NF4 are tied here; in the QLoRA
-# paper, NF4 beats two other 4-bit floats. Block size matters as much as the codebook: compared with
-# blocks of 64, blocks of 1,024 add 65% more loss, and blocks of 16 add 40% less
+# INT4 adds about one and a half times as much loss as NF4. We couldn't tell FP4 from NF4; in the
+# QLoRA paper, NF4 beats two other 4-bit floats. Block size matters, too: compared with blocks of
+# 64, blocks of 1,024 add 65% more loss, and blocks of 16 add 40% less
 # ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). Larger models lose much less than
 # this small one, whose weights had already been rounded to four bits once.
 #
@@ -375,7 +375,7 @@ if lab.experiment("Your bytes and bitsandbytes'", 12, needs=["4.2", "4.3", "4.4"
 # ●●○ · 10 min · 3 points
 #
 # A 32-bit scale per 64 weights costs half a bit per weight, so QLoRA quantizes the scales, too. The
-# scales are all positive and similar in size, so subtract their mean first. Then absmax-quantize
+# scales are never negative, so subtract their mean first. Then absmax-quantize
 # the differences to 8 bits, in groups of `group` scales; the last group may be shorter. Return
 # `(q, scale, offset)`:
 #
@@ -559,10 +559,10 @@ if lab.experiment("Your layer and bitsandbytes'", 1, needs=["4.2", "4.3", "4.6"]
     print(f"kept for backward: {plain:,} bytes by a plain product, {yours:,} by your layer")
 
 # %% [markdown]
-# Besides `x` and the codes, your layer keeps only $A x$, eight numbers per token. Decoding twice
-# costs time. On our CPUs, a QLoRA step with bitsandbytes takes 8% to 34% longer than a LoRA step,
-# depending on batch size. In published runs on an A100, with one sequence per step, a QLoRA step
-# takes 51% to 62% longer ([evidence](../docs/evidence/04_qlora.md#time)).
+# Besides `x` and tensors that it already has, your layer keeps only $A x$, eight numbers per token.
+# Decoding twice costs time. On our CPUs, a QLoRA step with bitsandbytes takes 8% to 34% longer than
+# a LoRA step, depending on batch size. In published runs on an A100, with one sequence per step, a
+# QLoRA step takes 51% to 62% longer ([evidence](../docs/evidence/04_qlora.md#time)).
 #
 # ## Train on 4 bits
 #
@@ -652,9 +652,9 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 # %% [markdown]
 # Each adapter is best on the base it was trained on. The same is true with three other seeds
 # ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)): moving LoRA's adapter to NF4
-# cost 0.16 to 0.19 nats per token, and moving QLoRA's to 16 bits cost 0.12 to 0.16. Before
-# training, the rounding cost 0.36 nats per token. Just learning the task halves that cost, and
-# training on NF4 removes nearly all of it: the adapter fits its own base.
+# cost 0.16 to 0.19 nats per token, and moving QLoRA's to 16 bits cost 0.12 to 0.16. Trained and
+# used on NF4, QLoRA ends only 0.01 to 0.04 above LoRA: its adapter has learned to live with the
+# rounding.
 #
 # Remember this before you merge into the 16-bit original: the merge moves the adapter to another
 # base. Lab 6 measures the cost.
@@ -724,8 +724,8 @@ if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
 # %% [markdown]
 # QLoRA shrinks only the weights that it packs, almost fourfold: 16 / 4.127 = 3.9. Gradients and
 # Adam's states were already small, thanks to LoRA. Activations are unchanged: the same tokens pass
-# through the same layers in 16 bits. If activations are why your run doesn't fit, QLoRA alone won't
-# help. *Gradient checkpointing* will: it drops most activations and recomputes them in backward.
+# through the same layers in 16 bits. QLoRA doesn't shrink them. *Gradient checkpointing* does: it
+# drops most activations and recomputes them in backward.
 #
 # The simulation leaves out CUDA's context and fragmentation. Published QLoRA peaks are up to 27%
 # higher than simulated, partly because of a bitsandbytes bug that has since been fixed
@@ -748,10 +748,11 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
     display(figures.fits(peaks, card=48))
 
 # %% [markdown]
-# The claim "QLoRA trains 70B on one 48 GB card" is true with checkpointing and at most about 2,000
-# tokens per step. The lines on the bars add 20% for what the simulation leaves out. (Card labels
-# say GB but mean GiB, 2^30 bytes.) On the command line,
-# `labkit memory llama-2-70b --method qlora --checkpointing` simulates the second bar.
+# "QLoRA trains 70B on one 48 GB card" is true with checkpointing and few tokens per step: in the
+# simulation, 512 tokens fit with 20% to spare, while 2,048 don't. The lines on the bars are these
+# 20%, for what the simulation leaves out. (Card labels say GB but mean GiB, 2^30 bytes; a card with
+# error correction offers less.) On the command line, `labkit memory llama-2-70b --method qlora
+# --checkpointing` simulates the second bar.
 #
 # ## With a GPU
 #
@@ -808,9 +809,9 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 #
 # **GPTQ** ([2022](https://arxiv.org/abs/2210.17323)) rounds one column after another and adjusts
 # the remaining columns so that the layer's *output* changes little on calibration text. Quantizing
-# takes time and data, but the kernels are fast: GPTQ is a format for serving. With transformers,
-# install `gptqmodel` and pass
-# `quantization_config=GPTQConfig(bits=4, dataset="c4", tokenizer=tokenizer)`.
+# takes time and data, but the kernels are fast, so GPTQ models are mostly served. With
+# transformers, install `gptqmodel` and pass `quantization_config=GPTQConfig(bits=4, dataset="c4",
+# tokenizer=tokenizer)`.
 #
 # **AWQ** ([2023](https://arxiv.org/abs/2306.00978)) scales up the columns that meet large
 # activations before rounding, so that these columns lose less precision. llm-compressor's
@@ -898,7 +899,8 @@ check.quiz(quiz)
 # - A QLoRA layer decodes its weights in the forward pass and again in the backward pass. Otherwise,
 #   autograd would keep the decoded weights and undo the savings.
 # - QLoRA shrinks only the weights that it packs, not the embeddings, head or activations.
-# - An adapter belongs to the weights that it was trained on, rounded or not.
+# - An adapter fits the weights that it was trained on, rounded or not. On others, its loss is
+#   higher.
 
 # %%
 lab.score()

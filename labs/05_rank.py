@@ -257,7 +257,8 @@ if lab.experiment("A grid of your own", 105, needs=["5.3"]):
 # ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)): little or nothing.
 #
 # What if you change $\alpha$? The next figure shows, for several values of $\alpha$, the lowest
-# rate that brings the held-out loss down to 0.45. These runs are precomputed, with three seeds.
+# rate that brings the held-out loss down to 0.45. These runs are precomputed, with up to three
+# seeds for each setting.
 
 # %% tags=["experiment"]
 if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
@@ -380,8 +381,8 @@ if lab.experiment("Learn random pairs by heart", 15, needs=["5.4"]):
     guess_bits.compare(stored.get("r=1\n250 pairs", float("nan")))
 
 # %% [markdown]
-# Rank decides how much the adapter can memorize. The next figure repeats the experiment with 1,000
-# pairs and three seeds, with each rank at the best of three rates.
+# Here, rank decides how much the adapter can memorize. The next figure repeats the experiment with
+# 1,000 pairs and three seeds, with each rank at the best of three rates.
 
 # %% tags=["experiment"]
 if lab.experiment("Where rank binds", 0, needs=["5.4"]):
@@ -396,8 +397,9 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
 #
 # An ordinary adapter, on all linear layers, already has 305,280 parameters at r=1. Our 96 short
 # commands probably contain far less than this adapter can store, though we didn't measure that.
-# Large collections of code or math contain more. On these, LoRA falls behind full fine-tuning, and
-# lower ranks fall further behind ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)).
+# Large collections of code or math contain more. In long runs on these, LoRA fell behind full
+# fine-tuning, and lower ranks fell further behind ([Biderman et al.
+# 2024](https://arxiv.org/abs/2405.09673)).
 #
 # ## Variants
 #
@@ -472,12 +474,11 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 
 # %% [markdown]
 # These runs are on `home`, with adapters at r=16 and each method at the rate that was best on the
-# same commands. No variant differs from LoRA by more than chance. The intervals extend 7% to 28% to
-# either side, so three seeds can't separate these methods. Lee et al.
-# ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each other once
-# the rate is tuned. Full fine-tuning beats LoRA by 12% here. (Our coarser sweep found 10%, within
-# its noise.) When all methods use the same rate, they differ by far more
-# ([evidence](../docs/evidence/05_rank.md#variants)).
+# same commands. We couldn't tell any variant from LoRA: with three seeds, the intervals extend 7%
+# to 28% to either side. Lee et al. ([2026](https://arxiv.org/abs/2602.04998)) find that variants
+# come within 1-2% of each other once the rate is tuned. Full fine-tuning beats LoRA by 12% here.
+# (Our coarser sweep found 10%, within its noise.) When all methods use the same rate, they differ
+# by far more ([evidence](../docs/evidence/05_rank.md#variants)).
 #
 # ## A case: 48 kinds of tickets
 #
@@ -496,7 +497,7 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
     guess_words.compare(100 * scores.loc[scores["method"] == "TF-IDF", "accuracy"].mean())
 
 # %% [markdown]
-# With 960 examples, a non-neural classifier that trains in seconds is a serious rival. LoRA is a
+# On this task, a non-neural classifier that trains in seconds is a serious rival. LoRA is a
 # few points ahead of both TF-IDF classifiers, which may be chance. Full fine-tuning is 5 to 7
 # points ahead of LoRA in each seed. Before you train an adapter, run the cheap baseline. (Each run
 # trained for one epoch, and LoRA used a single rank.)
@@ -505,7 +506,7 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
 #
 # | knob | start | when to change it |
 # |---|---|---|
-# | `r` | 16 | raise it if the *training* loss stalls at the best rate |
+# | `r` | 16 | raise it if a higher rank, at its own best rate, lowers the held-out loss |
 # | `lora_alpha` | 32, at every rank | leave it; tune the rate |
 # | learning rate | 2e-4 for 7B models, 1e-3 to 3e-3 for small ones | always tune it first |
 # | targets | all linear layers | leave them; lower the rank instead |
@@ -590,8 +591,8 @@ check.quiz(quiz)
 # - The first step's effect grows with the learning rate times $\alpha$, whatever the rank. With
 #   $\alpha = 2r$ and a single rate, you compare step sizes, not ranks.
 # - $\alpha$ and the rate are nearly one knob: the rate you need falls roughly as $\alpha^{-0.7}$.
-# - Rank binds when the data contains more than the adapter can store during training. On a small
-#   task, rank hardly matters.
+# - Rank binds when the data contains more than the adapter can store during training. On `home`,
+#   rank hardly matters.
 # - Compare methods seed by seed, each at its own best rate, and include a baseline that needs no
 #   GPU.
 

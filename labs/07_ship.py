@@ -53,7 +53,7 @@ from labkit.training.scoring import said
 #
 # A housing office has kept 437 messages: tenants report what is broken, and a clerk replies with a
 # trade, a room, an apartment, a day and a time. Tenants also mention other rooms, apartments and
-# days. The file was written for this course, including typical faults.
+# days. A script wrote the file for this course, including typical faults.
 #
 # To use **your own file**, set `DATA` to its path. It must be JSONL, with `messages` in every row
 # as below. Set `FIELDS` to `[]` if the answers in your file have no parts. The cells up to "Three
@@ -76,8 +76,8 @@ if lab.experiment("The file, opened", 1):
     print(f"{len(rows)} rows")
 
 # %% [markdown]
-# Some rows would teach nothing, or the wrong thing. Nobody reads 437 rows, let alone 437,000. Let a
-# function check them.
+# Some rows would teach nothing, or the wrong thing. Read fifty rows, and let a function check all
+# of them.
 
 # %% [markdown]
 # ### Exercise 7.1 · `audit`
@@ -148,7 +148,7 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 # %% [markdown]
 # None of these rows would raise an error. A truncated answer never teaches the model to stop, and a
 # blank one teaches it to say nothing. We drop these rows. In your own file, look at such rows
-# first: you can shorten long *questions* from the front, as `fit` did in lab 3.
+# before you drop them: a long *question* can be shortened from the front, as `fit` did in lab 3.
 #
 # Eight of our questions occur twice, with different times in the answers. Only the office knows
 # which time is right, and whichever time the model gives, the other time's row counts it as wrong.
@@ -242,7 +242,7 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
 
 # %% [markdown]
 # Some tenants sent a message twice, or got two answers. A coin per row splits some of these pairs
-# between the two sides, so the test asks questions that training already answered. Your split
+# between the two sides, so the score could measure memory. Your split
 # avoids that. But it misses paraphrases, and adding one row can reshuffle the split. `labkit train`
 # hashes each prompt instead, so hardly any row changes sides.
 #
@@ -331,7 +331,7 @@ if lab.experiment("The office's adapter, and its score", 55, needs=["7.1", "7.2"
 
 # %% [markdown]
 # The look-up gets about three quarters of the apartments and times right, but half of its trades
-# are wrong: to name the trade, you have to understand the message. It also takes the first day
+# are wrong: the message describes the fault and doesn't name the trade. It also takes the first day
 # mentioned, even one that the tenant rules out. Over three seeds, the adapter gets more than nine
 # in ten answers right, and the look-up at most one in ten
 # ([evidence](../docs/evidence/07_ship.md#the-score)).
@@ -345,8 +345,7 @@ if lab.experiment("The office's adapter, and its score", 55, needs=["7.1", "7.2"
 # ## The same model, asked otherwise
 #
 # Messages are data, a prompt is text, and a chat template turns messages into a prompt. A server
-# has its own template. What if it differs from the template used in training? Here are five real
-# faults.
+# may use another template than training did. What then? Here are five faults that happen.
 
 
 # %%
@@ -395,7 +394,7 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
 
 # %% [markdown]
 # Over three seeds, a doubled first token costs at most two of about 105 answers. A missing
-# generation prompt or a different system message costs anywhere from none to about half of the
+# generation prompt or a different system message costs anywhere from none to nearly all of the
 # answers. Without the generation prompt, the model may write the header of its turn itself, and
 # then even a right answer counts as wrong. With Llama 2's template or none at all, most answers are
 # wrong in every run ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). A model can
@@ -521,8 +520,8 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
 # Over three seeds, bf16 and Q8_0 lose no answers. Q4_0 is a third the size of bf16 and costs three
 # to six right answers out of about 105 ([evidence](../docs/evidence/07_ship.md#files)).
 #
-# If the rows aren't moved, the file has the right size, names and numbers, yet is useless. Its
-# architecture, `llama`, implies a row order, and nothing checks whether you followed that order.
+# Skip the reordering, and every size, name and value looks right, but the model writes nonsense.
+# The architecture `llama` implies a row order, and nothing checks whether you followed it.
 #
 # Many people use Q4_K_M, whose blocks need row lengths divisible by 256. In
 # SmolLM2-135M, most rows have 576 numbers, so llama.cpp would fall back to other formats for most
@@ -735,8 +734,8 @@ if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
 # the factors means writing and reading $n$ pairs of factors. Grouping takes two products per
 # adapter, however many rows it has, plus some work to sort the rows. Grouping pays off when many
 # rows share few adapters. On a GPU, [Punica](https://arxiv.org/abs/2310.18547) and
-# [S-LoRA](https://arxiv.org/abs/2311.03285) go one step further: a single kernel handles all rows
-# and reads each row's factors in place. vLLM has such a kernel.
+# [S-LoRA](https://arxiv.org/abs/2311.03285) go one step further: one kernel launch per product
+# handles all rows and reads each row's factors in place. vLLM has such kernels.
 #
 # ## A real server
 #
@@ -800,20 +799,20 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
         guess_same.compare(table["equal to PEFT's"].sum())
 
 # %% [markdown]
-# Expect most answers to equal PEFT's exactly. A few may differ: the server uses another 16-bit
-# format and another order of addition, so two nearly tied tokens can swap places. An answer in
-# another customer's format means that the wrong adapter ran.
+# Most answers equal PEFT's exactly (in one of our runs, 59 of 60). A few may differ: the server
+# uses another 16-bit format and another order of addition, so two nearly tied tokens can swap
+# places. An answer in another customer's format means that the wrong adapter ran.
 #
 # There are two traps. This version of llama.cpp ignores an unknown adapter number and answers with
 # the base, so look up names before you send a request, as `server.choosing` does. Engines also
-# cache keys and values of earlier prompts to save time, but these depend on the adapter. A user
-# reports that a request for one adapter reused another's cache ([issue
+# reuse cached keys and values for a repeated prompt, but under another adapter these are wrong. A
+# user reports that a request for one adapter reused another's cache ([issue
 # 26207](https://github.com/ggml-org/llama.cpp/issues/26207)), so `server.choosing` sends
 # `cache_prompt: false`.
 #
 # This version of llama.cpp batches only requests for the same adapter, so different adapters take
-# turns. Ollama doesn't run the template in the GGUF: without a `TEMPLATE` in its Modelfile it
-# guesses one.
+# turns. Ollama doesn't run the template in the GGUF: without a `TEMPLATE` in its Modelfile, it
+# picks a known one that looks similar, or none.
 #
 # `labkit train FILE` and `labkit ship FOLDER` do all of this for your own file: see
 # [docs/own-data.md](../docs/own-data.md). For each file you ship, record the base and its hash, the

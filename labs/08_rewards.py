@@ -315,8 +315,8 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
 # lose probability: the loss falls because the rejected ones lose more. Razin et al.
 # ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
 #
-# The learning rate of 5e-4 is far above TRL's rates: its default for DPO is 1e-6, and its LoRA
-# example uses 5e-6. This run saw 72 pairs; TRL's runs see tens of thousands.
+# TRL's default rate for DPO is 1e-6, and its LoRA example uses 5e-6. We use 5e-4, because we train
+# on 72 pairs rather than tens of thousands.
 #
 # **Turn it: beta, the rate, and the pairs.** The default swaps each pair: the longer answer is
 # chosen, as if somebody had mixed up the two columns. Then try `beta=1.0`, or the rate of 5e-6 from
@@ -344,8 +344,8 @@ if lab.experiment("Other pairs, beta or rate", 50, needs=["8.1", "8.2", "8.3"]):
 # DPO's pairs were made before training. GRPO (*group relative policy optimization*, [Shao et al.
 # 2024](https://arxiv.org/abs/2402.03300)) lets the model answer while it learns. For each prompt
 # the model samples a *group* of answers, and a program scores each one. Answers that score above
-# their group's mean become likelier, and those below it become less likely. The model is never
-# shown a right answer.
+# their group's mean are pushed up, and those below it are pushed down. The model is never shown a
+# right answer.
 #
 # GRPO standardizes rewards within a group. Rewards of 1, 0, 0 and 0 become advantages of 1.5, -0.5,
 # -0.5 and -0.5. Rewards of 0.1, 0, 0 and 0 give practically the same advantages: dividing by the
@@ -382,14 +382,15 @@ def group_advantages(rewards, eps=1e-4):
 check.advantages(group_advantages)
 
 # %% [markdown]
-# A group teaches nothing if all its answers fail, or if all are right.
+# A group teaches nothing if all its answers earn the same.
 #
 # ## One step, and not too far
 #
 # Why does GRPO raise the reward? The mean reward for a prompt is $\sum_y \pi(y) R(y)$. Because
 # $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over the
-# model's own samples. So draw samples and average. Subtracting the group's mean leaves the expected
-# direction unchanged, since $\sum_y \nabla \pi(y) = 0$, and usually reduces noise.
+# model's own samples. So draw samples and average. Subtracting the mean reward doesn't change the
+# direction, since $\sum_y \nabla \pi(y) = 0$, and usually reduces noise. (The group's mean includes
+# the answer itself, which only shortens the gradient.)
 #
 # Samples are expensive, so you want to take several steps with the same samples. But after the
 # first step the model has changed. The *ratio* $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ is how
@@ -462,7 +463,7 @@ check.clipped(grpo_loss)
 # ## What is an answer worth?
 #
 # The task is now `home`: a spoken command in, a JSON intent out. A program can tell which answers
-# are right. If only right answers earn anything, most groups teach nothing, so you also pay for
+# are right. If only right answers earn anything, many groups teach nothing, so you also pay for
 # partly right answers. That is where the trouble begins: training can find any loophole in the
 # reward.
 
@@ -482,11 +483,11 @@ check.clipped(grpo_loss)
 #   without a right key;
 # - more for each right key;
 # - less for each unwanted key, down to 0;
-# - no more for a wanted key with a wrong value than for leaving that key out.
+# - a wanted key with a wrong value earns no more than leaving the key out.
 #
-# Many formulas pass. One more condition blocks a common hack: an answer that **names every possible
-# key** (`home` has 16) must earn less than one that names only half of the wanted keys, with their
-# right values, even if the first answer gets all the wanted keys right.
+# Many formulas pass. One more condition blocks a common hack. Take an answer that **names all 16
+# keys** of `home`, with the right value for every wanted key. It must earn less than an answer with
+# half of the wanted keys, all right, and nothing else.
 #
 # <details><summary>Hint</summary>
 #
@@ -606,12 +607,13 @@ if lab.experiment("A step from the base model", 8, needs=["8.4", "8.5", "8.6", "
 # %% [markdown]
 # No answer earns anything, so the rewards in each group are equal and the gradient is zero. First
 # give the model a *warm start*: train an adapter for 26 steps of 16 written answers, and merge it.
-# After that, the model learns only from the reward. The new adapter has rank 1, which did as well
-# as higher ranks in other experiments ([Schulman et al.
-# 2025](https://thinkingmachines.ai/blog/lora/)).
+# After that, the model learns only from the reward. The new adapter has rank 1: in experiments by
+# [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/), that did as well as higher
+# ranks.
 #
-# We measure two mean rewards on 100 unseen commands: one for four *sampled* answers to each
-# command, which GRPO raises, and one for the *greedy* answer, which you would use.
+# On 100 unseen commands, we measure two mean rewards: that of *sampled* answers (four per command),
+# which GRPO raises, and that of the *greedy* answer, the one you would use. These commands have new
+# sentence patterns, so they earn less than those in the training curve.
 
 
 # %%
@@ -645,6 +647,11 @@ def parsed(answer):
     return data if isinstance(data, dict) else {}
 
 
+def all_right(answer, wanted):
+    """Whether an answer earns everything."""
+    return reward(answer, wanted) == 1
+
+
 def unseen_commands():
     """100 held-out commands, the same ones each time."""
     return tasks.draw("home", "test", 100)
@@ -661,7 +668,7 @@ def marks(model):
         "sampled": [earns(reward)(answer) for answer in sampled],
         "greedy": [reward(*pair) for pair in both],
         "intents": sum(parsed(a).get("intent") == parsed(b)["intent"] for a, b in both),
-        "right": sum(reward(*pair) == 1 for pair in both),
+        "right": sum(all_right(*pair) for pair in both),
         "keys": sum(len(parsed(text)) for text in answers) / len(answers),
     }
 
@@ -680,18 +687,18 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
         name: generation.answers(m, tokenizer, some["messages"], 40)
         for name, m in {"before": start, "after": policy}.items()
     }
-    display(compare_answers(some["text"], some["answer"], answers, rows=3))
+    display(compare_answers(some["text"], some["answer"], answers, 3, all_right))
     display(figures.rewarded(found))
     guess_grpo.compare(sum(found["GRPO"]["sampled"]) / 400)
 
 # %% [markdown]
 # Sampled answers earn more: with three other seeds the gain was 0.08, 0.08 and 0.04, each with a
 # standard error of 0.02 ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers
-# didn't reliably gain: 37 of 100 were right before GRPO, and 30 to 32 after it. Your run may
-# differ. After GRPO, they name fewer keys. From a weaker start, 768 rewarded answers raised the
-# reward about as much as 128 written ones
-# ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). It is disputed whether
-# rewards can teach a model to give answers it could not give before ([Yue et al.
+# didn't reliably gain: in these three runs, 37 of 100 were right before GRPO, and 32, 32 and 30
+# after it. Your run may differ: one of ours ended at 44. From a weaker start, greedy answers
+# gained, too: their reward rose by 0.06 after 768 rewarded answers, and by 0.08 after 128 written
+# ones ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). It is disputed
+# whether rewards can teach a model to give answers it could not give before ([Yue et al.
 # 2025](https://arxiv.org/abs/2504.13837)).
 #
 # ## A reward that can be hacked
@@ -728,15 +735,15 @@ if lab.experiment("Another reward", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_keys.compare(list(found.values())[-1]["keys"])
 
 # %% [markdown]
-# Paid by the key, the model names more keys, but fewer answers are right. A subtler mistake is to
-# add a bonus to a good reward: your reward plus a fifth for each key, at most 1 in total. In other
-# runs (r=16, three seeds), 17 answers were right at the start. Without the bonus, 20, 19 and 21
-# were right at the end; with it, 9, 0 and 0
+# Paid by the key, the model of this run names more keys, but fewer answers are right. A subtler
+# mistake is to add a bonus to a good reward: your reward plus a fifth for each key, at most 1 in
+# total. In other runs (r=16, three seeds), 17 answers were right at the start. Without the bonus,
+# 20, 19 and 21 were right at the end; with it, 9, 0 and 0
 # ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
-# The reward gave no warning: it rose. So judge a model by something it isn't paid for, on prompts
-# it hasn't seen. A KL term or early stopping limits the damage, but the cause is the reward: pay
-# only for what you want.
+# The reward gave no warning: it ended higher than it began. So judge a model by something it isn't
+# paid for, on prompts it hasn't seen. A KL term or early stopping limits the damage, but the cause
+# is the reward: pay only for what you want.
 #
 # Your own reward may have a loophole, too: `json.loads` keeps the last of two equal keys, so an
 # answer that gives `"domain"` twice, first with a wrong value, then with the right one, can earn 1.
@@ -765,7 +772,8 @@ if lab.experiment("Another reward", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
 # data = Dataset.from_dict({"prompt": asked, "wanted": ["blue", "cat"]})
 #
 # def reward(completions, wanted, **columns):  # other columns have what the reward needs
-#     return [float(word in c[0]["content"]) for c, word in zip(completions, wanted)]
+#     said = [c[0]["content"].strip(" .").lower() for c in completions]
+#     return [float(text == word) for text, word in zip(said, wanted)]
 #
 # args = GRPOConfig(
 #     "grpo", num_generations=4, per_device_train_batch_size=4, max_completion_length=16,
@@ -796,8 +804,8 @@ if lab.experiment("Another reward", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
 # - (c) Nothing useful: dividing by a deviation of zero makes the gradient a random direction.
 # - (d) Nothing: each answer is as good as the mean, so all advantages are zero.
 #
-# **q3. A run's reward rises from 0.4 to 0.9, but on held-out prompts no answer is better than
-# before. What do you do first?**
+# **q3. A run's reward rises from 0.4 to 0.9, on held-out prompts as well, but you find no answer
+# better than before. What do you do first?**
 #
 # - (a) Read the answers that earn the most: they show what the reward pays for besides quality.
 # - (b) Take more samples per prompt, so that the advantages are less noisy.

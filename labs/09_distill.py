@@ -21,7 +21,8 @@
 # switched off, still knows how to answer. So let the tuned model answer, ask the base how likely it
 # finds each next token, and train toward those probabilities. This is *on-policy distillation* ([Lu
 # et al. 2025](https://thinkingmachines.ai/blog/on-policy-distillation/)) with the base as the
-# teacher. You write the loss, sampling and training step, and fix a measurement that reads zero
+# teacher. (They estimate the KL from sampled tokens; you will compute it over the whole
+# vocabulary.) You write the loss, sampling and training step, and fix a measurement that reads zero
 # because the teacher is the student.
 #
 # {{ time }}
@@ -67,7 +68,7 @@ def learn_home(model, steps=40, rate=2e-3):
 
 
 def in_json(row, text):
-    """Whether an answer is JSON that the instruction didn't ask for."""
+    """Whether an answer begins with a brace, and the instruction didn't ask for JSON."""
     return text.startswith("{") and "json" not in row["check"]
 
 
@@ -105,8 +106,8 @@ if lab.experiment("An adapter for home alone", 55):
 #
 # The knowledge isn't lost: switch the adapter off, and it is all back. But you want one model that
 # does both. The usual cure is to add everyday instructions and written answers to the training
-# data. Somebody has to write or collect this data, and the model learns the writer's style. Yet the
-# model only has to keep its old chat behavior.
+# data. Somebody has to write or collect this data, and the model learns the writer's style. But
+# here the model has nothing new to learn about chat: it only has to answer as before.
 #
 # ## How far apart are two models?
 #
@@ -122,8 +123,8 @@ if lab.experiment("An adapter for home alone", 55):
 #
 # The two directions punish different mistakes. The reverse KL weights each token by how often the
 # *student* says it, so it is large where the student says what the teacher never would, here a
-# brace. It hardly penalizes leaving out things the teacher might say: the penalty is at most ln 2
-# in the example. The forward KL is large where the teacher might say what the student never does.
+# brace. It hardly notices omissions: in the example, never saying the second word costs at most
+# $\ln 2 = 0.69$ nats, while the forward KL grows without limit.
 
 # %% [markdown]
 # ### Exercise 9.1 · `token_kl`
@@ -171,9 +172,9 @@ check.kl(token_kl)
 #
 # On which texts should the student and the teacher agree? A model is steered by what it says: each
 # token it writes becomes input for the next one. A student that begins with `{"intent"` is then in
-# a situation that no good written answer contains. So let the student answer, and correct it where
-# it goes wrong. That is what *on-policy* means ([Agarwal et al.
-# 2023](https://arxiv.org/abs/2306.13649)).
+# a situation that no good written answer contains. *On-policy* training lets the student answer,
+# and corrects it where it goes wrong ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)).
+# Whether that helps here, you will test below.
 #
 # In lab 8, each answer earned one number, and you needed groups of eight to see which answers were
 # better. Here, the teacher marks every token with a whole distribution.
@@ -222,6 +223,38 @@ def on_policy(model, prompts, sample):
 check.samples(on_policy)
 
 # %% [markdown]
+# Look at one answer: how far is the student from its teacher at each token?
+
+
+# %%
+def sampler(tokens=24, seed=0):
+    """A `sample` for `on_policy` that draws an answer to each prompt."""
+    chance = torch.Generator(lab.device).manual_seed(seed)
+
+    def sample(model, prompts):
+        answers = rollouts.sample(model, tokenizer, prompts, 1, tokens, generator=chance)
+        return packing.padded(answers)
+
+    return sample
+
+
+# %% tags=["experiment"]
+if lab.experiment("Every token, marked", 5, needs=["9.1", "9.2"]):
+    batch = on_policy(tuned, [{"messages": some[0]}], sampler())
+    with torch.no_grad():
+        logits = tuned(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    before = batch["labels"][:, 1:] != -100  # positions whose logits predict an answer token
+    far = [
+        token_kl(logits[:, [t]], batch["teacher_logits"][:, [t]], before[:, [t]]).item()
+        for t in before[0].nonzero()[:, 0]
+    ]
+    tokens = [tokenizer.decode([i]) for i in batch["input_ids"][:, 1:][before]]
+    display(figures.marked(tokens, far))
+
+# %% [markdown]
+# At the opening `{"`, the KL is large: the teacher wouldn't begin like this. Where both expect the
+# same token, such as the second part of a word, it is near 0. Training lowers these bars.
+#
 # ## One step: the task, and the distance
 #
 # If you only pull the student toward its base, it will get there and lose `home`. So each step uses
@@ -287,17 +320,6 @@ check.steps(distill_step)
 
 
 # %%
-def sampler(tokens=24, seed=0):
-    """A `sample` for `on_policy` that draws an answer to each prompt."""
-    chance = torch.Generator(lab.device).manual_seed(seed)
-
-    def sample(model, prompts):
-        answers = rollouts.sample(model, tokenizer, prompts, 1, tokens, generator=chance)
-        return packing.padded(answers)
-
-    return sample
-
-
 def distill(start, name, sample, learned=("home",), steps=8, rate=1e-3, weight=1.0, seed=0):
     """A copy of `start` after `steps` steps on the tasks `learned` and the KL from its base."""
     model = copy.deepcopy(start).train()
@@ -337,9 +359,9 @@ if lab.experiment("Distillation from its own base", 65, needs=["9.1", "9.2", "9.
 # were answered in JSON before distillation, and none after
 # ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The distilled models got
 # 41, 46 and 36 of 100 commands right, compared with 39, 35 and 33 at the start; models trained for
-# eight more steps on `home` alone got 36, 32 and 38. So the cure cost nothing we could detect on
-# average; a single run can differ by ten answers either way. Read the answers: an answer without a
-# brace isn't necessarily good.
+# eight more steps on `home` alone got 36, 32 and 38. On average, `home` rose by 5 ± 12 answers, so
+# these runs can't rule out a loss of several. Read the answers: an answer without a brace isn't
+# necessarily good.
 #
 # Be careful with automatic scores: `chat` has checks such as "at most 30 words", which a JSON
 # intent passes.
@@ -356,8 +378,8 @@ if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
     display(figures.kept(found))
 
 # %% [markdown]
-# Without task batches, the student moves toward its base, and `home` disappears along with the
-# braces: the loss no longer rewards `home`, and commands go through the same weights.
+# Without task batches, the student moves toward its base, and most of `home` disappears along with
+# the braces: the loss no longer rewards `home`, and commands go through the same weights.
 #
 # ## Whose answers?
 #
@@ -391,10 +413,11 @@ if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
 # %% [markdown]
 # Almost no JSON is left, no matter who writes the answers. The final distance from the base
 # differs: about 0.2 nats per token with the student's own answers or the base's, and 0.57 with the
-# written answers ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). With its
-# own answers, the student minimizes exactly this distance; with the base's answers, nearly the same
-# distance. So nobody has to write answers, but these runs don't show that the student's own answers
-# are better than the base's.
+# written answers ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). On its
+# own answers, the KL targets this distance; on the base's answers, it is the same divergence at
+# other prefixes. (The written answers are trained with cross-entropy, so they differ in the loss,
+# too.) You need no written answers. Whether the student or the base wrote them made no measurable
+# difference here.
 #
 # ## A loss that was too good
 #
@@ -460,7 +483,7 @@ if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4
         batch = sampler()(model, unseen)
         with fast.layers(model), trees.forward(model):
             drifts[name] = drift(model, batch)
-    display(figures.distances(drifts))
+    display(figures.distances(drifts, found))
 
 # %% [markdown]
 # ## Take it with you
@@ -523,7 +546,7 @@ if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4
 # - (d) Whether it used written answers by mistake.
 #
 # **q4. The teacher gives each of two answers a probability of one half. The student nearly always
-# gives the first one. Which is true?**
+# gives the first one, and otherwise the second. Which is true?**
 #
 # - (a) The forward KL is small, and the reverse KL is large.
 # - (b) Both are zero, because the student's answer is one that the teacher likes.
@@ -547,12 +570,12 @@ check.quiz(quiz)
 #
 # - Fine-tuning on one task changes the answers to other prompts. Look at those answers before you
 #   ship.
-# - With LoRA the old model is still there: switch the adapter off, and it can teach.
+# - With an unmerged LoRA, the old model is still there: switch the adapter off, and it can teach.
 # - The reverse KL on the student's own answers punishes what the teacher would never say. You need
 #   no written answers.
 # - Keep task batches in the mix, or the student loses its task.
-# - A near-zero KL at the first step, from a model that has visibly changed, is a bug. Check which
-#   model is the teacher.
+# - A near-zero KL at the first step, from a model that has visibly changed, is almost certainly a
+#   bug. Check which model is the teacher, then the mask.
 
 # %%
 lab.score()

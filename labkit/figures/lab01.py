@@ -166,15 +166,15 @@ def overlap(
     measured = 100 * runs[runs.study == "overlap"].groupby("measure").value.mean()
     fig, ax = titled(f"{lora:.0f}% of LoRA's energy is in full fine-tuning's main directions")
     values = {
+        "the full update itself": (full, *(100 * np.quantile(own, [0.25, 0.75]))),
         "LoRA": (lora, *(100 * np.quantile(shares, [0.25, 0.75]))),
         "LoRA,\nother batches": measured["LoRA in full, other seed"],
         "full fine-tuning,\nother batches": measured["full in full, other seed"],
         "chance": 100 * np.median(chance),
     }
-    roles = {"full fine-tuning,\nother batches": "full", "chance": "base"}
+    roles = dict.fromkeys(["the full update itself", "full fine-tuning,\nother batches"], "full")
+    roles["chance"] = "base"
     dots(ax, values, "% of energy (line: middle half of the matrices)", roles, "{:.0f}")
-    ax.axvline(full, color=INK, ls=":", lw=1.2)
-    ax.text(full, 3.4, " the full update\n in its own top 8", color=INK, fontsize=9, va="bottom")
     ax.set_xlim(0, 100)
     guess.draw(ax, "x")
     return fig

@@ -60,21 +60,31 @@ def _what_happened(label, losses):
 
 
 def turned(runs: dict[str, Sequence[float]]) -> Figure:
-    """Loss curves of rank and alpha: {"r=8, alpha=16": losses in nats}, newest last."""
+    """Loss curves of rank and alpha: {"r=8, alpha=16": losses in nats}, newest last.
+
+    A color per alpha; ranks other than the first are dashed.
+    """
     pairs = [(a, b) for a, b in combinations(runs, 2) if _alpha(a) == _alpha(b)]
     gaps = [np.abs(np.subtract(runs[a], runs[b])).mean() for a, b in pairs]
     small = 0.1 * np.mean(next(iter(runs.values())))
     if len(runs) == 1:
         title = _what_happened("this setting", *runs.values())
     elif gaps and max(gaps) < small:
-        title = "At the same alpha the curves agree, whatever the rank"
+        title = "At the same alpha, the curves agree"
     else:
         title = "Rank and alpha change how fast the loss falls"
     fig, ax = titled(title)
     alphas = list(dict.fromkeys(map(_alpha, runs)))  # a color each
     colors = [VARIANTS[alphas.index(_alpha(label)) % len(VARIANTS)] for label in runs]
     curves(ax, runs, LOSS, colors=colors)
+    first = _rank(next(iter(runs)))
+    for line, label in zip(ax.lines[1::2], runs, strict=True):  # the running means
+        line.set_linestyle("-" if _rank(label) == first else "--")
     return fig
+
+
+def _rank(label):
+    return label.partition(",")[0]
 
 
 def _alpha(label):

@@ -38,7 +38,7 @@ def _ranks(ax: Axes, ranks: Sequence[int], room: float = 1.3) -> None:
 
 def first_steps(ranks: Sequence[int], helps: dict[str, Sequence[float]], guess: Guess) -> Figure:
     """How much a first step helps, by rank, as a multiple of the lowest rank's: {rule: values}."""
-    fig, ax = titled("A step helps in proportion to alpha, whatever the rank")
+    fig, ax = titled("The first step helps in proportion to alpha, whatever the rank")
     for (rule, values), color in zip(helps.items(), VARIANTS, strict=False):
         shares = np.array(values) / values[0]
         ax.plot(ranks, shares, "o-", color=color)
@@ -68,7 +68,7 @@ def rate_against_alpha(reached: pd.DataFrame) -> Figure:
     alphas = np.array(sorted(reached["alpha"].unique()))
     middle = np.log(reached["rate"]).mean() - slope * np.log(reached["alpha"]).mean()
     ax.plot(alphas, np.exp(middle) * alphas**slope, color=INK, lw=1.2)
-    ax.set(xscale="log", yscale="log", xlabel="alpha (dot: one run)")
+    ax.set(xscale="log", yscale="log", xlabel="alpha (dot: one seed, interpolated)")
     ax.legend()
     ax.set_ylabel("learning rate that\nreaches a loss of 0.45")
     ax.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])

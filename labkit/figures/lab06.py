@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from labkit.figures.forms import dots, titled, wilson
 from labkit.figures.guess import Guess
-from labkit.plots import INK, VARIANTS
+from labkit.plots import INK, ROLES, VARIANTS
 
 GRIDS = dict(zip(("bf16", "Q8_0", "NF4"), VARIANTS, strict=False))
 
@@ -100,19 +100,30 @@ def merges(kls: dict[str, float], right: dict[str, int], n: int, guess: Guess) -
     return fig
 
 
-def mixtures(right: dict[str, tuple[int, int]], n: int) -> Figure:
-    """Right answers of `n` to home and to tickets, by mixture; the first two are the adapters."""
-    first, second, *rest = right
-    alone = right[first][0], right[second][1]
-    good = [name for name in rest if np.divide(right[name], alone).min() > 0.9]
-    title = (
-        f"{good[0]} does both jobs" if good else "No mixture does both jobs as well as two adapters"
-    )
-    fig, axes = titled(title, 2, height=3.8)
-    for k, (ax, task) in enumerate(zip(axes, ("home", "tickets"), strict=True)):
-        values = {name: wilson(counts[k], n) for name, counts in right.items()}
-        roles = {name: "base" for name in (first, second)}
-        dots(ax, values, f"right answers to {task}, of {n}\n(line: 95% interval)", roles, "{:.0f}")
-        ax.set_xlim(-2, n)
-    axes[1].set_yticklabels([])
+def mixtures(
+    found: dict[tuple[str, tuple[float, float]], tuple[float, float]], alone: tuple[float, float]
+) -> Figure:
+    """Losses of mixtures on two tasks: {(way, weights): (home, tickets)}, a color per way.
+
+    alone: the loss of each adapter on its own task.
+    """
+    nearest = min(max(np.divide(losses, alone)) for losses in found.values())
+    title = "No mixture does both jobs as well as two adapters"
+    fig, ax = titled(title if nearest > 1.05 else "One mixture does both jobs", height=4)
+    for way, color in zip(dict.fromkeys(way for way, _ in found), VARIANTS, strict=False):
+        weights = sorted((w for kind, w in found if kind == way), key=lambda w: w[1] / w[0])
+        ax.plot(*zip(*(found[way, w] for w in weights), strict=True), "o-", color=color, label=way)
+        for w in weights:
+            how = {"textcoords": "offset points", "color": color, "va": "bottom", "fontsize": 9}
+            ax.annotate("{:g} : {:g}".format(*w), found[way, w], (6, 3), **how)
+    ax.plot(*alone, "o", color=ROLES["base"], ms=10)
+    ax.annotate("two adapters", alone, (10, 0), textcoords="offset points", color=INK, va="center")
+    ax.set(xscale="log", yscale="log", xlabel="loss on home (nats per token)")
+    ax.set(ylabel="loss on tickets (nats per token)")
+    for axis, values in ((ax.xaxis, 0), (ax.yaxis, 1)):
+        reach = [losses[values] for losses in (*found.values(), alone)]
+        ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5) if 0.7 * min(reach) <= t <= 1.5 * max(reach)]
+        axis.set_ticks(ticks, [f"{t:g}" for t in ticks])
+        axis.set_ticks([], minor=True)
+    ax.legend(title="weights: home : tickets")
     return fig

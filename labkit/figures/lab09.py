@@ -2,8 +2,9 @@
 
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import dots, titled, wilson
+from labkit.figures.forms import dots, look, titled, wilson
 from labkit.figures.guess import Guess
+from labkit.plots import ROLES, VARIANTS
 
 COMMANDS, INSTRUCTIONS = 100, 60
 
@@ -25,13 +26,29 @@ def kept(found: dict[str, dict], guess: Guess | None = None) -> Figure:
     return fig
 
 
-def distances(drifts: dict[str, float]) -> Figure:
-    """KL from the base in nats per token, {model: KL}."""
-    name, far = next((n, kl) for n, kl in drifts.items() if n != "home alone")
-    title = f"{name}: {far:.2f} nats per token from its base"
-    fig, ax = titled(title, height=0.5 * len(drifts) + 1.2)
-    dots(ax, drifts, "KL from the base, nats per token", {"home alone": "mistake"}, "{:.2f}")
-    ax.set(xscale="log", xlim=(0.05, 10))
+def marked(tokens: list[str], far: list[float]) -> Figure:
+    """The KL from the teacher at each token of one answer, in nats."""
+    most = tokens[far.index(max(far))]
+    fig, ax = titled(f"The teacher disagrees most where the student says {most!r}")
+    ax.bar(range(len(far)), far, 0.7, **look("mistake"))
+    ax.set_xticks(range(len(far)), tokens, rotation=90, family="monospace")
+    ax.set(ylabel="KL from the teacher\nbefore each token, nats", xlim=(-0.6, len(far) - 0.4))
+    ax.grid(axis="x", visible=False)
+    return fig
+
+
+def distances(drifts: dict[str, float], found: dict[str, dict]) -> Figure:
+    """KL from the base in nats per token, {model: KL}, and right answers of `home` by its marks."""
+    fig, ax = titled("Best in the upper left: close to the base, and good at home")
+    colors = iter(VARIANTS)
+    for name, kl in drifts.items():
+        color = ROLES["mistake"] if name == "home alone" else next(colors)
+        value, low, high = wilson(found[name]["home"], COMMANDS)
+        how = {"fmt": "o", "ms": 8, "capsize": 4, "label": f"{name}: {kl:.2f}"}
+        ax.errorbar(kl, value, [[value - low], [high - value]], color=color, **how)
+    ax.legend(loc="upper right", ncols=2)
+    ax.set(xscale="log", xlim=(0.1, 20), xlabel="KL from the base, nats per token")
+    ax.set(ylim=(0, COMMANDS), ylabel=f"right on home, of {COMMANDS}\n(line: 95% interval)")
     ax.set_xticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
     ax.minorticks_off()
     return fig
