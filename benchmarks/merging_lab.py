@@ -6,8 +6,8 @@ Each run adds rows to labkit/measured/merging.csv: study, setting, seed, measure
 again after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed
 draws A, and the order of the batches.
 
-lab       `home`, merged in each way: KL from the trained model (nats per token), held-out loss, right
-          answers of 60.
+lab       `home`, merged in each way: KL from the trained model (nats per token), held-out loss,
+          right answers of 60.
 mixtures  `home` and `tickets` in one model: the lab's held-out loss of each, right answers of 80.
 """
 
