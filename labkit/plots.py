@@ -127,7 +127,9 @@ def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
     traced(ax, losses, PALETTE[0], weight)
     ax.set(xlim=(1, max(steps, 2)), ylim=(0, None), xlabel="step", ylabel="loss (nats per token)")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set_title(title + _way("loss, running mean", smooth(losses, weight), steps))
+    mean = smooth(losses, weight)
+    done = f": loss {mean[0]:.2f} → {mean[-1]:.2f} (running mean)"
+    ax.set_title(title + done * (1 < steps <= len(losses)))
     ax.legend(["each step", "running mean"], fontsize=9, loc="upper right")
     return fig
 
@@ -163,15 +165,7 @@ def growing(
             ax.text(0.5, 0.5, "0 in each step", transform=ax.transAxes, ha="center", color=INK)
     for ax in axes.flat[len(panels) :]:
         ax.remove()
-    name, numbers = next(iter(values.items()))
-    return headed(fig, title + _way(name, numbers, steps))
-
-
-def _way(name, values, steps):
-    """Start and end of a quantity, once all steps are done."""
-    if not 1 < steps <= len(values):
-        return ""
-    return f": {name} {values[0]:.2f} → {values[-1]:.2f} ({len(values)} steps)"
+    return headed(fig, title)
 
 
 def compare_answers(

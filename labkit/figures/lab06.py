@@ -114,8 +114,11 @@ def mixtures(
         weights = sorted((w for kind, w in found if kind == way), key=lambda w: w[1] / w[0])
         ax.plot(*zip(*(found[way, w] for w in weights), strict=True), "o-", color=color, label=way)
         for w in weights:
-            how = {"textcoords": "offset points", "color": color, "va": "bottom", "fontsize": 9}
-            ax.annotate("{:g} : {:g}".format(*w), found[way, w], (6, 3), **how)
+            below = color == VARIANTS[0]  # so that neighbors' labels don't overlap
+            how = {"ha": "right", "va": "top"} if below else {"va": "bottom"}
+            how |= {"textcoords": "offset points", "color": color, "fontsize": 9}
+            text, place = "{:g} : {:g}".format(*w), (-6, -4) if below else (6, 3)
+            ax.annotate(text, found[way, w], place, **how)
     ax.plot(*alone, "o", color=ROLES["base"], ms=10)
     ax.annotate("two adapters", alone, (10, 0), textcoords="offset points", color=INK, va="center")
     ax.set(xscale="log", yscale="log", xlabel="loss on home (nats per token)")
