@@ -127,9 +127,10 @@ def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
     traced(ax, losses, PALETTE[0], weight)
     ax.set(xlim=(1, max(steps, 2)), ylim=(0, None), xlabel="step", ylabel="loss (nats per token)")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    mean = smooth(losses, weight)
-    done = f": loss {mean[0]:.2f} → {mean[-1]:.2f} (running mean)"
-    ax.set_title(title + done * (1 < steps <= len(losses)))
+    if 1 < steps <= len(losses):
+        mean = smooth(losses, weight)
+        title += f": loss {mean[0]:.2f} → {mean[-1]:.2f} (running mean)"
+    ax.set_title(title)
     ax.legend(["each step", "running mean"], fontsize=9, loc="upper right")
     return fig
 

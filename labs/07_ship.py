@@ -242,9 +242,9 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
 
 # %% [markdown]
 # Some tenants sent a message twice, or got two answers. A coin per row splits some of these pairs
-# between the two sides, so the score could measure memory. Your split
-# avoids that. But it misses paraphrases, and adding one row can reshuffle the split. `labkit train`
-# hashes each prompt instead, so hardly any row changes sides.
+# between the two sides, so the score could measure memory. Your split avoids that. But it misses
+# paraphrases, and adding one row can reshuffle the split. `labkit train` hashes each prompt
+# instead, so hardly any row changes sides.
 #
 # ## A look-up, a training, a score
 #
@@ -345,7 +345,7 @@ if lab.experiment("The office's adapter, and its score", 55, needs=["7.1", "7.2"
 # ## The same model, asked otherwise
 #
 # Messages are data, a prompt is text, and a chat template turns messages into a prompt. A server
-# may use another template than training did. What then? Here are five faults that happen.
+# may use another template than training did. What then? Here are five ways to get it wrong.
 
 
 # %%
@@ -394,11 +394,12 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
 
 # %% [markdown]
 # Over three seeds, a doubled first token costs at most two of about 105 answers. A missing
-# generation prompt or a different system message costs anywhere from none to nearly all of the
-# answers. Without the generation prompt, the model may write the header of its turn itself, and
-# then even a right answer counts as wrong. With Llama 2's template or none at all, most answers are
-# wrong in every run ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). A model can
-# tolerate a wrong prompt, so good answers don't prove that the prompt is right.
+# generation prompt or a different system message cost anywhere from none to about half of the
+# answers, and in a fourth run, most or all of them. Without the generation prompt, the model may
+# write the header of its turn itself, and then even a right answer counts as wrong. With Llama 2's
+# template or none at all, most answers are wrong in every run
+# ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). A model can tolerate a wrong
+# prompt, so good answers don't prove that the prompt is right.
 #
 # Don't test a server by reading a few answers. Ask it for the *ids* it makes from your messages,
 # and compare them with the ids from training.
@@ -523,15 +524,15 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
 # Skip the reordering, and every size, name and value looks right, but the model writes nonsense.
 # The architecture `llama` implies a row order, and nothing checks whether you followed it.
 #
-# Many people use Q4_K_M, whose blocks need row lengths divisible by 256. In
-# SmolLM2-135M, most rows have 576 numbers, so llama.cpp would fall back to other formats for most
-# matrices. For a larger model, use `llama-quantize` (below).
+# Many people use Q4_K_M, whose blocks need row lengths divisible by 256. In SmolLM2-135M, most rows
+# have 576 numbers, so llama.cpp would fall back to other formats for most matrices. For a larger
+# model, use `llama-quantize` (below).
 #
 # ## Three customers
 #
 # A merged file serves one customer. Instead, keep one base in memory with several adapters, and let
-# each request name its adapter. Two more customers send the same messages, but one wants
-# JSON and the other a sentence. Train an adapter for each.
+# each request name its adapter. Two more customers send the same messages, but one wants JSON and
+# the other a sentence. Train an adapter for each.
 
 
 # %%

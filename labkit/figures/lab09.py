@@ -40,14 +40,14 @@ def marked(tokens: list[str], far: list[float]) -> Figure:
 def distances(drifts: dict[str, float], found: dict[str, dict]) -> Figure:
     """KL from the base in nats per token, {model: KL}, and right answers of `home` by its marks."""
     fig, ax = titled("Best in the upper left: close to the base, and good at home")
-    colors = iter(VARIANTS)
-    for name, kl in drifts.items():
-        color = ROLES["mistake"] if name == "home alone" else next(colors)
+    for i, (name, kl) in enumerate(drifts.items()):
+        color = ROLES["mistake"] if name == "home alone" else VARIANTS[i % len(VARIANTS)]
         value, low, high = wilson(found[name]["home"], COMMANDS)
         how = {"fmt": "o", "ms": 8, "capsize": 4, "label": f"{name}: {kl:.2f}"}
         ax.errorbar(kl, value, [[value - low], [high - value]], color=color, **how)
     ax.legend(loc="upper right", ncols=2)
-    ax.set(xscale="log", xlim=(0.1, 20), xlabel="KL from the base, nats per token")
+    reach = min(0.1, *drifts.values()) / 1.2, 2 * max(drifts.values())
+    ax.set(xscale="log", xlim=reach, xlabel="KL from the base, nats per token")
     ax.set(ylim=(0, COMMANDS), ylabel=f"right on home, of {COMMANDS}\n(line: 95% interval)")
     ax.set_xticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
     ax.minorticks_off()
