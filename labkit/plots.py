@@ -110,7 +110,8 @@ def likely(shares: np.ndarray, n: int, z: float = 1.96) -> tuple[np.ndarray, np.
     """Wilson's interval of shares of n, 95% with z = 1.96: (lower, upper); also valid at 0 of n."""
     far = z**2 / n
     half = np.sqrt(far * (shares * (1 - shares) + far / 4))
-    return (shares + far / 2 - half) / (1 + far), (shares + far / 2 + half) / (1 + far)
+    low, high = (shares + far / 2 - half) / (1 + far), (shares + far / 2 + half) / (1 + far)
+    return np.minimum(low, shares), np.maximum(high, shares)  # at n of n, rounding ends below 1
 
 
 def traced(ax: Axes, values: Sequence[float], color: str, weight: float = 0.8, **options) -> None:

@@ -21,6 +21,13 @@ def test_a_bar_begins_at_zero_and_has_the_color_of_its_role_and_its_interval():
     assert np.allclose(line.get_segments(), [[(1, 1.5), (1, 2.5)]])
 
 
+@pytest.mark.parametrize("n", [12, 60, 100])
+def test_all_or_none_of_n_is_drawn_although_rounding_moves_the_interval(n):
+    for draw in (forms.bars, forms.dots):
+        _, ax = forms.titled("A title")
+        draw(ax, {"all": forms.wilson(n, n), "none": forms.wilson(0, n)}, "n")
+
+
 def test_a_t_interval_is_known_from_a_table():
     half = 4.303 / 3**0.5  # t of 2 degrees of freedom
     assert forms.mean_interval([1, 2, 3]) == pytest.approx((2, 2 - half, 2 + half), rel=1e-3)

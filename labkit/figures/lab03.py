@@ -6,7 +6,7 @@ from html import escape
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import counted, curves, titled
+from labkit.figures.forms import bars, counted, curves, titled
 from labkit.figures.guess import Guess
 
 LOSS = "training loss (nats per token)"
@@ -40,6 +40,27 @@ def loss_tokens(tokens: Sequence[str], has_loss: Sequence[bool]) -> HTML:
         spans.append(f'<span style="{look};padding:1px 2px;margin-right:1px">{text}</span>')
     share = f"The loss counts {sum(has_loss)} of {len(tokens)} tokens"
     return HTML(f"<p><b>{share}</b></p><p style='font-family:monospace'>{''.join(spans)}</p>")
+
+
+def stops(counts: dict[str, int], losses: dict[str, Sequence[float]], n: int) -> Figure:
+    """Answers of `n` that don't stop, by labels, each with the last loss of its run in nats."""
+    named = {f"{name}\nlast loss {losses[name][-1]:.2f}": count for name, count in counts.items()}
+    given, *_ = named
+    fig, ax = titled("The loss doesn't show which model stops")
+    counted(ax, named, n, "answers that don't stop", roles={given: "mistake"}, top=n)
+    return fig
+
+
+def checkpointed(runs: dict[str, tuple[Sequence[float], float, Sequence[bool]]]) -> Figure:
+    """Activations and trained B by {way: (losses in nats, bytes at the peak, which B moved)}."""
+    fig, (left, right) = titled("Both save memory, and one of them doesn't train", 2)
+    named = {f"{way}\nloss {run[0][-1]:.2f}": run for way, run in runs.items()}
+    roles = {name: "mistake" for name in named if name.startswith("given")}
+    bars(left, {k: peak / 1e6 for k, (_, peak, _) in named.items()}, "activations (MB)", roles)
+    moved = {k: sum(which) for k, (_, _, which) in named.items()}
+    n = max(len(which) for _, _, which in runs.values())
+    bars(right, moved, f"B matrices that trained, of {n}", roles)
+    return fig
 
 
 def reloaded(counts: dict[str, int], n: int, guess: Guess) -> Figure:
