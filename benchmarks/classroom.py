@@ -1,10 +1,10 @@
-"""A class made of the answers that tests/labs hold: notebooks of a lab, each of another mixture.
+"""Make a class of notebooks of one lab, each a different mixture of the answers in tests/labs.
 
     python benchmarks/classroom.py 02_lora --n 500 --copies 10 --out build/class
 
-Each exercise of a submission is one of the right answers, written otherwise than the course does,
-or one of the wrong ones, or is left open. A copy is another's submission with other names, methods
-and statements in another order, and other comments.
+Each exercise of a submission has a right answer (written differently than in the course) or a wrong
+answer, or is left open. A copy is another submission with different names and comments, and with
+methods and statements in a different order.
 """
 
 import argparse

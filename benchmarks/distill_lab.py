@@ -1,14 +1,14 @@
-"""Lab 9's own experiments with seeds that the lab doesn't use, for its evidence page.
+"""Run lab 9's experiments with seeds that the lab doesn't use, for its evidence page.
 
     python benchmarks/distill_lab.py
 
-Each run adds rows to labkit/measured/distill_lab.csv: study, setting, seed, measure, value. Call it
-again after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed
-draws A, the order of the rows, and what is sampled in training.
+Each run adds rows to labkit/measured/distill_lab.csv: study, setting, seed, measure, value. After
+an interruption, call the script again: it skips finished runs. The code is the lab's solution. The
+seed determines A, the order of the rows, and what is sampled in training.
 
-ways    From one adapter trained on `home` alone, 8 steps in several ways. home: right answers to
-        100 unseen commands. json: of 60 unseen instructions, how many are answered in JSON that
-        nobody asked for. kl: nats per token from the base, on own answers to these instructions.
+ways    From one adapter trained on `home` alone, 8 steps with several methods. home: right answers
+        to 100 unseen commands. json: how many of 60 unseen instructions get unwanted JSON answers.
+        kl: nats per token from the base, on the model's own answers to these instructions.
 """
 
 from functools import cache

@@ -1,9 +1,9 @@
-"""Seconds that answers take: `labkit.training.generation` against transformers' `generate`.
+"""Time answers: `labkit.training.generation` compared with transformers' `generate`.
 
-Both answer the same `home` commands with a LoRA beside its base (r=16, all linear layers, trained
-for some steps so that answers end), 64 rows at once. They take turns, and the ratio is the median
-of the rounds'. Letters are compared on commands of all three tasks with everything in fp32, where
-they must be the same; in bf16 a tie of rounding may fall either way.
+Both answer the same `home` commands with an unmerged LoRA (r=16, all linear layers, trained for
+some steps so that answers end), 64 rows at once. The two take turns, and the reported ratio is the
+median over rounds. On commands of all three tasks, answers in fp32 must be identical, letter by
+letter. In bf16, rounding may break ties either way.
 
     python benchmarks/generate.py --rounds 3 --out build/generate.json
 """

@@ -1,15 +1,15 @@
-"""Seconds and memory a submission: `labkit grade` beside nbgrader, otter and bare nbclient.
+"""Seconds and memory per submission: `labkit grade` next to nbgrader, otter and bare nbclient.
 
-The submissions are copies of lab 2, in which one exercise in five is still a stub. Experiments are
-left out of all of them, since the other tools know no such tag. Every tool runs the same cells:
-for nbgrader the check cells are its graded cells, for otter they are its tests. The tools grade on
-this machine, one after the other, each as a person would call it; they are installed into an
-environment of their own, which borrows torch and labkit from this one.
+The submissions are copies of lab 2 in which one exercise in five is still a stub. Experiments are
+removed, since the other tools don't support that tag. Every tool runs the same cells: the check
+cells are graded cells for nbgrader and tests for otter. The tools grade on this machine, one after
+the other, each called as a person would call it. They are installed in a separate environment,
+which borrows torch and labkit from this one.
 
     python benchmarks/grading.py --n 100 --peers 10 --out build/grading.json
 
-Only speeds are compared. Memory is that of all processes of a tool together, each page that they
-share counted once (PSS, looked at twice a second).
+Only speeds are compared. Memory is the total over a tool's processes, with shared pages counted
+once (PSS, sampled twice a second).
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Grades on a busy machine: solved submissions, graded idle and beside processes that compute.
+"""Grade solved submissions on an idle machine, then on one that is busy computing.
 
-Copies of all eight labs, solved; every other one also leaves something running or prints without
-end, as learners' notebooks do. They are graded twice, the second time beside `--busy` processes.
-All rows have to be the same, with full marks.
+The submissions are solved copies of all eight labs. Every other copy also leaves something running
+or prints endlessly, as learners' notebooks do. The copies are graded twice, the second time next to
+`--busy` processes. All rows must be the same, with full marks.
 
     python benchmarks/grading_busy.py --n 300 --busy 4
 """

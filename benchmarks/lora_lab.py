@@ -1,16 +1,17 @@
-"""Lab 2's own experiments with seeds that the lab doesn't use, for its evidence page.
+"""Run lab 2's experiments with seeds that the lab doesn't use, for its evidence page.
 
-    python benchmarks/lora_lab.py step  # timings, on an idle machine; no names: all
+    python benchmarks/lora_lab.py step  # timings, on an idle machine; without names: all studies
 
-Each run adds rows to labkit/measured/lora.csv: study, setting, seed, measure, value. Call it again
-after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed draws
-A, B and the batches. A final loss is the running mean at the last step, as in the lab's figures.
+Each run adds rows to labkit/measured/lora.csv: study, setting, seed, measure, value. After an
+interruption, call the script again: it skips finished runs. The code is the lab's solution. The
+seed determines A, B and the batches. A final loss is the last running mean, as in the lab's
+figures.
 
-home     LoRA and full fine-tuning on the same batches: answers of 60, held-out loss; the share of
-         weights that a merge and unmerge_ change in bf16.
+home     LoRA and full fine-tuning on the same batches: right answers out of 60, held-out loss; the
+         share of weights that a merge and unmerge_ change in bf16.
 ranks    The lab's short runs at several ranks and alphas: final training loss, held-out loss.
 starts   Four starts at the lab's rate, and two of them at half the rate: first and final loss.
-step     Peak bytes by category, FLOPs and seconds of a step (least of five).
+step     Peak bytes by category, FLOPs and seconds per step (minimum of five).
 """
 
 import time

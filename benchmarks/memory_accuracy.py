@@ -1,11 +1,11 @@
-"""Peak memory of a training step: simulated against measured, and against published figures.
+"""Compare simulated peak memory of a training step with measured and published peaks.
 
-Measured: steps of a real model with random weights on this machine, under
-`labkit.memory.measure.track` on a CPU, by `torch.cuda.max_memory_allocated` on a GPU. On a CPU a
-third column is the peak in the allocator's own log of events, which torch's profiler keeps.
+Measured: steps of a real model with random weights on this machine, with
+`labkit.memory.measure.track` on a CPU and `torch.cuda.max_memory_allocated` on a GPU. On a CPU, a
+third column has the peak from the allocator's own event log, which torch's profiler keeps.
 Simulated: `labkit.memory.simulate` with the same settings, before the model exists.
-Beside both: what `accelerate estimate-memory` says of the same model, where it has a row (training
-with Adam; it knows no adapters, batches or lengths).
+Next to both: the estimate of `accelerate estimate-memory` for the same model, if it has one (for
+training with Adam; it doesn't cover adapters, batches or lengths).
 
     python benchmarks/memory_accuracy.py --out build/memory_accuracy.json
 """

@@ -1,8 +1,8 @@
-"""Published peaks of real training on GPUs, and what the simulation says of the same runs.
+"""Compare published memory peaks of real GPU training with simulations of the same runs.
 
-Every assumption is in the row. Units as published: litgpt counts 10^9 bytes and reports
-`torch.cuda.max_memory_allocated`; PEFT's benchmark counts GiB and reports
-`max_memory_reserved`, which is what the allocator holds, its gaps and its rounding included.
+Each row lists its assumptions. Units are as published: litgpt counts 10^9 bytes and reports
+`torch.cuda.max_memory_allocated`. PEFT's benchmark counts GiB and reports `max_memory_reserved`,
+which is all memory held by the allocator, including gaps and rounding.
 
     python benchmarks/memory_published.py
 """

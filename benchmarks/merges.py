@@ -1,22 +1,22 @@
-"""QLoRA merges from short to long training: the table of lab 6, labkit/measured/merges.csv.
+"""Measure QLoRA merges after short and long training: lab 6's table, labkit/measured/merges.csv.
 
     python benchmarks/merges.py
 
-For each seed one adapter learns `home` beside NF4 weights, at a constant rate, in fp32 on one
-thread. After each of LENGTHS steps it is merged in every way, and a row for each way is added. What
-is in the file is not measured again; a training goes on from the state that its last length left.
+For each seed, one adapter learns `home` on top of NF4 weights, at a constant rate, in fp32 on one
+thread. After each of LENGTHS steps, the adapter is merged with every method, which adds a row per
+method. Rows in the file are not measured again; training continues from the last saved state.
 
-The base that trains has the values of NF4 in fp32: a forward pass on them is QLoRA's, which
-dequantises at every step. Ways to merge:
+The base used in training has NF4's values in fp32, so its forward pass is the same as QLoRA's,
+which dequantizes at every step. Ways to merge:
 
 original           W + dW, stored in bf16
 dequantised        NF4(W) + dW, the sum that was trained, stored in bf16
 …, then NF4        either sum, rounded to NF4; for seed 0 also to GGUF's Q4_0 and Q8_0
 no adapter         NF4(W) alone
 
-`kl` is from the model that was trained (nats an answer token, on UNSEEN held-out commands), `loss`
-is that of the task, `worse` its difference from the trained model's with the standard error over
-commands. `arrives` is the share of dW that is in what is stored: <stored - base, dW> / |dW|^2,
+`kl` is from the trained model (nats per answer token, on UNSEEN held-out commands). `loss` is the
+task's loss, and `worse` is its difference from the trained model's loss, with the standard error
+over commands. `arrives` is the share of dW in the stored weights: <stored - base, dW> / |dW|^2,
 where the base is W or NF4(W) stored in the same way, over every third block. `to_error` is
 |dW| / |NF4(W) - W| and `to_weight` is |dW| / |W|, over all 210 layers together.
 """

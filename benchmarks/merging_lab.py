@@ -1,14 +1,14 @@
-"""Lab 6's own experiments with seeds that the lab doesn't use, for its evidence page.
+"""Run lab 6's experiments with seeds that the lab doesn't use, for its evidence page.
 
     python benchmarks/merging_lab.py
 
-Each run adds rows to labkit/measured/merging.csv: study, setting, seed, measure, value. Call it
-again after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed
-draws A, and the order of the batches.
+Each run adds rows to labkit/measured/merging.csv: study, setting, seed, measure, value. After an
+interruption, call the script again: it skips finished runs. The code is the lab's solution. The
+seed determines A and the order of the batches.
 
-lab       `home`, merged in each way: KL from the trained model (nats per token), held-out loss,
-          right answers of 60.
-mixtures  `home` and `tickets` in one model: the lab's held-out loss of each, right answers of 80.
+lab       `home` merged with each method: KL from the trained model (nats per token), held-out loss,
+          right answers out of 60.
+mixtures  `home` and `tickets` in one model: each task's held-out loss, right answers out of 80.
 """
 
 from pathlib import Path

@@ -1,15 +1,15 @@
-"""Lab 3's own experiments with seeds that the lab doesn't use, for its evidence page.
+"""Run lab 3's experiments with seeds that the lab doesn't use, for its evidence page.
 
-    python benchmarks/peft_lab.py rates labels  # no names: all
+    python benchmarks/peft_lab.py rates labels  # without names: all studies
 
-Each run adds rows to labkit/measured/peft.csv: study, setting, seed, measure, value. Call it again
-after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed draws
-the rows, and LoRA's A.
+Each run adds rows to labkit/measured/peft.csv: study, setting, seed, measure, value. After an
+interruption, call the script again: it skips finished runs. The code is the lab's solution. The
+seed determines the rows and LoRA's A.
 
-rates          train_adapter, 12 steps at a rate: the loss of the last step.
-labels         The given labels, and the solution's: answers of 60 that don't stop, last loss;
+rates          train_adapter, 12 steps at each rate: the loss of the last step.
+labels         The given labels and the solution's: how many of 60 answers don't stop, last loss;
                texts that begin with an answer, with and without the line break that opens it.
-checkpointing  Five steps: B that moved, activations at the peak (bytes), the last loss.
+checkpointing  Five steps: the B that moved, activations at the peak (bytes), the last loss.
 """
 
 import tempfile

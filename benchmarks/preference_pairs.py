@@ -1,11 +1,11 @@
-"""Make the preference pairs of lab 8: the model's own answers on `chat`, ranked by its verifier.
+"""Make lab 8's preference pairs: the model's own answers on `chat`, ranked by its verifier.
 
     python benchmarks/preference_pairs.py
 
-Each training instruction with a constraint is asked SAMPLES times. An answer that follows the
-constraint is chosen over one that does not, at most PAIRS pairs an instruction. A chosen answer has
-come to its end by itself; a rejected one may have been cut after TOKENS. Answers are kept in build/
-as they come, so the script can be stopped and called again.
+For each training instruction with a constraint, SAMPLES answers are sampled. An answer that follows
+the constraint is chosen over an answer that does not, with at most PAIRS pairs per instruction. A
+chosen answer ended by itself; a rejected answer may have been cut after TOKENS. Answers are saved
+in build/ at once, so the script can be stopped and called again.
 """
 
 import itertools

@@ -1,16 +1,16 @@
-"""Lab 4's own experiments on data and seeds that the lab doesn't use, for its evidence page.
+"""Run lab 4's experiments with data and seeds that the lab doesn't use, for its evidence page.
 
-    python benchmarks/qlora_lab.py formats crossing  # no names: all
+    python benchmarks/qlora_lab.py formats crossing  # without names: all studies
 
-Each run adds rows to labkit/measured/qlora.csv: study, setting, seed, measure, value. Call it again
-after a stop: it skips the runs whose rows are there. The code is the lab's solution.
+Each run adds rows to labkit/measured/qlora.csv: study, setting, seed, measure, value. After an
+interruption, call the script again: it skips finished runs. The code is the lab's solution.
 
-formats   A codebook and a block size: added loss, nats per token, with its 95% interval, and the
-          same against NF4 in blocks of 64. The seed picks the texts: 120 that the lab reads (0),
-          and 120 others (1).
+formats   A codebook and a block size: added loss in nats per token with its 95% interval, and the
+          same relative to NF4 in blocks of 64. The seed picks the texts: 120 that the lab reads (0)
+          or 120 others (1).
 crossing  LoRA and QLoRA trained and evaluated on each base, and both bases before training:
-          held-out loss. The seed draws A, and the order of the batches.
-time      Seconds of a step, forward and backward, by commands per step: medians of 9.
+          held-out loss. The seed determines A and the order of the batches.
+time      Seconds per forward and backward step, by commands per step: medians of 9.
 """
 
 import time

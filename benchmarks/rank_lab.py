@@ -1,13 +1,13 @@
-"""Bits that an adapter on one matrix stores, by rank: lab 5's `memorize`, for its evidence page.
+"""Measure how many bits an adapter on one matrix stores, by rank, for lab 5's evidence page.
 
     python benchmarks/rank_lab.py
 
-Each run adds rows to labkit/measured/rank.csv: study, setting, seed, measure, value. Call it again
-after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed draws
-A, the values and the order of the pairs. 1,000 pairs of 6 bits, 100 passes.
+Each run adds rows to labkit/measured/rank.csv: study, setting, seed, measure, value. After an
+interruption, call the script again: it skips finished runs. The code is the lab's `memorize`. The
+seed determines A, the values and the order of the pairs. 1,000 pairs of 6 bits, 100 passes.
 
 rates     Bits at each rank and learning rate, seed 0.
-chosen    Bits at the rate at which the rank stored the most in `rates`, with other seeds.
+chosen    Bits at each rank's best rate in `rates`, with other seeds.
 """
 
 from pathlib import Path

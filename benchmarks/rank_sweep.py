@@ -1,10 +1,10 @@
-"""Train small models by the dozen for lab 5: ranks, scalings, learning rates, seeds, variants.
+"""Train dozens of small models for lab 5: ranks, scalings, learning rates, seeds, variants.
 
     python benchmarks/rank_sweep.py --study rank --minutes 5
 
-Each run is one row of labkit/measured/rank_sweep.csv. A run whose row is there is not repeated, so
-the script can be stopped and called again; one that fails leaves a row with its error. Runs go in
-pairs, one thread each, which on two cores is quicker than one after the other on two threads.
+Each run is one row of labkit/measured/rank_sweep.csv. Finished runs are not repeated, so the script
+can be stopped and called again. A failed run leaves a row with its error. Two runs train at a time,
+one thread each, which on two cores is faster than one run at a time on two threads.
 """
 
 import time

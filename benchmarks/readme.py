@@ -1,10 +1,10 @@
-"""What README shows of a run: its pictures, two answers, one result. Run after `labkit run`:
+"""Update what README shows of a run: pictures, two answers, one result. Use after `labkit run`:
 
     python benchmarks/readme.py build
 
-It copies the pictures to docs/pictures and records in run.json where everything comes from. Labs
-that weren't run keep what they had. tests/course/test_readme.py says what in README is stale. The
-failed check, check.png, is build/screenshots/check.png of tests/browser.
+The script copies the pictures to docs/pictures and records all sources in run.json. Labs that
+weren't run keep their old content. tests/course/test_readme.py reports what is stale in README. The
+picture of a failed check, check.png, is build/screenshots/check.png from tests/browser.
 """
 
 import argparse
@@ -24,7 +24,6 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "pictures"
 SHOWN = {  # file -> lab, experiment; the last picture of it
     "lora_and_cut.png": ("01_svd", "LoRA of rank 8 on the same batches"),
-    "qlora_merges.png": ("06_merging", "One adapter, four merges"),
 }
 ANSWERS = ("02_lora", "Before and after")
 ANNOUNCED = re.compile(r'(lab\.experiment\(\s*"[^"]*"), *\d+')  # the seconds

@@ -1,7 +1,7 @@
-"""Models with random weights and steps of their training, by the libraries alone.
+"""Run training steps of models with random weights, using the libraries alone.
 
-What the simulation is compared with, by `memory_accuracy.py` and by the tests of memory: nothing
-here is of labkit but the settings.
+`memory_accuracy.py` and the memory tests compare the simulation with these steps. Only the settings
+come from labkit.
 """
 
 import contextlib

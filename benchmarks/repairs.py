@@ -1,11 +1,11 @@
-"""Write labkit/tasks/repairs.jsonl, lab 7's own file: 437 rows of a housing office, dirty.
+"""Write labkit/tasks/repairs.jsonl, lab 7's dirty data file: 437 rows from a housing office.
 
     python benchmarks/repairs.py
 
 A tenant writes, and a clerk answers with a trade, a room, an apartment, a day and a time. Messages
-name other rooms, apartments and days as well, so whoever copies the first one is often wrong. The
-faults are those that such files have, each planted a known number of times (`PLANTED`). The same
-bytes every time.
+also mention other rooms, apartments and days, so copying the first one is often wrong. The faults
+are typical of such files, each planted a known number of times (`PLANTED`). The output is
+identical, byte for byte, every time.
 """
 
 import json

@@ -1,21 +1,21 @@
-"""GRPO of lab 8 by the dozen: ranks and full fine-tuning, group sizes, rewards that can be hacked.
+"""Run dozens of lab 8's GRPO trainings: ranks, full fine-tuning, group sizes, hackable rewards.
 
     python benchmarks/rewards.py --study rank --rank 1 --seed 0
     OMP_NUM_THREADS=1 python benchmarks/rewards.py --runs 1
 
-Each run is one row of labkit/measured/rewards.csv. A run whose row is there is not repeated, so the
-script can be stopped and called again. Step, reward and warm start are the lab's own, the rate is
-constant. On two cores two processes of one thread each are faster than one of two.
+Each run is one row of labkit/measured/rewards.csv. Finished runs are not repeated, so the script
+can be stopped and called again. Step, reward and warm start are the lab's own; the learning rate is
+constant. On two cores, two processes with one thread each are faster than one with two.
 
 Studies: `rank`, at three learning rates each; `group`, the same number of answers in groups of 4 or
 16; `pay`, a reward that asks too little; `written`, more training on written answers from the same
-start, by the number of steps, to compare at equal score. `rank` is 0 for full fine-tuning, whose
-weights are in bf16 next to fp32 masters. Another processor's rounding makes another warm start, and
-then all runs have to be made again.
+start, by number of steps, to compare at equal score. `rank` is 0 for full fine-tuning, whose
+weights are in bf16 with fp32 master weights. On another processor, rounding gives a different warm
+start, and then all runs must be repeated.
 
-Columns: `reward`, `exact`, `intent` of the greedy answers to 100 held-out commands and `keys` in
-them, `before` the same reward at the start; `kl` nats a token from the start on 64 sampled answers
-to held-out commands; `perplexity` on everyday English; `curve`, the paid reward of each step.
+Columns: `reward`, `exact`, `intent` and `keys` of the greedy answers to 100 held-out commands;
+`before`, the same reward at the start; `kl`, nats per token from the start on 64 sampled answers to
+held-out commands; `perplexity` on everyday English; `curve`, the paid reward of each step.
 """
 
 import copy

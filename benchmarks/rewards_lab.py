@@ -1,13 +1,13 @@
-"""Lab 8's own experiments with seeds that the lab doesn't use, for its evidence page.
+"""Run lab 8's experiments with seeds that the lab doesn't use, for its evidence page.
 
     python benchmarks/rewards_lab.py
 
-Each run adds rows to labkit/measured/rewards_lab.csv: study, setting, seed, measure, value. Call it
-again after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed
-draws A, the order of the pairs or prompts, and what is sampled in training.
+Each run adds rows to labkit/measured/rewards_lab.csv: study, setting, seed, measure, value. After
+an interruption, call the script again: it skips finished runs. The code is the lab's solution. The
+seed determines A, the order of the pairs or prompts, and what is sampled in training.
 
 dpo     Tokens per answer to 60 unseen instructions, and what either side has gained, in nats.
-grpo    On 100 unseen commands: mean reward of four sampled answers and of a greedy one to each, its
+grpo    On 100 unseen commands: mean reward of four sampled answers and of a greedy answer, its
         gain and the gain's standard error over commands; greedy: right, right intents, keys.
 """
 

@@ -1,14 +1,14 @@
-"""Lab 7's own experiments with seeds that the lab doesn't use, for its evidence page.
+"""Run lab 7's experiments with seeds that the lab doesn't use, for its evidence page.
 
     python benchmarks/ship_lab.py
 
-Each run adds rows to labkit/measured/ship.csv: study, setting, seed, measure, value. Call it again
-after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed draws
-the split, A, and the order of the batches.
+Each run adds rows to labkit/measured/ship.csv: study, setting, seed, measure, value. After an
+interruption, call the script again: it skips finished runs. The code is the lab's solution. The
+seed determines the split, A and the order of the batches.
 
-`score: part`    Right answers, of `n`, by part, of a look-up and of the adapter.
-`asked: way`     Right answers, of `n`, asked in other ways.
-`file: kind`     Right answers, of `n`, of the merged model as a file, and its KL (nats per token).
+`score: part`    Right answers out of `n`, by part, for a lookup and for the adapter.
+`asked: way`     Right answers out of `n` when prompted in other ways.
+`file: kind`     Right answers out of `n` of the merged model as a file; its KL (nats per token).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The short runs of lab 5's studies: `home` in 24 steps of 4 commands, judged on unseen ones."""
+"""The short runs of lab 5's studies: 24 steps of 4 `home` commands, scored on unseen commands."""
 
 from __future__ import annotations
 

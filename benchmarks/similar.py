@@ -1,10 +1,10 @@
-"""How many planted copies `labkit grade --similar` finds, and how many innocents it names.
+"""Count the planted copies that `labkit grade --similar` finds, and its false alarms.
 
     python benchmarks/similar.py 04_qlora 07_ship
 
-200 submissions of answers chosen at random, of which no two have more than two thirds of them word
-for word, and 40 copies of some (other names, another order, other comments); then 40 that have half
-of their answers from another one. Nothing is graded.
+The class has 200 submissions with randomly chosen answers, no two of which share more than two
+thirds of their answers verbatim. It also has 40 copies of some (different names, order and
+comments), then 40 submissions that take half of their answers from another one. Nothing is graded.
 """
 
 import argparse

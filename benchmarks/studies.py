@@ -1,6 +1,6 @@
-"""Studies of many runs: a row of a CSV file each, so that a study goes on where it stopped.
+"""Studies of many runs: each run is a CSV row, so an interrupted study resumes where it stopped.
 
-And what several of them do in the same way: one step of training, the layers, NF4 and back.
+The module also has code that several studies share: a training step, the layers, NF4 and back.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Lab 1's own experiments with seeds that the lab doesn't use, for its evidence page.
+"""Run lab 1's experiments with seeds that the lab doesn't use, for its evidence page.
 
-    python benchmarks/svd_lab.py home sgd  # no names: all
+    python benchmarks/svd_lab.py home sgd  # without names: all studies
 
-Each run adds rows to labkit/measured/svd.csv: study, setting, seed, measure, value. Call it again
-after a stop: it skips the runs whose rows are there. The code is the lab's solution. The seed draws
-the batches, and LoRA's A. Updates are kept in build/svd, for the overlaps.
+Each run adds rows to labkit/measured/svd.csv: study, setting, seed, measure, value. After an
+interruption, call the script again: it skips finished runs. The code is the lab's solution. The
+seed determines the batches and LoRA's A. Updates are saved in build/svd for the overlaps.
 
-home     Full fine-tuning and LoRA: right answers of 60, held-out loss, rank for 90% of the energy.
-cut      The full update cut to a rank: the same, and the share of energy that is left.
+home     Full fine-tuning and LoRA: right answers out of 60, held-out loss, rank for 90% of energy.
+cut      The full update cut to a rank: the same measures, and the share of energy that is left.
 sgd      Full fine-tuning by SGD at rate 0.3, clipped: held-out loss, rank for 90% of the energy.
 overlap  Median share of energy in the top 8 output directions of a full update, every fifth block.
 """

@@ -1,13 +1,13 @@
-"""The ladder of lab 5's 48-ticket case study, from counting words to full fine-tuning.
+"""Compare methods for lab 5's 48-ticket case study, from counting words to full fine-tuning.
 
     python benchmarks/tickets_study.py cheap
     python benchmarks/tickets_study.py lora --seed 1 --rate 1e-3
     python benchmarks/tickets_study.py all --runs 1
 
-A run is a row of labkit/measured/tickets.csv. A run whose row is there is not repeated, so the
-script can be stopped and called again. `cheap` are the classifiers that need no language model,
-seconds each. `all` goes on with what is missing of the trained methods, three rates and three seeds
-each, the middle rate and the first seed first; at one step a second a run of LoRA takes two minutes
+Each run is a row of labkit/measured/tickets.csv. Finished runs are not repeated, so the script can
+be stopped and called again. `cheap` runs the classifiers that need no language model, in seconds
+each. `all` continues with missing runs of the trained methods, with three rates and three seeds
+each, the middle rate and the first seed first. At one step per second, a LoRA run takes two minutes
 on two cores.
 """
 

@@ -1,11 +1,11 @@
-"""Seconds a training step takes: `labkit.training.finetuning` against TRL's SFTTrainer as it comes.
+"""Time a training step: `labkit.training.finetuning` compared with TRL's default SFTTrainer.
 
 Both train LoRA r=16 on q and v of the real model (`--targets all-linear`: on every linear layer),
 on the same `home` commands in the same batches, with the same seed, learning rate and schedule.
-TRL's side has TRL's defaults: weights in fp32 with bf16 autocast, its padding, its checkpointing.
-The two are processes that take turns, a step each, and the ratio is the median of the steps'
-ratios: what else the machine does slows both. (In one process one of them would not be its first
-thread, whose small operations take twice their time.)
+TRL's side uses TRL's defaults: weights in fp32 with bf16 autocast, padding, checkpointing. The two
+processes take turns, one step each, and the reported ratio is the median of the steps' ratios, so
+that other work on the machine slows both. (In a single process, one of them would not run in the
+first thread, and its small operations would take twice their time.)
 
     python benchmarks/train_step.py --steps 20 --out build/train_step.json
 """

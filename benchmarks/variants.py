@@ -1,17 +1,17 @@
-"""LoRA's variants made fair, for lab 5: every method at its own best learning rate, three seeds.
+"""Compare LoRA's variants fairly for lab 5: each at its own best learning rate, three seeds.
 
     python benchmarks/variants.py --runs 10
 
-Each run is one row of labkit/measured/variants.csv. A run whose row is there is not repeated, so
-the script can be stopped and called again; one that fails leaves a row with its error. All train
-SmolLM2-135M on `home`, 24 steps of 4 commands, in fp32 on one thread: all linear layers, as many
-parameters as LoRA has at r=16 (which VARIANTS say otherwise about), linear decay without warm-up,
-clipping at 1. Judged by the loss on 100 unseen commands.
+Each run is one row of labkit/measured/variants.csv. Finished runs are not repeated, so the script
+can be stopped and called again. A failed run leaves a row with its error. All runs train
+SmolLM2-135M on `home`, 24 steps of 4 commands, in fp32 on one thread: all linear layers, the same
+number of parameters as LoRA at r=16 (unless VARIANTS says otherwise), linear decay without warm-up,
+clipping at 1. The score is the loss on 100 unseen commands.
 
-The first seed takes five rates half a decade apart, and more while the best is at an end. Other
-seeds take the first one's best rate. Then all three take a rate halfway between two of them, FINER,
-where a parabola through the first seed's best and its neighbours is lowest well off the best; at
-last the other seeds take the neighbours.
+The first seed tries five rates half a decade apart, and more while the best rate is at an end. The
+other seeds use the first seed's best rate. Then all three try a rate halfway between two of them,
+FINER, where a parabola through the first seed's best rate and its neighbors is lowest well off the
+best rate. Finally, the other seeds try the neighbors.
 """
 
 import argparse

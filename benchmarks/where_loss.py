@@ -1,9 +1,9 @@
-"""Loss on the answer or on everything, six seeds each, for lab 3's evidence page.
+"""Compare loss on the answer with loss on everything, six seeds each, for lab 3's evidence page.
 
     OMP_NUM_THREADS=1 python benchmarks/where_loss.py
 
 Each run is one row of labkit/measured/where_loss.csv: `loss` is the held-out loss of the answers to
-60 commands, in nats a token, after 24 steps on four of 24 commands. A run whose row is there is not
+60 commands, in nats per token, after 24 steps on four of 24 commands. Finished runs are not
 repeated.
 """
 

@@ -1,4 +1,4 @@
-"""The package that the labs import: `start` gives a lab its header and its checks."""
+"""The package that the labs import: `start` prints a header, returns the lab and its checks."""
 
 __version__ = "0.1.0"
 

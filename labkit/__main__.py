@@ -1,4 +1,4 @@
-"""`python -m labkit` is the command."""
+"""Run the `labkit` command with `python -m labkit`."""
 
 from labkit.cli import main
 

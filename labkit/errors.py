@@ -5,5 +5,5 @@ class LabError(Exception):
     """An error that the user can fix; notebooks show only its message, on one line."""
 
     def _render_traceback_(self):
-        """IPython's traceback: only the message, without color, since notebooks show it on red."""
+        """IPython's traceback: only the message, uncolored, since notebooks show it on red."""
         return [str(self)]

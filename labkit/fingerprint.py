@@ -20,10 +20,10 @@ NO_MATTER = {"__pycache__", "templates"}  # folders that no result depends on
 
 
 def of(code: Iterable[str | Path], packages: Iterable[str], settings: dict) -> str:
-    """A hash of code, of package versions and of settings, as hex digits.
+    """A hash of code, package versions and settings, as hex digits.
 
-    `code` are files and folders, labkit's by their path below it; `settings` are plain data, which
-    may contain sets and anything identified by its str().
+    `code` lists files and folders; labkit's own paths are relative to the package. `settings` is
+    plain data, which may contain sets and any object that its str() identifies.
     """
     known = {"settings": settings, "packages": {name: _version(name) for name in packages}}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=_plain).encode())
@@ -36,7 +36,7 @@ def of(code: Iterable[str | Path], packages: Iterable[str], settings: dict) -> s
 
 
 def weights(model: "Module") -> str:
-    """A hash of a model's tensors, their names and types, as hex digits."""
+    """A hash of a model's tensors, including their names and dtypes, as hex digits."""
     import torch
 
     digest = hashlib.sha256()
@@ -58,7 +58,7 @@ def _plain(value: object) -> object:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The file, or the files below the folder in order, without hidden ones."""
+    """Yield the file, or the files below the folder in order, except hidden ones."""
     if path.is_file():
         yield path
     for root, folders, files in os.walk(path):

@@ -35,7 +35,7 @@ class Lab:
         self._guesses = {}
 
     def header(self) -> str:
-        """Two lines: the machine and its precision; the model and where it comes from."""
+        """Two lines: the machine and its precision, then the model and where it comes from."""
         on_gpu = self.device == "cuda"
         n = torch.get_num_threads()
         chip = torch.cuda.get_device_name() if on_gpu else f"{n} CPU thread{'s' if n > 1 else ''}"
@@ -49,25 +49,25 @@ class Lab:
         )
 
     def predict(self, question: str, given: float | None) -> guess.Guess:
-        """Note the learner's guess for an experiment: a number, or None for no guess.
+        """Record the learner's guess for an experiment: a number, or None for no guess.
 
-        `guess.draw(ax)` draws it into a figure, `guess.compare(result)` prints it next to the
-        result, and `score` lists all guesses. It never raises and does not affect points.
+        `guess.draw(ax)` draws the guess in a figure, `guess.compare(result)` prints it next to the
+        result, and `score` lists all guesses. This never raises, and guesses earn no points.
         """
         self._guesses[question] = guess.noted(question, given)
         return self._guesses[question]
 
     def experiment(self, title: str, seconds: float, needs: Sequence[str] = ()) -> bool:
-        """Announce an experiment; False, with the reason, if exercises in `needs` are open."""
+        """Announce an experiment; if exercises in `needs` are open, say so and return False."""
         if self._waits(title, needs):
             return False
         live.announce(title, seconds)
         return True
 
     def gpu(self, title: str, known: str, needs: Sequence[str] = ()) -> bool:
-        """Whether an experiment for a GPU runs.
+        """Whether an experiment that needs a GPU runs.
 
-        Else it prints one line that ends in `known`: what others measured, with the source.
+        If not, this prints one line that ends in `known`: what others measured, with the source.
         """
         if self._waits(title, needs):
             return False
@@ -87,11 +87,11 @@ class Lab:
         return bool(open_ids)
 
     def reveal(self, id: str) -> None:
-        """Show and run the solved cell of exercise `id`; it counts as revealed, with no points.
+        """Show and run the solved cell of exercise `id`, which then earns no points.
 
-        A passed exercise is only shown: the learner's answer stays, with its points. In a copy of
-        the course without solutions, the solution is lent: it runs unseen. LabError if there is
-        nothing to lend, and for a quiz.
+        If the exercise has passed, this only shows the solution: the learner's answer keeps its
+        points. In a copy of the course without solutions, the solution is lent: it runs but is
+        not shown. LabError for a quiz, or if there is nothing to lend.
         """
         exercise = self._find(id)
         cells = reference.solved_cells(self.stem) or []
@@ -103,15 +103,15 @@ class Lab:
         if solved:
             display(Code(source, language="python"))
         if self._status(id) == "passed":
-            print(f"✓ {id} has passed already: yours stays.")
+            print(f"✓ {id} has already passed: your answer stays.")
         elif solved:
             get_ipython().run_cell(source, store_history=False).raise_error()
             contract.session.note(exercise, "revealed")
-            print(f"◐ {id} is revealed: read it, then go on. It earns no points.")
+            print(f"◐ {id} is revealed: read the solution, then go on. It earns no points.")
         else:
             contract.session.loans[id] = _lend(id, source, cells)
             contract.session.note(exercise, "lent")
-            print(f"◐ {id} {contract.LENT}. Write your own any time: it then counts.")
+            print(f"◐ {id} {contract.LENT}. If you write your own answer later, it counts.")
 
     def resume(self) -> None:
         """After a restart, run and check the cells of passed exercises again."""
@@ -128,12 +128,12 @@ class Lab:
             try:
                 self._checks[id](*(shell.user_ns[name] for name in exercise["names"]))
             except contract.CheckFailed as failure:
-                print(f"{failure} (it had passed)")
+                print(f"{failure} (it passed before)")
         if not found:
-            print("○ nothing is kept of this notebook: what passes from now on will be")
+            print("○ no saved progress for this notebook: what passes from now on is saved")
 
     def score(self) -> None:
-        """Show a table of the exercises with status and points, and of guesses and results."""
+        """Show tables of the exercises' status and points, and of the guesses and results."""
         rows = [self._row(exercise) for exercise in self.exercises]
         earned, possible = (sum(row[key] for row in rows) for key in ("earned", "points"))
         lines = [
@@ -162,7 +162,7 @@ class Lab:
             if exercise["id"] == id:
                 return exercise
         known = ", ".join(exercise["id"] for exercise in self.exercises)
-        raise LabError(f"There is no exercise {id!r} in this lab: {known}")
+        raise LabError(f"There is no exercise {id!r} in this lab, only {known}")
 
 
 def start(stem: str) -> tuple[Lab, ModuleType]:
@@ -206,7 +206,7 @@ def _publish(text, kind, data):
 
 
 def _lend(id, source, cells):
-    """Define the objects of a solved cell in the notebook, without its source; a list of them."""
+    """Define a solved cell's objects in the notebook without showing its source; return them."""
     names = get_ipython().user_ns
     for line in reference.imports(cells, source):
         fresh = {}
@@ -226,22 +226,22 @@ def _explained(result):
 
 
 def _advice(name: str, cells: list[str]) -> str:
-    """What to run to define `name`; an experiment among the run `cells` did not finish."""
+    """Advice on what to run to define `name`, such as an unfinished experiment in `cells`."""
     for cell in reversed(cells):
         for title, names in _experiments(cell):
             if name in names:
                 return (
-                    f"◇ {name} is made by the experiment “{title}”, which has not run to its end: "
+                    f"◇ {name} is defined by the experiment “{title}”, which did not finish: "
                     "run its cell again"
                 )
     return (
-        f"◇ If a cell above makes {name}, run that one first "
+        f"◇ If a cell above defines {name}, run that cell first "
         "(in JupyterLab: Run, then Run All Above Selected Cell)"
     )
 
 
 def _experiments(cell):
-    """`(title, names it defines)` of each experiment of a cell."""
+    """Yield `(title, names it defines)` for each experiment in a cell."""
     for node in statements(cell):
         test = node.test if isinstance(node, ast.If) else None
         if isinstance(test, ast.Call) and ast.unparse(test.func) in ("lab.experiment", "lab.gpu"):

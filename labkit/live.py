@@ -12,7 +12,7 @@ REDRAW_SECONDS = 4.0  # redrawing every second would slow training by a tenth
 COUNTDOWN = """<style>
 @property --labkit-left {{ syntax: "<integer>"; inherits: false; initial-value: 1; }}
 @keyframes labkit-{seconds} {{ from {{ --labkit-left: {seconds}; }} to {{ --labkit-left: 1; }} }}
-@keyframes labkit-late {{ from, to {{ content: "longer than that"; }} }}
+@keyframes labkit-late {{ from, to {{ content: "longer than expected"; }} }}
 .labkit-{seconds}::after {{ content: counter(left) " s left";
   counter-reset: left var(--labkit-left);
   animation: labkit-{seconds} {seconds}s linear, labkit-late 1s {seconds}s forwards; }}
@@ -22,9 +22,9 @@ _waiting = None  # the current countdown: its handle and its text
 
 
 def announce(title: str, seconds: float) -> None:
-    """Print that an experiment begins and how long it takes; at the end, how long it took.
+    """Announce an experiment and how long it will take; at the end, print how long it took.
 
-    The browser counts down by itself, since the kernel is busy. The countdown stops when the
+    The browser counts down on its own, since the kernel is busy. The countdown stops when the
     experiment reports its own progress.
     """
     global _waiting
@@ -52,7 +52,7 @@ def announce(title: str, seconds: float) -> None:
 
 
 def _begins(line):
-    """Show the first line of a progress display in place of the countdown; its handle."""
+    """Replace the countdown by a progress display's first line; return the display's handle."""
     global _waiting
     if _waiting:
         (handle, text), _waiting = _waiting, None
@@ -61,7 +61,7 @@ def _begins(line):
 
 
 def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
-    """Iterate over `items` and update one line: how far, and the time left."""
+    """Iterate over `items` and update a line that shows the progress and the time left."""
     total = len(items) if total is None else total
     begun = shown = time.perf_counter()
     handle = _begins(_line(label, 0, total, 0))
@@ -74,12 +74,12 @@ def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
 
 
 class Curves:
-    """Live curves of one training, one panel per quantity.
+    """Live curves of one training run, one panel per quantity.
 
     Call `curves.add(reward=…, kl=…)` once per step, always with the same names. `values[name]` and
-    `seconds` (since the start, after each step) stay for later plots. The figure is below a
-    progress line and redrawn from time to time; `labels` has the axis label of each name.
-    Without `picture` only the line is shown: for where a later figure has the curve.
+    `seconds` (since the start, after each step) remain for later plots. The figure is below a
+    progress line and redrawn from time to time; `labels` maps each name to its axis label.
+    Without `picture` only the line is shown, for use when a later figure shows the curve.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Curves:
 
 
 class Curve(Curves):
-    """A live loss curve: `curve.add(loss)` once per step; `losses` stay."""
+    """A live loss curve: call `curve.add(loss)` once per step; `losses` keeps all values."""
 
     def __init__(self, title: str, steps: int, picture: bool = True):
         super().__init__(title, steps, picture=picture)

@@ -1,4 +1,4 @@
-"""Names in a cell's source: which ones it binds and uses, and which cells define them."""
+"""Names in a cell's source: which ones the cell binds and uses, and which cells define them."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ OWN_NAMES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorE
 def parsed(source: str) -> tuple[str, ast.Module] | None:
     """`(text, tree)` of a cell, with magics and shell lines blanked; None if not Python.
 
-    The expressions take linear time: IPython's own transformer reads a cell once per magic.
+    These regular expressions take linear time; IPython's transformer reads a cell once per magic.
     """
     if source.lstrip().startswith("%%"):
         source = source.lstrip().partition("\n")[2]
@@ -31,7 +31,7 @@ def parsed(source: str) -> tuple[str, ast.Module] | None:
 
 
 def statements(cell: str) -> list[ast.stmt]:
-    """The statements of a cell; [] if it is not Python."""
+    """The statements in a cell; [] if the cell is not Python."""
     found = parsed(cell)
     return found[1].body if found else []
 
@@ -53,10 +53,10 @@ def bound(body: Iterable[ast.stmt]) -> set[str]:
 
 
 def symbols(text: str, most: float = float("inf")) -> Iterator[symtable.Symbol]:
-    """Yield the global names of a source, at its top and in its functions.
+    """Yield the global names in source code, at its top level and in its functions.
 
-    ValueError if there are more than `most` pairs of a name and a function, which symtable would
-    all visit.
+    ValueError if there are more than `most` pairs of a name and a function, because symtable would
+    visit each pair.
     """
     tables, pairs = [symtable.symtable(text, "cell", "exec")], 0
     for table in tables:  # grows during the loop
@@ -68,7 +68,7 @@ def symbols(text: str, most: float = float("inf")) -> Iterator[symtable.Symbol]:
 
 
 def reached(names: Iterable[str], makers: dict[str, Iterable], used: Callable) -> set:
-    """The makers of `names`, of the names that these use (`used(maker)`), and so on."""
+    """The makers of `names`, the makers of the names these use (`used(maker)`), and so on."""
     found, seen, waiting = set(), set(), list(names)
     while waiting:
         name = waiting.pop()

@@ -1,6 +1,6 @@
-"""Plotting shared by all labs: one style, live curves, a table of answers.
+"""Plotting code shared by all labs: one style, live curves, a table of answers.
 
-A figure's title is its message. Lab figures are in `labkit.figures.labNN`, memory figures in
+A figure's title states its message. Lab figures are in `labkit.figures.labNN`, memory figures in
 `labkit.memory.plots`.
 """
 
@@ -37,7 +37,7 @@ ANSWERS = Path(__file__).parent / "templates" / "answers.html.j2"
 
 
 def use_style() -> None:
-    """Set the labs' style for all later figures."""
+    """Apply the labs' style to all later figures."""
     plt.rcParams.update(
         {
             "axes.axisbelow": True,  # no grid on bars
@@ -75,13 +75,13 @@ def figure(
 
 
 def described(fig: Figure) -> tuple | None:
-    """A figure for a notebook: PNG at twice the resolution, with size and alt text."""
+    """A figure for a notebook: a PNG at twice the resolution, with its size and alt text."""
     shown = retina_figure(fig)  # None without axes
     return shown and (shown[0], shown[1] | {"alt": alt_text(fig)})
 
 
 def alt_text(fig: Figure) -> str:
-    """A figure's text in one line: its title, else the titles of its axes."""
+    """A figure's alt text in one line: its title, or else the titles of its axes."""
     titles = [fig.get_suptitle()] if fig.get_suptitle() else [_title(ax) for ax in fig.axes]
     return " ".join("; ".join(filter(None, titles)).split())
 
@@ -97,17 +97,17 @@ def headed(fig: Figure, title: str) -> Figure:
 
 
 def smooth(values: Sequence[float], weight: float = 0.8) -> np.ndarray:
-    """Exponential moving average of `values`, corrected for its start, as an array."""
+    """The bias-corrected exponential moving average of `values`, as an array."""
     return pd.Series(values).ewm(alpha=1 - weight).mean().to_numpy()
 
 
 def weight_for(steps: int) -> float:
-    """The weight of `smooth` for a loss curve: smaller for short runs, since a mean lags behind."""
+    """The weight of `smooth` for a loss curve: smaller for short runs, since the average lags."""
     return 0.8 if steps > 60 else 0.4
 
 
 def likely(shares: np.ndarray, n: int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's interval of shares of n, 95% with z = 1.96: (lower, upper); also valid at 0 of n."""
+    """The Wilson interval (lower, upper) for shares of n, 95% at z = 1.96; also valid at 0 of n."""
     far = z**2 / n
     half = np.sqrt(far * (shares * (1 - shares) + far / 4))
     low, high = (shares + far / 2 - half) / (1 + far), (shares + far / 2 + half) / (1 + far)
@@ -115,14 +115,14 @@ def likely(shares: np.ndarray, n: int, z: float = 1.96) -> tuple[np.ndarray, np.
 
 
 def traced(ax: Axes, values: Sequence[float], color: str, weight: float = 0.8, **options) -> None:
-    """Plot `values` faintly against the step, with `options` for their `smooth` line."""
+    """Plot `values` faintly against the step, with their `smooth` line drawn with `options`."""
     x = range(1, len(values) + 1)
     ax.plot(x, values, color=color, alpha=0.3, lw=1)
     ax.plot(x, smooth(values, weight), color=color, **options)
 
 
 def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
-    """A figure of the loss so far against the step, with room for the rest of `steps`."""
+    """A figure of the loss so far against the step, with room for the remaining `steps`."""
     fig, ax = figure(height=2.6)
     weight = weight_for(steps)
     traced(ax, losses, PALETTE[0], weight)
@@ -142,7 +142,7 @@ def growing(
     title: str,
     labels: dict[str, str] | None = None,
 ) -> Figure:
-    """A figure of the numbers so far against the step: {name: numbers}, one panel per label.
+    """A figure of `values`, {name: numbers so far}, against the step, with one panel per label.
 
     `labels` names the axis of each quantity (default: its name); quantities with the same label
     share a panel. At most three panels per row, for narrow screens.
@@ -179,7 +179,7 @@ def compare_answers(
 ) -> HTML:
     """An HTML table of {model: answers} to the first `rows` questions.
 
-    With ✓ or ✗ by `right(answer, wanted)`; without `wanted`, no marks.
+    Each answer is marked ✓ or ✗ by `right(answer, wanted)`; without `wanted` there are no marks.
     """
     table = jinja2.Template(ANSWERS.read_text("utf-8"), autoescape=True)
     columns = {"questions": questions, "wanted": wanted, "answers": answers, "is_right": right}

@@ -1,4 +1,4 @@
-"""The course's own solutions as source, which replace open exercises."""
+"""The source code of the course's own solutions, which replace open exercises."""
 
 import ast
 import base64
@@ -13,10 +13,10 @@ from labkit.names import DEFINITIONS, IMPORTS, parsed, reached, statements, symb
 
 
 def reference(stem: str, id: str) -> str | None:
-    """Self-contained source of the solved objects of exercise `id` of lab `stem`.
+    """Self-contained source code of the solved objects in exercise `id` of lab `stem`.
 
-    It includes the imports and functions that they use. None for a quiz, an unknown id, and without
-    solutions.
+    It includes the imports and functions that the objects use. None for a quiz, for an unknown id,
+    or without solutions.
     """
     names = names_of(stem, id)
     cells = solved_cells(stem) or []
@@ -34,14 +34,14 @@ def names_of(stem: str, id: str) -> list[str]:
 
 
 def solved_book(stem: str) -> Path | None:
-    """The solved notebook of a clone or a wheel; None in a copy without solutions."""
+    """The solved notebook in a clone or a wheel; None in a copy without solutions."""
     here = Path(__file__).parent
     paths = (here.parent / "solutions" / f"{stem}.ipynb", here / "_solutions" / f"{stem}.ipynb")
     return next((path for path in paths if path.is_file()), None)
 
 
 def solved_cells(stem: str) -> list[str] | None:
-    """Code cells with the lab's solutions and imports, or `packed` ones; None if there are none."""
+    """The lab's code cells with solutions and imports, maybe `packed`; None if there are none."""
     if book := solved_book(stem):
         return code_cells(book)
     lent = Path(__file__).parent / "_lent" / f"{stem}.b64"
@@ -51,7 +51,7 @@ def solved_cells(stem: str) -> list[str] | None:
 
 
 def course_cells(stem: str) -> list[str]:
-    """All code cells of a lab's student notebook and of its solution, if they are here."""
+    """All code cells of a lab's student notebook and of its solution, if those files exist."""
     given, solved = Path(__file__).parents[1] / "notebooks" / f"{stem}.ipynb", solved_book(stem)
     books = [book for book in (given, solved) if book and book.is_file()]
     cells = [cell for book in books for cell in code_cells(book, experiments=True)]
@@ -59,7 +59,7 @@ def course_cells(stem: str) -> list[str]:
 
 
 def packed(solved: Path, student: Path) -> bytes:
-    """A release's copy of a solved notebook: exercises and what they use, without text and quiz."""
+    """A release's copy of a solved notebook: exercises and code they use, without text or quiz."""
     cells = code_cells(solved)
     pairs = zip(cells, code_cells(student), strict=True)
     names = set().union(*(defined(mine) for mine, theirs in pairs if mine != theirs)) - {"quiz"}
@@ -86,7 +86,7 @@ def needed(cells: list[str], names: list[str]) -> list[str]:
 
 
 def imports(cells: list[str], cell: str) -> list[str]:
-    """The statements that import what a cell of `cells` uses."""
+    """The statements in `cells` that import the names that `cell` uses."""
     used = _used(cell)
     return [line for name, line in _imported(cells).items() if name in used]
 
@@ -97,7 +97,7 @@ def defined(cell: str) -> set[str]:
 
 
 def _imported(cells: list[str]) -> dict[str, str]:
-    """{name: a statement that imports it} at the cells' top level, the last of several."""
+    """{name: the last statement that imports it} at the top level of the cells."""
     found = {}
     for node in (node for cell in cells for node in statements(cell)):
         for alias in node.names if isinstance(node, IMPORTS) else ():
@@ -108,6 +108,6 @@ def _imported(cells: list[str]) -> dict[str, str]:
 
 
 def _used(cell: str) -> set[str]:
-    """Names that a cell takes from outside its functions."""
+    """The global names that a cell uses, except built-ins."""
     text = (parsed(cell) or ("",))[0]
     return {symbol.get_name() for symbol in symbols(text)} - set(dir(builtins))

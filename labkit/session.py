@@ -1,6 +1,7 @@
 """A notebook's session on disk: the cells of passed exercises, for `lab.resume()`.
 
-One file per notebook, in the cache. It is not trusted: cells run and are checked again.
+Each notebook has one file in the cache. The file is not trusted: its cells run and are checked
+again.
 """
 
 import contextlib
@@ -44,7 +45,7 @@ class Watch:
 
 
 def watch(stem: str) -> None:
-    """Save the session after each cell; starting a lab again does not watch twice."""
+    """Save the session after each cell; starting a lab again does not register a second watch."""
     events = get_ipython().events
     for other in [f for f in events.callbacks["post_run_cell"] if isinstance(f, Watch)]:
         events.unregister("post_run_cell", other)
@@ -52,7 +53,7 @@ def watch(stem: str) -> None:
 
 
 def saved(stem: str) -> dict[str, dict]:
-    """`{exercise id: {"status", "cells"}}` of this notebook's last session; {} without one."""
+    """`{exercise id: {"status", "cells"}}` of this notebook's last session; {} if there is none."""
     path = place(stem)
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
         found = json.loads(path.read_text("utf-8"))
@@ -62,9 +63,9 @@ def saved(stem: str) -> dict[str, dict]:
 
 
 def place(stem: str) -> Path | None:
-    """The session file of this notebook; None if it is not run by a learner.
+    """This notebook's session file; None if it is not run by a learner.
 
-    JupyterLab and VS Code tell the kernel its notebook; `labkit run` and tests do not.
+    JupyterLab and VS Code pass the notebook's path to the kernel; `labkit run` and tests do not.
     """
     names = get_ipython().user_ns
     where = os.environ.get("JPY_SESSION_NAME") or names.get("__vsc_ipynb_file__")
@@ -76,7 +77,7 @@ def place(stem: str) -> Path | None:
 
 
 def _sources(cells, names):
-    """The cells that define `names` and what these use, in their last version, imports first."""
+    """The latest cells that define `names` and the names those use, imports first."""
     if set(names) - set().union(*map(reference.defined, cells)):
         return []
     head, *rest = ["", *reference.needed(cells[::-1], names)]  # the last of two definitions counts

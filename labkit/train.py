@@ -1,11 +1,11 @@
-"""Fine-tune a model on your own data file, or on a task, on one device or on many.
+"""Fine-tune a model on your own data file or on a course task, on one device or several.
 
     labkit train mine.jsonl --out my-adapter
     python -m labkit.train --task home --rank 8 --steps 50
     accelerate launch --num_processes 4 -m labkit.train --task home --method qlora
 
 TRL's trainer runs on accelerate: under `accelerate launch` each process takes its share of every
-batch, and the loss is that of one process.
+batch, and the reported loss is that of one process.
 """
 
 import json
@@ -21,38 +21,38 @@ from labkit.errors import LabError
 
 
 def train(
-    file: Annotated[Path | None, typer.Argument(help="JSONL, CSV, Parquet; or --task.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="JSONL, CSV or Parquet; or --task.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The adapter's folder; with --task, a JSON of losses.")
+        Path | None, typer.Option(help="The adapter's folder; with --task, a JSON file of losses.")
     ] = None,
-    test: Annotated[Path | None, typer.Option(help="Held-out rows; else some of FILE.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Held-out rows; default: some of FILE.")] = None,
     model: Annotated[str, typer.Option(help="A name or folder; default by GPU memory.")] = "",
     method: Annotated[Literal["lora", "qlora"], typer.Option()] = "lora",
     rank: Annotated[int, typer.Option(min=1)] = 8,
     epochs: Annotated[
-        int, typer.Option(min=0, help="Passes over FILE; 0: 3, but at least 60 steps.")
+        int, typer.Option(min=0, help="Passes over FILE; 0 means 3, but at least 60 steps.")
     ] = 0,
-    steps: Annotated[int, typer.Option(min=0, help="0: by --epochs; with --task 50.")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="0 means set by --epochs; 50 with --task.")] = 0,
     batch: Annotated[
-        int, typer.Option(min=0, help="Rows per step, over all processes; 0: 8, with --task 16.")
+        int, typer.Option(min=0, help="Rows per step, all processes; 0 means 8 (16 with --task).")
     ] = 0,
-    learning_rate: Annotated[float, typer.Option(help="0: 1e-3, with --task 2e-3.")] = 0,
-    max_length: Annotated[int, typer.Option(min=1, help="Tokens per row of FILE.")] = 512,
-    held_out: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of FILE.")] = 0.2,
+    learning_rate: Annotated[float, typer.Option(help="0 means 1e-3 (2e-3 with --task).")] = 0,
+    max_length: Annotated[int, typer.Option(min=1, help="Maximum tokens per row of FILE.")] = 512,
+    held_out: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share to hold out.")] = 0.2,
     drop_bad: Annotated[
-        bool, typer.Option("--drop-bad", help="Leave out rows that would train wrongly.")
+        bool, typer.Option("--drop-bad", help="Leave out rows that would go wrong in training.")
     ] = False,
-    base_id: Annotated[str, typer.Option(help="The hub's id of a --model folder.")] = "",
-    task: Annotated[str, typer.Option(help="home, chat or tickets, without FILE.")] = "home",
-    rows: Annotated[int, typer.Option(min=0, help="With --task: first rows only; 0: all.")] = 0,
+    base_id: Annotated[str, typer.Option(help="The Hub id of a --model folder.")] = "",
+    task: Annotated[str, typer.Option(help="Without FILE: home, chat or tickets.")] = "home",
+    rows: Annotated[int, typer.Option(min=0, help="With --task: first N rows; 0: all.")] = 0,
     seed: Annotated[int, typer.Option()] = 0,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "machine"], typer.Option(help="Of the weights in memory.")
+        Literal["float32", "bfloat16", "machine"], typer.Option(help="Dtype of weights in memory.")
     ] = "machine",
 ) -> None:
     """Train an adapter on FILE, score it on held-out rows, and write it to the folder --out.
 
-    The same command resumes an interrupted training.
+    To resume an interrupted run, run the same command again.
     """
     given = dict(locals())
     if file:
@@ -68,7 +68,7 @@ def train(
 
 def _file(given):
     if given["out"] is None:
-        raise LabError(f"say where the adapter goes: labkit train {given['file']} --out my-adapter")
+        raise LabError(f"name the adapter's folder: labkit train {given['file']} --out my-adapter")
     from dataclasses import fields
 
     from labkit.own import run
@@ -78,7 +78,7 @@ def _file(given):
     try:
         facts = run.train(Asked(**chosen))
     except KeyboardInterrupt:
-        print("\nstopped; the same command resumes it", file=sys.stderr)
+        print("\nstopped; run the same command again to resume", file=sys.stderr)
         raise
     if facts:
         from labkit.own import folder
@@ -88,7 +88,7 @@ def _file(given):
 
 
 def _task(asked):
-    """Train on a task of the course; print loss, time and the adapter's folder."""
+    """Train on a course task; print the loss, the time and the adapter's folder."""
     import torch
 
     from labkit import tasks

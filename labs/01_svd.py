@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Lab 1 · What the SVD sees
 #
-# Full fine-tuning changes every weight of a model. LoRA assumes that a *low-rank* change is enough.
-# Is that a good bet? In this lab, you fine-tune a real language model, cut the change down to a low
-# rank, and see which answers survive. Then you train a low-rank change directly with LoRA and
-# compare.
+# Full fine-tuning updates every weight of a model. LoRA assumes that a *low-rank* update is enough.
+# Is that a good bet? In this lab, you fully fine-tune a real language model, cut the update down to
+# a low rank, and check which answers are still right. Then you train a low-rank update directly
+# with LoRA and compare the results.
 #
 # {{ time }}
 
@@ -28,13 +28,13 @@ lab, check = labkit.start("01_svd")
 # %% [markdown]
 # ## How a lab works
 #
-# Fill in each cell marked `TODO`, then run the check below it. A failing check says what is wrong.
-# If you are stuck, open the hint. If that doesn't help, `lab.reveal("1.1")` shows and runs the
-# solution, but earns no points.
+# Complete each cell marked `TODO`, then run the check below it. A failing check tells you what is
+# wrong. If you are stuck, open the hint. If the hint doesn't help, `lab.reveal("1.1")` shows and
+# runs the solution, but you earn no points.
 #
-# Cells that begin with `if lab.experiment(…)` train or measure something, and print how long they
-# take. Cells marked **Turn it** are for you to change and rerun. After a restart, `lab.resume()`
-# restores the answers that passed.
+# Cells that begin with `if lab.experiment(…)` train a model or measure something, and print how
+# long they take. Cells marked **Turn it** are for you to change and rerun. After a kernel restart,
+# `lab.resume()` restores the answers that passed.
 
 # %%
 import math
@@ -53,27 +53,27 @@ from labkit.plots import compare_answers
 from labkit.training import generation, loop, models
 
 # %% [markdown]
-# ## A matrix is a sum of simple ones
+# ## A matrix is a sum of simple matrices
 #
-# A linear layer computes $y = W x$ with a matrix $W$ of shape `(d_out, d_in)`. Fine-tuning changes
-# $W$ to $W + \Delta W$, where $\Delta W$ is the *update*. LoRA ([Hu et al.
+# A linear layer computes $y = W x$ with a weight matrix $W$ of shape `(d_out, d_in)`. Fine-tuning
+# changes $W$ to $W + \Delta W$, where $\Delta W$ is the *update*. LoRA ([Hu et al.
 # 2021](https://arxiv.org/abs/2106.09685)) writes the update as a product of two small matrices:
 #
 # $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r),$$
 #
-# where $\alpha / r$ is a fixed factor. If $r$ is small, most matrices can't be written this way.
-# Which ones can? The simplest matrix is a column times a row, $u v^\top$. The singular value
-# decomposition (SVD) writes any $W$ as a sum of such terms, largest first:
+# where $\alpha / r$ is a fixed factor. If $r$ is small, most matrices can't be written as such a
+# product. Which matrices can? The simplest example is a column times a row, $u v^\top$. The
+# singular value decomposition (SVD) writes any $W$ as a sum of such products, largest first:
 #
 # $$W = \sum_i s_i\, u_i v_i^\top, \qquad s_1 \ge s_2 \ge \dots \ge 0.$$
 #
-# The $u_i$ are orthonormal, and so are the $v_i$. The number of terms with $s_i > 0$ is the *rank*.
-# $BA$ is a sum of $r$ terms (column $i$ of $B$ times row $i$ of $A$), so its rank is at most $r$.
-# Conversely, any matrix of rank $r$ can be written as such a product. How much of a matrix can $r$
-# terms capture?
+# The $u_i$ are orthonormal, as are the $v_i$. The *rank* of $W$ is the number of its nonzero
+# singular values $s_i$. $BA$ is a sum of $r$ terms (column $i$ of $B$ times row $i$ of $A$), so its
+# rank is at most $r$. Conversely, any matrix of rank $r$ equals some product $BA$. How much of a
+# matrix can $r$ terms capture?
 #
 # Keep one example in mind: the matrix with rows (3, 0) and (0, 1). Its singular values are 3 and 1,
-# and its first term has the rows (3, 0) and (0, 0).
+# and its first SVD term has the rows (3, 0) and (0, 0).
 #
 # ### Exercise 1.1 · `best_rank_r`
 #
@@ -81,19 +81,19 @@ from labkit.training import generation, loop, models
 #
 # Return the matrix of rank at most `r` that is closest to `W` in the *Frobenius norm*, the square
 # root of the sum of squared entries. By the Eckart-Young theorem, this matrix is the sum of the
-# first `r` terms. If `r` exceeds the rank of `W`, nothing is cut.
+# first `r` terms of the SVD. If `r` exceeds the rank of `W`, the result is `W` itself.
 #
 # <details><summary>Hint</summary>
 #
 # `torch.linalg.svd(W, full_matrices=False)` returns three tensors. Look at their shapes. The third
-# tensor is called `Vh` for a reason: its *rows* are the $v_i$. To scale the columns of `U`, use a
-# plain `*`.
+# tensor is called `Vh`, not `V`, because its *rows* are the $v_i$. To scale the columns of `U`, use
+# a plain `*`.
 # </details>
 
 
 # %%
 def best_rank_r(W, r):
-    """W (d_out, d_in) -> the nearest matrix of rank at most r, (d_out, d_in)."""
+    """W (d_out, d_in) -> the closest matrix of rank at most r, (d_out, d_in)."""
     # BEGIN SOLUTION
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     return (U[:, :r] * S[:r]) @ Vh[:r]
@@ -110,19 +110,19 @@ check.optimal(best_rank_r)
 #
 # How far from $W$ is $W_r$, the matrix from exercise 1.1? Return
 # $\lVert W - W_r \rVert / \lVert W \rVert$ as a float. You need only the singular values. The check
-# notices if you build $W_r$ or $W - W_r$. In the example, cutting to rank 1 removes an entry of 1
+# fails if you build $W_r$ or $W - W_r$. In the example, the cut to rank 1 removes an entry of 1
 # from a matrix of norm $\sqrt{10}$, so the error is 0.316.
 #
 # <details><summary>Hint</summary>
 #
 # Rotations don't change lengths, so $\lVert W \rVert^2$ is the sum of all $s_i^2$. What is left of
-# $W$ once the first $r$ terms are gone?
+# this sum after you remove the first $r$ terms?
 # </details>
 
 
 # %%
 def relative_error(W, r):
-    """|W - W_r| / |W| for the best W_r of rank r, a float."""
+    """|W - W_r| / |W| as a float, for the best rank-r matrix W_r."""
     # BEGIN SOLUTION
     s = torch.linalg.svdvals(W)
     return (s[r:].norm() / s.norm()).item()
@@ -133,23 +133,23 @@ def relative_error(W, r):
 check.errors(relative_error)
 
 # %% [markdown]
-# A photograph is a matrix, too. The one below comes with matplotlib and shows Grace Hopper, who
-# wrote one of the first compilers.
+# A grayscale photograph is a matrix, too. The photograph below comes with matplotlib and shows
+# Grace Hopper, who wrote one of the first compilers.
 
 # %% tags=["experiment"]
 if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
-    photo = figures.photograph()  # gray, (300, 256)
+    photo = figures.photograph()  # grayscale, (300, 256)
     shown = [1, 2, 5, 10, 20, 50, 100, 256]
     pictures = {r: best_rank_r(photo, r) for r in shown}
     display(figures.rank_grid(pictures, {r: relative_error(photo, r) for r in shown}))
 
 # %% [markdown]
-# Rank 1 is one column of brightness values times one row. At rank 5, you see a person. At rank 20,
-# you recognize her. Low rank means that every row is a mixture of a few patterns. In smooth areas,
-# neighboring rows are alike, so a few patterns are enough. Small slanted details, such as the
-# stars, need many patterns.
+# The rank-1 picture is one column of brightness values times one row. At rank 5, you can see a
+# person. At rank 20, you can recognize Grace Hopper. In a low-rank matrix, every row is a mixture
+# of the same few patterns. In smooth areas, neighboring rows are alike, so a few patterns are
+# enough. Small slanted details, such as the stars on the flag, need many patterns.
 #
-# **Turn it: rank.** At what rank do you stop seeing a difference? Use the slider.
+# **Turn it: rank.** Use the slider to find the rank at which you no longer see a difference.
 
 # %% tags=["experiment"]
 if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
@@ -162,29 +162,30 @@ if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
 # %% [markdown]
 # ## What does a low rank cost?
 #
-# The closest matrix of rank $r$ has as many entries as $W$. You save space only if you store it as
-# two factors.
+# The closest rank-$r$ matrix has as many entries as $W$. You save space only if you store this
+# matrix as two factors.
 #
 # ### Exercise 1.3 · `lora_params`, `break_even_rank`
 #
 # ●○○ · 3 min · 1 point
 #
-# `lora_params` counts the numbers in $A$ (shape `(r, d_in)`) and $B$ (shape `(d_out, r)`).
+# `lora_params` counts the parameters in $A$ (shape `(r, d_in)`) and $B$ (shape `(d_out, r)`).
 # `break_even_rank` returns the largest rank at which $A$ and $B$ together have strictly fewer
-# numbers than $W$ (shape `(d_out, d_in)`), or 0 if there is none. Both return ints. (A 4 × 4 matrix
-# has 16 numbers. Rank 1 costs 8 and rank 2 costs 16, so the break-even rank is 1.)
+# parameters than $W$ (shape `(d_out, d_in)`), or 0 if no such rank exists. Both functions return
+# ints. (A 4 × 4 matrix has 16 parameters. Its factors have 8 at rank 1 and 16 at rank 2, so the
+# break-even rank is 1.)
 
 
 # %%
 def lora_params(d_out, d_in, r):
-    """How many numbers B (d_out, r) and A (r, d_in) have together, an int."""
+    """The number of parameters in B (d_out, r) and A (r, d_in) together, an int."""
     # BEGIN SOLUTION
     return r * (d_out + d_in)
     # END SOLUTION
 
 
 def break_even_rank(d_out, d_in):
-    """The largest r at which B and A have strictly fewer numbers than W, an int."""
+    """The largest r at which B and A have strictly fewer parameters than W, an int."""
     # BEGIN SOLUTION
     return (d_out * d_in - 1) // (d_out + d_in)
     # END SOLUTION
@@ -194,21 +195,21 @@ def break_even_rank(d_out, d_in):
 check.parameters(lora_params, break_even_rank)
 
 # %% [markdown]
-# The cost grows linearly with the rank. At $r = 16$, the factors of a 4096 × 4096 matrix have
-# 131,072 numbers instead of 16.8 million.
+# The parameter count grows linearly with the rank. At $r = 16$, the factors of a 4096 × 4096 matrix
+# have 131,072 parameters instead of 16.8 million.
 #
-# Are so few numbers enough? That depends on the matrix. Compare the photograph with noise of the
-# same shape. (The code centers both first. Otherwise, the first term would be spent on the mean,
-# and noise would look easier to compress than it is.) Guess before you run the cell. Guesses cost
-# no points.
+# Are so few parameters enough? That depends on the matrix. Compare the photograph with noise of the
+# same shape. (The code subtracts the mean of each matrix first. Otherwise, the first term would
+# mostly represent the mean, and noise would look easier to compress than it is.) Guess before you
+# run the cell. Wrong guesses cost no points.
 
 # %%
 guess_noise = lab.predict(
-    "Store noise as two factors with a fifth of its numbers. What is the error, in percent?", None
+    "What is the error, in percent, if two factors store noise in a fifth as many numbers?", None
 )
 
 # %% tags=["experiment"]
-if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
+if lab.experiment("The error at each storage cost", 2, needs=["1.1", "1.2", "1.3"]):
     noise = torch.rand(photo.shape, generator=torch.Generator().manual_seed(lab.seed))
     centered = {"photograph": photo - photo.mean(), "noise": noise - noise.mean()}
     ranks = range(3, 190, 4)
@@ -219,31 +220,31 @@ if lab.experiment("What the numbers buy", 2, needs=["1.1", "1.2", "1.3"]):
 
 # %% [markdown]
 # A few directions capture most of the photograph. In noise, no direction stands out much, so each
-# term captures little. Low rank is a bet on structure.
+# term captures little. A low-rank approximation works only if the matrix has structure.
 #
-# ## Is a language model's weight low-rank?
+# ## Are a language model's weights low-rank?
 #
 # The squared singular values add up to $\lVert W \rVert^2$, the *energy* of the matrix. How many
-# directions do you need to capture most of it?
+# directions do you need to capture most of the energy?
 #
 # ### Exercise 1.4 · `energy_rank`
 #
 # ●●○ · 6 min · 2 points
 #
-# `s` contains singular values, largest first. Return, as an int, the smallest rank whose energy is
-# *at least* `fraction` of the total. In the example, the energies are 9 and 1: one direction gives
-# 90%, but 95% takes both directions.
+# `s` contains a matrix's singular values, largest first. Return, as an int, the smallest rank whose
+# energy is *at least* `fraction` of the total. In the example, the energies are 9 and 1. One
+# direction captures 90%, but 95% requires both.
 #
 # <details><summary>Hint</summary>
 #
-# `cumsum` gives the energy of the first 1, 2, 3, … values. How many of these partial sums are too
-# small?
+# `cumsum` gives the energy of the first value, of the first two, and so on. How many of these
+# partial sums are too small?
 # </details>
 
 
 # %%
 def energy_rank(s, fraction):
-    """s (k,) singular values, largest first -> how many of them have `fraction` of the energy."""
+    """s (k,) singular values, largest first -> how many reach `fraction` of the energy."""
     # BEGIN SOLUTION
     energy = s.square().cumsum(0)
     return int((energy < fraction * energy[-1]).sum()) + 1
@@ -254,11 +255,11 @@ def energy_rank(s, fraction):
 check.ranks(energy_rank)
 
 # %% [markdown]
-# SmolLM2-135M-Instruct, the model used in all labs, has 30 blocks with seven matrices each:
-# `q_proj`, `k_proj`, `v_proj` and `o_proj` in the attention, and `gate_proj`, `up_proj` and
+# SmolLM2-135M-Instruct, the model used in all labs, has 30 blocks with seven weight matrices each:
+# `q_proj`, `k_proj`, `v_proj` and `o_proj` in the attention module, and `gate_proj`, `up_proj` and
 # `down_proj` in the MLP. A `q_proj` has 576 directions and a `k_proj` has 192, so measure what
-# percentage is needed for 90% of the energy. Use every fifth block, and compare with random
-# matrices of the same shapes.
+# percentage of its directions each matrix needs for 90% of its energy. The code uses every fifth
+# block and compares the weights with random matrices of the same shapes.
 
 
 # %%
@@ -272,59 +273,59 @@ def shares_by_kind(matrices):
 
 
 # %%
-question = "What percentage of its directions does a weight need for 90% of its energy (median)?"
+question = "What percentage of directions does the median weight matrix need for 90% of its energy?"
 guess_rank = lab.predict(question, None)
 
 # %% tags=["experiment"]
 if lab.experiment("How many directions the weights take", 6, needs=["1.4"]):
     model, tokenizer = models.load(dtype=torch.float32)
     start = {n: W.detach().clone() for n, W in model.named_parameters() if "_proj." in n}
-    fifth = [n for n in start if int(n.split(".")[2]) % 5 == 0]  # of every fifth block
+    fifth = [n for n in start if int(n.split(".")[2]) % 5 == 0]  # in every fifth block
     spread = {"weights": shares_by_kind({n: start[n] for n in fifth})}
     spread["random"] = shares_by_kind({n: torch.randn_like(start[n]) for n in fifth[:7]})
     display(figures.energy_ranks(spread, guess_rank))
     guess_rank.compare(figures.median(spread["weights"]))
 
 # %% [markdown]
-# `q_proj`, `k_proj` and `o_proj` have some structure; by this measure, the others come closer to
-# noise. (This model's weights were once rounded to 4 bits, which adds some.) None of the matrices
-# is anywhere near rank 8: even the lowest needs several times as many directions. LoRA bets on the
-# *change* in these weights.
+# `q_proj`, `k_proj` and `o_proj` have some structure. By this measure, the other matrices are
+# closer to noise. (This model's weights were once rounded to 4 bits, which adds some noise.) No
+# matrix comes close to rank 8: each needs several times as many directions. LoRA, however, assumes
+# a low rank only for the *change* in these weights.
 #
 # ## What does fine-tuning change?
 #
-# To test this bet, run full fine-tuning and cut its update to a low rank.
+# To test this assumption, run full fine-tuning and cut its update to a low rank.
 #
 # ### Exercise 1.5 · `truncate_update`, `energy_within`
 #
 # ●●○ · 9 min · 3 points
 #
 # `truncate_update` returns $W_0$ plus the best rank-`r` approximation of the update $W_1 - W_0$.
-# You may use your functions from above.
+# You may reuse your earlier functions.
 #
-# `energy_within` compares two updates of the same matrix. The left singular vectors $u_i$ are the
-# *output* directions that an update writes to. Return, as a float, the share of `dW`'s energy in
-# the span of the first `k` left singular vectors of `reference`: project the columns of `dW` onto
-# that span and compare sums of squares. If `dW` and `reference` are both the matrix with rows (3,
-# 0) and (0, 1), the result is 0.9 at `k = 1`.
+# `energy_within` compares two updates of the same matrix. The left singular vectors $u_i$ of an
+# update are the *output* directions that it writes to. Return, as a float, the share of `dW`'s
+# energy in the span of the first `k` left singular vectors of `reference`. To compute it, project
+# the columns of `dW` onto that span and compare the sums of squares. If `dW` and `reference` are
+# both the matrix with rows (3, 0) and (0, 1), the result is 0.9 at `k = 1`.
 #
 # <details><summary>Hint</summary>
 #
-# If $u_1, \dots, u_k$ are orthonormal, the projection of a vector $x$ onto their span is as long as
-# the vector of its coordinates $u_i \cdot x$. You never need to build the projection.
+# If $u_1, \dots, u_k$ are orthonormal, the projection of a vector $x$ onto their span has the same
+# length as the vector of coordinates $u_i \cdot x$. You don't need to build the projection.
 # </details>
 
 
 # %%
 def truncate_update(W0, W1, r):
-    """W0, W1 (d_out, d_in) -> W0 plus the best rank-r part of W1 - W0."""
+    """W0, W1 (d_out, d_in) -> W0 plus the best rank-r approximation of W1 - W0."""
     # BEGIN SOLUTION
     return W0 + best_rank_r(W1 - W0, r)
     # END SOLUTION
 
 
 def energy_within(dW, reference, k):
-    """Share of the energy of dW (d_out, d_in) in the top k left directions of `reference`."""
+    """Share of the energy of dW (d_out, d_in) in `reference`'s top k left singular vectors."""
     # BEGIN SOLUTION
     U, _, _ = torch.linalg.svd(reference, full_matrices=False)
     inside = U[:, :k].T @ dW  # (k, d_in)
@@ -336,15 +337,15 @@ def energy_within(dW, reference, k):
 check.truncates(truncate_update, energy_within)
 
 # %% [markdown]
-# The task is `home`: turn a spoken command into JSON that a smart home understands. None of the 60
-# test answers occurs in the training data, and the test commands use different sentence patterns.
-# All 210 matrices train, a total of 106 million parameters. Embeddings and norms stay frozen, so
-# every change is an update you can cut.
+# The `home` task is to turn a spoken command into JSON that a smart home understands. None of the
+# 60 test answers occurs in the training data, and the test commands use different sentence
+# patterns. You train all 210 matrices, a total of 106 million parameters. The embeddings and norms
+# stay frozen, so every change is an update you can cut.
 
 
 # %%
 def fine_tune(model, title, learning_rate, steps=50):
-    """Train whatever requires grad on `home`, 16 commands per step."""
+    """Train all parameters that require grad on `home`, 16 commands per step."""
     curve, home = live.Curve(title, steps), tasks.load("home", "train")
     batches = loop.batches(home, tokenizer, size=16, steps=steps)
     for loss in loop.train(model, batches, steps, learning_rate):
@@ -352,7 +353,7 @@ def fine_tune(model, title, learning_rate, steps=50):
 
 
 def judge(name, model):
-    """Note the model's answers to the test commands, and print how many are right."""
+    """Record the model's answers to the test commands, and print how many are right."""
     with torch.autocast(lab.device, torch.bfloat16, enabled=lab.dtype == torch.bfloat16):
         said[name] = generation.answers(model, tokenizer, unseen["messages"])
     right[name] = sum(a == b for a, b in zip(said[name], unseen["answer"], strict=True))
@@ -363,7 +364,7 @@ def judge(name, model):
 # %% tags=["experiment"]
 if lab.experiment("Full fine-tuning on home", 135, needs=["1.4"]):
     unseen = tasks.draw("home", "test", 60)
-    said, right, loss = {}, {}, {}  # by model
+    said, right, loss = {}, {}, {}  # keyed by model name
     judge("base", model)
     for name, W in model.named_parameters():
         W.requires_grad_(name in start)
@@ -372,10 +373,12 @@ if lab.experiment("Full fine-tuning on home", 135, needs=["1.4"]):
     tuned = {n: W.detach().clone() for n, W in model.named_parameters() if n in start}
 
 # %% [markdown]
-# How many directions does this update need? Guess before you look.
+# How many directions does this update need? Guess before you run the cell.
 
 # %%
-guess_update = lab.predict("And what percentage does the update need (median)?", None)
+guess_update = lab.predict(
+    "What percentage of directions does the median update need for 90% of its energy?", None
+)
 
 # %% tags=["experiment"]
 if lab.experiment("How many directions the update takes", 5, needs=["1.4"]):
@@ -384,21 +387,21 @@ if lab.experiment("How many directions the update takes", 5, needs=["1.4"]):
     guess_update.compare(figures.median(spread["update"]))
 
 # %% [markdown]
-# The update needs far fewer directions than the weights, but the typical one needs far more than 8.
-# In long runs on code and math, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) found
-# even higher ranks: 10 to 100 times the usual LoRA ranks. Adam may be part of the reason: it takes
-# similar steps for small and large gradient entries. In one run, SGD's update needed fewer
-# directions than Adam's, but SGD learned less
+# The updates need far fewer directions than the weights, but a typical update needs far more than
+# 8. In long runs on code and math, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) found
+# updates of even higher rank, 10 to 100 times the usual LoRA ranks. Adam may be part of the reason,
+# because it takes similar steps for small and large gradient entries. In one run, SGD's update
+# needed fewer directions than Adam's, but SGD learned less
 # ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
 #
-# But energy isn't the goal; right answers are. Cut every update to rank $r$ with your
-# `truncate_update` and ask the model again.
+# The goal is right answers, not energy. Cut every update to rank $r$ with your `truncate_update`,
+# and test the model again.
 
 
 # %%
 @torch.no_grad()
 def cut_to(r):
-    """Put the cut updates into the model, judge it, and return the share of energy they keep."""
+    """Apply the cut updates to the model, judge it, and return the share of energy they keep."""
     kept = total = 0.0
     for n, W in live.progress([(n, W) for n, W in model.named_parameters() if n in start], "cut"):
         W.copy_(truncate_update(start[n], tuned[n], r))
@@ -408,14 +411,14 @@ def cut_to(r):
     return kept / total
 
 
-energy = {}  # kept by each cut so far: {rank: share}
+energy = {}  # share kept by each cut so far: {rank: share}
 
 # %%
-guess_cut = lab.predict("After a cut to rank 8, how many of the 60 answers are still right?", None)
+guess_cut = lab.predict("After a cut to rank 8, how many of the 60 answers are right?", None)
 
 # %% [markdown]
-# **Turn it: the rank of the cut.** Run the cell. Then replace the list with another rank, such as
-# `[16]`, and look for the smallest rank that keeps most of the answers.
+# **Turn it: the rank of the cut.** Run the cell. Then set `cut_ranks` to another rank, such as
+# `[16]`, and find the smallest rank that keeps most of the right answers.
 
 # %% tags=["experiment", "cover"]
 cut_ranks = [1, 8, 64]
@@ -430,15 +433,15 @@ if lab.experiment("Every update cut to rank r", 60, needs=["1.1", "1.4", "1.5"])
 # %% [markdown]
 # The cut to rank 8 keeps less than half of the right answers. Averaged over three other seeds, rank
 # 8 keeps 42% of the right answers, rank 16 keeps 83%, and rank 64 gives as many as the whole update
-# ([evidence](../docs/evidence/01_svd.md#what-a-cut-keeps)). Has LoRA lost its bet?
+# ([evidence](../docs/evidence/01_svd.md#what-a-cut-keeps)). Is rank 8 too low for LoRA, then?
 #
 # ## What does LoRA find?
 #
-# A cut comes after training and ignores the loss. LoRA's update has rank at most 8 throughout
+# A cut happens after training and ignores the loss. LoRA's update has rank at most 8 throughout
 # training, and every step tries to lower the loss within that limit. Train LoRA on the same
-# batches. In lab 2, you write LoRA by hand; here, PEFT adds an $A$ and a $B$ to each of the 210
-# matrices. (The base is frozen, so it can stay in 16 bits. LoRA needs a higher learning rate; lab 5
-# explains why.)
+# batches. In lab 2, you will write LoRA by hand. Here, PEFT adds an $A$ and a $B$ to each of the
+# 210 matrices. (The base model is frozen, so it can stay in 16 bits. LoRA needs a higher learning
+# rate, which lab 5 explains.)
 
 # %% tags=["experiment"]
 if lab.experiment("LoRA of rank 8 on the same batches", 90, needs=["1.1", "1.4", "1.5"]):
@@ -455,19 +458,19 @@ if lab.experiment("LoRA of rank 8 on the same batches", 90, needs=["1.1", "1.4",
     display(compare_answers(unseen["text"], unseen["answer"], answers, rows=3))
 
 # %% [markdown]
-# LoRA of rank 8 trains 2% as many parameters as full fine-tuning and gets about nine tenths as many
+# Rank-8 LoRA trains 2% as many parameters as full fine-tuning and gets about nine tenths as many
 # answers right, at a somewhat higher loss (three seeds). LoRA's authors hypothesized that the
-# update is low-rank. LoRA needs something weaker: that *some* change of rank 8 works well, and that
-# training finds it. The eight directions that a cut keeps were trained to work with those that it
+# update is low-rank. LoRA requires less: *some* update of rank 8 must work well, and training must
+# find it. The eight directions that a cut keeps were trained to work with the directions that it
 # drops.
 #
 # Do LoRA and full fine-tuning write to the same directions? Measure how much of LoRA's energy lies
-# in the full update's top 8 output directions. The controls are *chance*, $8 / d_\text{out}$, and
-# stored runs of LoRA and full fine-tuning on other batches.
+# in the full update's top 8 output directions. Compare this share with *chance*,
+# $8 / d_\text{out}$, and with stored runs of LoRA and full fine-tuning on other batches.
 
 # %%
 guess_shared = lab.predict(
-    "What percentage of LoRA's energy lies in the full update's top 8 output directions?", None
+    "What percentage of LoRA's energy is in the full update's top 8 output directions?", None
 )
 
 # %% tags=["experiment"]
@@ -486,19 +489,19 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.4", "1.5"])
     guess_shared.compare(100 * torch.tensor(shares).median().item())
 
 # %% [markdown]
-# LoRA never saw the full update, yet the share of its energy there is about thirty times chance
-# ([evidence](../docs/evidence/01_svd.md#where-lora-writes)). That is about as much as another full
-# fine-tuning run has there. Still, in the median matrix, more than half of LoRA's energy lies
-# elsewhere.
+# LoRA never saw the full update, yet the share of LoRA's energy in these directions is about thirty
+# times the chance level ([evidence](../docs/evidence/01_svd.md#where-lora-writes)). Another full
+# fine-tuning run, on other batches, has about a third of its energy there. Still, in the median
+# matrix, more than half of LoRA's energy lies in other directions.
 #
 # ## Another small number: intrinsic dimension
 #
 # Another result is often cited as proof that updates are low-rank. Aghajanyan et al.
-# ([2020](https://arxiv.org/abs/2012.13255)) trained 200 numbers and reached 90% of RoBERTa's full
-# fine-tuning performance on a paraphrase task. But they didn't measure rank. Following Li et al.
-# ([2018](https://arxiv.org/abs/1804.08838)), they put all $D$ parameters of a network into one
-# vector $\theta$ and trained only inside a random subspace of dimension $d$ around the start
-# $\theta_0$:
+# ([2020](https://arxiv.org/abs/2012.13255)) trained only 200 numbers and reached 90% of RoBERTa's
+# full fine-tuning performance on a paraphrase task. But they didn't measure matrix rank. Following
+# Li et al. ([2018](https://arxiv.org/abs/1804.08838)), they put all $D$ parameters of a network
+# into one vector $\theta$ and trained only inside a random subspace of dimension $d$ around the
+# starting point $\theta_0$:
 #
 # $$\theta = \theta_0 + P z, \qquad P: (D, d) \text{ fixed and random}, \quad z: (d,).$$
 #
@@ -511,14 +514,14 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.4", "1.5"])
 #
 # <details><summary>Hint</summary>
 #
-# Use the chain rule: $\theta_i$ depends on $z_j$ through $P_{ij}$, so sum over all $i$. With the
-# column $P$ = (1, 2, 3) and the gradient (1, 0, 1), the result is 4.
+# Use the chain rule: $\theta_i$ depends on $z_j$ through $P_{ij}$, so sum over all $i$. If $P$ is
+# the column (1, 2, 3) and the gradient is (1, 0, 1), the result is 4.
 # </details>
 
 
 # %%
 def subspace_point(theta0, P, z):
-    """theta0 (D,), P (D, d), z (d,) -> the point of the subspace, (D,)."""
+    """theta0 (D,), P (D, d), z (d,) -> the point in the subspace, (D,)."""
     # BEGIN SOLUTION
     return theta0 + P @ z
     # END SOLUTION
@@ -535,14 +538,14 @@ def project_gradient(P, grad_theta):
 check.subspace(subspace_point, project_gradient)
 
 # %% [markdown]
-# For the real model, $P$ would be too large: 134.5 million rows of 200 numbers. Use a small network
-# with 14,098 parameters instead. It predicts which of ten intents a `home` command has from the
-# mean of its token embeddings.
+# For SmolLM2, $P$ would be too large: 134.5 million rows of 200 numbers. Use a small network with
+# 14,098 parameters instead. From the mean of its token embeddings, the network predicts which of
+# ten intents a `home` command has.
 
 
 # %%
 def fit(d, steps=200):
-    """(accuracy, rank of the first layer's update) when z (d,) trains; d None: every parameter."""
+    """(accuracy, rank of the first layer's update) after training z (d,); d=None: all of theta."""
     torch.manual_seed(lab.seed)
     net = nn.Sequential(nn.Linear(576, 24), nn.ReLU(), nn.Linear(24, 10))
     theta = theta0 = parameters_to_vector(net.parameters()).detach()
@@ -577,16 +580,18 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
     print(f"rank of the first layer's update at d = 1: {found[1][1]} (the maximum is 24)")
 
 # %% [markdown]
-# In this run, training a few hundred numbers gives 90% of the accuracy of training all 14,098. Yet
-# the printed rank is full even with one trained number, because a random direction in parameter
-# space is a random matrix in each layer. Low intrinsic dimension means that a few *numbers* are
-# enough; low matrix rank means that a few *directions* are enough. LoRA bets on low rank.
+# In this run, training a few hundred numbers gives 90% of the accuracy of training all 14,098
+# parameters. Yet the first layer's update has full rank even if you train a single number, because
+# a random direction in parameter space is a random matrix in each layer. Low intrinsic dimension
+# means that a few *numbers* are enough. Low matrix rank means that a few *directions* are enough.
+# LoRA relies on low matrix rank.
 #
 # ## Take it with you
 #
-# You can turn a full fine-tune into a LoRA by cutting the difference between two checkpoints.
-# (mergekit calls this *LoRA extraction*.) The script below does this for SmolLM2's instruction
-# tuning, without embeddings and norms. How much of the change survives depends on the rank.
+# You can convert a full fine-tune into a LoRA adapter by cutting the difference between two
+# checkpoints to low rank. (mergekit calls this *LoRA extraction*.) The script below does this for
+# SmolLM2's instruction tuning, except for the embeddings and norms. The rank determines how much of
+# the change the adapter keeps.
 #
 # ```python
 # import torch
@@ -615,29 +620,30 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
 #
 # ●○○ · 4 min · 3 points
 #
-# Only the first letter you check counts. Then read the explanation.
+# Only your first answer to each question counts. Then read the explanations.
 #
-# **q1. Rank 8 keeps only part of a full update's energy. What does that say about LoRA with r=8?**
+# **q1. A cut to rank 8 keeps only part of a full update's energy. What does that say about LoRA
+# with r=8?**
 #
-# - (a) LoRA must end at a higher loss, since it has no room for the rest of the update.
-# - (b) The rank is too small: raise it until 90% of the energy fits.
-# - (c) Little: LoRA needs one good change of rank 8, not this particular update.
-# - (d) LoRA will learn the same eight directions and lose what the others contribute.
+# - (a) LoRA must end at a higher loss, because it can't represent the rest of the update.
+# - (b) The rank is too low: raise it until 90% of the energy fits.
+# - (c) Not much: LoRA needs one good update of rank 8, not this particular update.
+# - (d) LoRA will learn the same eight directions and lose what the other directions contribute.
 #
 # **q2. You train LoRA with r=8. How does BA relate to the full fine-tuning update?**
 #
-# - (a) BA can't be closer to that update than the best rank-8 matrix, and needn't be close.
-# - (b) BA can be closer to that update than the best rank-8 matrix, because BA is trained.
+# - (a) BA can't be closer to that update than the best rank-8 approximation, and needn't be close.
+# - (b) BA can be closer to that update than the best rank-8 approximation, because BA is trained.
 # - (c) The columns of B become the first eight left singular vectors of that update.
-# - (d) BA is the best rank-8 approximation of that update once training has converged.
+# - (d) Once training has converged, BA is the best rank-8 approximation of that update.
 #
-# **q3. In a random subspace of dimension 200, a network reaches 90% of full training's accuracy.
-# Then**
+# **q3. Trained in a random subspace of dimension 200, a network reaches 90% of the accuracy of full
+# training. What follows?**
 #
-# - (a) the singular values of the update fall off quickly after the first 200.
-# - (b) each matrix's update has rank at most 200, so LoRA with r=200 can represent it.
-# - (c) most of the network's weights didn't move, so they didn't need training.
-# - (d) a few numbers are enough, but each matrix's update may have full rank.
+# - (a) The singular values of the update fall off quickly after the first 200.
+# - (b) Each matrix's update has rank at most 200, so LoRA with r=200 can represent it.
+# - (c) Most of the network's weights didn't change, so they didn't need training.
+# - (d) A few numbers are enough, but each matrix's update may have full rank.
 
 
 # %%
@@ -655,13 +661,13 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - The first $r$ terms of the SVD add up to the closest matrix of rank $r$. Stored as two factors,
-#   it costs $r\,(d_\text{out} + d_\text{in})$ numbers.
+#   this matrix takes $r\,(d_\text{out} + d_\text{in})$ numbers.
 # - This model's weights aren't low-rank. The full fine-tuning update needs fewer directions than
-#   the weights, but more than 8: cutting it to rank 16 keeps most of the right answers, and cutting
-#   it to rank 64 costs few or none of them.
+#   the weights, but more than 8. Cutting it to rank 16 keeps most of the right answers, and cutting
+#   it to rank 64 loses few or none.
 # - LoRA trains at rank 8 from the start and gets about nine tenths as many answers right as full
-#   fine-tuning. It doesn't need the full update to be low-rank.
-# - Low matrix rank and low intrinsic dimension are different things.
+#   fine-tuning. LoRA doesn't need the full update to be low-rank.
+# - Low matrix rank and low intrinsic dimension are different properties.
 
 # %%
 lab.score()
@@ -670,6 +676,6 @@ lab.score()
 if lab.experiment("The result in one line", 0, needs=["1.1", "1.4", "1.5"]):
     cut, lora = right["cut to rank 8"], right["LoRA, r = 8"]
     lab.headline(
-        f"right answers of {len(unseen)}: full fine-tuning {right['full']}, "
+        f"right answers out of {len(unseen)}: full fine-tuning {right['full']}, "
         f"its update cut to rank 8 {cut}, LoRA of rank 8 {lora}"
     )

@@ -13,11 +13,11 @@
 # %% [markdown]
 # # Lab 2 · LoRA from scratch
 #
-# You will write LoRA in about forty lines of PyTorch, put it into a real language model, and teach
-# the model a new job. Then you will measure what LoRA saves and what it doesn't.
+# In this lab, you write LoRA in about forty lines of PyTorch, add it to a real language model, and
+# teach the model a new task. Then you measure what LoRA saves and what it doesn't.
 #
-# Cells marked **Turn it** are yours to play with: change a setting, predict the result, and rerun.
-# Some cells ask for a guess first. Guesses cost no points.
+# In cells marked **Turn it**, change a setting, predict the result, and rerun the cell. Some cells
+# ask for a guess first. Wrong guesses cost no points.
 #
 # {{ time }}
 
@@ -48,15 +48,16 @@ from labkit.training import generation, loop, models
 # %% [markdown]
 # ## The idea
 #
-# A linear layer computes $y = W x$ with a matrix $W$ of shape `(d_out, d_in)`. Fine-tuning changes
-# $W$ to $W + \Delta W$. LoRA ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)) freezes $W$ and
-# writes the change as a product of two small matrices:
+# A linear layer computes $y = W x$ with a weight matrix $W$ of shape `(d_out, d_in)`. Fine-tuning
+# changes $W$ to $W + \Delta W$. LoRA ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)) freezes
+# $W$ and writes the update $\Delta W$ as a product of two small matrices:
 #
 # $$\Delta W = \frac{\alpha}{r}\, B A, \qquad A: (r, d_\text{in}), \quad B: (d_\text{out}, r).$$
 #
-# The *rank* $r$ is small: 8 or 16 is common. $\alpha$ scales the update. Only $A$ and $B$ train.
+# The *rank* $r$ is small: 8 and 16 are common choices. $\alpha$ scales the update. Only $A$ and $B$
+# are trained.
 #
-# The figure shows, to scale, one attention projection of the model you will train.
+# The figure shows one attention projection of the model you will train, drawn to scale.
 
 # %%
 display(figures.low_rank(d_out=576, d_in=576, r=8))
@@ -67,8 +68,8 @@ display(figures.low_rank(d_out=576, d_in=576, r=8))
 # ●●○ · 7 min · 2 points
 #
 # Compute the layer's output, including the update. `x` can have any leading dimensions: one vector,
-# a batch, a batch of sequences. Never form $BA$ or a copy of $W$: a second matrix as large as $W$
-# would cost some of the memory that LoRA saves. The check measures the largest tensor you create.
+# a batch, a batch of sequences. Never form $BA$ or copy $W$: a second matrix as large as $W$ would
+# use up some of the memory that LoRA saves. The check measures the largest tensor you create.
 #
 # Work through one case by hand first. Let $W$ be the 2 × 2 identity, $A$ the row (1, 1), $B$ the
 # column (1, 0), $\alpha = 2$ and $x = (1, 2)$. Then $W x = (1, 2)$, $A x = 3$ and $B A x = (3, 0)$.
@@ -99,26 +100,26 @@ check.matches_dense(lora_forward)
 # ●●● · 12 min · 3 points
 #
 # Wrap an existing `nn.Linear` in a layer with the attributes `base`, `A`, `B`, `r`, `scaling`
-# ($\alpha / r$) and `merged`, initially `False` (exercise 2.6 sets it). There are three rules:
+# ($\alpha / r$) and `merged`, initially `False` (exercise 2.6 changes it). Follow three rules:
 #
-# 1. `base` is the given module itself, frozen. A copy would take twice the memory.
-# 2. `A` is random and small: PEFT draws entries of size at most $1/\sqrt{d_\text{in}}$ with
-#   `nn.init.kaiming_uniform_(A, a=math.sqrt(5))`. `B` is zero, so the new layer starts out
-#   equivalent to the old one. Both are fp32 `nn.Parameter`s, as in PEFT, on the device of
-#   `base.weight`.
+# 1. `base` is the given module itself, frozen. A copy would double the memory use.
+# 2. `A` starts with small random entries. PEFT uses `nn.init.kaiming_uniform_(A, a=math.sqrt(5))`,
+#   which draws entries of size at most $1/\sqrt{d_\text{in}}$. `B` starts at zero, so the new layer
+#   is initially equivalent to the old one. As in PEFT, both are fp32 `nn.Parameter`s on the device
+#   of `base.weight`.
 # 3. `forward` returns `base(x)` plus the scaled update, in the dtype of `base(x)`. Never create a
-#   matrix as large as $W$. While `merged` is `True`, return just `base(x)`.
+#   matrix as large as $W$. While `merged` is `True`, return only `base(x)`.
 #
 # <details><summary>Hint: where to begin</summary>
 #
-# Assign modules and parameters after `super().__init__()`, so that an optimizer finds them. One
-# method of `nn.Module` freezes all the parameters of a module.
+# Assign modules and parameters after `super().__init__()`, so that an optimizer finds them.
+# `nn.Module` has a method that freezes all parameters of a module.
 # </details>
 #
 # <details><summary>Hint: dtypes</summary>
 #
-# `base` may be in bf16 while `A` and `B` are in fp32. `x.to(self.A.dtype)` lets you multiply by
-# `A`. Convert the update back before you add it.
+# `base` may be in bf16 while `A` and `B` are in fp32. Convert `x` with `x.to(self.A.dtype)` before
+# you multiply it by `A`. Convert the update back before you add it.
 # </details>
 
 
@@ -154,26 +155,26 @@ check.layer(LoRALinear)
 # %% [markdown]
 # ## Where should training start?
 #
-# Training should start at the base model: a large random update would damage the model before the
-# first step. The simplest way to start there is $BA = 0$. Should `A`, `B`, or both be zero? The
-# gradients decide.
+# Training should start from the base model, because a large random update would damage the model
+# before the first step. The simplest way to do this is to set $BA = 0$. Should `A`, `B`, or both be
+# zero? The gradients give the answer.
 #
 # ### Exercise 2.3 · `lora_gradients`
 #
 # ●●● · 10 min · 3 points
 #
 # `dY` is the gradient of the loss with respect to the layer's output. Derive the gradients of `A`
-# and `B` by hand and return them. Don't use `backward()` or other autograd.
+# and `B` by hand and return them. Don't use `backward()` or any other autograd function.
 #
-# Try one case with a single row and a single output: $x = (1, 2)$, $A = (1, 1)$, $B = 2$,
-# $\alpha = 2$ and $dY = 1$. With $r = 1$, the factor is 2, so $dB = 2 A x = 6$ and
-# $dA = 2 B\, x = (4, 8)$. If there are several rows, sum their gradients. You won't need $W$.
+# Try a case with a single row and a single output: $x = (1, 2)$, $A = (1, 1)$, $B = 2$,
+# $\alpha = 2$ and $dY = 1$. With $r = 1$, the factor $\alpha / r$ is 2, so $dB = 2 A x = 6$ and
+# $dA = 2 B\, x = (4, 8)$. If `x` has several rows, sum their gradients. You won't need $W$.
 #
 # <details><summary>Hint</summary>
 #
 # Write the update as two layers, `h = x Aᵀ` and `y = s h Bᵀ` with `s = alpha / r`. For a linear
-# layer `y = h Bᵀ`, the gradient of `B` is `dYᵀ h` and the gradient of `h` is `dY B`. Use this rule
-# twice.
+# layer `y = h Bᵀ`, the gradient of `B` is `dYᵀ h` and the gradient of `h` is `dY B`. Apply this
+# rule to both layers.
 # </details>
 
 
@@ -191,11 +192,11 @@ def lora_gradients(x, W, A, B, alpha, dY):
 check.gradients(lora_gradients)
 
 # %% [markdown]
-# Look at your formulas. $dA$ contains $B$, and $dB$ contains $A$. With $B = 0$, only $B$ gets a
+# In your formulas, $dA$ contains $B$, and $dB$ contains $A$. If $B = 0$, only $B$ gets a nonzero
 # gradient in the first step. From the second step on, both matrices train.
 #
-# Now try each start in a real model, SmolLM2-135M-Instruct. The task is `home`: turn a spoken
-# command into JSON that a smart home understands.
+# Now try each initialization in a real model, SmolLM2-135M-Instruct. The `home` task is to turn a
+# spoken command into JSON that a smart home understands.
 
 # %%
 everything = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -204,13 +205,13 @@ for row in home.select(range(0, 1500, 500)):
     print(f"{row['text']}\n    {row['answer']}")
 
 # %% [markdown]
-# All training runs in this lab use one plain PyTorch loop. `loop.answer_loss` is the mean
+# All training runs in this lab use the same plain PyTorch loop. `loop.answer_loss` is the mean
 # cross-entropy over the answer tokens.
 
 
 # %%
 def train(model, batches, steps, learning_rate):
-    """Train whatever requires grad, in place; yield the loss of each step."""
+    """Train all parameters that require grad, in place; yield the loss of each step."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, learning_rate, weight_decay=0.0)
     model.train()
@@ -225,9 +226,9 @@ def train(model, batches, steps, learning_rate):
 
 
 # %% [markdown]
-# The next function puts your layer on two projections of every block, initializes the layer, and
-# trains for ten steps on the same eight commands. Ten steps show little at the usual learning rate
-# of 2e-4, so this rate is 50 times higher.
+# The next function adds your layer to two projections of every block, initializes `A` and `B`, and
+# trains for ten steps on the same eight commands. At the usual learning rate of 2e-4, ten steps
+# would show little, so the rate below is 50 times higher.
 
 
 # %%
@@ -251,9 +252,10 @@ def first_steps(start, learning_rate, steps=10):
 start_runs = {}  # your runs so far: {setting: losses}
 
 # %% [markdown]
-# **Turn it: start.** Which start fails at once, which never learns, and which overshoots? Run the
-# cell. Then halve the learning rate: replace the list with `[("A = 0", 5e-3), ("B = 0", 5e-3)]` and
-# rerun. The new curves are drawn over the old ones.
+# **Turn it: start.** Which initialization fails immediately, which never learns, and which
+# overshoots? Run the cell. Then halve the learning rate: set `starts` to
+# `[("A = 0", 5e-3), ("B = 0", 5e-3)]` and rerun the cell. The new curves appear together with the
+# old ones.
 
 # %% tags=["experiment"]
 starts = [("both random", 1e-2), ("both zero", 1e-2), ("A = 0", 1e-2), ("B = 0", 1e-2)]
@@ -263,50 +265,52 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
     display(figures.first_losses(start_runs))
 
 # %% [markdown]
-# With `A` and `B` random, the model is damaged before its first step. With both zero, neither ever
-# gets a gradient. `A = 0` starts at the base model, but at this learning rate its loss shoots up
-# first, while `B = 0` learns at once. At half the rate, `A = 0` learns, too
-# ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
+# If `A` and `B` are both random, they damage the model before the first step. If both are zero,
+# neither ever gets a nonzero gradient. `A = 0` starts from the base model, but at this learning
+# rate its loss shoots up at first, while `B = 0` learns right away. At half the learning rate,
+# `A = 0` learns, too ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
-# Why? Adam's first step moves every entry by about the learning rate. With `A = 0`, it changes each
-# entry of $A x$ through 576 inputs, and a random `B` with entries up to 0.35 passes this change on.
-# With `B = 0`, it changes each output through only the 8 entries of $A x$, and the entries of `A`
-# are at most about 0.04. At the same rate, `A = 0` therefore changes the outputs far more. Hayou et
-# al. ([2024](https://arxiv.org/abs/2406.08447)) derive that `B = 0` tolerates larger learning
-# rates, and observe this in fine-tuning runs. PEFT also starts with `B = 0`.
+# Why does `A = 0` overshoot? Adam's first step changes every entry with a nonzero gradient by
+# about the learning rate. With `A = 0`, this step changes each entry of $A x$ through 576 inputs,
+# and a random `B` with entries up to 0.35 passes this change on. With `B = 0`, the first step
+# changes each output through only the 8 entries of $A x$, and the entries of `A` are at most about
+# 0.04. At the same learning rate, `A = 0` therefore changes the outputs far more. Hayou et al.
+# ([2024](https://arxiv.org/abs/2406.08447)) show in theory that `B = 0` tolerates larger learning
+# rates, and they observe this in fine-tuning runs. PEFT also starts with `B = 0`.
 #
 # ## Into the model
 #
-# SmolLM2-135M has 30 blocks. Each has seven linear layers: four in the attention and three in the
-# MLP. You want LoRA on all 210 layers.
+# SmolLM2-135M has 30 blocks. Each block has seven linear layers: four in the attention module and
+# three in the MLP. You will add LoRA to all 210 layers.
 #
 # ### Exercise 2.4 · `inject`
 #
 # ●●● · 13 min · 3 points
 #
-# Replace every `nn.Linear` whose own name is in `targets` with a `LoRALinear`, in place. Leave
-# every other kind of module alone, whatever its name. Freeze everything except the new `A` and `B`
-# (other modules may have a parameter called `A` or `B`). Return the number of layers you replaced.
+# Replace every `nn.Linear` whose own name is in `targets` with a `LoRALinear`, in place. Don't
+# replace any other kind of module, whatever its name. Freeze everything except the new `A` and `B`.
+# (Other modules may also have a parameter called `A` or `B`.) Return the number of layers you
+# replaced.
 #
 # A layer's own name is the last part of its dotted name: `q_proj` in
 # `model.layers.0.self_attn.q_proj`. A top-level layer has no dot in its name.
 #
 # <details><summary>Hint: how to reach a layer</summary>
 #
-# `model.named_modules()` gives dotted names. `model.get_submodule("a.b")` returns the parent of
-# `a.b.q_proj`, and `setattr` puts a new child there.
+# `model.named_modules()` yields dotted names. `model.get_submodule("a.b")` returns the parent of
+# `a.b.q_proj`, and `setattr` replaces a child of that module.
 # </details>
 #
 # <details><summary>Hint: in which order</summary>
 #
-# Collect the names first, then replace the layers: a loop over the tree shouldn't change it. What
-# happens to your new `A` and `B` if you freeze everything after adding them?
+# Collect the names first, then replace the layers: don't modify the module tree while you loop over
+# it. What happens to your new `A` and `B` if you freeze everything after adding them?
 # </details>
 
 
 # %%
 def inject(model, targets, r, alpha):
-    """Put LoRA on the named projections of `model`, in place; return how many were replaced."""
+    """Add LoRA to the target layers of `model`, in place; return how many were replaced."""
     # BEGIN SOLUTION
     model.requires_grad_(False)
     linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
@@ -339,7 +343,7 @@ if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
             other = theirs.base_model.model.get_submodule(name)
             other.lora_A["default"].weight.data = layer.A.data
             other.lora_B["default"].weight.data = nn.init.normal_(layer.B, std=0.02).data
-    ids = torch.arange(1000, 1020, device=theirs.device)[None]  # any twenty tokens
+    ids = torch.arange(1000, 1020, device=theirs.device)[None]  # twenty arbitrary tokens
     with torch.no_grad():
         gap = (mine(ids).logits - theirs(ids).logits).abs().max()
         with theirs.disable_adapter():
@@ -348,17 +352,17 @@ if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # The two models agree. PEFT also supports dropout, other layer types, multiple adapters and
-# quantized bases. You will use it in lab 3.
+# quantized base models. You will use PEFT in lab 3.
 #
-# ## A job to learn
+# ## A task to learn
 #
-# First, see what the base model answers. None of the 60 test answers occurs in the training data,
-# and the test commands use different sentence patterns.
+# First, see how the base model answers the test commands. None of the 60 test answers occurs in the
+# training data, and the test commands use different sentence patterns.
 
 
 # %%
 def right(answers):
-    """How many answers match word for word, and how many name the right intent."""
+    """How many answers match word for word, and how many have the right intent."""
     exact = intent = 0
     for answer, wanted in zip(answers, unseen["answer"], strict=True):
         exact += answer == wanted
@@ -367,7 +371,7 @@ def right(answers):
 
 
 def count_params(model):
-    """(trainable, total): how many numbers; a tensor that two modules share counts once."""
+    """(trainable, total) parameter counts; a tensor shared by two modules counts once."""
     params = list(model.parameters())
     return sum(p.numel() for p in params if p.requires_grad), sum(p.numel() for p in params)
 
@@ -380,8 +384,9 @@ if lab.experiment("What the base model answers", 10):
     print(f"{unseen['text'][0]} → {base_answers[0]}")
 
 # %% [markdown]
-# The base model knows English, but not your intents. Now train rank-8 LoRA on all seven layers of
-# every block, for 50 steps of 16 commands. What must the first loss be?
+# The base model knows English, but it doesn't know your intents. Now train rank-8 LoRA on all seven
+# linear layers of every block, for 50 steps with 16 commands each. What must the first step's loss
+# be?
 
 # %%
 guess_right = lab.predict("After 50 steps, how many of the 60 answers match word for word?", None)
@@ -392,7 +397,7 @@ if lab.experiment("Your LoRA learns `home`", 83, needs=["2.2", "2.4"]):
     model, tokenizer = models.load()
     inject(model, everything, r=8, alpha=16)
     trainable, total = count_params(model)
-    print(f"{trainable:,} of {total:,} numbers train: {trainable / total:.1%}")
+    print(f"{trainable:,} of {total:,} parameters train: {trainable / total:.1%}")
     curve = live.Curve("Your LoRA on home", steps=50)
     for loss in train(model, loop.batches(home, tokenizer, size=16, steps=50), 50, 5e-3):
         curve.add(loss)
@@ -408,19 +413,19 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # The curve starts at the base model's loss, because `B` starts at zero. You trained less than 2% of
-# the parameters. Most of the wrong answers have the right intent. Over six seeds, full fine-tuning
+# the parameters. Most wrong answers still have the right intent. Over six seeds, full fine-tuning
 # gets 3 ± 3 more of the 60 answers right than LoRA
 # ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
 #
 # ### Rank and alpha
 #
-# How much does the rank matter, and what does $\alpha$ do? The next function trains for 12 steps of
-# 8 commands at a rank and $\alpha$ of your choice.
+# How much does the rank matter, and what does $\alpha$ do? The next function trains for 12 steps,
+# with 8 commands per step, at a rank and $\alpha$ of your choice.
 
 
 # %%
 def short_run(r, alpha, steps=12, learning_rate=1e-3):
-    """Losses of a short run of LoRA on home."""
+    """Losses of a short LoRA run on `home`."""
     torch.manual_seed(lab.seed)
     model, tokenizer = models.load()
     inject(model, everything, r, alpha)
@@ -432,9 +437,10 @@ def short_run(r, alpha, steps=12, learning_rate=1e-3):
 rank_runs = {}  # your runs so far: {setting: losses}
 
 # %% [markdown]
-# **Turn it: rank and alpha.** A common rule is $\alpha = 2r$. The cell compares r = 8 and r = 64 at
-# the two values of $\alpha$ that this rule gives, 16 and 128. Which curves will agree: those with
-# equal rank or those with equal $\alpha$? Run the cell, then try `[(1, 16), (1, 128)]`.
+# **Turn it: rank and alpha.** A common rule is $\alpha = 2r$. The cell below compares ranks 8 and
+# 64 at the two values of $\alpha$ that this rule gives, 16 and 128. Which curves will agree, those
+# with the same rank or those with the same $\alpha$? Run the cell, then rerun it with
+# `settings = [(1, 16), (1, 128)]`.
 
 # %% tags=["experiment"]
 settings = [(8, 16), (64, 16), (8, 128), (64, 128)]  # (r, alpha)
@@ -444,46 +450,47 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
     display(figures.turned(rank_runs))
 
 # %% [markdown]
-# The curves with equal $\alpha$ nearly agree. $BA$ is a sum of $r$ outer products $b_k a_k^\top$.
-# Adam's first step moves $b_k$ against the sign of $G a_k$, where $G$ is the gradient of $W$, and
-# adds $b_k$ times $a_k \cdot x$ to the output. If a single input direction dominates $G$, all $r$
-# terms push the output the same way, and the factor $1/r$ makes up for their number. While $B$ is
-# small, $\alpha$ therefore acts like a learning rate. If you double the rank and $\alpha$ together,
-# the faster start comes from $\alpha$ ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
+# The curves with the same $\alpha$ nearly agree. $BA$ is a sum of $r$ outer products
+# $b_k a_k^\top$. Adam's first step moves $b_k$ against the sign of $G a_k$, where $G$ is the
+# gradient of $W$. This adds $b_k$ times $a_k \cdot x$ to the output. If a single input direction
+# dominates $G$, all $r$ terms push the output in the same direction, and the factor $1/r$
+# compensates for the number of terms. While $B$ is small, $\alpha$ therefore acts like a learning
+# rate. If you double the rank and $\alpha$ together, the faster start is due to $\alpha$
+# ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
 #
 # ## What does a step cost?
 #
-# Full fine-tuning trains 55 times as many parameters as your LoRA. Is a full step 55 times slower?
-# Count its matrix products. For each weight and token, the forward pass does one multiplication and
-# one addition. The backward pass computes two gradients, each with a product of the same size: the
-# weight gradient for the optimizer, and the input gradient for the layers below.
+# Full fine-tuning trains 55 times as many parameters as your LoRA. Is a full fine-tuning step 55
+# times as slow? Count its matrix products. For each weight and token, the forward pass does one
+# multiplication and one addition. The backward pass computes two gradients, each with a product of
+# the same size: the weight gradient for the optimizer, and the input gradient for the layers below.
 #
 # ### Exercise 2.5 · `step_flops`
 #
 # ●●○ · 8 min · 2 points
 #
 # How many floating-point operations (FLOPs) do the forward and backward passes of linear layers
-# take? `shapes` maps each name to the `(d_out, d_in)` of its weight matrix. Every layer sees
-# `n_tokens` tokens. A multiply-add counts as two operations.
+# take? `shapes` maps each layer's name to the shape `(d_out, d_in)` of its weight matrix. Every
+# layer processes `n_tokens` tokens. A multiply-add counts as two operations.
 #
 # - If `r` is `None`, all weights train.
 # - If `r` is given, the weights are frozen, and each weight matrix gets a trainable `A` and `B` of
 #   rank `r`.
 #
-# Every layer also computes the gradient of its input `x`. Count only matrix products. Return an
-# int, the same number that `torch.utils.flop_counter` reports.
+# Every layer also computes the gradient of its input `x`. Count only matrix products. Return an int
+# that equals the count from `torch.utils.flop_counter`.
 #
 # <details><summary>Hint</summary>
 #
-# A product of an $n \times k$ and a $k \times m$ matrix takes $2\,n\,k\,m$ FLOPs. List the products
-# for $y = x W^\top$: which one disappears when $W$ is frozen? Then list those of `h = x Aᵀ` and
-# `y = h Bᵀ`: neither matrix is frozen, and `h` needs a gradient, too.
+# Multiplying an $n \times k$ matrix by a $k \times m$ matrix takes $2\,n\,k\,m$ FLOPs. List the
+# products for $y = x W^\top$. Which product disappears when $W$ is frozen? Then list the products
+# for `h = x Aᵀ` and `y = h Bᵀ`: neither `A` nor `B` is frozen, and `h` needs a gradient, too.
 # </details>
 
 
 # %%
 def step_flops(shapes, n_tokens, r=None):
-    """FLOPs, an int, of forward and backward of layers {name: (d_out, d_in)}; r None: full."""
+    """Forward and backward FLOPs, an int, of layers {name: (d_out, d_in)}; r=None: full."""
     # BEGIN SOLUTION
     weights = sum(d_out * d_in for d_out, d_in in shapes.values())
     if r is None:
@@ -497,22 +504,24 @@ def step_flops(shapes, n_tokens, r=None):
 check.arithmetic(step_flops)
 
 # %% [markdown]
-# A frozen weight needs no gradient, which removes one of the three products. With LoRA in every
-# block, a step still takes about two thirds of the arithmetic of a full fine-tuning step, however
-# few parameters train.
+# A frozen weight needs no gradient, which removes one of the three matrix products. With LoRA in
+# every block, a step still takes about two thirds of the arithmetic of a full fine-tuning step, no
+# matter how few parameters you train.
 #
 # ### Time and memory
 #
 # Measure one training step in three settings: full fine-tuning in fp32, LoRA in fp32, and LoRA on a
-# bf16 base. Guess first.
+# bf16 base model. Guess first.
 
 # %%
-guess_peak = lab.predict("LoRA's fp32 peak memory is what percentage of full fine-tuning's?", None)
+guess_peak = lab.predict(
+    "In fp32, LoRA's peak memory is what percentage of full fine-tuning's?", None
+)
 
 
 # %%
 def measure(lora, dtype, commands):
-    """A training step's FLOPs, and the bytes at its peak by category."""
+    """FLOPs of a training step, and its peak memory in bytes by category."""
     model, tokenizer = models.load(dtype=dtype)
     if lora:
         inject(model, everything, r=8, alpha=16)
@@ -524,15 +533,15 @@ def measure(lora, dtype, commands):
         optimizer.step()
         optimizer.zero_grad()
 
-    step()  # creates Adam's states
+    step()  # creates Adam's state
     with FlopCounterMode(display=False) as counter, track(model, optimizer) as peak:
         step()
     return counter.get_total_flops(), peak.by_category
 
 
 # %% [markdown]
-# **Turn it: batch size.** Will 32 commands instead of 8 raise or lower LoRA's memory relative to
-# full fine-tuning's?
+# **Turn it: batch size.** If you increase `commands` from 8 to 32, will LoRA's memory rise or fall
+# relative to full fine-tuning's?
 
 # %% tags=["experiment"]
 commands = 8
@@ -549,18 +558,19 @@ if lab.experiment("A step's memory", 14, needs=["2.2", "2.4"]):
     guess_peak.compare(100 * lora_peak / full_peak)
 
 # %% [markdown]
-# At equal precision, LoRA avoids the gradients and Adam moments of the frozen weights. It still
-# needs the weights and most *activations*, the tensors that the forward pass stores for the
+# At the same precision, LoRA avoids storing gradients and Adam moments for the frozen weights. It
+# still stores the weights and most *activations*, the tensors that the forward pass saves for the
 # backward pass. Gradients still flow through the frozen layers, and each of your layers stores its
-# input `x`, because $dA$ (exercise 2.3) needs `x`.
+# input `x`, because computing $dA$ (exercise 2.3) requires `x`.
 #
-# The two methods peak at different moments. With 8 commands, full fine-tuning peaks during Adam's
-# step, when its activations have already been freed. With LoRA, Adam has little to do, so memory
-# peaks at the end of the forward pass, where weights and activations dominate. Activations grow
-# with the batch, so larger batches shrink LoRA's saving: with 32 commands, LoRA's peak is 58% of
-# full fine-tuning's. Lab 4 shows what shrinks activations.
+# The two methods' memory peaks at different moments. With 8 commands, full fine-tuning peaks during
+# the Adam step, after its activations have been freed. With LoRA, Adam updates few parameters, so
+# memory peaks at the end of the forward pass, when weights and activations dominate. Activations
+# grow with the batch, so LoRA saves relatively less memory at larger batch sizes. With 32 commands,
+# LoRA's peak is 58% of full fine-tuning's. Lab 4 shows how to reduce activation memory.
 #
-# For LoRA's own saving, compare the first two bars: in the third, the bf16 base also saves memory.
+# To see LoRA's own savings, compare the first two bars. In the third bar, the bf16 base also saves
+# memory.
 
 # %% tags=["experiment"]
 if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):
@@ -574,22 +584,23 @@ if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):
 # %% [markdown]
 # ## Merge
 #
-# Your layer does extra work for every generated token. After training, add the update to $W$ once,
-# and the layer is as fast as the original.
+# Your layer does extra work for every generated token. After training, add the update to $W$ once.
+# The layer is then as fast as the original.
 #
 # ### Exercise 2.6 · `merge_`, `unmerge_`
 #
 # ●●○ · 6 min · 3 points
 #
 # `merge_` adds $(\alpha / r) BA$ to `layer.base.weight` in place; `unmerge_` subtracts it. Both
-# keep `layer.merged` up to date, so calling either function twice is the same as calling it once.
-# The layer's output stays the same up to rounding. Nothing else changes: `A`, `B` and the
-# train/eval mode stay the same, and `base.weight` remains the same frozen Parameter with its dtype.
+# keep `layer.merged` up to date, so calling either function twice has the same effect as calling it
+# once. The layer's output stays the same up to rounding. Nothing else changes: `A`, `B` and the
+# train/eval mode stay as they are, and `base.weight` remains the same frozen Parameter with the
+# same dtype.
 #
 # <details><summary>Hint</summary>
 #
-# The update requires grad because `A` and `B` do, so autograd would record the change. Use
-# `torch.no_grad()`. Which form keeps the Parameter and its dtype: `+=` or `= … + …`?
+# The update requires grad because `A` and `B` do, so autograd would record the change. Prevent this
+# with `torch.no_grad()`. Which form keeps the Parameter and its dtype: `+=` or `= … + …`?
 # </details>
 
 
@@ -636,31 +647,32 @@ if lab.experiment("The same answers after a merge?", 12, needs=["2.2", "2.4", "2
     print(f"and {right(merged_answers)[0]} are right ({right(lora_answers)[0]} before).")
 
 # %% [markdown]
-# A merge rounds the new weights. In fp32, you won't notice. In bf16, 3% of the weights differ from
-# the originals after `unmerge_` ([evidence](../docs/evidence/02_lora.md#merged-and-unmerged)). Keep
-# the base model. Lab 6 shows when a merge does lose the update.
+# Merging rounds the new weights. In fp32, you won't notice the rounding. In bf16, 3% of the weights
+# differ from their original values after `unmerge_`
+# ([evidence](../docs/evidence/02_lora.md#merged-and-unmerged)). Keep the base model. Lab 6 shows
+# when merging does lose the update.
 #
 # ## Save and load
 #
-# Training changed only `A` and `B`. Save them, and you can send what the model learned to anyone
-# who has the base. The recipient also needs $\alpha$, which isn't in this file; PEFT stores it in
-# `adapter_config.json`.
+# Training changed only `A` and `B`. If you save them, you can send what the model learned to anyone
+# who has the base model. The recipient also needs $\alpha$, which isn't in the saved file. PEFT
+# stores $\alpha$ in `adapter_config.json`.
 #
 # ### Exercise 2.7 · `adapter_state`, `load_adapter_`
 #
 # ●●○ · 9 min · 3 points
 #
-# `adapter_state` returns a dict of the `A` and `B` of every `LoRALinear` and nothing else (other
-# modules may also have an `A`). Each key is the layer's dotted name plus `.A` or `.B`.
+# `adapter_state` returns a dict of the `A` and `B` of every `LoRALinear` and nothing else. (Other
+# modules may also have an `A`.) Each key is the layer's dotted name plus `.A` or `.B`.
 # `load_adapter_` copies such a dict into the parameters of a model with the same layers. If any key
-# or shape doesn't match, raise an error before anything changes. A half-loaded adapter is worse
-# than none.
+# or shape doesn't match, raise an error before you change any parameter, because a partly loaded
+# adapter is worse than none.
 #
 # <details><summary>Hint</summary>
 #
-# `named_modules()` and `isinstance` find the layers. Compare two dicts of shapes before you copy:
-# `copy_` silently broadcasts a smaller tensor. Autograd forbids `copy_` into a trainable parameter;
-# `detach()` gives a view of the same memory.
+# Find the layers with `named_modules()` and `isinstance`. Compare two dicts of shapes before you
+# copy, because `copy_` silently broadcasts a smaller tensor. Autograd doesn't allow `copy_` into a
+# trainable parameter, but `detach()` returns a view of the same memory.
 # </details>
 
 
@@ -674,7 +686,7 @@ def adapter_state(model):
 
 
 def load_adapter_(model, state):
-    """Copy `state` into `model`; raise, changing nothing, if keys or shapes differ."""
+    """Copy `state` into `model`; if keys or shapes differ, raise an error and copy nothing."""
     # BEGIN SOLUTION
     mine = adapter_state(model)
     if {k: t.shape for k, t in mine.items()} != {k: t.shape for k, t in state.items()}:
@@ -702,13 +714,13 @@ if lab.experiment("Send it to a fresh model", 8, needs=["2.2", "2.4", "2.7"]):
     print(f"The fresh model gives the same 60 answers: {same}")
 
 # %% [markdown]
-# The adapter is in fp32 and the base in bf16. One base model can serve many such adapters, each
-# with $r\,(d_\text{in} + d_\text{out})$ numbers per adapted layer.
+# The adapter is in fp32 and the base model in bf16. One base model can serve many such adapters,
+# each with $r\,(d_\text{in} + d_\text{out})$ parameters per adapted layer.
 #
 # ## Take it with you
 #
-# Here is the same method in PEFT and TRL. Save it as `train_lora.py`, substitute your model and
-# rows, and run `python train_lora.py`. Lab 3 explains the settings.
+# Here is the same method in PEFT and TRL. Save the script as `train_lora.py`, substitute your own
+# model and rows, and run `python train_lora.py`. Lab 3 explains the settings.
 #
 # ```python
 # from datasets import Dataset
@@ -727,7 +739,7 @@ if lab.experiment("Send it to a fresh model", 8, needs=["2.2", "2.4", "2.7"]):
 # settings = SFTConfig("my-lora", learning_rate=1e-3, per_device_train_batch_size=8, bf16=False)
 # trainer = SFTTrainer(MODEL, settings, train_dataset=Dataset.from_list(rows), peft_config=lora)
 # trainer.train()
-# trainer.save_model()  # the adapter alone
+# trainer.save_model()  # saves only the adapter
 # merged = AutoPeftModelForCausalLM.from_pretrained("my-lora").merge_and_unload()
 # ask = pipeline("text-generation", merged, tokenizer=trainer.processing_class)
 # print(ask(message("user", ROWS[0][0]), max_new_tokens=40)[0]["generated_text"][-1]["content"])
@@ -738,29 +750,31 @@ if lab.experiment("Send it to a fresh model", 8, needs=["2.2", "2.4", "2.7"]):
 #
 # ●○○ · 4 min · 3 points
 #
-# Only the first letter you check counts. Then read the explanation.
+# Only your first answer to each question counts. Then read the explanations.
 #
-# **q1. Why is `B` zero at the start, and `A` random?**
+# **q1. Why does LoRA start with `B` at zero and `A` random?**
 #
-# - (a) It doesn't matter: every start learns equally well, at every learning rate.
-# - (b) Training starts at the base model, and tolerates larger rates than with `A` at zero.
-# - (c) Both get a small gradient in the first step, so neither runs away.
+# - (a) It doesn't matter: every initialization learns equally well at every learning rate.
+# - (b) Training starts from the base model and tolerates larger rates than with `A` at zero.
+# - (c) Both matrices get a small gradient in the first step, so neither diverges.
 # - (d) With `A` at zero and `B` random, no gradient would ever reach the layer.
 #
 # **q2. What does a full fine-tuning step compute and store that a LoRA step doesn't?**
 #
 # - (a) Activations: with LoRA, no layer stores anything for the backward pass.
-# - (b) Input gradients: they pass through frozen layers without a matrix product.
+# - (b) Input gradients: with LoRA, they pass through frozen layers without a matrix product.
 # - (c) The gradients and Adam moments of the weights that LoRA freezes.
 # - (d) The large products of the forward pass: LoRA replaces each with two small ones.
 #
-# **q3. Compare r=8, alpha=16 with r=64, alpha=128.**
+# **q3. Compare the settings r=8, alpha=16 and r=64, alpha=128.**
 #
-# - (a) The factor in front of BA is the same; the second trains eight times as many parameters.
-# - (b) The factor in front of BA is eight times as large; both train the same number of parameters.
-# - (c) Both train the same number of parameters; eight times the rank means eight times the
+# - (a) The factor in front of BA is the same, but the second trains eight times as many parameters.
+# - (b) The factor in front of BA is eight times as large in the second, but both train the same
+#   number of parameters.
+# - (c) Both train the same number of parameters, and eight times the rank means eight times the
 #   scaling.
-# - (d) The second trains eight times as many parameters, so a step takes eight times as long.
+# - (d) The second setting trains eight times as many parameters, so a step takes eight times as
+#   long.
 
 
 # %%
@@ -777,14 +791,14 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - LoRA adds the product of two small matrices, scaled by $\alpha / r$, to a frozen matrix. `B`
-#   starts at zero, so training starts at the base model.
-# - At the same $\alpha$, short runs at r = 8 and r = 64 learn equally fast. Early on, $\alpha$ acts
-#   like a learning rate.
-# - LoRA avoids the gradients and Adam moments of the frozen weights and, at a small rank, a third
-#   of the arithmetic. It still needs the weights and most activations.
-# - A merge removes the extra work per token. An adapter is a small file, made for one base and one
-#   $\alpha$.
+# - LoRA adds the product of two small matrices, scaled by $\alpha / r$, to a frozen weight matrix.
+#   `B` starts at zero, so training starts from the base model.
+# - With the same $\alpha$, short runs at ranks 8 and 64 learn equally fast. Early in training,
+#   $\alpha$ acts like a learning rate.
+# - LoRA needs no gradients or Adam moments for the frozen weights. At a small rank, it also avoids
+#   a third of the arithmetic. It still needs the weights and most activations.
+# - Merging removes the extra work per token. An adapter is a small file that fits one base model
+#   and one $\alpha$.
 
 # %%
 lab.score()
@@ -792,7 +806,7 @@ lab.score()
 # %% tags=["experiment"]
 if lab.experiment("The result in one line", 0, needs=["2.2", "2.4"]):
     lab.headline(
-        f"own LoRA, {trainable / 1e6:.1f}M numbers: right answers to unseen commands "
+        f"own LoRA, {trainable / 1e6:.1f}M parameters: right answers to unseen commands "
         f"{right(base_answers)[0]} → {right(lora_answers)[0]} of {len(unseen)} "
         f"in {curve.seconds[-1]:.0f} s of training"
     )

@@ -13,14 +13,14 @@
 # %% [markdown]
 # # Lab 3 · PEFT and TRL, and what goes wrong
 #
-# In lab 2, you wrote LoRA yourself. At work, you will use two libraries: PEFT adds the layers and
-# saves them, and TRL runs the training. You supply a few settings and the data. Some mistakes there
-# raise no error: training ends as planned, but the model never stops writing, or it has learned
+# In lab 2, you wrote LoRA from scratch. In practice, you use two libraries: PEFT adds and saves the
+# LoRA layers, and TRL runs the training. You supply the data and a few settings. Some mistakes
+# raise no error: training finishes normally, but the model never stops writing, or it has learned
 # nothing.
 #
-# Five exercises in this lab are *hunts*. Each hunt gives you code with a mistake, and a link to an
-# issue where people met one like it. The code usually runs, but it is wrong. Find out why and fix
-# it.
+# Five exercises in this lab are *bug hunts*. Each hunt gives you code with a bug and a link to a
+# GitHub issue that reports a similar bug. The code usually runs but gives wrong results. Find the
+# bug and fix it.
 #
 # {{ time }}
 
@@ -54,7 +54,8 @@ from labkit.training import finetuning, generation, loop, models
 # %% [markdown]
 # ## A run, from rows to adapter
 #
-# The task is `home` again: turn a spoken command into JSON. Here is one row as the model sees it.
+# The task is `home` again: turn spoken commands into JSON. The next cell prints one row as the
+# model sees it.
 
 # %% tags=["experiment"]
 if lab.experiment("The task and the tokenizer", 4):
@@ -71,27 +72,29 @@ if lab.experiment("The task and the tokenizer", 4):
 # Train a LoRA adapter with TRL's `SFTTrainer` (supervised fine-tuning), save the adapter, and
 # return the trainer.
 #
-# - `LoraConfig`: `r=16`, `lora_alpha=32`, `lora_dropout=0.05`, `task_type="CAUSAL_LM"`, and
-#   `target_modules="all-linear"`: every linear layer except the head.
-# - `SFTConfig`: `output_dir`, `learning_rate`, one pass over `rows` (`num_train_epochs=1`), one
-#   step per batch of 8 (`per_device_train_batch_size=8`), and `bf16=False`: the model already has
-#   the right precision, and TRL's default raises an error on a CPU.
-# - **The loss counts only the answer.** This is a choice: in six small runs, we couldn't tell it
-#   from counting every token ([evidence](../docs/evidence/03_peft.md#where-the-loss-belongs)).
-#   `rows` is a `Dataset` whose `messages` column contains conversations; the last message of each
-#   conversation is the answer. Given this column, TRL would train on every token, including the
-#   user's. With two columns, `prompt` and `completion`, both lists of messages, TRL trains only on
-#   the completion.
-# - Save the adapter in `output_dir` with the trainer's `save_model()`.
+# - Create a `LoraConfig` with `r=16`, `lora_alpha=32`, `lora_dropout=0.05`, `task_type="CAUSAL_LM"`
+#   and `target_modules="all-linear"`, which adapts every linear layer except the head.
+# - Create an `SFTConfig` with `output_dir`, `learning_rate`, one epoch over `rows`
+#   (`num_train_epochs=1`), one step per batch of 8 (`per_device_train_batch_size=8`) and
+#   `bf16=False`. The model already has the right precision, and TRL's default for `bf16` raises an
+#   error on a CPU.
+# - **Compute the loss only on the answer.** This is a choice: in six small runs, we found no clear
+#   difference from a loss on every token
+#   ([evidence](../docs/evidence/03_peft.md#where-the-loss-belongs)). `rows` is a `Dataset` whose
+#   `messages` column contains conversations; the last message of each conversation is the answer.
+#   Given a `messages` column, TRL would train on every token, including the user's. Instead, create
+#   two columns, `prompt` and `completion`, both with lists of messages: TRL then trains only on the
+#   completion.
+# - Save the adapter to `output_dir` with the trainer's `save_model()`.
 #
-# Useful settings: `gradient_checkpointing=False` is faster (see exercise 3.5), `report_to="none"`
-# sends nothing to tracking services, and `logging_steps=1` records the loss at each step. Older
-# tutorials use `max_seq_length` and `tokenizer=`; these are now called `max_length` and
-# `processing_class=`.
+# Other useful settings: `gradient_checkpointing=False` speeds up training (see exercise 3.5),
+# `report_to="none"` sends nothing to tracking services, and `logging_steps=1` logs the loss at each
+# step. Older tutorials use `max_seq_length` and `tokenizer`, which are now called `max_length` and
+# `processing_class`.
 #
 # <details><summary>Hint: the columns</summary>
 #
-# The prompt is a list of all messages except the last; the completion is a list of only the last
+# The prompt is a list of all messages except the last. The completion is a list with only the last
 # message. `rows.map(function, remove_columns=rows.column_names)` builds a dataset from the dicts
 # that `function(row)` returns.
 # </details>
@@ -99,7 +102,7 @@ if lab.experiment("The task and the tokenizer", 4):
 
 # %%
 def train_adapter(model, tokenizer, rows, output_dir, learning_rate):
-    """Train LoRA on `rows`, a Dataset with `messages`; save it and return the SFTTrainer."""
+    """Train LoRA on the Dataset `rows`, save the adapter, and return the SFTTrainer."""
     # BEGIN SOLUTION
     lora = LoraConfig(
         r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
@@ -134,14 +137,14 @@ check.trains(train_adapter)
 # %% [markdown]
 # ### Why a run learns nothing
 #
-# TRL's default learning rate is 2e-5, a value for full fine-tuning of large models. LoRA needs a
-# higher rate: 2e-4 is common, and these short runs use 2e-3. (`finetune` runs TRL's trainer faster
-# on a CPU by skipping padding and computing logits only for the answer.)
+# TRL's default learning rate is 2e-5, which is meant for full fine-tuning of large models. LoRA
+# needs a higher rate: 2e-4 is common, and the short runs here use 2e-3. (`finetune` speeds up TRL's
+# trainer on a CPU by skipping padding and computing logits only for the answer.)
 
 
 # %%
 def short_run(label, targets="all-linear", learning_rate=2e-3, steps=16):
-    """Losses of a short run of LoRA on some layers."""
+    """Train LoRA on the layers `targets` and return the losses."""
     lora = LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
     args = SFTConfig(
         "build/short",
@@ -156,12 +159,12 @@ def short_run(label, targets="all-linear", learning_rate=2e-3, steps=16):
 rate_runs = {}  # your runs so far: {rate: losses}
 
 # %%
-question = "The loss starts at about 4. Where is it after 16 steps at TRL's default rate, 2e-5?"
+question = "The loss starts at about 4. What is it after 16 steps at TRL's default rate, 2e-5?"
 guess_rate = lab.predict(question, None)
 
 # %% [markdown]
-# **Turn it: learning rate.** Run the cell, then replace the list with a rate of your own, such as
-# `[2e-4]` or `[2e-2]`. The new curve is drawn over the old ones.
+# **Turn it: learning rate.** Run the cell, then replace the list `rates` with a learning rate of
+# your own, such as `[2e-4]` or `[2e-2]`. The figure adds the new curve to the old ones.
 
 # %% tags=["experiment"]
 rates = [2e-5, 2e-3]
@@ -172,12 +175,12 @@ if lab.experiment("Two learning rates", 45, needs=["3.1"]):
     guess_rate.compare(next(iter(rate_runs.values()))[-1])
 
 # %% [markdown]
-# At the default rate, sixteen steps change nothing you can see, and nothing warns you. If your LoRA
-# "learned nothing", check the learning rate first
+# At the default learning rate, sixteen steps hardly change the loss, and you get no warning. If
+# your adapter "learned nothing", check the learning rate first
 # ([evidence](../docs/evidence/03_peft.md#learning-rates)).
 #
-# Now train longer at the higher rate: one pass over 320 rows. Sixty test commands with unseen
-# sentence patterns show what the model has learned.
+# Now train longer at the higher learning rate: one epoch on 320 rows. Then test the model on 60
+# commands with unseen sentence patterns.
 
 
 # %%
@@ -187,12 +190,12 @@ def ask(model, n=60):
 
 
 def count_right(answers):
-    """How many answers match word for word."""
+    """Count the answers that are right, word for word."""
     return sum(a == b for a, b in zip(answers, unseen["answer"], strict=True))
 
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("PEFT and TRL learn home", 105, needs=["3.1"]):
+if lab.experiment("Train on home with PEFT and TRL", 105, needs=["3.1"]):
     torch.manual_seed(lab.seed)
     rows = tasks.draw("home", "train", 320, lab.seed)
     with capture_output():
@@ -205,7 +208,7 @@ if lab.experiment("PEFT and TRL learn home", 105, needs=["3.1"]):
 
 # %% [markdown]
 # **Turn it: targets.** In its main experiments, the original LoRA paper adapts only the query and
-# value projections. Compare this choice with adapting every linear layer.
+# value projections. Compare that choice with adapting every linear layer.
 
 # %%
 target_runs = {}  # your runs so far: {targets: losses}
@@ -224,18 +227,18 @@ if lab.experiment("Which layers to adapt", 20, needs=["3.1"]):
 #
 # ## A model that never stops
 #
-# A frequent complaint is that the tuned model answers well, then keeps going. To see it happen,
-# train on bare rows without a chat template: command, line break, answer, end token. (With its chat
-# template, SmolLM2 has already learned to stop, which would hide the bug.)
+# A common complaint is that a fine-tuned model answers well but then keeps writing. To see this
+# problem, train on rows without a chat template: each row is a command, a line break, an answer and
+# an end token. (With its chat template, SmolLM2 already stops, which would hide the bug.)
 #
-# *Labels* say which tokens count in the loss: the loss skips tokens labeled -100. The next function
-# is meant to skip the prompt and the padding. It treats padding the way transformers'
-# `DataCollatorForLanguageModeling` does.
+# *Labels* determine which tokens count toward the loss: tokens labeled -100 are ignored. The next
+# function is supposed to mask the prompt and padding this way. It handles padding the way
+# transformers' `DataCollatorForLanguageModeling` does.
 
 
 # %%
 def given_labels(input_ids, attention_mask, prompt_lengths):
-    """Labels (b, n): -100 on prompts and on padding."""
+    """Return labels (b, n), which are -100 for prompts and padding."""
     labels = input_ids.clone()
     labels[labels == 2] = -100  # 2 is tokenizer.pad_token_id
     for row, length in zip(labels, prompt_lengths, strict=True):
@@ -245,7 +248,7 @@ def given_labels(input_ids, attention_mask, prompt_lengths):
 
 # %%
 def rows_of(dataset, label):
-    """Rows of `input_ids` and `labels` without a template; `label` makes the labels."""
+    """Return rows of `input_ids` and `labels` without a template; `label` makes the labels."""
     rows = []
     for command, answer in zip(dataset["text"], dataset["answer"], strict=True):
         prompt = tokenizer(command + "\n")["input_ids"]
@@ -257,7 +260,7 @@ def rows_of(dataset, label):
 
 
 def train_on(label):
-    """The result of 20 steps of LoRA on rows with these labels."""
+    """Train LoRA for 20 steps on rows with labels from the function `label`."""
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     args = SFTConfig(
         "build/labels",
@@ -271,13 +274,13 @@ def train_on(label):
 
 
 def continued(model, ending):
-    """What a model writes after each test command and `ending`, as text with its end token."""
+    """Return what the model writes after each test command plus `ending`, with its end token."""
     prompts = [tokenizer(command + ending)["input_ids"] for command in unseen["text"]]
     return [tokenizer.decode(ids) for ids in generation.continuations(model, prompts, 48)]
 
 
 def endless(texts):
-    """How many of the texts have no end token."""
+    """Count the texts that don't end with the end token."""
     return sum(not text.endswith(tokenizer.eos_token) for text in texts)
 
 
@@ -294,42 +297,43 @@ if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
     print("\n\n".join(f"{c}\n{text}" for c, text in zip(unseen["text"][:3], said[:3], strict=True)))
 
 # %% [markdown]
-# The JSON is complete, but the model keeps writing until it reaches the 48-token limit. The loss
-# fell as it does in any good run.
+# The model completes the JSON but keeps writing until it reaches the 48-token limit. During
+# training, the loss fell as in any good run.
 #
 # ### Exercise 3.2 · `answer_labels`
 #
 # ●●● · 10 min · 3 points
 #
-# **A hunt**, from [trl #976](https://github.com/huggingface/trl/issues/976): *"the resulting model
-# I created does not generate the stop token"*. Fix the code:
+# **Bug hunt**, based on [trl #976](https://github.com/huggingface/trl/issues/976): *"the resulting
+# model I created does not generate the stop token"*. Fix the code:
 #
-# - Give the prompt no labels. `prompt_lengths` gives the number of real prompt tokens per row.
-# - Give padding no labels, whatever its token and whichever side it is on.
-# - Label every other token with its id, **including the end token** and whatever follows it, such
-#   as a line break.
+# - Label every prompt token with -100. `prompt_lengths` contains the number of real prompt tokens
+#   in each row.
+# - Label all padding with -100, whatever its token id and whichever side it is on.
+# - Label every other token with its own id, **including the end token** and any token after it,
+#   such as a line break.
 #
-# Don't shift the labels: the model does that itself.
+# Don't shift the labels: the model shifts them itself.
 #
-# For example, take a row padded on the left, with 2 as both the padding and the end token. Ids (2,
-# 2, 7, 8, 9, 2), mask (0, 0, 1, 1, 1, 1) and a prompt of 2 tokens give the labels (-100, -100,
-# -100, -100, 9, 2).
+# For example, take a row padded on the left, where 2 is the id of both padding and the end token.
+# With ids (2, 2, 7, 8, 9, 2), mask (0, 0, 1, 1, 1, 1) and a prompt of 2 tokens, the labels are
+# (-100, -100, -100, -100, 9, 2).
 #
 # <details><summary>Hint: what is padding?</summary>
 #
-# Padding and end tokens have the same id. Which other input says which tokens are padding?
+# Padding and the end token have the same id. Which other input shows which tokens are padding?
 # </details>
 #
 # <details><summary>Hint: where does the prompt end?</summary>
 #
-# A cumulative sum over the attention mask numbers the real tokens of a row, whichever side the
+# The cumulative sum of the attention mask along a row numbers the real tokens, whichever side the
 # padding is on.
 # </details>
 
 
 # %%
 def answer_labels(input_ids, attention_mask, prompt_lengths):
-    """(b, n) ids, mask of 1 and 0, (b,) lengths -> labels (b, n), -100 where nothing is learned."""
+    """ids (b, n), 0/1 mask (b, n), prompt lengths (b,) -> labels (b, n), -100 if ignored."""
     # BEGIN SOLUTION
     place = attention_mask.cumsum(1)  # (b, n): 1 at a row's first real token
     learned = (place > prompt_lengths[:, None]) & (attention_mask == 1)
@@ -354,17 +358,17 @@ if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.2"]):
     display(figures.loss_tokens(tokens, [y != -100 for y in row["labels"]]))
     your_run = train_on(answer_labels)
     unstopped["your labels"] = endless(continued(your_run.model, "\n"))
-    for name, run in (("given labels", given_run), ("your labels", your_run)):
-        print(f"{name}: last loss {run.losses[-1]:.2f}, {unstopped[name]} answers don't stop")
+    run_losses = {"given labels": given_run.losses, "your labels": your_run.losses}
+    display(figures.stops(unstopped, run_losses, len(unseen)))
 
 # %% [markdown]
-# In these rows, one label per row decides whether the model stops. The loss can't show this: it
-# averages only over labeled tokens, and the end token wasn't one of them.
+# Here, a single label per row decides whether the model learns to stop. The loss can't show this
+# bug: it averages only over labeled tokens, and the end token had no label.
 #
 # SmolLM2's tokenizer uses the end token for padding. Many tokenizers have no padding token, so
-# tutorials set `tokenizer.pad_token = tokenizer.eos_token`, which leads to the same bug. TRL (1.16)
-# builds labels before it pads, so the padding id doesn't matter there. transformers' collator
-# (5.24) still masks by id.
+# tutorials set `tokenizer.pad_token = tokenizer.eos_token`, which leads to the same bug. TRL 1.16
+# builds labels before padding, so the padding id doesn't matter there. The collator in transformers
+# 5.24 still masks padding by id.
 #
 # ## Where the answer begins
 #
@@ -372,30 +376,30 @@ if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.2"]):
 #
 # ●●○ · 6 min · 2 points
 #
-# **A hunt** for two bugs. The first is from [trl
+# **Bug hunt** for two bugs. The first bug is from [trl
 # #1400](https://github.com/huggingface/trl/issues/1400): *"In tokenizer like LLaMATokenizer, there
-# will be two bos tokens at the very beginning"*. The template writes a BOS (the token that begins a
-# text), and then the tokenizer adds another. SmolLM2's tokenizer doesn't add a BOS, but those of
-# Llama, Gemma and Mistral do.
+# will be two bos tokens at the very beginning"*. The chat template writes a BOS token (beginning of
+# sequence), and then the tokenizer adds another. SmolLM2's tokenizer doesn't add a BOS token, but
+# the tokenizers of Llama, Gemma and Mistral do.
 #
-# The second is from [helm #3698](https://github.com/stanford-crfm/helm/issues/3698): without the
-# *generation prompt* (the tokens that open the assistant's turn), the model *"keeps writing as the
-# user"*.
+# The second bug is from [helm #3698](https://github.com/stanford-crfm/helm/issues/3698): without
+# the *generation prompt* (the tokens that open the assistant's turn), the model *"keeps writing as
+# the user"*.
 #
-# The last message is the user's. Return the list of token ids up to where the answer begins. This
-# list must be a prefix of the whole conversation's ids, so that the model sees the same prompt as
-# in training.
+# The last message is the user's. Return a list of the prompt's token ids, up to where the answer
+# begins. This list must be a prefix of the whole conversation's token ids, so that the model sees
+# the same prompt as in training.
 #
 # <details><summary>Hint</summary>
 #
-# Print the text after the first step. What is missing at its end, and what might the second step
-# add at its beginning? A single call can apply the template and tokenize.
+# Print the text that `apply_chat_template` returns. What is missing at its end, and what might the
+# tokenizer add at its beginning? A single call can apply the template and tokenize the text.
 # </details>
 
 
 # %%
 def render_prompt(messages, tokenizer):
-    """The ids (a list) of a conversation, up to where the model's answer begins."""
+    """Return a list of the conversation's token ids, up to where the model's answer begins."""
     # BEGIN SOLUTION
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     # END SOLUTION
@@ -409,11 +413,12 @@ def render_prompt(messages, tokenizer):
 check.prompt_opens_answer(render_prompt)
 
 # %% [markdown]
-# What does the second bug look like? Our rows have no template, so the line break after the command
-# plays the part of the generation prompt. Ask the same model with and without that line break.
+# What does the second bug look like? Our rows have no chat template, so the line break after the
+# command acts as the generation prompt. The next cell prompts the model trained on your labels,
+# with and without that line break.
 
 # %% tags=["experiment"]
-if lab.experiment("The generation prompt, left out", 12, needs=["3.1", "3.2"]):
+if lab.experiment("Without the generation prompt", 12, needs=["3.1", "3.2"]):
     for name, ending in {"with the line break": "\n", "without it": ""}.items():
         said = continued(your_run.model, ending)
         opened = sum(text.startswith("{") for text in said)
@@ -424,8 +429,9 @@ if lab.experiment("The generation prompt, left out", 12, needs=["3.1", "3.2"]):
 # %% [markdown]
 # Without the line break, the model often finishes the user's sentence first, with a period or a
 # question mark. With three other seeds, 5 to 28 of 60 texts still began with the answer. With
-# SmolLM2's own template, the damage is smaller and easier to miss; lab 7 measures it. Don't wait
-# for a bad score: compare your prompt's token ids with those from training.
+# SmolLM2's own template, leaving out the generation prompt does less damage and is easier to miss;
+# lab 7 measures the effect. Don't wait for a bad score: compare your prompt's token ids with those
+# used in training.
 
 # %% [markdown]
 # ## Rows that are too long
@@ -443,7 +449,7 @@ def cut_on_the_right(prompt_ids, answer_ids, max_length):
 
 
 def damage(cut, max_length):
-    """How many of 960 tickets have no label left, and how many others have lost their end."""
+    """Count the tickets that have no label left, and the others that lost their end token."""
     empty = unended = 0
     for messages in tickets["messages"]:
         prompt = loop.prompt_ids(tokenizer, messages)
@@ -455,7 +461,7 @@ def damage(cut, max_length):
 
 
 # %%
-guess_empty = lab.predict("After a cut to 64 tokens, how many of 960 rows train on nothing?", None)
+guess_empty = lab.predict("If rows are cut to 64 tokens, how many of 960 have no label left?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("What is left of a row", 3):
@@ -465,38 +471,38 @@ if lab.experiment("What is left of a row", 3):
     guess_empty.compare(lost[64]["train on nothing"])
 
 # %% [markdown]
-# Cutting rows to 96 tokens removes every long email from training, and no loss curve shows it: TRL
-# 1.16 drops rows without labels, and prints no warning.
+# Cutting rows to 96 tokens removes every long email from training, but no loss curve shows this:
+# TRL 1.16 drops rows without labels and prints no warning.
 #
 # ### Exercise 3.4 · `fit`
 #
 # ●●● · 9 min · 3 points
 #
-# **A hunt**, from [trl #6668](https://github.com/huggingface/trl/issues/6668): a run reports a loss
-# of 0.0 and ends without an error, because every label was cut off. Fix the code:
+# **Bug hunt**, based on [trl #6668](https://github.com/huggingface/trl/issues/6668): a run whose
+# labels were all cut off reports a loss of 0.0 and ends without an error. Fix the code:
 #
-# - Cut the prompt first, from its **front**, and keep its end.
-# - Keep the answer whole, including its end token, if it fits by itself.
-# - If the answer is longer than `max_length`, keep only its beginning, without a prompt or an end
-#   token: an end token would teach the model to stop midway.
-# - Leave a row that fits unchanged, and return no row longer than `max_length`.
+# - Shorten the prompt first: remove tokens from its **front** and keep its end.
+# - If the answer alone fits into `max_length`, keep the whole answer, including its end token.
+# - If the answer is longer than `max_length`, keep only its beginning, without the prompt or an end
+#   token, which would teach the model to stop midway through an answer.
+# - Leave a row that fits unchanged, and never return one longer than `max_length`.
 #
-# `prompt_ids` and `answer_ids` are lists of ints; `answer_ids` ends with the end token. Give the
-# prompt no labels.
+# `prompt_ids` and `answer_ids` are lists of ints, and `answer_ids` ends with the end token. Label
+# every prompt token with -100.
 #
-# For example, the prompt (5, 6, 7) and the answer (8, 2) become (6, 7, 8, 2) at a `max_length` of
-# 4, (8, 2) at 2, and (8) at 1.
+# For example, the prompt (5, 6, 7) and the answer (8, 2) become (6, 7, 8, 2) with `max_length=4`,
+# (8, 2) with `max_length=2`, and (8) with `max_length=1`.
 #
 # <details><summary>Hint</summary>
 #
-# Decide how much of the answer to keep, then give the prompt the remaining room. Test your slice
-# when no room remains: what is `[1, 2, 3][-0:]`?
+# Decide how many answer tokens to keep, then fill the rest with prompt tokens. Test your slice when
+# there is no room for the prompt: what is `[1, 2, 3][-0:]`?
 # </details>
 
 
 # %%
 def fit(prompt_ids, answer_ids, max_length):
-    """(input_ids, labels), two lists of at most `max_length`; -100 on the prompt."""
+    """Return (input_ids, labels), two lists of at most `max_length`; prompt labels are -100."""
     # BEGIN SOLUTION
     answer = answer_ids[:max_length]
     too_many = len(prompt_ids) + len(answer) - max_length
@@ -514,44 +520,46 @@ def fit(prompt_ids, answer_ids, max_length):
 check.keeps_answer(fit)
 
 # %% tags=["experiment"]
-if lab.experiment("What is left of a row that you cut", 3, needs=["3.4"]):
+if lab.experiment("What is left of a row after your cut", 3, needs=["3.4"]):
     lost = {n: damage(fit, n) for n in (48, 64, 96, 128, 192)}
     display(pd.DataFrame(lost).rename_axis(columns="max_length"))
 
 # %% [markdown]
-# No answer is lost now. The price is that a long row loses the front of its prompt, including the
-# system message. If that matters, shorten the user's text before applying the template. Don't rely
-# on TRL's own option for this: it is deprecated as of TRL 1.16.
+# Now no row loses its answer. In exchange, a long row loses the front of its prompt, including the
+# system message. If you need that message, shorten the user's text before applying the template.
+# Don't rely on TRL's own option for cutting rows from the front: it is deprecated as of TRL 1.16.
 #
 # ## Less memory, and an adapter that didn't train
 #
 # *Gradient checkpointing* stores only each block's input during the forward pass and recomputes the
-# rest in the backward pass. It avoids storing most activations but costs a second forward pass.
+# other activations in the backward pass. Checkpointing avoids storing most activations but costs a
+# second forward pass.
 #
 # ### Exercise 3.5 · `with_checkpointing`
 #
 # ●●○ · 8 min · 3 points
 #
-# **A hunt**, from [open-unlearning #178](https://github.com/locuslab/open-unlearning/issues/178):
-# *"PEFT LoRA transformer layers not trained when gradient_checkpointing=True"* (also reported in
-# [cloneofsimo/lora #26](https://github.com/cloneofsimo/lora/issues/26)). The code wraps each
-# block's forward in `torch.utils.checkpoint`. If only the blocks have LoRA, `backward()` raises an
-# error. If the head has LoRA, too (TRL's trainer refuses this, but a loop of your own doesn't),
-# there is no error: the loss falls, but every `B` in the blocks stays at zero.
+# **Bug hunt**, based on [open-unlearning
+# #178](https://github.com/locuslab/open-unlearning/issues/178): *"PEFT LoRA transformer layers not
+# trained when gradient_checkpointing=True"* (also reported in [cloneofsimo/lora
+# #26](https://github.com/cloneofsimo/lora/issues/26)). The code wraps each block's forward method
+# in `torch.utils.checkpoint`. If only the blocks have LoRA, `backward()` raises an error. If the
+# head has LoRA, too, there is no error: the loss falls, but every `B` matrix in the blocks stays at
+# zero. (TRL's trainer refuses LoRA on the head, but your own training loop won't.)
 #
 # Fix the code so that the gradients are the same as without checkpointing and each block is still
 # checkpointed separately.
 #
 # <details><summary>Hint: why</summary>
 #
-# With `use_reentrant=True`, torch tracks a checkpointed block only if one of its *inputs* requires
-# grad. What is the first block's input, and why doesn't it require grad?
+# With `use_reentrant=True`, autograd tracks a checkpointed block only if one of the block's
+# *inputs* requires grad. What is the first block's input, and why doesn't it require grad?
 # </details>
 
 
 # %%
 def with_checkpointing(model):
-    """A PeftModel whose blocks store only their inputs and recompute the rest."""
+    """Return the PeftModel, whose blocks now store only their inputs and recompute the rest."""
     # BEGIN SOLUTION
     for block in model.get_base_model().model.layers:
         forward = block.forward
@@ -572,13 +580,13 @@ def with_checkpointing(model):
 check.checkpoints(with_checkpointing)
 
 # %% [markdown]
-# On the real model, with LoRA on the blocks and the head, compare no checkpointing, the given code
-# and your fix.
+# The next cells train SmolLM2 with LoRA on the blocks and the head: without checkpointing, with the
+# given code, and with your fix.
 
 
 # %%
 def given_checkpointing(model):
-    """The mechanism of the issue, written by hand."""
+    """Reproduce the bug from the issue."""
 
     def again(forward, x, **options):
         return checkpoint(partial(forward, **options), x, use_reentrant=True)
@@ -589,7 +597,7 @@ def given_checkpointing(model):
 
 
 def few_steps(prepare, steps=3):
-    """Losses, bytes of activations at the peak, and which B moved: [True, False, …]."""
+    """Return the losses, peak activation bytes and which B changed: [True, False, …]."""
     torch.manual_seed(lab.seed)
     parts = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
     config = LoraConfig(r=16, lora_alpha=32, target_modules=parts)
@@ -610,28 +618,25 @@ def few_steps(prepare, steps=3):
 # %% tags=["experiment"]
 if lab.experiment("Three ways to run a block", 28, needs=["3.1", "3.5"]):
     ways = {"plain": lambda m: m, "given": given_checkpointing, "yours": with_checkpointing}
-    for name, prepare in ways.items():
-        losses, peak, moved = few_steps(prepare)
-        print(f"{name:<6} loss {losses[0]:.2f} → {losses[-1]:.2f}, ", end="")
-        print(f"activations {peak / 1e6:.0f} MB, {sum(moved)} of {len(moved)} B matrices moved")
+    display(figures.checkpointed({name: few_steps(prepare) for name, prepare in ways.items()}))
 
 # %% [markdown]
-# With the given code, the loss falls because the head's adapter trains. Nothing else trains, and
-# torch prints only a warning: *None of the inputs have requires_grad=True*. Check the `B` matrices
-# after a run: they start at zero, so one that is still zero hasn't trained. Another fix is
-# `enable_input_require_grads()`. Recent versions of transformers and PEFT usually call this method
-# when you turn on checkpointing through them. Code that wraps the blocks itself must call it, or
-# pass `use_reentrant=False`.
+# With the given code, the loss falls because the head's adapter trains. No other adapter trains,
+# and PyTorch prints only a warning: *None of the inputs have requires_grad=True*. Check the `B`
+# matrices after a run: they start at zero, so a `B` that is still zero hasn't trained. Another fix
+# is to call `enable_input_require_grads()`. Recent versions of transformers and PEFT usually call
+# this method when you turn on checkpointing through them. Code that wraps the blocks itself must
+# call this method or pass `use_reentrant=False`.
 #
 # ## What is on disk
 #
-# Does a loaded model answer like the one you trained? Suppose you merge the adapter for speed and
-# later, forgetting this, load it again.
+# Does a model loaded from disk answer like the one you trained? Suppose you merge the adapter for
+# speed, forget that you did, and load the adapter again.
 
 
 # %%
 def loaded_as_some_do(base, folder):
-    """A PeftModel made of `base` and the adapter of `folder`."""
+    """Build a PeftModel from `base` and the adapter in `folder`."""
     model = PeftModel.from_pretrained(base, folder).merge_and_unload()
     return PeftModel.from_pretrained(model, folder, is_trainable=True)
 
@@ -640,23 +645,24 @@ def loaded_as_some_do(base, folder):
 guess_loaded = lab.predict("With this code, how many of 60 answers will be right?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("The adapter, loaded as some do", 15, needs=["3.1"]):
+if lab.experiment("Load the adapter with the buggy code", 15, needs=["3.1"]):
     again = loaded_as_some_do(models.load()[0], "build/home-lora")
-    reloaded = {"as trained": right, "loaded as some do": count_right(ask(again))}
+    reloaded = {"as trained": right, "loaded with bugs": count_right(ask(again))}
     ids = torch.tensor([loop.prompt_ids(tokenizer, unseen[0]["messages"])], device=again.device)
     with torch.no_grad():
         first, second = (again(ids).logits for _ in range(2))
     print(f"the same question twice: logits differ by up to {(first - second).abs().max():.2f}")
     display(figures.reloaded(reloaded, len(unseen), guess_loaded))
-    guess_loaded.compare(reloaded["loaded as some do"])
+    guess_loaded.compare(reloaded["loaded with bugs"])
 
 # %% [markdown]
-# This code has two bugs but raises no error. The update counts twice, and dropout is on, so the
-# same question gives different logits. (`ask` turns dropout off, so the answers suffer mainly from
-# the doubled update.)
+# This code has two bugs but raises no error. The update is applied twice, and dropout is on, so the
+# same question gives different logits each time. (`ask` turns dropout off, so the answers suffer
+# mainly from the doubled update.)
 #
-# A third bug is about names. Wrapping the model, for instance with `torch.compile`, can add
-# `_orig_mod` to the names in the file. What does PEFT do with names that match nothing?
+# A third bug involves parameter names. Wrapping the model, for example with `torch.compile`, can
+# add `_orig_mod` to the names in the adapter file. What does PEFT do with names that the model
+# doesn't have?
 
 # %% tags=["experiment"]
 if lab.experiment("An adapter whose names match nothing", 4, needs=["3.1"]):
@@ -670,37 +676,37 @@ if lab.experiment("An adapter whose names match nothing", 4, needs=["3.1"]):
     unmatched = PeftModel.from_pretrained(models.load()[0], renamed)
     with torch.no_grad():
         gap = (unmatched(ids).logits - models.load()[0](ids).logits).abs().max()
-    print(f"its logits differ from the base model's by {gap:.1g}")
+    print(f"the loaded model's logits differ from the base model's by {gap:.1g}")
 
 # %% [markdown]
-# The adapter loads, with a warning that is easy to miss in a log. The `B` matrices stay zero, so
-# you get the base model.
+# PEFT loads the adapter and prints a warning that is easy to miss in a log. The `B` matrices stay
+# zero, so you get the base model's outputs.
 #
 # ### Exercise 3.6 · `load_tuned`
 #
 # ●●○ · 8 min · 3 points
 #
-# **A hunt**, from [peft #2115](https://github.com/huggingface/peft/issues/2115) (a loaded adapter
-# whose outputs are those of the base model) and [peft
-# #2438](https://github.com/huggingface/peft/issues/2438) (an adapter loaded in training mode). Fix
-# all three bugs:
+# **Bug hunt**, based on [peft #2115](https://github.com/huggingface/peft/issues/2115) (a model with
+# a loaded adapter gives the base model's outputs) and [peft
+# #2438](https://github.com/huggingface/peft/issues/2438) (an adapter is loaded in training mode).
+# Fix all three bugs:
 #
-# - Make the loaded model answer like the trained one. Don't merge: with the adapter disabled,
-#   `base` must be unchanged.
-# - Turn dropout off, and leave nothing trainable.
-# - If the names in `adapter_model.safetensors` aren't exactly those the model expects, raise an
-#   error.
+# - Make the loaded model answer like the trained model. Don't merge the adapter: with the adapter
+#   disabled, `base` must be unchanged.
+# - Turn dropout off, and leave no parameters trainable.
+# - Raise an error if the names in `adapter_model.safetensors` aren't exactly those that the model
+#   expects.
 #
 # <details><summary>Hint</summary>
 #
-# `get_peft_model_state_dict(model)` gives the names that the loaded model expects, as PEFT saves
-# them. `load_file` reads the names in the file.
+# The keys of `get_peft_model_state_dict(model)` are the names that the loaded model expects in the
+# file. The keys of `load_file(…)` are the names that the file contains.
 # </details>
 
 
 # %%
 def load_tuned(base, folder):
-    """`base` with the adapter of `folder` on it, a PeftModel that is ready to answer."""
+    """Return a PeftModel, ready to answer: `base` with the adapter from `folder`."""
     # BEGIN SOLUTION
     model = PeftModel.from_pretrained(base, folder).eval()
     saved = load_file(Path(folder) / "adapter_model.safetensors")
@@ -718,38 +724,37 @@ def load_tuned(base, folder):
 check.loads_once(load_tuned)
 
 # %% tags=["experiment"]
-if lab.experiment("The adapter, loaded by you", 10, needs=["3.1", "3.6"]):
+if lab.experiment("Load the adapter with your code", 10, needs=["3.1", "3.6"]):
     loaded = load_tuned(models.load()[0], "build/home-lora")
     print(f"{count_right(ask(loaded))} of {len(unseen)} answers are right, ", end="")
     print(f"compared with {right} before saving")
 
 # %% [markdown]
-# The folder's config names the base, so `AutoPeftModelForCausalLM` loads the base and the adapter
-# in one call.
+# The adapter's config file names its base, so `AutoPeftModelForCausalLM` loads both in one call.
 #
 # ## What was forgotten
 #
-# A model that has learned JSON may have gotten worse at English.
+# A model that learns to write JSON may get worse at English.
 #
 # ### Exercise 3.7 · `perplexity`
 #
 # ●●● · 10 min · 3 points
 #
-# A model's perplexity over texts is $\exp$ of the mean negative log-likelihood *per token*: a long
-# text counts more than a short one. Don't cut any text. Padding doesn't count, and neither does the
-# first token of a text, which nothing predicts.
+# A model's perplexity on a set of texts is $\exp$ of the mean negative log-likelihood *per token*,
+# so a long text counts more than a short one. Don't cut any text. Don't count padding or a text's
+# first token, which the model doesn't predict.
 #
-# Pass `add_special_tokens=False`, because some tokenizers add a BOS before a text or an end token
-# after it. The model is in eval mode; leave it there.
+# Pass `add_special_tokens=False`, because some tokenizers add a BOS token before a text or an end
+# token after it. The model is in eval mode; don't change that.
 #
 # For example, two predicted tokens with probabilities 1/2 and 1/8 have a mean negative
 # log-likelihood of $(\ln 2 + \ln 8) / 2 = \ln 4$. The perplexity is $e^{\ln 4} = 4$: the model was
-# as unsure as with four equally likely tokens.
+# as uncertain as when choosing among four equally likely tokens.
 #
 # <details><summary>Hint</summary>
 #
-# Suppose two texts have 3 and 300 tokens. Which one should dominate the result? And which of this
-# lab's bugs would come back if you padded the two texts into one batch?
+# Suppose one text has 3 tokens and another has 300. Which text should dominate the result? Which of
+# this lab's bugs could come back if you padded the two texts into one batch?
 # </details>
 
 
@@ -780,15 +785,15 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {before:.1f} before, {after:.1f} after: {after / before - 1:+.0%}")
 
 # %% [markdown]
-# In this run, training lowered the probability of everyday English. As long as you haven't merged
-# the adapter, you can disable it and get the base model back. Lab 9 shows what such forgetting
-# looks like in answers, and trains it away.
+# In this run, training lowered the probability of everyday English under the model. As long as you
+# haven't merged the adapter, you can disable it to get the base model back. Lab 9 shows how such
+# forgetting affects answers and how to train it away.
 #
 # ## Take it with you
 #
 # Before a long run, check one batch and the trainable parameters. After the run, check the `B`
-# matrices. (For a longer run, start at a lower rate, such as 2e-4. On a GPU, drop `bf16=False`.)
-# Save this as `inspect_run.py` and substitute your model and rows.
+# matrices. (For a longer run, start with a lower learning rate, such as 2e-4. On a GPU, remove
+# `bf16=False`.) Save this script as `inspect_run.py` and insert your own model and rows.
 #
 # ```python
 # from datasets import Dataset
@@ -820,38 +825,39 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
 #
 # ●○○ · 4 min · 4 points
 #
-# Only the first letter you check counts. Then read the explanation.
+# Only your first answer to each question counts. Then read the explanation.
 #
-# **q1. A tuned model gives good answers, then keeps writing up to the limit. What do you check
-# first?**
+# **q1. A fine-tuned model answers well but then keeps writing up to the token limit. What do you
+# check first?**
 #
-# - (a) The sampling: greedy decoding never picks an end token, but a temperature would.
-# - (b) The rank: the end token is rare, and r=16 has too little room for it.
-# - (c) The limit: `max_new_tokens` is too small for the model to stop by itself.
-# - (d) The labels of one row: the end token may be masked, because padding has the same id.
+# - (a) The sampling: greedy decoding never picks an end token, but sampling would.
+# - (b) The rank: the end token is rare, and r=16 is too small to learn it.
+# - (c) The token limit: `max_new_tokens` is too small for the model to stop by itself.
+# - (d) The labels of one row: the end token may be masked, because the padding token has the same
+#   id.
 #
-# **q2. Your LoRA run's loss hardly falls, and the answers are the base model's. Which of these
-# explains it?**
+# **q2. Your LoRA run's loss hardly falls, and the tuned model answers like the base model. Which of
+# these explains it?**
 #
-# - (a) Dropout in the adapter: at 0.05 it hides the update in eval mode.
+# - (a) Dropout in the adapter: a rate of 0.05 hides the update in eval mode.
 # - (b) The learning rate: TRL's default is meant for full fine-tuning.
 # - (c) The rank: r=16 is too small to learn a new format.
 # - (d) The prompts: masking them removes the signal that LoRA needs.
 #
 # **q3. In a tenth of the rows, the prompt alone is longer than `max_length`, and rows are cut on
-# the right. What does the model learn from these rows?**
+# the right. What does the model learn from these long rows?**
 #
 # - (a) To read long prompts: their tokens still pass through all adapted layers.
-# - (b) Nothing: they have no labels left, and you may not get any warning.
-# - (c) A lot: a row without an answer has the largest loss, and so a large gradient.
-# - (d) To give up: the missing answer raises an error, which ends the run.
+# - (b) Nothing: these rows have no labels left, and you may not get any warning.
+# - (c) A lot: a row without an answer has the largest loss and therefore a large gradient.
+# - (d) It never gets that far: the missing answer raises an error, which ends the run.
 #
-# **q4. You run `PeftModel.from_pretrained(base, folder).merge_and_unload()`, then load the same
-# adapter onto the result. What do you get?**
+# **q4. You run `PeftModel.from_pretrained(base, folder).merge_and_unload()` and then load the same
+# adapter onto the merged model. What do you get?**
 #
-# - (a) The tuned model at half strength: two copies of one adapter share its update.
-# - (b) The tuned model as it was: PEFT sees that this adapter is already in the base and skips it.
-# - (c) A model with twice the update, as if alpha were doubled; its base is changed as well.
+# - (a) The tuned model at half strength, because two copies of the adapter share its update.
+# - (b) The tuned model as it was: PEFT detects that this adapter is already merged and skips it.
+# - (c) A model with twice the update, as if alpha were doubled. Its base weights have changed, too.
 # - (d) A model with the square of the update, because $BA$ is multiplied by itself.
 
 
@@ -869,14 +875,14 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - A run needs a `LoraConfig`, an `SFTConfig` and rows. TRL's default learning rate is too low for
-#   short LoRA runs.
-# - Before a run, read one row token by token. Does the end token have a label? Does the prompt end
-#   where the answer begins? Is any of the answer left?
-# - A falling loss doesn't show which tokens count or which matrices train. Look at the answers and
-#   the `B` matrices.
-# - After loading, compare the answers with the trained model's. Neither a doubled update nor an
-#   adapter whose names match nothing raises an error.
+# - A training run needs a `LoraConfig`, an `SFTConfig` and rows. TRL's default learning rate is too
+#   low for short LoRA runs.
+# - Before a run, inspect one row token by token. Does the end token have a label? Does the prompt
+#   end where the answer begins? Does the row still contain an answer?
+# - A falling loss doesn't show which tokens count toward it or which matrices train. Check the
+#   model's answers and the `B` matrices.
+# - After loading an adapter, compare the answers with the trained model's. Neither a doubled update
+#   nor an adapter whose names don't match the model raises an error.
 
 # %%
 lab.score()
@@ -885,6 +891,6 @@ lab.score()
 if lab.experiment("The result in one line", 0, needs=["3.1", "3.2"]):
     lab.headline(
         f"PEFT + TRL: {right} of {len(unseen)} answers right; "
-        f"{unstopped['given labels']} answers don't stop with the end token masked, "
-        f"{unstopped['your labels']} with it trained"
+        f"{unstopped['given labels']} answers don't stop if the end token is masked, "
+        f"{unstopped['your labels']} if it is trained"
     )

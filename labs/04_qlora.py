@@ -13,11 +13,11 @@
 # %% [markdown]
 # # Lab 4 · QLoRA and NF4
 #
-# With LoRA, the frozen weights usually take the most memory. QLoRA ([Dettmers et al.
+# In LoRA training, the frozen weights usually take the most memory. QLoRA ([Dettmers et al.
 # 2023](https://arxiv.org/abs/2305.14314)) stores each weight of the linear layers in four bits. You
-# will build QLoRA's 4-bit format and match bitsandbytes byte for byte. Then you will write the
-# layer that trains on top of it and measure what four bits cost. Finally, you will try to fit a
-# simulated training step of a 70B model onto one 48 GB card.
+# will implement QLoRA's 4-bit format and match bitsandbytes byte for byte. Then you will write a
+# layer that trains an adapter on 4-bit weights, and measure what rounding to four bits costs.
+# Finally, you will try to fit a simulated training step of a 70B model onto one 48 GB GPU.
 #
 # {{ time }}
 
@@ -52,12 +52,12 @@ from labkit.training import generation, hardware, loop, models, packing
 # %% [markdown]
 # ## Store in 4 bits, compute in 16
 #
-# Four bits can represent a number from 0 to 15. In QLoRA, a 4-bit weight is a *code*: an index into
-# a table of sixteen values, the *codebook*. The layer looks up its codes, multiplies the values by
-# a scale, uses the result in 16 bits, and discards it. The codes never change; only the adapter
-# trains.
+# Four bits can represent an integer from 0 to 15. In QLoRA, a 4-bit weight is a *code*: an index
+# into a table of sixteen values, the *codebook*. The layer looks up its codes, multiplies the
+# values by a scale, computes with the resulting 16-bit weights, and discards them. The codes never
+# change; only the adapter trains.
 #
-# Two choices define the format: which sixteen values to use, and which scale.
+# Two choices define a 4-bit format: which sixteen values to use, and how to scale them.
 
 # %% [markdown]
 # ### Exercise 4.1 · `absmax_quantize`, `absmax_dequantize`
@@ -69,14 +69,14 @@ from labkit.training import generation, hardware, loop, models, packing
 # $-7 \dots 7$. Scale `x` so that its largest absolute value becomes the largest integer, then round
 # to the nearest integer.
 #
-# A tensor of zeros must come back as zeros. Avoid 0/0: it gives NaN, which int8 can't store. If you
-# clamp the scale, use 1e-12 or less: tensors of tiny numbers must be quantized correctly, too.
-# Don't change `x`.
+# A tensor of zeros must come back as zeros. Avoid 0/0, which gives NaN: int8 can't store NaN. If
+# you clamp the scale, use 1e-12 or less, so that tensors of tiny numbers are also quantized
+# correctly. Don't change `x`.
 
 
 # %%
 def absmax_quantize(x, bits):
-    """x of any shape -> q int8 of the same shape, and scale, one number."""
+    """x (any shape) -> q (int8, same shape) and scale (one number)."""
     # BEGIN SOLUTION
     scale = x.abs().max() / (2 ** (bits - 1) - 1)
     return torch.round(x / scale.clamp_min(1e-12)).to(torch.int8), scale
@@ -94,8 +94,8 @@ def absmax_dequantize(q, scale):
 check.absmax(absmax_quantize, absmax_dequantize)
 
 # %% [markdown]
-# The error is at most half a step, and a step is the largest absolute value divided by 7. What does
-# one large weight do to the other weights?
+# The rounding error is at most half a step, and a step is the largest absolute value divided by 7.
+# How does one large weight affect the other weights?
 
 # %% tags=["experiment"]
 outlier = 20.0
@@ -106,15 +106,15 @@ if lab.experiment("One outlier among 4,096 numbers", 1, needs=["4.1"]):
     display(figures.outlier(clean, spoiled[:-1], outlier))
 
 # %% [markdown]
-# A single outlier makes most of the 4,096 numbers round to 0. The fix is one scale per small
-# *block* of weights: an outlier then spoils only its own block.
+# A single outlier makes most of the 4,096 numbers round to 0. To fix this, use one scale per small
+# *block* of weights: an outlier then affects only its own block.
 #
 # ## Which sixteen values?
 #
-# Evenly spaced values suit evenly spread numbers. Within a layer, weights roughly follow a bell
-# curve, so most of the sixteen values should lie near zero. Let each value represent an equal share
-# of the weights. The *quantile* at probability $p$ is the number below which a share $p$ of the
-# bell curve lies. Take the quantiles at sixteen evenly spaced probabilities.
+# Evenly spaced values suit uniformly distributed numbers. The weights of a layer roughly follow a
+# bell curve, so most of the sixteen values should lie near zero. Each value should represent an
+# equal share of the weights. The *quantile* at probability $p$ is the number below which a share
+# $p$ of the bell curve lies. Try the quantiles at sixteen evenly spaced probabilities.
 
 # %%
 normal = torch.distributions.Normal(0, 1)
@@ -126,25 +126,25 @@ print(normal.icdf(torch.linspace(0, 1, 16)))  # icdf: from a probability to its 
 #
 # <details><summary>Why</summary>
 #
-# A bell curve never ends, so the quantile at probability 0 is $-\infty$, and at 1 it is $\infty$.
-# In between, every quantile is finite.
+# The bell curve extends to infinity on both sides, so the quantile is $-\infty$ at probability 0
+# and $\infty$ at probability 1. All quantiles in between are finite.
 # </details>
 #
-# Where should the ends lie? Cut the curve into 16 equal shares: the middle of the last share is at
-# probability 31/32. With 15 shares, that middle is at 29/30. NF4 uses the mean of these two
-# probabilities, 0.9677083, and mirrors it at the lower end.
+# Which endpoints should you use? If you cut the curve into 16 equal shares, the middle of the last
+# one is at probability 31/32; with 15 shares, it is at 29/30. NF4 uses the mean of these two
+# probabilities, 0.9677083, at the upper end and mirrors it at the lower end.
 
 # %%
 offset = 0.9677083
 print(normal.icdf(torch.linspace(1 - offset, offset, 16)))
 
 # %% [markdown]
-# Now all sixteen values are finite and denser in the middle. One problem is left: which value
-# stores an exact zero?
+# Now all sixteen values are finite and denser in the middle. One problem remains: which value
+# represents an exact zero?
 #
 # <details><summary>Answer</summary>
 #
-# None does: eight values are below zero and eight above. But padding and pruned weights are zeros
+# No value does: eight are below zero and eight are above. But padding and pruned weights are zeros
 # and must stay zeros. One side has to give up a value.
 # </details>
 
@@ -153,22 +153,22 @@ print(normal.icdf(torch.linspace(1 - offset, offset, 16)))
 #
 # ●●○ · 10 min · 3 points
 #
-# Build NF4: sixteen values, including zero. Give each half its own evenly spaced probabilities,
-# from 0.9677083 at its outer end to 0.5, whose quantile is 0. The two halves share this zero. Of
-# the other fifteen values, eight are positive and seven are negative. Return all sixteen in
-# ascending order, divided by the largest, as a float tensor. Compute the values instead of copying
-# a table.
+# Build the NF4 codebook: sixteen values, including zero. Give each half its own evenly spaced
+# probabilities, from 0.9677083 at its outer end to 0.5, where the quantile is 0. The two halves
+# share this zero. Of the other fifteen values, eight are positive and seven are negative. Divide
+# all values by the largest, and return them in ascending order as a float tensor. Compute the
+# values instead of copying a table.
 #
 # <details><summary>Hint</summary>
 #
 # The upper half needs nine probabilities, for eight values and the zero. The lower half needs eight
-# probabilities, mirrored. Drop one of the two zeros.
+# probabilities, and its quantiles get a minus sign. Drop one of the two zeros.
 # </details>
 
 
 # %%
 def nf4_codebook():
-    """The 16 values of NF4, ascending from -1 to 1, (16,)."""
+    """The 16 values of NF4 in ascending order, from -1 to 1: (16,)."""
     # BEGIN SOLUTION
     quantile, outermost = torch.distributions.Normal(0, 1).icdf, 0.9677083
     above = quantile(torch.linspace(0.5, outermost, 9))  # it begins with the zero
@@ -181,8 +181,9 @@ def nf4_codebook():
 check.codebook(nf4_codebook)
 
 # %% [markdown]
-# You have derived the table that bitsandbytes ships. NF4 has two common rivals: evenly spaced
-# integers (INT4) and bitsandbytes' floating-point format FP4, the default of `bnb_4bit_quant_type`.
+# You have derived the table that ships with bitsandbytes. NF4 has two common alternatives: evenly
+# spaced integers (INT4) and FP4, bitsandbytes' floating-point format and the default for
+# `bnb_4bit_quant_type`.
 
 # %% tags=["experiment"]
 if lab.experiment("Three codebooks", 1, needs=["4.2"]):
@@ -199,30 +200,31 @@ if lab.experiment("Three codebooks", 1, needs=["4.2"]):
 #
 # ●●● · 13 min · 3 points
 #
-# Give every block of weights its own scale. Flatten `w` and cut it into blocks of `block` numbers;
-# the last block may be shorter. Divide each block by its largest absolute value, its *absmax*. Then
-# replace each number with the index of the *nearest* codebook value. The codebook ascends from -1
-# to 1. Like bitsandbytes, compute in fp32 whatever the dtype of `w`. Don't change `w`.
+# Give every block of weights its own scale. Flatten `w` and split it into blocks of `block`
+# numbers; the last block may be shorter. Divide each block by its largest absolute value, its
+# *absmax*. Then replace each number with the index of the *nearest* codebook value. The codebook is
+# sorted from -1 to 1. Like bitsandbytes, compute in fp32, whatever the dtype of `w`. Don't change
+# `w`.
 #
-# The absmax of a block of zeros is 0: return that 0, and avoid NaN. Blocks of tiny numbers must
-# also be quantized correctly, so clamp at 1e-12 or less.
+# The absmax of a block of zeros is 0: return this 0, but avoid NaN when dividing. Blocks of tiny
+# numbers must also be quantized correctly, so clamp the divisor at 1e-12 or less.
 #
 # `dequantize_blockwise` reverses `quantize_blockwise`: look up the codes, multiply each value by
-# the absmax of its block, and restore the shape. Don't loop over blocks in Python: this model has
-# 1.7 million blocks.
+# the absmax of its block, and restore the shape. Don't loop over blocks in Python: SmolLM2 has 1.7
+# million blocks.
 #
 # <details><summary>Hint</summary>
 #
-# Pad with zeros until every block is full. A view of shape `(n_blocks, block)` puts one block in
-# each row. Cut the padding off the codes. In a sorted codebook, the nearest value changes at the
-# midpoints between neighbors: `torch.bucketize` finds the interval. `repeat_interleave` gives every
-# number its scale.
+# Pad `w` with zeros until every block is full. A view of shape `(n_blocks, block)` puts one block
+# in each row. Remove the padding from the codes. In a sorted codebook, the nearest value changes at
+# the midpoints between neighbors; `torch.bucketize` finds each number's interval.
+# `repeat_interleave` gives every number its block's scale.
 # </details>
 
 
 # %%
 def quantize_blockwise(w, codebook, block=64):
-    """w of any shape, n numbers -> codes (n,) uint8, absmax (n_blocks,)."""
+    """w (any shape, n numbers) -> codes (n,) uint8, absmax (n_blocks,)."""
     # BEGIN SOLUTION
     flat = w.flatten().float()
     blocks = F.pad(flat, (0, -len(flat) % block)).view(-1, block)
@@ -234,7 +236,7 @@ def quantize_blockwise(w, codebook, block=64):
 
 
 def dequantize_blockwise(codes, absmax, codebook, shape, block=64):
-    """codes (n,), absmax (n_blocks,) -> the weights, in `shape`."""
+    """codes (n,), absmax (n_blocks,) -> the weights, of shape `shape`."""
     # BEGIN SOLUTION
     each = absmax.repeat_interleave(block)[: len(codes)]
     return (codebook[codes.long()] * each).view(shape)
@@ -247,9 +249,9 @@ check.blockwise(quantize_blockwise, dequantize_blockwise)
 # %% [markdown]
 # ## Does the model notice?
 #
-# Errors in the weights don't have to become errors in the answers. Round every linear layer of the
-# real model, except the output head, to four bits. Then have the model read 120 short
-# conversations, and compare its losses before and after rounding, text by text.
+# Errors in the weights don't necessarily cause errors in the answers. Round the weights of every
+# linear layer in SmolLM2, except the output head, to four bits. Then compare the model's loss on
+# each of 120 short conversations before and after rounding.
 
 # %%
 model, tokenizer = models.load()
@@ -275,7 +277,7 @@ def text_losses(model):
 
 # %%
 def added(after, before, tokens):
-    """Extra nats per token of `after` over `before`, and a 95% bootstrap interval."""
+    """Nats per token that `after` adds to `before`, and a 95% bootstrap interval."""
     extra, n = after - before, len(after)
     drawn = torch.randint(n, (2000, n), generator=torch.Generator().manual_seed(0))
     means = extra[drawn].sum(1) / tokens[drawn].sum(1)
@@ -284,19 +286,19 @@ def added(after, before, tokens):
 
 
 def round_trip(w, codebook, block):
-    """w after a round trip through 4 bits."""
+    """Quantize w to 4 bits and dequantize it."""
     codes, absmax = quantize_blockwise(w, codebook, block)
     return dequantize_blockwise(codes, absmax, codebook, w.shape, block)
 
 
-format_losses = {}  # what you have measured so far: {format: losses by text}
+format_losses = {}  # what you have measured so far: {format: loss of each text}
 
 # %%
 guess_nats = lab.predict("How many nats per token does NF4 add to this model's loss?", None)
 
 # %% [markdown]
-# **Turn it: codebook and block size.** Compare three codebooks in blocks of 64. Then try larger and
-# smaller blocks, such as `[("NF4", 1024), ("NF4", 16)]`.
+# **Turn it: codebook and block size.** First compare three codebooks in blocks of 64. Then try
+# larger and smaller blocks, such as `[("NF4", 1024), ("NF4", 16)]`.
 
 # %% tags=["experiment"]
 formats = [("INT4", 64), ("FP4", 64), ("NF4", 64)]
@@ -313,15 +315,16 @@ if lab.experiment("Read with rounded weights", 45, needs=["4.2", "4.3"]):
     guess_nats.compare(extra.get("NF4\nblocks of 64", [float("nan")])[0])
 
 # %% [markdown]
-# INT4 adds about one and a half times as much loss as NF4. We couldn't tell FP4 from NF4; in the
-# QLoRA paper, NF4 beats two other 4-bit floats. Block size matters, too: compared with blocks of
-# 64, blocks of 1,024 add 65% more loss, and blocks of 16 add 40% less
-# ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). Larger models lose much less than
-# this small one, whose weights had already been rounded to four bits once.
+# INT4 adds about one and a half times as much loss as NF4. We found no clear difference between FP4
+# and NF4; in the QLoRA paper, NF4 beats two other 4-bit floating-point formats. Block size matters,
+# too: compared with blocks of 64, blocks of 1,024 add 65% more loss, and blocks of 16 add 40% less
+# ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). Rounding hurts larger models much
+# less than this small model, whose weights had already been rounded to four bits once.
 #
-# The paper's abstract calls NF4 information-theoretically optimal. That would require every code to
-# be used equally often. On normally distributed numbers in blocks of 64, usage varies fivefold
-# between codes ([evidence](../docs/evidence/04_qlora.md#how-often-each-code-is-used)).
+# The abstract of the QLoRA paper calls NF4 information-theoretically optimal. An optimal format
+# would use all codes equally often. For normally distributed numbers in blocks of 64, NF4 uses some
+# codes five times as often as others
+# ([evidence](../docs/evidence/04_qlora.md#how-often-each-code-is-used)).
 #
 # ## Down to the bytes
 
@@ -330,10 +333,10 @@ if lab.experiment("Read with rounded weights", 45, needs=["4.2", "4.3"]):
 #
 # ●●○ · 7 min · 2 points
 #
-# Each of your codes still takes a byte. A computer can't address half a byte, so two codes share
-# one byte. bitsandbytes puts the *first* code of each pair into the high *nibble* (four bits) and
-# the second into the low nibble. If the number of codes is odd, the last low nibble is filler and
-# may have any value; bitsandbytes writes 7, the code of NF4's zero.
+# Each of your codes still takes a whole byte. A computer can't address half a byte, so you pack two
+# codes into each byte. bitsandbytes puts the *first* code of each pair into the high *nibble* (four
+# bits) and the second code into the low nibble. If the number of codes is odd, the last low nibble
+# is filler and may have any value; bitsandbytes uses 7, the code for zero in NF4.
 #
 # `unpack_nibbles` returns two codes per byte, including any filler, which the caller removes. Don't
 # change the inputs, and don't loop over the codes in Python.
@@ -359,7 +362,7 @@ def unpack_nibbles(packed):
 check.packs(pack_nibbles, unpack_nibbles)
 
 # %% tags=["experiment"]
-if lab.experiment("Your bytes and bitsandbytes'", 12, needs=["4.2", "4.3", "4.4"]):
+if lab.experiment("Compare your bytes with bitsandbytes", 12, needs=["4.2", "4.3", "4.4"]):
     equal = total = 0
     for w in live.progress(kept, "layers"):
         codes, _ = quantize_blockwise(w.cpu(), books["NF4"])
@@ -374,10 +377,10 @@ if lab.experiment("Your bytes and bitsandbytes'", 12, needs=["4.2", "4.3", "4.4"
 #
 # ●●○ · 10 min · 3 points
 #
-# A 32-bit scale per 64 weights costs half a bit per weight, so QLoRA quantizes the scales, too. The
-# scales are never negative, so subtract their mean first. Then absmax-quantize
-# the differences to 8 bits, in groups of `group` scales; the last group may be shorter. Return
-# `(q, scale, offset)`:
+# A 32-bit scale for every 64 weights costs half a bit per weight, so QLoRA quantizes the scales,
+# too. The scales are never negative, so first subtract their mean. Then apply 8-bit absmax
+# quantization to the differences, in groups of `group` scales; the last group may be shorter.
+# Return `(q, scale, offset)`:
 #
 # - `q` `(n,)`: int8 from -127 to 127;
 # - `scale` `(n_groups,)`: the largest distance from the mean in each group, divided by 127;
@@ -387,9 +390,9 @@ if lab.experiment("Your bytes and bitsandbytes'", 12, needs=["4.2", "4.3", "4.4"
 # the differences are zero, so clamp the divisor at 1e-12 or less to avoid NaN. Don't change
 # `absmax`. (bitsandbytes does the same with a table of 256 values, denser near zero.)
 #
-# `bits_per_param` returns the 4 bits of a weight's code plus its share of the scales. Without
-# double quantization, `block` weights share an fp32 scale. With double quantization, each block's
-# scale takes 8 bits, and 256 such scales share an fp32 scale.
+# `bits_per_param` returns the bits per weight: 4 bits for the code plus the weight's share of the
+# scales. Without double quantization, `block` weights share one fp32 scale. With double
+# quantization, each block's scale takes 8 bits, and 256 of these scales share one fp32 scale.
 
 
 # %%
@@ -405,7 +408,7 @@ def double_quantize(absmax, group=256):
 
 
 def bits_per_param(block=64, double_quant=False):
-    """Bits of storage per weight: its code and its share of the scales, a float."""
+    """Storage bits per weight, a float: its code and its share of the scales."""
     # BEGIN SOLUTION
     return 4 + (8 / block + 32 / (block * 256) if double_quant else 32 / block)
     # END SOLUTION
@@ -415,8 +418,8 @@ def bits_per_param(block=64, double_quant=False):
 check.doubles(double_quantize, bits_per_param)
 
 # %% [markdown]
-# **Turn it: the block size.** Smaller blocks cost more bits but reduce the error. How much does
-# double quantization change? Try other block sizes.
+# **Turn it: the block size.** Smaller blocks cost more bits but reduce the error. How do the bits
+# and the error change with double quantization? Try other block sizes.
 
 
 # %%
@@ -441,8 +444,8 @@ if lab.experiment("Bits against error", 3, needs=["4.2", "4.3", "4.5"]):
     display(figures.block_sizes(points))
 
 # %% [markdown]
-# Double quantization saves bits at almost the same error. With blocks of 64, it saves 0.37 bits per
-# weight: 3 GB for a 70B model.
+# Double quantization saves bits and hardly changes the error. With blocks of 64, it saves 0.37 bits
+# per weight, or 3 GB for a 70B model.
 #
 # ## The layer that trains
 
@@ -451,26 +454,28 @@ if lab.experiment("Bits against error", 3, needs=["4.2", "4.3", "4.5"]):
 #
 # ●●● · 15 min · 4 points
 #
-# Write the layer that QLoRA trains. It stores $W$ as codes and decodes them on demand. Follow three
-# rules:
+# Write a linear layer for QLoRA. The layer stores $W$ as codes and decodes them when needed. Follow
+# three rules:
 #
-# 1. `A` and `B` become `nn.Parameter`s. Nothing else trains: register the other tensors as buffers.
+# 1. Make `A` and `B` `nn.Parameter`s. Nothing else trains, so register the other tensors as
+#   buffers.
 # 2. `forward(x)` returns $W x + \frac{\alpha}{r} B A x$, with $W$ decoded by `dequantize_blockwise`
-#   in blocks of 64. `x`, `A` and `B` are in fp32, and `x` can have any leading shape. The gradients
-#   of `x`, `A` and `B` must equal those of the dense layer.
-# 3. After `forward`, no decoded $W$ stays in memory: `backward` decodes it again.
+#   in blocks of 64. `x`, `A` and `B` are in fp32, and `x` can have any leading dimensions. The
+#   gradients of `x`, `A` and `B` must equal those of the dense layer.
+# 3. After `forward`, no decoded $W$ stays in memory: `backward` decodes $W$ again.
 #
-# Rule 3 is the tricky one. If you write `x @ W.T` with the decoded $W$, autograd keeps $W$ until
-# `backward`, because the gradient of $x$ is $dY\, W$. If every layer does that, the whole decoded
-# model is back in memory. A `torch.autograd.Function` lets you choose what to keep: here, the
-# codes, one byte per weight. Fill in `DecodedProduct`, or satisfy rule 3 in your own way.
+# Rule 3 is the hardest. If you write `x @ W.T` with the decoded $W$, autograd keeps $W$ until
+# `backward`, because it needs $W$ for the gradient of $x$, $dY\, W$. If every layer does that, the
+# whole decoded model is back in memory. A `torch.autograd.Function` lets you choose what to keep:
+# here, the codes, at one byte per weight. Fill in `DecodedProduct`, or satisfy rule 3 in another
+# way.
 #
 # <details><summary>Hint</summary>
 #
-# `ctx.save_for_backward(…)` stores tensors, and `ctx.saved_tensors` returns them. Other values can
-# be attributes of `ctx`. `backward` returns one value per argument of `forward`: the argument's
-# gradient, or `None` if it has none. Call the function as `self.DecodedProduct.apply(x, …)`. The
-# products with $A$ and $B$ can be ordinary PyTorch.
+# `ctx.save_for_backward(…)` stores tensors, and `ctx.saved_tensors` returns them. You can store
+# other values as attributes of `ctx`. `backward` returns one value per argument of `forward`: the
+# argument's gradient, or `None` if it has none. Call the function as `self.DecodedProduct.apply(x,
+# …)`. For the products with $A$ and $B$, use ordinary PyTorch operations.
 # </details>
 
 
@@ -479,11 +484,11 @@ class QLoRALinear(nn.Module):
     """A frozen 4-bit matrix plus the trainable update (alpha / r) B A."""
 
     class DecodedProduct(torch.autograd.Function):
-        """x @ W.T, where W is decoded in forward, and again in backward."""
+        """x @ W.T, where W is decoded in forward and again in backward."""
 
         @staticmethod
         def forward(ctx, x, codes, absmax, codebook, shape):
-            """x (..., d_in), codes, absmax, codebook of W, its shape -> (..., d_out)."""
+            """x (..., d_in); codes, absmax, codebook and shape of W -> (..., d_out)."""
             # BEGIN SOLUTION
             ctx.save_for_backward(codes, absmax, codebook)
             ctx.shape = shape
@@ -492,7 +497,7 @@ class QLoRALinear(nn.Module):
 
         @staticmethod
         def backward(ctx, dY):
-            """dY (..., d_out) -> the gradient of x, and None for each of the other four."""
+            """dY (..., d_out) -> the gradient of x, and None for the other four arguments."""
             # BEGIN SOLUTION
             W = dequantize_blockwise(*ctx.saved_tensors, ctx.shape)
             return dY @ W, None, None, None, None
@@ -540,7 +545,7 @@ def kept_bytes(product, x, own):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Your layer and bitsandbytes'", 1, needs=["4.2", "4.3", "4.6"]):
+if lab.experiment("Compare your layer with bitsandbytes", 1, needs=["4.2", "4.3", "4.6"]):
     W = model.model.layers[0].mlp.down_proj.weight.detach().cpu().float()
     codes, absmax = quantize_blockwise(W, books["NF4"])
     A, B = torch.randn(8, W.shape[1]), torch.zeros(W.shape[0], 8)
@@ -559,15 +564,16 @@ if lab.experiment("Your layer and bitsandbytes'", 1, needs=["4.2", "4.3", "4.6"]
     print(f"kept for backward: {plain:,} bytes by a plain product, {yours:,} by your layer")
 
 # %% [markdown]
-# Besides `x` and tensors that it already has, your layer keeps only $A x$, eight numbers per token.
-# Decoding twice costs time. On our CPUs, a QLoRA step with bitsandbytes takes 8% to 34% longer than
-# a LoRA step, depending on batch size. In published runs on an A100, with one sequence per step, a
-# QLoRA step takes 51% to 62% longer ([evidence](../docs/evidence/04_qlora.md#time)).
+# Besides `x` and its own tensors, your layer keeps only $A x$, eight numbers per token. Decoding
+# the weights twice costs time. On our CPUs, a QLoRA step with bitsandbytes takes 8% to 34% longer
+# than a LoRA step, depending on the batch size. In published runs on an A100, with one sequence per
+# step, a QLoRA step takes 51% to 62% longer ([evidence](../docs/evidence/04_qlora.md#time)).
 #
 # ## Train on 4 bits
 #
-# transformers quantizes a model while loading it. Four arguments configure this: 4 bits, NF4 (the
-# default is FP4), double quantization, and the compute dtype. PEFT then adds the adapter.
+# transformers can quantize a model while loading it. Four arguments turn on 4-bit loading, select
+# NF4 (the default is FP4), turn on double quantization, and set the compute dtype. PEFT then adds
+# the adapter.
 
 
 # %%
@@ -580,7 +586,7 @@ in_4_bits = BitsAndBytesConfig(
 
 
 def load_base(packed):
-    """SmolLM2 on this machine, its linear layers in NF4 if `packed`."""
+    """Load SmolLM2, with its linear layers in NF4 if `packed` is true."""
     how = {"quantization_config": in_4_bits, "device_map": {"": lab.device}}
     return models.load(**how if packed else {})[0]
 
@@ -593,8 +599,8 @@ def adapted(packed):
 
 
 # %% [markdown]
-# Now train the same adapter on the same batches of `home`, once on the 16-bit base (*LoRA*) and
-# once on the 4-bit base (*QLoRA*).
+# Now train the same initial adapter on the same batches of `home`, once on the 16-bit base (*LoRA*)
+# and once on the 4-bit base (*QLoRA*).
 
 
 # %%
@@ -616,7 +622,7 @@ if lab.experiment("LoRA and QLoRA learn `home`", 80, needs=["4.6"]):
     for name, packed in {"LoRA": False, "QLoRA": True}.items():
         tuned = adapted(packed)
         size = sum(t.nbytes for t in [*tuned.parameters(), *tuned.buffers()]) / 1e6
-        print(f"{name}: {size:.0f} MB of weights, scales not counted")
+        print(f"{name}: {size:.0f} MB of weights, not counting scales")
         curves[name] = train(tuned, f"{name} on home").losses
         adapters[name] = get_peft_model_state_dict(tuned)
         said[name] = generation.answers(tuned.eval(), tokenizer, unseen["messages"][:3])
@@ -625,13 +631,13 @@ if lab.experiment("LoRA and QLoRA learn `home`", 80, needs=["4.6"]):
     display(compare_answers(unseen["text"], unseen["answer"], said, rows=3))
 
 # %% [markdown]
-# Why isn't the packed model a quarter the size of the 16-bit one? The embedding, which is also the
-# output head, is not packed, and it has 28 of the 135 million parameters. In Llama-2-7B, the
-# embedding and the head make up 4% of the parameters.
+# Why isn't the packed model a quarter of the size of the 16-bit model? The embedding, which is also
+# the output head, is not packed, and it has 28 million of the 135 million parameters. In
+# Llama-2-7B, the embedding and the head make up 4% of the parameters.
 #
-# The QLoRA curve starts higher because of the rounding, but soon comes close to LoRA's. Does
-# learning the task close the gap, or does the adapter fit itself to the rounded base? Move each
-# adapter to the other base.
+# QLoRA's loss starts higher because of the rounding but soon comes close to LoRA's. Does the gap
+# close because the adapters learn the task, or because QLoRA's adapter adjusts to the rounded base?
+# To find out, move each adapter to the other base.
 
 # %%
 guess_moved = lab.predict(
@@ -652,12 +658,12 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 # %% [markdown]
 # Each adapter is best on the base it was trained on. The same is true with three other seeds
 # ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)): moving LoRA's adapter to NF4
-# cost 0.16 to 0.19 nats per token, and moving QLoRA's to 16 bits cost 0.12 to 0.16. Trained and
-# used on NF4, QLoRA ends only 0.01 to 0.04 above LoRA: its adapter has learned to live with the
-# rounding.
+# added 0.16 to 0.19 nats per token, and moving QLoRA's adapter to 16 bits added 0.12 to 0.16. With
+# each adapter on its own base, QLoRA's loss is only 0.01 to 0.04 above LoRA's: QLoRA's adapter has
+# learned to compensate for the rounding.
 #
-# Remember this before you merge into the 16-bit original: the merge moves the adapter to another
-# base. Lab 6 measures the cost.
+# Merging a QLoRA adapter into the original 16-bit weights moves it in the same way. Lab 6 measures
+# the cost.
 #
 # ## Will it fit?
 
@@ -666,8 +672,8 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 #
 # ●●○ · 7 min · 2 points
 #
-# Estimate memory before you rent a GPU. This rule of thumb gives the bytes for weights, gradients
-# and Adam's states, which depend on neither batch size nor sequence length:
+# Estimate memory needs before you rent a GPU. This rule of thumb gives the bytes for weights,
+# gradients and Adam's states, which don't depend on batch size or sequence length:
 #
 # | `method` | weights | gradients | Adam's two moments |
 # |---|---|---|---|
@@ -676,10 +682,10 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 # | `"lora"` | base in bf16, adapter in fp32 | adapter only, fp32 | adapter only, fp32 |
 # | `"qlora"` | base in NF4, adapter in fp32 | as for LoRA | as for LoRA |
 #
-# A number takes 4 bytes in fp32 and 2 in bf16. For NF4 with double quantization, use the bits from
-# exercise 4.5, and count the whole base as packed. `n_params` is the number of parameters in the
-# base, and `n_trainable` the number in the adapter. The two full methods have no adapter:
-# everything trains, so `n_trainable` equals `n_params`.
+# A number takes 4 bytes in fp32 and 2 bytes in bf16. For NF4 with double quantization, use the bits
+# per weight from exercise 4.5, and count the whole base as packed. `n_params` is the number of
+# parameters in the base, and `n_trainable` is the number in the adapter. Full fine-tuning has no
+# adapter: all parameters train, so `n_trainable` equals `n_params`.
 
 
 # %%
@@ -701,9 +707,9 @@ def training_bytes(n_params, n_trainable, method):
 check.rule(training_bytes)
 
 # %% [markdown]
-# Now simulate a training step of Llama-2-7B: one sequence of 512 tokens, rank 16 on all linear
-# layers. PEFT and bitsandbytes build the real model on fake tensors, which have shapes but no
-# numbers. A laptop can therefore simulate a model of any size.
+# Now simulate a training step of Llama-2-7B with one sequence of 512 tokens and rank 16 on all
+# linear layers. PEFT and bitsandbytes build the real model with fake tensors, which have shapes but
+# no data. A laptop can therefore simulate a model of any size.
 
 # %% tags=["experiment"]
 if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
@@ -722,20 +728,20 @@ if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
     display(figures.step_memory({name: step.by_category for name, step in steps.items()}))
 
 # %% [markdown]
-# QLoRA shrinks only the weights that it packs, almost fourfold: 16 / 4.127 = 3.9. Gradients and
-# Adam's states were already small, thanks to LoRA. Activations are unchanged: the same tokens pass
-# through the same layers in 16 bits. QLoRA doesn't shrink them. *Gradient checkpointing* does: it
-# drops most activations and recomputes them in backward.
+# QLoRA shrinks only the weights that it packs, by a factor of 16 / 4.127 = 3.9. Gradients and
+# Adam's states were already small, thanks to LoRA. Activations don't shrink, because the same
+# tokens pass through the same layers in 16 bits. To shrink activations, use *gradient
+# checkpointing*, which drops most activations and recomputes them in the backward pass.
 #
-# The simulation leaves out CUDA's context and fragmentation. Published QLoRA peaks are up to 27%
-# higher than simulated, partly because of a bitsandbytes bug that has since been fixed
+# The simulation leaves out the CUDA context and memory fragmentation. Published QLoRA peaks are up
+# to 27% higher than simulated peaks, partly because of a bitsandbytes bug that has since been fixed
 # ([memory](../docs/memory.md)).
 #
 # ### 70 billion parameters on one card
 #
-# **Turn it: make 70B fit.** Edit the list until the settings you want fit into 48 GB. Try `seq`,
-# `batch`, `rank` and `optim="paged_adamw_8bit"`, which keeps Adam's states in 8 bits and moves them
-# to the CPU when the card is full.
+# **Turn it: make 70B fit.** Edit the list `tries` until the settings you want fit into 48 GB. Try
+# other values of `seq`, `batch` and `rank`, and `optim="paged_adamw_8bit"`, which stores Adam's
+# states in 8 bits and moves them to the CPU when the GPU is full.
 
 # %% tags=["experiment"]
 tries = [dict(), dict(checkpointing=True), dict(checkpointing=True, batch=4)]
@@ -748,22 +754,22 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
     display(figures.fits(peaks, card=48))
 
 # %% [markdown]
-# "QLoRA trains 70B on one 48 GB card" is true with checkpointing and few tokens per step: in the
-# simulation, 512 tokens fit with 20% to spare, while 2,048 don't. The lines on the bars are these
-# 20%, for what the simulation leaves out. (Card labels say GB but mean GiB, 2^30 bytes; a card with
-# error correction offers less.) On the command line, `labkit memory llama-2-70b --method qlora
-# --checkpointing` simulates the second bar.
+# "QLoRA trains a 70B model on one 48 GB card" is true with checkpointing and few tokens per step:
+# in the simulation, 512 tokens fit with 20% to spare, while 2,048 don't. The line on each bar shows
+# this margin. (GPU labels say GB but mean GiB, 2^30 bytes; a GPU with error correction offers less.)
+# On the command line, `labkit memory llama-2-70b --method qlora --checkpointing` simulates the
+# second bar.
 #
 # ## With a GPU
 #
-# The next two cells need a CUDA card. The first cell trains the largest SmolLM2 that fits on your
-# card, with a paged optimizer.
+# The next two cells need a CUDA GPU. The first cell uses a paged optimizer to train the largest
+# SmolLM2 that fits on your GPU.
 
 # %% tags=["experiment"]
 known = (
-    "It would train a SmolLM2 of up to 1.7 billion parameters and print time, loss and peak. On an "
-    "A100, with up to 1,304 tokens, litgpt's authors measured 13.84 GB for Llama-2-7B in NF4 with "
-    "double quantization and 21.30 GB in bf16."
+    "On a GPU, this cell trains a SmolLM2 of up to 1.7 billion parameters and prints time, loss "
+    "and peak. With up to 1,304 tokens on an A100, litgpt's authors measured 13.84 GB for "
+    "Llama-2-7B in NF4 with double quantization and 21.30 GB in bf16."
 )
 if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
     large = models.default()
@@ -777,18 +783,18 @@ if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
     print(f"{paged.seconds[-1]:.1f} s, loss {paged.losses[-1]:.3f}, peak {peak:.2f} GB")
 
 # %% [markdown]
-# The second cell builds Llama-2-7B on the card with random weights, which take as much memory as
-# trained ones. It trains for two steps and compares the peak with the simulation.
+# The second cell builds Llama-2-7B on the GPU with random weights, which take as much memory as
+# trained weights. It trains for two steps and compares the peak memory with the simulation.
 
 # %% tags=["experiment"]
 known = (
-    "It would compare the simulated peak of Llama-2-7B with the allocator's. Published peaks of "
-    "LoRA and full fine-tuning are 0 to 7% above the simulation (docs/memory.md)."
+    "On a GPU, this cell compares the simulated peak of Llama-2-7B with the allocator's. Published "
+    "peaks of LoRA and full fine-tuning are 0 to 7% above the simulation (docs/memory.md)."
 )
 if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
     from labkit.memory import real
 
-    tuned = paged = None  # free what the cells above left on the card
+    tuned = paged = None  # free the GPU memory of earlier cells
     dtype = str(lab.dtype).removeprefix("torch.")
     settings = usual.but(method="qlora", checkpointing=True, dtype=dtype)
     step = simulate(configs.find("llama-2-7b"), settings)
@@ -803,26 +809,26 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 # ## Other formats you will meet
 #
 # **8 bits.** `BitsAndBytesConfig(load_in_8bit=True)` stores weights in int8 with one scale per row
-# and keeps outlier activations in 16 bits ([LLM.int8](https://arxiv.org/abs/2208.07339)). Its
-# weights take twice the memory of NF4 but lose less precision. LoRA trains on top of int8 in the
-# same way.
+# and keeps outlier activations in 16 bits ([LLM.int8](https://arxiv.org/abs/2208.07339)). The int8
+# weights take twice the memory of NF4 weights but lose less precision. LoRA trains on top of int8
+# weights in the same way.
 #
-# **GPTQ** ([2022](https://arxiv.org/abs/2210.17323)) rounds one column after another and adjusts
-# the remaining columns so that the layer's *output* changes little on calibration text. Quantizing
-# takes time and data, but the kernels are fast, so GPTQ models are mostly served. With
-# transformers, install `gptqmodel` and pass `quantization_config=GPTQConfig(bits=4, dataset="c4",
-# tokenizer=tokenizer)`.
+# **GPTQ** ([2022](https://arxiv.org/abs/2210.17323)) rounds a weight matrix column by column and
+# adjusts the remaining columns so that the layer's *output* changes little on calibration text.
+# Quantizing takes time and data, but the kernels are fast, so GPTQ is mostly used for serving. To
+# use GPTQ with transformers, install `gptqmodel` and pass `quantization_config=GPTQConfig(bits=4,
+# dataset="c4", tokenizer=tokenizer)`.
 #
-# **AWQ** ([2023](https://arxiv.org/abs/2306.00978)) scales up the columns that meet large
-# activations before rounding, so that these columns lose less precision. llm-compressor's
-# `AWQModifier` makes an AWQ model.
+# **AWQ** ([2023](https://arxiv.org/abs/2306.00978)) scales up the weight columns that multiply
+# large activations, so that rounding costs these columns less precision. The `AWQModifier` in
+# llm-compressor quantizes a model with AWQ.
 #
 # ## Take it with you
 #
 # This script runs QLoRA with the usual libraries. (Other scripts call PEFT's
 # `prepare_model_for_kbit_training`, which freezes the base, casts the unpacked weights to fp32 and
-# prepares for checkpointing. `SFTTrainer` does what this run needs.) Save it as `train_qlora.py`
-# and insert your own model and rows.
+# prepares the model for checkpointing. Here, `SFTTrainer` does what the run needs.) Save the script
+# as `train_qlora.py` and insert your own model and rows.
 #
 # ```python
 # import torch
@@ -845,7 +851,7 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 # settings = SFTConfig("my-lora", learning_rate=1e-3, per_device_train_batch_size=8, bf16=False)
 # trainer = SFTTrainer(model, settings, train_dataset=Dataset.from_list(rows), peft_config=lora)
 # trainer.train()
-# trainer.save_model()  # only the adapter
+# trainer.save_model()  # saves only the adapter
 # ```
 
 # %% [markdown]
@@ -853,31 +859,33 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 #
 # ●○○ · 4 min · 3 points
 #
-# Only the first letter you check counts. Then read the explanation.
+# Only your first answer to each question counts. Then read the explanation.
 #
-# **q1. How does a layer with NF4 weights work?**
+# **q1. How does a layer with NF4 weights compute its output?**
 #
-# - (a) It looks up its codes, multiplies the values by their scales, and then multiplies as usual
-#   in 16 bits.
-# - (b) It multiplies its codes by the codes of the activations and sums in 16 bits.
+# - (a) It looks up its codes, multiplies the values by their scales, and then computes the usual
+#   product in 16 bits.
+# - (b) It multiplies its codes by the codes of the activations and adds up the products in 16 bits.
 # - (c) It unpacks its weights to 16 bits when training begins and packs them again at the end.
-# - (d) It trains its codes in 4 bits, next to an adapter in 16 bits.
+# - (d) It trains its 4-bit codes along with a 16-bit adapter.
 #
 # **q2. You switch from LoRA to QLoRA and change nothing else. What gets smaller?**
 #
-# - (a) The base weights and the activations: both shrink to about a quarter.
+# - (a) The base weights and the activations: both shrink to about a quarter of their size.
 # - (b) The gradients and optimizer states, because they are quantized like the weights.
-# - (c) The packed weights; activations, gradients and optimizer states stay the same.
+# - (c) The packed weights. Activations, gradients and optimizer states stay the same.
 # - (d) The time per step, because only a quarter of the bytes must be read.
 #
-# **q3. One table says that full fine-tuning of 7 billion parameters takes 56 GB; another says 112
-# GB. Which is right?**
+# **q3. One table says that full fine-tuning of 7 billion parameters takes 56 GB; another table says
+# 112 GB. Which table is right?**
 #
 # - (a) The first: gradients are freed during backward, so they don't count.
-# - (b) Both: 8 bytes per parameter if everything is in bf16, 16 with fp32 weights or with an fp32
-#   copy of bf16 weights.
-# - (c) The second: bf16 isn't precise enough for training, so nobody trains with 8 bytes.
-# - (d) Neither: weights, gradients and states depend on batch size and sequence length.
+# - (b) Both: training takes 8 bytes per parameter if everything is in bf16, and 16 with fp32
+#   weights or an fp32 copy of bf16 weights.
+# - (c) The second: bf16 isn't precise enough for training, so nobody trains with 8 bytes per
+#   parameter.
+# - (d) Neither: the memory for weights, gradients and states depends on batch size and sequence
+#   length.
 
 
 # %%
@@ -894,13 +902,13 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - A 4-bit weight is a code plus a share of a scale: 4.127 bits with double quantization.
-# - NF4 puts its values where weights are dense, and small blocks limit the damage from an outlier.
+# - A 4-bit weight is a code plus a share of a scale: 4.127 bits in total with double quantization.
+# - NF4 places its values where weights are dense. Small blocks limit the damage from an outlier.
 # - A QLoRA layer decodes its weights in the forward pass and again in the backward pass. Otherwise,
 #   autograd would keep the decoded weights and undo the savings.
 # - QLoRA shrinks only the weights that it packs, not the embeddings, head or activations.
-# - An adapter fits the weights that it was trained on, rounded or not. On others, its loss is
-#   higher.
+# - An adapter fits the base weights that it was trained on, rounded or not. On other weights, its
+#   loss is higher.
 
 # %%
 lab.score()
@@ -908,7 +916,7 @@ lab.score()
 # %% tags=["experiment"]
 if lab.experiment("The result in one line", 0, needs=["4.2", "4.3", "4.4", "4.6"]):
     lab.headline(
-        f"own NF4: {equal / total:.2%} of bitsandbytes' bytes; held-out loss "
+        f"own NF4: {equal / total:.2%} of bytes match bitsandbytes; held-out loss "
         f"{crossed['LoRA', '16 bits']:.2f} with LoRA, {crossed['QLoRA', 'NF4']:.2f} with QLoRA; "
-        f"its adapter moved to the 16-bit base: {crossed['QLoRA', '16 bits']:.2f}"
+        f"QLoRA's adapter on the 16-bit base: {crossed['QLoRA', '16 bits']:.2f}"
     )

@@ -13,9 +13,10 @@
 # %% [markdown]
 # # Lab 5 · Which rank?
 #
-# Is r=8 enough? Should you double alpha with the rank? The usual way to find out is to train at a
-# few ranks and compare. You will see two such comparisons contradict each other, find out why, and
-# compare ranks fairly. Then you will look for a task where rank matters.
+# Is r=8 enough? Should you double alpha when you double the rank? To find out, people usually train
+# at a few ranks and compare losses. In this lab, you will find out why two such comparisons
+# contradict each other, and make a fair comparison. Then you will look for a task where rank
+# matters.
 #
 # {{ time }}
 
@@ -43,17 +44,17 @@ from labkit.training import loop, models
 # %% [markdown]
 # ## Two comparisons
 #
-# Train LoRA on `home` at r = 4, 16 and 64, for 24 steps of 4 commands each. Then measure the loss
-# on 100 commands with new sentence patterns. All other settings are as in lab 2.
+# Train LoRA adapters on `home` at r = 4, 16 and 64, for 24 steps with 4 commands per step. Then
+# measure the loss on 100 commands with unseen sentence patterns. All other settings match lab 2.
 
 
 # %%
 home, unseen = tasks.load("home"), tasks.draw("home", "test", 100)
 
 
-@functools.cache  # repeating the same settings costs nothing
+@functools.cache  # each setting is trained only once
 def train_home(rank, alpha, learning_rate, seed):
-    """{"loss": held-out loss in nats per token} of a short LoRA run on home."""
+    """Train LoRA on home for 24 steps; return {"loss": held-out loss in nats per token}."""
     torch.manual_seed(seed)
     model, tokenizer = models.load()
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear")
@@ -67,9 +68,9 @@ def train_home(rank, alpha, learning_rate, seed):
 
 
 # %% [markdown]
-# Two people run this experiment at the same learning rate, 0.001. One sets $\alpha = 2r$, as many
-# tutorials do. The other keeps $\alpha = 32$. What will each person conclude? (A third line, at
-# $\alpha = 128$, will settle it.)
+# Two people run this experiment with the same learning rate, 0.001. One sets $\alpha = 2r$, as many
+# tutorials do. The other keeps $\alpha = 32$ throughout. What will each person conclude? (A third
+# line, for $\alpha = 128$, will settle the question.)
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Three ranks, three rules for alpha", 130):
@@ -89,25 +90,25 @@ if lab.experiment("Three ranks, three rules for alpha", 130):
     display(figures.rules(ranks, found))
 
 # %% [markdown]
-# "Rank matters a lot: take 64," says the first person. "Rank doesn't matter," says the second. The
-# data, the seed and the ranks are the same. Only $\alpha$ differs, and that explains nearly
-# everything: at $\alpha = 128$, r=4 is almost as good as r=64.
+# "Rank matters a lot, so use r=64," says the first person. "Rank doesn't matter," says the second.
+# Both people used the same data, seed and ranks. Only $\alpha$ differed, and it explains nearly all
+# the disagreement: with $\alpha = 128$, r=4 is almost as good as r=64.
 #
-# ## How much does a step help?
+# ## How much does a step lower the loss?
 
 # %% [markdown]
 # ### Exercise 5.1 · `first_update`
 #
 # ●●● · 15 min · 3 points
 #
-# How does the effective weight, $W + \frac{\alpha}{r} B A$, change in a single step? $B$ starts at
-# zero. Let $G$, of shape `(d_out, d_in)`, be the gradient of the loss with respect to $W$. Return
-# the effective weight's change after Adam's first step with learning rate `lr`.
+# How does the effective weight, $W + \frac{\alpha}{r} B A$, change in one training step? $B$ starts
+# at zero. Let $G$, of shape `(d_out, d_in)`, be the gradient of the loss with respect to $W$.
+# Return the change in the effective weight after Adam's first step with learning rate `lr`.
 #
-# In its first step, Adam moves every number by $-\text{lr} \cdot \frac{g}{|g| +
-# \epsilon}$, where $g$ is that number's gradient. Ignore $\epsilon$, and leave numbers with a zero
-# gradient unchanged. Derive the gradients of $B$ and $A$ with the chain rule; at $B = 0$, one of
-# them is zero. The check compares your result with `torch.optim.Adam`.
+# In its first step, Adam changes every parameter by $-\text{lr} \cdot \frac{g}{|g| + \epsilon}$,
+# where $g$ is that parameter's gradient. Ignore $\epsilon$, and leave parameters with a zero
+# gradient unchanged. Use the chain rule to derive the gradients of $B$ and $A$. At $B = 0$, one of
+# these gradients is zero. The check compares your result with `torch.optim.Adam`.
 #
 # <details><summary>Hint</summary>
 #
@@ -119,7 +120,7 @@ if lab.experiment("Three ranks, three rules for alpha", 130):
 
 # %%
 def first_update(G, A, r, alpha, lr):
-    """G (d_out, d_in), A (r, d_in) -> change of W (d_out, d_in) by Adam's first step from B = 0."""
+    """G (d_out, d_in), A (r, d_in) -> change in W (d_out, d_in) in Adam's first step from B = 0."""
     # BEGIN SOLUTION
     gradient = alpha / r * G @ A.T  # of B, (d_out, r)
     B = -lr * torch.sign(gradient)
@@ -131,27 +132,29 @@ def first_update(G, A, r, alpha, lr):
 check.first_step(first_update)
 
 # %% [markdown]
-# Your formula also shows how much the step helps. To first order, a change $\Delta W$ lowers the
-# loss by $-\langle G, \Delta W \rangle$: multiply the two matrices entry by entry and sum. For your
-# update, that is
+# Your formula also shows how much the step lowers the loss. To first order, a change $\Delta W$
+# lowers the loss by $-\langle G, \Delta W \rangle$. (Multiply the two matrices entry by entry and
+# sum.) For your update, the decrease is
 #
 # $$\frac{\alpha}{r}\, \text{lr} \sum_{k=1}^{r} \lVert G a_k \rVert_1,$$
 #
-# where $a_k$ is row $k$ of $A$ and $\lVert \cdot \rVert_1$ sums absolute values. This is a sum of
-# $r$ similar terms, times $\alpha / r$. What happens when you raise $r$ with $\alpha$ fixed?
+# where $a_k$ is row $k$ of $A$ and $\lVert \cdot \rVert_1$ sums absolute values. The decrease is a
+# sum of $r$ similar terms, times $\alpha / r$. What happens when you raise $r$ and keep $\alpha$
+# fixed?
 
 # %% [markdown]
 # ### Exercise 5.2 · `scaling`
 #
 # ●○○ · 4 min · 1 point
 #
-# Return the factor in front of $BA$. LoRA divides $\alpha$ by $r$. *rsLoRA* ([Kalajdzievski
-# 2023](https://arxiv.org/abs/2312.03732)) divides it by $\sqrt r$; in PEFT, set `use_rslora=True`.
+# Return the factor that multiplies $BA$. LoRA divides $\alpha$ by $r$. *rsLoRA* ([Kalajdzievski
+# 2023](https://arxiv.org/abs/2312.03732)) divides $\alpha$ by $\sqrt r$ instead. In PEFT, set
+# `use_rslora=True`.
 
 
 # %%
 def scaling(alpha, r, rank_stabilized=False):
-    """The factor in front of B @ A, a float."""
+    """The factor that multiplies B @ A, as a float."""
     # BEGIN SOLUTION
     return alpha / math.sqrt(r) if rank_stabilized else alpha / r
     # END SOLUTION
@@ -162,13 +165,13 @@ check.scales(scaling)
 
 # %%
 guess_step = lab.predict(
-    "With alpha = 2r, how many times as much does a first step help at r=64 as at r=4?", None
+    "With alpha = 2r, what is the ratio of a first step's effect at r=64 to that at r=4?", None
 )
 
 
 # %%
 def gradient_of(layer=15):
-    """The gradient (d_out, d_in) of one q_proj for four commands, in fp32."""
+    """The gradient (d_out, d_in) of one q_proj weight on four commands, in fp32."""
     model, tokenizer = models.load(dtype=torch.float32)
     weight = model.requires_grad_(False).model.layers[layer].self_attn.q_proj.weight
     weight.requires_grad_(True)
@@ -196,32 +199,32 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
     guess_step.compare(helps["alpha = 2r"][-1] / helps["alpha = 2r"][0])
 
 # %% [markdown]
-# To first order, the first step's effect is proportional to $\alpha$, whatever the rank: the sum
-# grows like $r$, and $\alpha / r$ cancels that growth. With $\alpha = 2r$, the first step at r=64
-# lowers the loss sixteen times as much as at r=4. That fits the first comparison: at $\alpha = 8$,
-# a learning rate of 0.001 is too low.
+# To first order, the first step's effect is proportional to $\alpha$ and independent of the rank,
+# because $\alpha / r$ cancels the sum's growth with $r$. With $\alpha = 2r$, the first step lowers
+# the loss sixteen times as much at r=64 as at r=4. That fits the first comparison: a learning rate
+# of 0.001 is too low for $\alpha = 8$.
 #
 # ## A fair comparison
 #
-# Use a grid search to find each rank's best learning rate.
+# Use a grid search to find the best learning rate for each rank.
 
 # %% [markdown]
 # ### Exercise 5.3 · `sweep`
 #
 # ●●○ · 9 min · 2 points
 #
-# Run `train_fn` on every combination of rank and learning rate, and collect one row per run. Call
+# Run `train_fn` with every combination of rank and learning rate, and collect one row per run. Call
 # the function as `train_fn(rank=…, alpha=…, learning_rate=…, seed=…)`; it returns a dict of
 # results. Pass `alpha_of(rank)` as `alpha`. Use the same seed, such as 0, for all runs, so that
-# nothing else differs. Don't convert or round `rank` or `learning_rate`.
+# only the settings differ. Don't convert or round `rank` or `learning_rate`.
 #
-# The DataFrame has the columns `rank`, `alpha` and `learning_rate`, plus one column per result. Row
-# order doesn't matter.
+# Return a DataFrame with the columns `rank`, `alpha` and `learning_rate`, plus one column per
+# result. Row order doesn't matter.
 
 
 # %%
 def sweep(train_fn, ranks, learning_rates, alpha_of):
-    """DataFrame with one row per pair: rank, alpha, learning_rate, and train_fn's results."""
+    """A DataFrame with one row per run: rank, alpha, learning_rate, and train_fn's results."""
     # BEGIN SOLUTION
     rows = []
     for rank in ranks:
@@ -236,11 +239,13 @@ def sweep(train_fn, ranks, learning_rates, alpha_of):
 check.sweeps(sweep)
 
 # %% [markdown]
-# **Turn it: rank, alpha and rate.** First run the default: $\alpha = 32$ and three rates per rank.
-# Then change `alpha_of` to `lambda rank: 2 * rank`. Which rate will be best in each row?
+# **Turn it: rank, alpha and rate.** First run the cell as it is, with $\alpha = 32$. Then change
+# `alpha_of` to `lambda rank: 2 * rank`. Which learning rate will be best for each rank?
 
 # %%
-guess_rate = lab.predict("With alpha = 32, which rate is best at r=64: 1e-3, 3e-3 or 1e-2?", None)
+guess_rate = lab.predict(
+    "With alpha = 32, which learning rate is best at r=64: 1e-3, 3e-3 or 1e-2?", None
+)
 
 # %% tags=["experiment"]
 learning_rates = [1e-3, 3e-3, 1e-2]
@@ -252,13 +257,13 @@ if lab.experiment("A grid of your own", 105, needs=["5.3"]):
     guess_rate.compare(table.loc[64].idxmin())
 
 # %% [markdown]
-# At $\alpha = 32$, the same rate is best for all three ranks, and at that rate their losses lie
-# close together. Over three seeds, the losses at r=64 and r=4 differ by 0.014 ± 0.021 nats
-# ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)): little or nothing.
+# With $\alpha = 32$, the same learning rate is best for all three ranks, and their losses at that
+# rate are close. Averaged over three seeds, the losses at r=64 and r=4 differ by 0.014 ± 0.021 nats
+# ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)), so rank makes little or no
+# difference.
 #
-# What if you change $\alpha$? The next figure shows, for several values of $\alpha$, the lowest
-# rate that brings the held-out loss down to 0.45. These runs are precomputed, with up to three
-# seeds for each setting.
+# For several values of $\alpha$, the next figure shows the lowest learning rate that brings the
+# held-out loss down to 0.45. These precomputed runs use up to three seeds per setting.
 
 # %% tags=["experiment"]
 if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
@@ -266,23 +271,23 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
     display(figures.rate_against_alpha(reached))
 
 # %% [markdown]
-# The rate you need falls roughly as $\alpha^{-0.7}$: at sixteen times the $\alpha$, you need a
-# seventh of the rate. (The exponent is between -0.6 and -0.8, depending on the target loss, and
-# most values of $\alpha$ were run at one rank only.) That makes $\alpha$ and the learning rate
-# nearly one knob. Fix one and tune the other.
+# The learning rate you need falls roughly as $\alpha^{-0.7}$: with sixteen times the $\alpha$, you
+# need a seventh of the rate. (The exponent is between -0.6 and -0.8, depending on the target loss.
+# Most values of $\alpha$ were tested at only one rank.) In effect, $\alpha$ and the learning rate
+# are nearly a single knob, so fix one and tune the other.
 #
-# - *"When you double r, double alpha."* That doubles how much the first step helps. Instead, keep
-#   $\alpha$ and the rate when you change the rank; "LoRA Without Regret"
-#   ([2025](https://thinkingmachines.ai/blog/lora/)) found the same for large models.
-# - *"LoRA needs ten times the rate of full fine-tuning."* On our coarse grid, the ratio is about 10
-#   from $\alpha = 16$ to 64, but 30 at $\alpha = 8$ and 3 at 128
+# - *"When you double r, double alpha."* Doubling alpha doubles the first step's effect. Instead,
+#   keep $\alpha$ and the learning rate fixed when you change the rank. "LoRA Without Regret"
+#   ([2025](https://thinkingmachines.ai/blog/lora/)) reached the same conclusion for large models.
+# - *"LoRA needs ten times the learning rate of full fine-tuning."* On our coarse grid, the ratio is
+#   about 10 for $\alpha$ between 16 and 64, but 30 for $\alpha = 8$ and 3 for $\alpha = 128$
 #   ([evidence](../docs/evidence/05_rank.md#learning-rate-against-alpha)).
 #
 # ## Where rank binds
 #
-# On `home`, r=4 came close to r=64. A rank *binds* when a higher rank does better, with both at
-# their best rates. Random data makes a clean test: nothing generalizes, so the adapter must store
-# every bit.
+# On `home`, r=4 does almost as well as r=64. A rank *binds* when a higher rank does better, with
+# both at their best learning rates. Random data makes a clean test: it has no patterns, so the
+# adapter must store every bit.
 
 # %% [markdown]
 # ### Exercise 5.4 · `bits_stored`
@@ -292,18 +297,18 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
 # An adapter memorizes pairs, each with a random key and a random value. Each value is one of
 # `n_choices` equally likely choices, so it carries $\log_2(\text{n\_choices})$ bits. After
 # training, the cross-entropy of a value shows how many of its bits are still missing. `losses`
-# contains one cross-entropy per pair, in *nats*. Return how many bits the adapter has stored,
-# summed over the pairs. A pair on which the model does worse than guessing counts as 0 bits.
+# contains one cross-entropy per pair, in *nats*. Return the total number of bits that the adapter
+# has stored. Count a pair as 0 bits if the model does worse than guessing on it.
 #
 # <details><summary>Hint</summary>
 #
-# A nat is $1 / \ln 2$ bits. Which comes first, the clamp or the sum?
+# One nat is $1 / \ln 2$ bits. Should you clamp before or after you sum?
 # </details>
 
 
 # %%
 def bits_stored(losses, n_choices):
-    """losses (n,) in nats, one per pair -> bits stored by the adapter, a float."""
+    """losses (n,) in nats, one per pair -> total bits stored by the adapter, a float."""
     # BEGIN SOLUTION
     bits = math.log2(n_choices) - losses / math.log(2)
     return bits.clamp_min(0).sum().item()
@@ -314,10 +319,10 @@ def bits_stored(losses, n_choices):
 check.stores(bits_stored)
 
 # %% [markdown]
-# Each key is four random tokens, and its value is one of 64 tokens, drawn at random: 6 bits per
-# pair. To make rank bind, keep the adapter small: put LoRA on a single matrix, the last layer's
-# `gate_proj`. Each unit of rank then adds 2,112 parameters. All earlier layers are frozen, so their
-# output for each key is computed only once, and training takes seconds.
+# Each key consists of four random tokens. Its value is one of 64 tokens, drawn at random, so each
+# pair carries 6 bits. To make rank bind, keep the adapter small by applying LoRA to a single
+# matrix, the last layer's `gate_proj`. Each unit of rank then adds 2,112 parameters. All earlier
+# layers are frozen, so their output is computed only once per key, and training takes seconds.
 
 
 # %%
@@ -325,20 +330,20 @@ VALUES = 64  # 6 bits per pair
 
 
 def last_layer(n):
-    """The model, and the input of the last layer's MLP for n random keys: (n, 576)."""
+    """The model, and the inputs (n, 576) to the last layer's MLP for n random keys."""
     keys = torch.randint(1000, 49000, (n, 4), generator=torch.Generator().manual_seed(0))
     model, seen = models.load(dtype=torch.float32)[0].cpu(), []
     norm = model.model.layers[-1].post_attention_layernorm
     hook = norm.register_forward_pre_hook(lambda _, args: seen.append(args[0][:, -1]))
     with torch.no_grad():
-        for some in live.progress(keys.split(50), "keys through the frozen layers"):
+        for some in live.progress(keys.split(50), "running the frozen layers"):
             model(some, logits_to_keep=1)
     hook.remove()
     return model, torch.cat(seen)
 
 
 def memorize(rank, n, passes=100, learning_rate=0.02, seed=0):
-    """How many bits of n random pairs LoRA on the last gate_proj stores."""
+    """Memorize n random pairs with LoRA on the last gate_proj; return the bits it stores."""
     model, inputs = last_layer(n)
     torch.manual_seed(seed)
     last = rf".*layers\.{len(model.model.layers) - 1}\.mlp\.gate_proj"
@@ -363,26 +368,26 @@ def memorize(rank, n, passes=100, learning_rate=0.02, seed=0):
         return bits_stored(losses(torch.arange(n)), VALUES)
 
 
-stored = {}  # what you have measured so far: {setting: bits}
+stored = {}  # your results so far: {setting: bits}
 
 # %% [markdown]
-# **Turn it: rank and number of pairs.** The 250 pairs contain 1,500 bits. What is the smallest rank
-# that stores nearly all of these bits? Try these three ranks, then change `n_pairs`.
+# **Turn it: rank and number of pairs.** The 250 pairs carry 1,500 bits. What is the smallest rank
+# that can store nearly all of them? Try the three ranks in the cell, then change `n_pairs`.
 
 # %%
-guess_bits = lab.predict("Of 1,500 bits, how many does r=1 store?", None)
+guess_bits = lab.predict("How many of the 1,500 bits does an adapter with r=1 store?", None)
 
 # %% tags=["experiment"]
 n_pairs, memory_ranks = 250, [1, 2, 8]
-if lab.experiment("Learn random pairs by heart", 15, needs=["5.4"]):
+if lab.experiment("Memorize random pairs", 15, needs=["5.4"]):
     for rank in memory_ranks:
         stored[f"r={rank}\n{n_pairs} pairs"] = memorize(rank, n_pairs)
     display(figures.memory(stored, guess_bits))
     guess_bits.compare(stored.get("r=1\n250 pairs", float("nan")))
 
 # %% [markdown]
-# Here, rank decides how much the adapter can memorize. The next figure repeats the experiment with
-# 1,000 pairs and three seeds, with each rank at the best of three rates.
+# Here, the rank determines how much the adapter can memorize. The next figure repeats the
+# experiment with 1,000 pairs and three seeds. Each rank uses the best of three learning rates.
 
 # %% tags=["experiment"]
 if lab.experiment("Where rank binds", 0, needs=["5.4"]):
@@ -390,20 +395,20 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
     display(figures.bits({rank: list(bits) for rank, bits in runs["value"]}, available=6000))
 
 # %% [markdown]
-# r=1 stores 20% of the bits, r=4 about 90%, and r=8 nearly all. No learning rate we tried makes up
-# for a low rank ([evidence](../docs/evidence/05_rank.md#where-rank-binds)). After 100 passes, the
-# r=4 adapter has stored about 0.6 bits per parameter. (From r=2 on, the best rate was the highest
-# we tried, so a higher rate may store a little more.)
+# At r=1, the adapter stores 20% of the bits, at r=4 about 90%, and at r=8 nearly all. No learning
+# rate we tried makes up for a low rank ([evidence](../docs/evidence/05_rank.md#where-rank-binds)).
+# After 100 passes, the r=4 adapter has stored about 0.6 bits per parameter. (From r=2 up, the
+# highest learning rate we tried was the best, so an even higher rate may store a little more.)
 #
-# An ordinary adapter, on all linear layers, already has 305,280 parameters at r=1. Our 96 short
-# commands probably contain far less than this adapter can store, though we didn't measure that.
-# Large collections of code or math contain more. In long runs on these, LoRA fell behind full
-# fine-tuning, and lower ranks fell further behind ([Biderman et al.
+# A typical adapter, on all linear layers, already has 305,280 parameters at r=1. Our 96 short
+# commands probably contain far less information than this adapter can store, though we didn't
+# measure that. Large code or math datasets contain more information. In long training runs on such
+# datasets, LoRA fell behind full fine-tuning, and lower ranks fell further behind ([Biderman et al.
 # 2024](https://arxiv.org/abs/2405.09673)).
 #
 # ## Variants
 #
-# PEFT has many relatives of LoRA, most of which win in their own papers:
+# PEFT includes many variants of LoRA, most of which beat LoRA in their own papers:
 #
 # | method | what it changes |
 # |---|---|
@@ -411,43 +416,44 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
 # | OLoRA | starts from a QR decomposition of $W$ |
 # | orthogonal | starts from two random factors whose product is zero |
 # | rsLoRA | divides $\alpha$ by $\sqrt r$ |
-# | DoRA | trains the length of each row of the weight separately |
+# | DoRA | trains the norm of each row of the weight separately |
 # | MiSS | trains one small matrix, shared by groups of inputs |
 # | LoRA+ | gives `B` a higher learning rate |
 # | LoRA-FA | freezes `A` |
 #
-# A fair comparison gives each method its own best rate and several seeds. Results vary a lot
-# between seeds, but for a given seed all methods see the same data in the same order, so compare
-# them seed by seed.
+# For a fair comparison, run each method at its best learning rate with several seeds. Results vary
+# a lot between seeds. For each seed, however, all methods see the same data in the same order, so
+# compare them seed by seed.
 
 # %% [markdown]
 # ### Exercise 5.5 · `paired_difference`
 #
 # ●●○ · 12 min · 3 points
 #
-# `frame` has one row per run, with the columns `method`, `seed` and `score`, and perhaps others.
+# `frame` has one row per run, with the columns `method`, `seed` and `score`, and possibly others.
 # Each method has one row per seed. Ignore the row order and the index.
 #
-# For each seed that both methods have, compute $\text{score}(a) - \text{score}(b)$. Return
-# `(mean, error)` of the $n$ differences, two floats:
+# For each seed that both methods share, compute $\text{score}(a) - \text{score}(b)$. For the $n$
+# differences, return `(mean, error)` as two floats:
 #
-# - A failed run has a score of NaN. Skip its seed; $n$ counts the remaining seeds.
+# - A failed run has a score of NaN. Skip its seed: $n$ counts only the remaining seeds.
 # - `error` is the standard error of the mean: the sample standard deviation of the differences
-#   (with $n - 1$) divided by $\sqrt{n}$.
-# - With only one shared seed, `error` is NaN. With none, `mean` and `error` are NaN.
+#   (with $n - 1$ in the denominator) divided by $\sqrt{n}$.
+# - With only one shared seed, `error` is NaN. With no shared seed, both `mean` and `error` are NaN.
 #
 # Don't change `frame`.
 #
 # <details><summary>Hint</summary>
 #
-# If two Series have the seed as index, pandas subtracts them seed by seed. If only one Series has a
-# seed, the difference is NaN. `Series.std()` divides by $n - 1$, `np.std` by $n$.
+# If two Series are indexed by seed, pandas subtracts them seed by seed. If only one Series has a
+# given seed, the difference is NaN. `Series.std()` divides by $n - 1$, while `np.std` divides by
+# $n$.
 # </details>
 
 
 # %%
 def paired_difference(frame, a, b):
-    """(mean, standard error) of score(a) - score(b) over the seeds that both methods have."""
+    """(mean, standard error) of score(a) - score(b) over the seeds that both methods share."""
     # BEGIN SOLUTION
     by_seed = frame.set_index("seed")
     first = by_seed.loc[by_seed["method"] == a, "score"]
@@ -473,22 +479,23 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
     display(figures.variants(compared, n_seeds=3))
 
 # %% [markdown]
-# These runs are on `home`, with adapters at r=16 and each method at the rate that was best on the
-# same commands. We couldn't tell any variant from LoRA: with three seeds, the intervals extend 7%
-# to 28% to either side. Lee et al. ([2026](https://arxiv.org/abs/2602.04998)) find that variants
-# come within 1-2% of each other once the rate is tuned. Full fine-tuning beats LoRA by 12% here.
-# (Our coarser sweep found 10%, within its noise.) When all methods use the same rate, they differ
-# by far more ([evidence](../docs/evidence/05_rank.md#variants)).
+# These runs are on `home`, with adapters at r=16 (MiSS: r=32, for the same size). Each method uses
+# the learning rate that was best on the same held-out commands. We couldn't distinguish any variant
+# from LoRA: with three seeds, the intervals extend 7% to 28% in each direction. Lee et al.
+# ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each other once
+# the learning rate is tuned. In our runs, full fine-tuning beats LoRA by 12%. (In our coarser sweep
+# of ranks, the difference was 10% ± 20%.) When all methods use the same learning rate, they differ
+# by much more ([evidence](../docs/evidence/05_rank.md#variants)).
 #
 # ## A case: 48 kinds of tickets
 #
-# Do you need LoRA at all? A shop routes support tickets into 48 categories, with 20 examples per
-# category. We tested six methods on 288 new tickets: the base model, logistic regression on TF-IDF
-# features of words or of characters, LoRA, QLoRA and full fine-tuning. The last three ran at the
-# best of three rates, with three seeds each.
+# Do you need LoRA at all? A shop sorts support tickets into 48 categories and has 20 training
+# examples per category. We tested six methods on 288 new tickets: the base model, logistic
+# regression on TF-IDF features of words or of characters, LoRA, QLoRA and full fine-tuning. The
+# last three used the best of three learning rates, with three seeds each.
 
 # %%
-guess_words = lab.predict("What percentage of tickets does TF-IDF of words get right?", None)
+guess_words = lab.predict("What percentage of tickets does word-level TF-IDF get right?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
@@ -497,26 +504,26 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
     guess_words.compare(100 * scores.loc[scores["method"] == "TF-IDF", "accuracy"].mean())
 
 # %% [markdown]
-# On this task, a non-neural classifier that trains in seconds is a serious rival. LoRA is a
-# few points ahead of both TF-IDF classifiers, which may be chance. Full fine-tuning is 5 to 7
-# points ahead of LoRA in each seed. Before you train an adapter, run the cheap baseline. (Each run
-# trained for one epoch, and LoRA used a single rank.)
+# On this task, a non-neural classifier that trains in seconds is a strong baseline. LoRA is a few
+# points ahead of both TF-IDF classifiers, but this may be due to chance. Full fine-tuning is 5 to 7
+# points ahead of LoRA for every seed. Before you train an adapter, run a cheap baseline. (Each run
+# trained for one epoch, and we tested only one LoRA rank.)
 #
 # ## Defaults
 #
 # | knob | start | when to change it |
 # |---|---|---|
 # | `r` | 16 | raise it if a higher rank, at its own best rate, lowers the held-out loss |
-# | `lora_alpha` | 32, at every rank | leave it; tune the rate |
+# | `lora_alpha` | 32, at every rank | leave it, and tune the learning rate |
 # | learning rate | 2e-4 for 7B models, 1e-3 to 3e-3 for small ones | always tune it first |
-# | targets | all linear layers | leave them; lower the rank instead |
+# | targets | all linear layers | leave them, and lower the rank instead |
 #
-# The values for large models are common practice; we measured only a small model.
+# The values for large models are common practice. We measured only a small model.
 #
 # ## Take it with you
 #
-# This script sweeps learning rates at a fixed alpha, with PEFT and TRL only, and keeps the best
-# adapter.
+# This script sweeps learning rates at a fixed alpha and saves the best adapter. It uses only PEFT
+# and TRL.
 #
 # ```python
 # from datasets import Dataset
@@ -548,30 +555,30 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
 #
 # ●○○ · 4 min · 3 points
 #
-# Only the first letter you check counts. Then read the explanation.
+# Only your first answer to each question counts. Then read the explanation.
 #
-# **q1. A colleague trains adapters of rank 4, 16 and 64 with alpha = 2r at learning rate 2e-4, with
-# three seeds each, and finds r=64 clearly best. What does this show?**
+# **q1. A colleague trains adapters of rank 4, 16 and 64 with alpha = 2r, a learning rate of 2e-4
+# and three seeds per rank. Rank 64 is clearly the best. What does this show?**
 #
-# - (a) The task contains more than r=4 can store.
-# - (b) The smaller ranks have overfitted.
-# - (c) Not much yet: alpha grew as well, so each step helped more.
+# - (a) The task contains more information than r=4 can store.
+# - (b) The lower ranks have overfit.
+# - (c) Not much yet: alpha also grew, so each step lowered the loss more.
 # - (d) Nothing, because three seeds are never enough.
 #
 # **q2. You double alpha and keep everything else the same. Which learning rate gives a similar
 # run?**
 #
-# - (a) The old one: alpha and the rate are independent.
-# - (b) A bit more than half of the old one.
-# - (c) Twice the old one, to keep up with alpha.
-# - (d) A quarter of the old one: alpha scales both A and B.
+# - (a) The old rate: alpha and the learning rate are independent.
+# - (b) A bit more than half of the old rate.
+# - (c) Twice the old rate, to keep up with alpha.
+# - (d) A quarter of the old rate: alpha scales both A and B.
 #
 # **q3. When does a higher rank help, if you tune the learning rate for each rank?**
 #
-# - (a) Always: more parameters fit better.
+# - (a) Always: more parameters give a better fit.
 # - (b) Never: r=8 is enough for every task.
-# - (c) When the model is large, whatever the data.
-# - (d) When the data contains more than the smaller adapter can store.
+# - (c) When the model is large, regardless of the data.
+# - (d) When the data contains more information than the smaller adapter can store.
 
 
 # %%
@@ -588,13 +595,14 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - The first step's effect grows with the learning rate times $\alpha$, whatever the rank. With
-#   $\alpha = 2r$ and a single rate, you compare step sizes, not ranks.
-# - $\alpha$ and the rate are nearly one knob: the rate you need falls roughly as $\alpha^{-0.7}$.
-# - Rank binds when the data contains more than the adapter can store during training. On `home`,
-#   rank hardly matters.
-# - Compare methods seed by seed, each at its own best rate, and include a baseline that needs no
-#   GPU.
+# - The first step's effect grows with the learning rate times $\alpha$, regardless of the rank.
+#   With $\alpha = 2r$ and a single learning rate, you compare step sizes, not ranks.
+# - $\alpha$ and the learning rate are nearly a single knob: the rate you need falls roughly as
+#   $\alpha^{-0.7}$.
+# - Rank binds when the data contains more information than the adapter can store during training.
+#   On `home`, rank hardly matters.
+# - Compare methods seed by seed, each at its own best learning rate, and include a baseline that
+#   needs no GPU.
 
 # %%
 lab.score()
@@ -603,7 +611,7 @@ lab.score()
 if lab.experiment("The result in one line", 0, needs=["5.3"]):
     spans = {rule: max(losses) - min(losses) for rule, losses in found.items()}
     lab.headline(
-        f"r = 4 to 64 at one rate: losses {spans['alpha = 2r']:.2f} apart with alpha = 2r, "
-        f"{spans['alpha = 32']:.2f} with alpha = 32; best rate at alpha = 32, by rank: "
+        f"r = 4 to 64 at one rate: losses differ by {spans['alpha = 2r']:.2f} with alpha = 2r "
+        f"and by {spans['alpha = 32']:.2f} with alpha = 32; best rates at alpha = 32, by rank: "
         f"{', '.join(f'{rate:g}' for rate in table.idxmin(axis=1))}"
     )

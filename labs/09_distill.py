@@ -13,17 +13,18 @@
 # %% [markdown]
 # # Lab 9 · Learn without forgetting
 #
-# An adapter learns one task. What happens to everything else? Train an adapter on `home` alone,
-# then ask it why we have leap years: it may well answer with a JSON intent. In this lab you bring
-# the adapter's everyday answers back close to its base's, and nobody has to write a single answer.
+# An adapter learns one task. What happens to the model's other skills? After training on `home`
+# alone, ask the model why we have leap years: it may well answer with a JSON intent. In this lab,
+# you train the model to answer everyday questions almost like its base again, without a single
+# written answer.
 #
-# The trick: a teacher is already in memory. Your base model, the same network with the adapter
-# switched off, still knows how to answer. So let the tuned model answer, ask the base how likely it
-# finds each next token, and train toward those probabilities. This is *on-policy distillation* ([Lu
+# You already have a teacher in memory: with the adapter switched off, the model is the base model,
+# which still knows how to answer. So let the tuned model answer, compute the base's probabilities
+# for each next token, and train toward those probabilities. This is *on-policy distillation* ([Lu
 # et al. 2025](https://thinkingmachines.ai/blog/on-policy-distillation/)) with the base as the
-# teacher. (They estimate the KL from sampled tokens; you will compute it over the whole
-# vocabulary.) You write the loss, sampling and training step, and fix a measurement that reads zero
-# because the teacher is the student.
+# teacher. (Lu et al. estimate the KL from sampled tokens; you will compute it over the whole
+# vocabulary.) You will write the loss, the sampling function and the training step. You will also
+# fix a measurement that returns zero because it compares the student with itself.
 #
 # {{ time }}
 
@@ -48,12 +49,13 @@ from labkit.training import fast, generation, loop, models, packing, rollouts, t
 # %% [markdown]
 # ## An adapter that answers in JSON
 #
-# Here is a LoRA trained only on spoken commands and their JSON intents, for 40 steps of eight rows.
+# First, train a LoRA only on spoken commands and their JSON intents, for 40 steps of eight rows
+# each.
 
 
 # %%
 def adapted(base, r=16, seed=0):
-    """A copy of `base` with a fresh LoRA on all linear layers. Switched off, it is `base`."""
+    """Copy `base` and add a new LoRA to all linear layers; with it off, the copy acts as `base`."""
     torch.manual_seed(seed)
     lora = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear")
     return get_peft_model(copy.deepcopy(base), lora)
@@ -68,12 +70,12 @@ def learn_home(model, steps=40, rate=2e-3):
 
 
 def in_json(row, text):
-    """Whether an answer begins with a brace, and the instruction didn't ask for JSON."""
+    """Return whether an answer begins with a brace although nobody asked for JSON."""
     return text.startswith("{") and "json" not in row["check"]
 
 
 def marks(model):
-    """Right answers to 100 unseen commands, and JSON answers to 60 unseen instructions."""
+    """Count right answers to 100 unseen commands and JSON answers to 60 unseen instructions."""
     commands = tasks.draw("home", "test", 100)
     chats = tasks.load("chat", "test")
     answers = generation.answers(model, tokenizer, commands["messages"], 40)
@@ -85,7 +87,7 @@ def marks(model):
 
 
 # %%
-guess_json = lab.predict("Of 60 everyday instructions, how many are answered in JSON?", None)
+guess_json = lab.predict("How many of 60 everyday instructions get unwanted JSON?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("An adapter for home alone", 55):
@@ -100,61 +102,64 @@ if lab.experiment("An adapter for home alone", 55):
     guess_json.compare(found["home alone"]["json"])
 
 # %% [markdown]
-# The adapter gets some of the commands right, and it has also learned something nobody wanted: more
-# than half of its answers to other instructions begin with a brace. Nothing in the training data
-# said when *not* to use JSON.
+# The tuned model gets some of the commands right, but it has also learned something that nobody
+# wanted: more than half of its answers to other instructions begin with a brace. No training
+# example showed when *not* to use JSON.
 #
-# The knowledge isn't lost: switch the adapter off, and it is all back. But you want one model that
-# does both. The usual cure is to add everyday instructions and written answers to the training
-# data. Somebody has to write or collect this data, and the model learns the writer's style. But
-# here the model has nothing new to learn about chat: it only has to answer as before.
+# The base's knowledge isn't lost: with the adapter off, the model answers as before. But you want
+# one model that handles both commands and chat. The usual solution adds everyday instructions with
+# written answers to the training data. Somebody has to write or collect this data, and the model
+# picks up the writer's style. Here, however, the model has nothing new to learn about chat: it only
+# has to answer as before.
 #
 # ## How far apart are two models?
 #
-# At each position, a model assigns a probability to every possible next token. Call the tuned model
-# the *student*, with probabilities $p$, and the base the *teacher*, with $q$. The KL divergence
-# measures how far apart $p$ and $q$ are. It has two directions:
+# At each position, a model assigns a probability to every possible next token. The tuned model is
+# the *student*, with probabilities $p$, and the base is the *teacher*, with probabilities $q$. The
+# KL divergence measures how far apart $p$ and $q$ are. You can compute it in two directions:
 #
 # $$\text{reverse: } \sum_v p_v \log \frac{p_v}{q_v} \qquad
 # \text{forward: } \sum_v q_v \log \frac{q_v}{p_v}$$
 #
-# Say the teacher finds two words equally likely, and the student says the first one 90% of the
-# time. Then the reverse KL is $0.9 \ln 1.8 + 0.1 \ln 0.2 = 0.37$ nats, and the forward KL is 0.51.
+# Suppose the teacher gives each of two words a probability of 50%, but the student gives the first
+# word 90%. Then the reverse KL is $0.9 \ln 1.8 + 0.1 \ln 0.2 = 0.37$ nats, and the forward KL is
+# 0.51 nats.
 #
-# The two directions punish different mistakes. The reverse KL weights each token by how often the
-# *student* says it, so it is large where the student says what the teacher never would, here a
-# brace. It hardly notices omissions: in the example, never saying the second word costs at most
-# $\ln 2 = 0.69$ nats, while the forward KL grows without limit.
+# The two directions penalize different mistakes. The reverse KL weights each token by the
+# *student's* probability, so it is large where the student says what the teacher never would, such
+# as a brace here. It hardly penalizes omissions: as the student stops saying the second word in the
+# example, the reverse KL stays below $\ln 2 = 0.69$ nats, but the forward KL grows without limit.
 
 # %% [markdown]
 # ### Exercise 9.1 · `token_kl`
 #
 # ●●○ · 9 min · 3 points
 #
-# Both logit tensors have shape `(b, n, vocab)`. `mask`, with shape `(b, n)`, is True at the
-# positions that count. Return the mean KL divergence over these positions in nats, as a scalar
-# tensor. Each position counts once. The default is the reverse KL; `reverse=False` gives the
-# forward KL.
+# Both logit tensors have shape `(b, n, vocab)`. `mask`, of shape `(b, n)`, is True at the positions
+# that count. Return the mean KL divergence over these positions, in nats, as a scalar tensor.
+# Weight these positions equally. Compute the reverse KL by default and the forward KL if
+# `reverse=False`.
 #
-# The gradient has to reach the student's logits. Compute in fp32, even for bf16 logits. With logits
-# in the hundreds, some probabilities are 0 in fp32, but neither the result nor the gradient may be
-# NaN or infinite.
+# Gradients must flow back to the student's logits. Compute the KL in fp32, even for bf16 logits.
+# With logits in the hundreds, some probabilities are 0 in fp32, but neither the result nor the
+# gradient may be NaN or infinite.
 #
 # <details><summary>Hint</summary>
 #
-# First take the log-probabilities of both models. What is $\log (p / q)$, given $\log p$ and
-# $\log q$?
+# First compute the log-probabilities of both models. How do you get $\log (p / q)$ from $\log p$
+# and $\log q$?
 # </details>
 #
 # <details><summary>Another hint</summary>
 #
-# `softmax(...).log()` gives `log(0)` where a probability underflows to 0. `log_softmax` doesn't.
+# If a probability underflows to 0, `softmax(...).log()` computes `log(0)`, but `log_softmax`
+# doesn't.
 # </details>
 
 
 # %%
 def token_kl(student_logits, teacher_logits, mask, reverse=True):
-    """Logits (b, n, vocab) of two models, mask (b, n) -> mean KL per position in nats, ()."""
+    """Logits (b, n, vocab) of two models and mask (b, n) -> mean KL per position in nats, ()."""
     # BEGIN SOLUTION
     p = student_logits[mask].float().log_softmax(-1)  # (k, vocab)
     q = teacher_logits[mask].float().log_softmax(-1)
@@ -168,43 +173,43 @@ def token_kl(student_logits, teacher_logits, mask, reverse=True):
 check.kl(token_kl)
 
 # %% [markdown]
-# ## The student answers, the teacher marks
+# ## The student answers, the teacher scores
 #
-# On which texts should the student and the teacher agree? A model is steered by what it says: each
-# token it writes becomes input for the next one. A student that begins with `{"intent"` is then in
-# a situation that no good written answer contains. *On-policy* training lets the student answer,
-# and corrects it where it goes wrong ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)).
-# Whether that helps here, you will test below.
+# On which texts should the student agree with the teacher? What a model has already written affects
+# what it writes next. A student that begins with `{"intent"` must continue a text that no good
+# written answer contains. In *on-policy* training, the student generates the answers, and training
+# corrects its mistakes ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)). Below, you will
+# test whether this helps here.
 #
-# In lab 8, each answer earned one number, and you needed groups of eight to see which answers were
-# better. Here, the teacher marks every token with a whole distribution.
+# In lab 8, each answer got a single reward, and you needed groups of eight to see which answers
+# were better. Here, the teacher provides a whole distribution for every token.
 
 # %% [markdown]
 # ### Exercise 9.2 · `on_policy`
 #
 # ●●○ · 9 min · 3 points
 #
-# `model` is a `PeftModel` in the middle of training. `sample(model, prompts)` draws an answer to
-# each prompt. It returns a dict of `input_ids`, `attention_mask` and `labels`, each with shape
-# `(b, n)`, where the labels are -100 everywhere except on the answer. Return this dict with one
-# more entry, `teacher_logits`, with shape `(b, n, vocab)`: the logits of the model without its
-# adapter for these tokens.
+# `model` is a `PeftModel` in the middle of training. `sample(model, prompts)` samples an answer to
+# each prompt. It returns a dict with `input_ids`, `attention_mask` and `labels`, each of shape
+# `(b, n)`. The labels are -100 everywhere except on the answer. Return this dict with one more
+# entry, `teacher_logits` of shape `(b, n, vocab)`: the logits for these tokens from the model
+# without its adapter.
 #
-# - Let the student sample, with its adapter on. Call `sample` once.
-# - Sample and score in eval mode and without gradients. Use `no_grad`, not `inference_mode`, whose
-#   tensors can't be used in training.
+# - Sample from the student, with its adapter on. Call `sample` only once.
+# - Sample and compute the teacher's logits in eval mode and without gradients. Use `no_grad`,
+#   because tensors created in `inference_mode` can't be used in training.
 # - Afterward, the model must be in its original mode, with its adapter on.
 #
 # <details><summary>Hint</summary>
 #
-# You wrote something like this in 8.3. Which of the two calls belongs inside
+# You wrote a similar function in 8.3. Which of the two calls belongs inside
 # `with model.disable_adapter():`?
 # </details>
 
 
 # %%
 def on_policy(model, prompts, sample):
-    """Answers of the model to the prompts -> the batch, with teacher_logits (b, n, vocab)."""
+    """Sample answers to the prompts and return the batch with teacher_logits (b, n, vocab)."""
     # BEGIN SOLUTION
     training = model.training
     model.eval()
@@ -228,7 +233,7 @@ check.samples(on_policy)
 
 # %%
 def sampler(tokens=24, seed=0):
-    """A `sample` for `on_policy` that draws an answer to each prompt."""
+    """Return a `sample` function for `on_policy` that samples one answer per prompt."""
     chance = torch.Generator(lab.device).manual_seed(seed)
 
     def sample(model, prompts):
@@ -252,38 +257,41 @@ if lab.experiment("Every token, marked", 5, needs=["9.1", "9.2"]):
     display(figures.marked(tokens, far))
 
 # %% [markdown]
-# At the opening `{"`, the KL is large: the teacher wouldn't begin like this. Where both expect the
-# same token, such as the second part of a word, it is near 0. Training lowers these bars.
+# The KL is large at the opening `{"`, because the teacher wouldn't begin an answer like this. Where
+# both models expect the same token, such as the second part of a word, the KL is near 0. Training
+# lowers these bars.
 #
-# ## One step: the task, and the distance
+# ## One step: the task loss and the KL
 #
-# If you only pull the student toward its base, it will get there and lose `home`. So each step uses
-# two batches, commands for the task loss and everyday prompts for the KL:
+# If you train the student only to match its base, it will match the base and forget `home`. So each
+# step uses two batches, commands for the task loss and everyday prompts for the KL:
 #
 # $$\text{loss} = \text{task loss} + \text{weight} \cdot \text{KL}$$
 #
-# The task batches preserve `home`, and the KL restores everyday chat.
+# The task loss preserves `home`, and the KL restores the everyday answers.
 
 # %% [markdown]
 # ### Exercise 9.3 · `distill_step`
 #
 # ●●● · 12 min · 4 points
 #
-# Write one training step with your `on_policy` and `token_kl`. `task_loss(model)` returns the loss
-# on the next batch of the task, with its gradient.
+# Write one training step that uses your `on_policy` and `token_kl`. `task_loss(model)` returns the
+# loss on the next task batch as a differentiable tensor.
 #
-# - Let the model answer the prompts. Then run the model on its answers again, with gradients, in
+# - Let the model answer the prompts. Then run the model on these answers again, with gradients, in
 #   its current mode.
-# - Use the reverse KL over the positions whose logits predict an answer token. Logits at position
-#   $t$ predict token $t + 1$, and the labels aren't shifted.
-# - Add the task loss, clip the gradient norm at 1, and step. Clear old gradients first.
+# - Compute the reverse KL over the positions whose logits predict an answer token. Logits at
+#   position $t$ predict token $t + 1$, but the labels aren't shifted.
+# - Clear old gradients, backpropagate the total loss above, clip the gradient norm to 1, and take
+#   an optimizer step.
 #
-# Return `{"task": ..., "kl": ...}` with the two losses before the step as floats, with `kl`
+# Return `{"task": ..., "kl": ...}`, the two losses before the optimizer step, as floats. Leave `kl`
 # unweighted.
 #
 # <details><summary>Hint</summary>
 #
-# Which position decides whether an answer begins with a brace? It isn't part of the answer.
+# The logits at which position decide whether an answer begins with a brace? This position isn't
+# part of the answer.
 # </details>
 #
 # <details><summary>Another hint</summary>
@@ -294,7 +302,7 @@ if lab.experiment("Every token, marked", 5, needs=["9.1", "9.2"]):
 
 # %%
 def distill_step(model, optimizer, task_loss, prompts, sample, weight=1.0):
-    """One step on a batch of the task and answers to the prompts -> {"task": ..., "kl": ...}."""
+    """Take one step on a task batch and answers to the prompts -> {"task": ..., "kl": ...}."""
     # BEGIN SOLUTION
     batch = on_policy(model, prompts, sample)
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -315,13 +323,13 @@ check.steps(distill_step)
 # %% [markdown]
 # ## The braces are gone
 #
-# Now use your step on the model that answers in JSON: eight steps, each with eight commands and
-# eight everyday prompts.
+# Now use your `distill_step` to train the model that answers in JSON. Take eight steps, each on
+# eight commands and eight everyday prompts.
 
 
 # %%
 def distill(start, name, sample, learned=("home",), steps=8, rate=1e-3, weight=1.0, seed=0):
-    """A copy of `start` after `steps` steps on the tasks `learned` and the KL from its base."""
+    """Train a copy of `start` for `steps` steps on the tasks `learned` and the KL from its base."""
     model = copy.deepcopy(start).train()
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], rate, weight_decay=0.0
@@ -343,7 +351,7 @@ def distill(start, name, sample, learned=("home",), steps=8, rate=1e-3, weight=1
 
 
 # %%
-guess_kept = lab.predict("After eight steps, how many of the 60 are still answered in JSON?", None)
+guess_kept = lab.predict("After eight steps, how many of the 60 get unwanted JSON?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("Distillation from its own base", 65, needs=["9.1", "9.2", "9.3"]):
@@ -355,18 +363,18 @@ if lab.experiment("Distillation from its own base", 65, needs=["9.1", "9.2", "9.
     guess_kept.compare(found["distilled"]["json"])
 
 # %% [markdown]
-# The braces are gone, and `home` still works. In three other runs, 42, 34 and 40 of 60 instructions
-# were answered in JSON before distillation, and none after
+# The unwanted JSON is gone, and the model still handles `home`. In three other runs, the models
+# answered 42, 34 and 40 of 60 instructions with unwanted JSON before distillation, and none after
 # ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The distilled models got
-# 41, 46 and 36 of 100 commands right, compared with 39, 35 and 33 at the start; models trained for
-# eight more steps on `home` alone got 36, 32 and 38. On average, `home` rose by 5 ± 12 answers, so
-# these runs can't rule out a loss of several. Read the answers: an answer without a brace isn't
-# necessarily good.
+# 41, 46 and 36 of 100 commands right, compared with 39, 35 and 33 at the start. Models trained for
+# eight more steps on `home` alone got 36, 32 and 38. On average, the score on `home` rose by 5 ± 12
+# answers, so these runs can't rule out a loss of several. Read the answers: one without a brace
+# isn't necessarily good.
 #
-# Be careful with automatic scores: `chat` has checks such as "at most 30 words", which a JSON
-# intent passes.
+# Be careful with automatic scores: a JSON intent passes some of the checks in `chat`, such as "at
+# most 30 words".
 #
-# **Turn it: task, weight, steps, rate.** The default leaves out the task. Then try
+# **Turn it: task, weight, steps, rate.** The default setting leaves out the task loss. Then try
 # `{"weight": 0.1}` or `{"steps": 4}`.
 
 # %% tags=["experiment"]
@@ -378,22 +386,22 @@ if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
     display(figures.kept(found))
 
 # %% [markdown]
-# Without task batches, the student moves toward its base, and most of `home` disappears along with
-# the braces: the loss no longer rewards `home`, and commands go through the same weights.
+# Without task batches, the student moves toward its base. The JSON disappears, but so does most of
+# `home`, because the loss no longer rewards `home` and commands go through the same weights.
 #
 # ## Whose answers?
 #
-# On-policy training isn't the only way. The base could write the answers once, before training. Or
-# you could train on written answers with plain cross-entropy, as people do when they mix in general
-# data.
+# The student doesn't have to generate the training answers. The base could generate them once,
+# before training. Or you could train on written answers with plain cross-entropy, as people do when
+# they mix in general data.
 #
-# **Turn it: whose answers.** The default trains on the written answers of `chat`, without the KL.
-# Then let the base answer: `{"sample": from_base(sampler())}`.
+# **Turn it: whose answers.** The default setting trains on the written answers in `chat`, without
+# the KL. Then let the base answer: `{"sample": from_base(sampler())}`.
 
 
 # %%
 def from_base(sample):
-    """`sample` with the adapter off, so that the base answers."""
+    """Return `sample` with the adapter switched off, so that the base answers."""
 
     def sample_base(model, prompts):
         with model.disable_adapter():
@@ -411,17 +419,17 @@ if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
     display(figures.kept(found))
 
 # %% [markdown]
-# Almost no JSON is left, no matter who writes the answers. The final distance from the base
-# differs: about 0.2 nats per token with the student's own answers or the base's, and 0.57 with the
-# written answers ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). On its
-# own answers, the KL targets this distance; on the base's answers, it is the same divergence at
-# other prefixes. (The written answers are trained with cross-entropy, so they differ in the loss,
-# too.) You need no written answers. Whether the student or the base wrote them made no measurable
-# difference here.
+# Almost no JSON is left, no matter who writes the training answers. The final KL from the base
+# differs: about 0.2 nats per token with the student's own answers or the base's, and 0.57 nats with
+# the written answers ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). On
+# the student's own answers, training minimizes this KL directly. On the base's answers, training
+# minimizes the same divergence at other prefixes. (Training on written answers uses cross-entropy,
+# so its loss differs, too.) You need no written answers. It made no measurable difference here
+# whether the student or the base generated the answers.
 #
 # ## A loss that was too good
 #
-# Somebody's distillation reports a KL of nearly 0 from the first step. The run looks like a
+# Suppose a distillation run reports a KL of nearly 0 from the first step. The run looks like a
 # success, but the model still answers in JSON.
 
 # %% [markdown]
@@ -429,25 +437,26 @@ if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
 #
 # ●●○ · 8 min · 3 points
 #
-# **A hunt**, from [peft #430](https://github.com/huggingface/peft/issues/430) ("`get_base_model()`
-# is returning the base model with the LoRA still applied"). `drift` should return how far a
-# `PeftModel` is from its base: the reverse KL per token over the answers in `batch`, as a float
-# that is the same at every call. Leave the model's mode unchanged. `batch` is what `sample` returns
-# in 9.2. The function has two bugs, and each has a symptom:
+# **A bug hunt** based on [peft #430](https://github.com/huggingface/peft/issues/430)
+# ("`get_base_model()` is returning the base model with the LoRA still applied"). `drift` should
+# measure how far a `PeftModel` is from its base. It should return the reverse KL per token over the
+# answers in `batch`, as a float that is the same for every call. Leave the model's mode unchanged.
+# `batch` is a dict like the one from `sample` in 9.2. The function has two bugs, each with its own
+# symptom:
 #
-# - In eval mode it returns exactly 0, whatever the adapter has learned.
-# - In train mode, two calls return different numbers.
+# - In eval mode, `drift` returns exactly 0, no matter what the adapter has learned.
+# - In train mode, two calls on the same batch return different values.
 #
 # <details><summary>Hint</summary>
 #
-# PEFT puts an adapter *into* the layers of your model, so no model without the adapter is left.
-# What switches the adapter off temporarily?
+# PEFT inserts the adapter *into* the layers of your model, so no separate base model is left. How
+# do you switch the adapter off temporarily?
 # </details>
 
 
 # %%
 def drift(model, batch):
-    """A PeftModel, and answers as `sample` returns them -> KL from its base in nats, a float."""
+    """Return the KL between a PeftModel and its base, in nats, on a `batch` from `sample`."""
     # BEGIN SOLUTION
     training = model.training
     model.eval()
@@ -488,8 +497,8 @@ if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4
 # %% [markdown]
 # ## Take it with you
 #
-# TRL's trainer does the sampling and the KL, with the teacher as a second model in memory. The
-# trainer has no task loss, so this subclass adds one.
+# TRL's `DistillationTrainer` samples the answers and computes the KL, with the teacher as a second
+# model in memory. The trainer has no task loss, so the subclass below adds one.
 #
 # ```python
 # from datasets import Dataset
@@ -500,7 +509,7 @@ if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4
 # MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # base, model = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
 # student = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
-# # or yours: PeftModel.from_pretrained(model, "home-lora", is_trainable=True)
+# # or load your own: PeftModel.from_pretrained(model, "home-lora", is_trainable=True)
 # task = AutoTokenizer.from_pretrained(MODEL)("lamp on", return_tensors="pt").to(base.device)
 #
 # class WithTask(DistillationTrainer):
@@ -521,42 +530,42 @@ if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4
 #
 # ●○○ · 4 min · 4 points
 #
-# Only the first letter you check counts. Then read the explanation.
+# Only your first answer to each question counts. Then read the explanation.
 #
-# **q1. Why does distilling a LoRA from its own base need no second model?**
+# **q1. Why do you need no second model to distill a LoRA from its own base?**
 #
-# - (a) A copy is made at the start. It is small, because only its adapter differs.
+# - (a) A copy of the model is made at the start, but it is small because only its adapter differs.
 # - (b) The base learns `home` along with the adapter, so it can teach both.
-# - (c) The base's weights haven't changed: with the adapter off, the model is what it was.
-# - (d) The adapter changes the output only on commands, so everything else is still the base.
+# - (c) The base's weights haven't changed, so with the adapter off, the model is the base again.
+# - (d) The adapter changes the output only for commands, so all other answers match the base's.
 #
 # **q2. You leave out the task batches and distill for a long time. What do you get?**
 #
-# - (a) Nearly the base: nothing in the loss rewards `home`, so `home` is gone.
-# - (b) The same as with task batches, because everyday prompts say nothing about commands.
-# - (c) The same as with task batches, because the norm of the gradient is clipped at 1.
+# - (a) Nearly the base model: nothing in the loss rewards `home`, so the model forgets it.
+# - (b) The same model as with task batches, because chat prompts say nothing about commands.
+# - (c) The same model as with task batches, because the gradient norm is clipped to 1.
 # - (d) A model that has learned its own mistakes, because it wrote the answers itself.
 #
 # **q3. A run reports a KL of 0.01 from the first step, but the model still answers in JSON. What do
 # you check first?**
 #
-# - (a) Nothing: the model is as close to its base as one could wish.
+# - (a) Nothing, because the model is as close to its base as you could want.
 # - (b) Whether the adapter is off when the teacher runs.
-# - (c) Whether the learning rate is too low for anything to change.
-# - (d) Whether it used written answers by mistake.
+# - (c) Whether the learning rate is too low to change anything.
+# - (d) Whether the run used written answers by mistake.
 #
 # **q4. The teacher gives each of two answers a probability of one half. The student nearly always
-# gives the first one, and otherwise the second. Which is true?**
+# gives the first answer, and the second one otherwise. Which statement is true?**
 #
 # - (a) The forward KL is small, and the reverse KL is large.
-# - (b) Both are zero, because the student's answer is one that the teacher likes.
-# - (c) Both are infinite, because the student never gives the second answer.
-# - (d) The reverse KL is at most ln 2, and the forward KL can be any size.
+# - (b) Both KLs are zero, because the teacher finds the student's answer likely.
+# - (c) Both KLs are infinite, because the student never gives the second answer.
+# - (d) The reverse KL is at most ln 2, and the forward KL can be arbitrarily large.
 
 
 # %%
 def quiz():
-    """Your letters, in the form {"q1": "a", "q2": "a", "q3": "a", "q4": "a"}."""
+    """Return your letters as {"q1": "a", "q2": "a", "q3": "a", "q4": "a"}."""
     # BEGIN SOLUTION
     return {"q1": "c", "q2": "a", "q3": "b", "q4": "d"}
     # END SOLUTION
@@ -568,14 +577,14 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - Fine-tuning on one task changes the answers to other prompts. Look at those answers before you
-#   ship.
-# - With an unmerged LoRA, the old model is still there: switch the adapter off, and it can teach.
-# - The reverse KL on the student's own answers punishes what the teacher would never say. You need
+# - Fine-tuning a model on one task also changes its answers to other prompts. Read those answers
+#   before you ship.
+# - With an unmerged LoRA, you still have the base model: switch the adapter off to get the teacher.
+# - The reverse KL on the student's own answers penalizes what the teacher would never say and needs
 #   no written answers.
-# - Keep task batches in the mix, or the student loses its task.
-# - A near-zero KL at the first step, from a model that has visibly changed, is almost certainly a
-#   bug. Check which model is the teacher, then the mask.
+# - Keep training on task batches, or the student forgets its task.
+# - If a model has visibly changed but its KL is near zero at the first step, there is almost
+#   certainly a bug. Check which model is the teacher, then check the mask.
 
 # %%
 lab.score()
@@ -584,6 +593,6 @@ lab.score()
 if lab.experiment("The result in one line", 0, needs=["9.1", "9.2", "9.3"]):
     before, after = found["home alone"], found["distilled"]
     lab.headline(
-        f"unasked JSON of 60: {before['json']} -> {after['json']}; "
+        f"unwanted JSON of 60: {before['json']} -> {after['json']}; "
         f"right on home of 100: {before['home']} -> {after['home']}"
     )

@@ -30,13 +30,13 @@ def test_a_number_is_a_guess_and_told_as_one_says_it(given, value, text, capsys)
 def test_what_is_no_number_is_no_guess_and_no_error(given, capsys):
     assert guess.noted("How many?", given).value is None
     told = capsys.readouterr().out
-    assert ("in place of None" if given in (None, ...) else "one number") in told
+    assert ("Replace None" if given in (None, ...) else "one number") in told
     assert told.count("\n") == 1
 
 
 def test_the_result_stands_beside_the_guess(capsys):
     guess.noted("How many of 60?", 40).compare(np.float64(23))
-    assert capsys.readouterr().out.endswith("You guessed 40; it is 23.\n")
+    assert capsys.readouterr().out.endswith("You guessed 40; the result is 23.\n")
     guess.noted("And now?", None).compare(3)
     assert "guessed" not in capsys.readouterr().out
 
@@ -79,7 +79,7 @@ def test_the_picture_grows_for_a_guess_nearby_and_not_for_a_wild_one(scale, valu
     assert ax.get_ylim() == pytest.approx((low, high), rel=0.05)
     wild = not low <= value <= high
     assert len(ax.lines) == (1 if wild else 2)
-    assert ("off the picture" in ax.texts[0].get_text()) == wild
+    assert ("off the chart" in ax.texts[0].get_text()) == wild
 
 
 def test_the_last_cell_sets_guesses_beside_results(monkeypatch):

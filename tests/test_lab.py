@@ -191,7 +191,7 @@ def test_what_is_lent_earns_nothing_and_ones_own_does(release, shell, capsys):
 
 
 @pytest.mark.parametrize(
-    ("id", "said"), [("2.2", "not part"), ("2.8", "quiz"), ("9.9", r"no exercise '9\.9'.*2\.1")]
+    ("id", "said"), [("2.2", "no solutions"), ("2.8", "quiz"), ("9.9", r"no exercise '9\.9'.*2\.1")]
 )
 def test_what_cannot_be_revealed_is_said(release, id, said):
     with pytest.raises(LabError, match=said):
@@ -263,9 +263,9 @@ def test_a_name_that_is_not_there_leads_to_the_experiment_that_makes_it(started,
     told = capsys.readouterr().out
     for name in ("photo", "n"):
         assert f"name '{name}' is not defined" in told
-        assert told.count(f"◇ {name} is made by the experiment “A photo”") == 1
+        assert told.count(f"◇ {name} is defined by the experiment “A photo”") == 1
     started("print(curve)")
-    assert "If a cell above makes curve" in capsys.readouterr().out
+    assert "If a cell above defines curve" in capsys.readouterr().out
     started("1 / 0\n", "def f():\n    print(x)\n    x = 1\nf()")
     assert "◇" not in capsys.readouterr().out
 
@@ -305,4 +305,4 @@ def test_nothing_is_kept_of_a_run_without_a_learner(started, monkeypatch, capsys
     started("import math", HELPED, ANSWER, CHECK)
     assert not (tmp_path / "sessions").exists()
     started("lab.resume()")
-    assert "nothing is kept of this notebook" in capsys.readouterr().out
+    assert "no saved progress for this notebook" in capsys.readouterr().out

@@ -102,5 +102,5 @@ def test_a_batch_is_shared_by_processes_and_accumulated_where_it_does_not_fit(mo
     monkeypatch.setattr(hardware, "micro_batch", lambda *asked: 2)
     args = arguments.arguments(model, asked(16), 2, 1)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4)
-    with pytest.raises(LabError, match="a batch of 9 rows is not to be shared by 2 processes"):
+    with pytest.raises(LabError, match="a batch of 9 rows can't be split evenly over 2 processes"):
         arguments.arguments(model, asked(9), 2, 1)

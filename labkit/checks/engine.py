@@ -1,14 +1,14 @@
-"""Judge an answer by cases, and name the mistake in a wrong one.
+"""Judge an answer case by case, and name the mistake if it is wrong.
 
-`expect_right` compares an answer with an independent formula. Where the two differ it looks for the
-mistake in `labNN.toml`. A row there is a piece of the course's own solution, what people write
-instead, and what to tell them:
+`expect_right` compares an answer with an independent formula. Where the two differ, it looks for
+the mistake in `labNN.toml`. Each row there has a piece of the course's own solution, what people
+write instead, and the message for them:
 
     ["2.1"."alpha / r"]
     "alpha" = "alpha is not divided by r"
 
-The row whose rewritten solution gives the learner's results is what the learner hears. If no row
-fits, the first failing case is shown, so put small cases first.
+The learner sees the message of the row whose rewritten solution gives the learner's results. If no
+row fits, the first failing case is shown, so put small cases first.
 """
 
 import base64
@@ -32,7 +32,7 @@ LONGEST = 300  # characters of a message
 
 
 class Case(NamedTuple):
-    """One call: where it is, in a learner's words, its inputs, what came out, what is right."""
+    """One call: its description for the learner, its inputs, the result and the right result."""
 
     where: str
     data: tuple
@@ -41,18 +41,18 @@ class Case(NamedTuple):
 
 
 class Raised(str):
-    """What an exception says; it stands for the result of a call that raised it."""
+    """The text of an exception, used as the result of the call that raised it."""
 
 
 def expect_right(
     answer: object, cases: dict, right: Callable, probe: Callable | None = None, tol: float = 1e-4
 ) -> None:
-    """Raise CheckFailed unless the answer is right on each of the `cases`, `{where: inputs}`.
+    """Raise CheckFailed unless the answer is right in all `cases`, `{where: inputs}`.
 
-    `answer(*inputs)` has to equal `right(*inputs)`: tensors and floats to `tol` of their size, all
-    else exactly. `answer` may be a tuple, of all objects that the check is called with. With a
+    `answer(*inputs)` must equal `right(*inputs)`: tensors and floats within `tol` of their size,
+    everything else exactly. `answer` may be a tuple of all objects that the check receives. With a
     `probe`, `probe(*answer, *inputs)` is observed instead. It returns facts, `{noun: value}`, which
-    are compared one by one. `where` begins a sentence: "on x of shape (4, 5)".
+    are compared one by one. `where` begins a sentence, such as "on x of shape (4, 5)".
     """
     answers = answer if isinstance(answer, tuple) else (answer,)
 
@@ -75,7 +75,7 @@ def expect_right(
 
 
 def _outcome(ask, objects, data):
-    """The facts that a call gives; if it raises, what the exception says."""
+    """The facts that a call returns; if it raises, the text of the exception."""
     try:
         return _facts(ask(*objects, *data))
     except CheckFailed as failure:
@@ -88,7 +88,7 @@ def _facts(value):
 
 
 def _first_wrong(case, tol):
-    """The noun of the first fact that is not right; None if all are."""
+    """The noun of the first wrong fact; None if all facts are right."""
     if "" in case.got:
         return ""
     return next((k for k, v in case.right.items() if not same(case.got.get(k), v, tol)), None)
@@ -98,7 +98,7 @@ def _first_wrong(case, tol):
 
 
 def _mistake(cases, run, tol):
-    """The message of the row that explains most of what is wrong in the cases; "" if none does."""
+    """The message of the row that explains most wrong facts in the cases; "" if none does."""
     best, message, until = (False, 0), "", time.thread_time() + SECONDS
     for text, objects in rewritten():
         score = _explained(cases, functools.partial(run, objects), tol)
@@ -110,10 +110,10 @@ def _mistake(cases, run, tol):
 
 
 def rewritten() -> Iterator[tuple[str, tuple]]:
-    """`(message, objects)` for each row of this exercise: the solution with that piece rewritten.
+    """Yield `(message, objects)` for each row of this exercise, from the rewritten solution.
 
-    `objects` are those the check is called with. Nothing in a copy of the course that has no
-    solutions.
+    `objects` are the ones that the check receives. In a copy of the course without solutions,
+    nothing is yielded.
     """
     id, names = contract.session.exercise, contract.session.names
     source = contract.session.reference and contract.session.reference(id)
@@ -124,10 +124,10 @@ def rewritten() -> Iterator[tuple[str, tuple]]:
 
 
 def _explained(cases, run, tol):
-    """`(whether it explains them all alone, how many wrong facts it explains)`; (False, 0): none.
+    """`(whether it alone explains all wrong facts, how many it explains)`; (False, 0) for none.
 
-    A rewritten solution that is wrong where the learner is right explains nothing. One that is
-    wrong in another way may be one of two mistakes, if equal numbers elsewhere are no accident.
+    A rewritten solution that is wrong where the learner is right explains nothing. If it is wrong
+    in another way, it may be one of two mistakes, unless equal numbers elsewhere are an accident.
     """
     explained, others, rich = 0, 0, False
     for number, case in enumerate(cases):
@@ -147,7 +147,7 @@ def _explained(cases, run, tol):
 
 
 def _is_rich(value):
-    """Whether no two mistakes give the same value by accident: several numbers, or a large one."""
+    """Whether two mistakes can't give this value by chance: several numbers, or a large one."""
     if isinstance(value, torch.Tensor):
         return value.is_floating_point() and value.numel() > 4  # not the 2 x 2 of an example
     return type(value) is int and abs(value) > 999
@@ -155,7 +155,7 @@ def _is_rich(value):
 
 @functools.cache
 def read(path: Path) -> dict:
-    """A TOML file of the checks, {} without one; in a student's copy it is packed as `.b64`."""
+    """Read a TOML file of the checks, {} without one; student copies have it packed as `.b64`."""
     packed = path.with_suffix(".b64")
     if packed.exists():
         return tomllib.loads(base64.b64decode(packed.read_bytes()).decode())
@@ -171,10 +171,10 @@ def mistakes(id: str) -> dict[str, dict[str, str]]:
 
 
 def same(got: object, right: object, tol: float) -> bool:
-    """Whether two results are equal: tensors and floats to `tol` of their size, NaN equals NaN.
+    """Whether two results are equal: tensors and floats within `tol` of their size.
 
-    All else has to be equal and of the same type. Two exceptions are the same if they say the same;
-    the line of the learner's cell does not count.
+    NaN equals NaN. Everything else must be equal and of the same type. Two exceptions are equal if
+    their texts are; the line of the learner's cell does not count.
     """
     if isinstance(right, torch.Tensor):
         if not isinstance(got, torch.Tensor) or got.shape != right.shape or got.is_complex():
@@ -200,7 +200,7 @@ def same(got: object, right: object, tol: float) -> bool:
 
 
 def describe(case: Case, message: str, tol: float) -> str:
-    """What a learner reads: where, what came out and what is right, then the mistake."""
+    """The message for the learner: the case, the wrong and the right result, and the mistake."""
     noun = _first_wrong(case, tol)
     got, right = case.got.get(noun), case.right.get(noun)
     if noun == "":  # what an exception may mean in general is less than a message says
@@ -220,7 +220,7 @@ def describe(case: Case, message: str, tol: float) -> str:
 
 
 def _difference(got, right, named):
-    """How a value misses the right one; of a mistake that is `named` in few words."""
+    """How a value differs from the right one, in a few words if the mistake is `named`."""
     if isinstance(right, torch.Tensor):
         return _unlike(got, right, named)
     if type(got) is not type(right):
@@ -240,14 +240,14 @@ def _difference(got, right, named):
 
 
 def _unlike(got, right, named):
-    """The same, of a tensor."""
+    """How a tensor differs from the right one."""
     if not isinstance(got, torch.Tensor):
         return f"should be a tensor, not {_kind(got)}"
     if got.shape != right.shape:
         hint = ": is something transposed?" if got.shape == right.shape[::-1] and not named else ""
         return f"should have shape {tuple(right.shape)}, not {tuple(got.shape)}{hint}"
     if got.is_complex():
-        return "should have real numbers in it, not complex ones"
+        return "should contain real numbers, not complex ones"
     if right.numel() <= 4:
         return f"should be {_short(right)}, not {_short(got)}"
     if named:
@@ -256,10 +256,10 @@ def _unlike(got, right, named):
 
 
 def _relation(got, right):
-    """What was done to the right numbers, if that is simple; else where they differ most."""
+    """A simple relation between wrong and right numbers, or else where they differ most."""
     factor = ((got * right).sum() / right.square().sum().clamp_min(1e-30)).item()
     if not torch.isfinite(got).all():
-        return "has NaN or infinity in it"
+        return "contains NaN or infinity"
     if same(got, -right, 1e-3):
         return "has the wrong sign"
     if right.ndim > 1 and same(got, right.mT, 1e-3):
@@ -270,19 +270,19 @@ def _relation(got, right):
         return f"is {factor:.3g} times as large as it should be"
     worst = (got - right).abs().argmax()
     yours, wanted = got.flatten()[worst], right.flatten()[worst]
-    return f"is {yours:.4g} where it should be {wanted:.4g} (the entry that is furthest off)"
+    return f"is {yours:.4g} where it should be {wanted:.4g} (the entry with the largest error)"
 
 
 def _kind(value):
     """A value's type, in words."""
-    words = {"Tensor": "a tensor", "int": "an int", "str": "text", "bool": "True or False"}
+    words = {"Tensor": "a tensor", "int": "an int", "str": "a string", "bool": "True or False"}
     words |= {"NoneType": "None", "list": "a list or tuple"}
     kind = type(value).__name__
     return words.get(kind, f"a {kind}")
 
 
 def _plain(tensor):
-    """A tensor as a number or nested lists, in few digits; whole numbers without a point."""
+    """A tensor as a number or nested lists, with few digits; whole numbers without a point."""
     if tensor.numel() > 1:
         return [_plain(row) for row in tensor]
     number = float(f"{tensor.item():.4g}")
@@ -290,7 +290,7 @@ def _plain(tensor):
 
 
 def _short(value):
-    """A value in few characters."""
+    """A value in a few characters."""
     if isinstance(value, torch.Tensor):
         value = _plain(value) if value.numel() else "an empty tensor"
     text = f"{value:.6g}" if type(value) is float else f"{value:,}" if type(value) is int else value

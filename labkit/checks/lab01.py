@@ -1,4 +1,4 @@
-"""Checks of lab 1. The reference is a projection on eigenvectors of W^T W or W W^T, or a sum."""
+"""Checks of lab 1. The reference is a projection onto eigenvectors of W^T W or W W^T, or a sum."""
 
 import math
 
@@ -11,11 +11,11 @@ from labkit.contract import exercise, expect, generator, observe, part
 from labkit.probes import lab01 as probes
 
 EXAMPLE = torch.tensor([[3.0, 0.0], [0.0, 1.0]])  # of the text: the singular values are 3 and 1
-BUILT = "W_r or W - W_r is built on the way: the singular values that are cut off are enough"
+BUILT = "your function builds W_r or W - W_r: the singular values that are cut off are enough"
 
 
 def best(W, r):
-    """The best matrix of rank r by Eckart-Young, without an SVD; fp64."""
+    """The best matrix of rank r by Eckart-Young, computed without an SVD, in fp64."""
     W = W.double()
     V = torch.linalg.eigh(W.T @ W).eigenvectors.flip(1)[:, :r]
     return W @ V @ V.T
@@ -27,7 +27,7 @@ def _tensor(result):
 
 @exercise("1.1", points=2)
 def optimal(best_rank_r):
-    """as near to W as rank r can be: square, tall, wide, rank-deficient, r beyond the rank"""
+    """as near to W as rank r allows: square, tall, wide and rank-deficient W, r above the rank"""
     rng = generator()
     cases = {"on the example from the text, r = 1": (EXAMPLE, 1)}
     for *shape, r in ((6, 6, 4), (9, 8, 3), (8, 9, 3), (6, 6, 1), (7, 4, 9), (4, 7, 9)):
@@ -63,7 +63,7 @@ def errors(relative_error):
 
 
 def _keeps_more_than_all(W, r):
-    """Whether rounding makes the share that W_r keeps larger than 1, of energies or norms."""
+    """Whether rounding makes W_r's share of the energy or of the norm larger than 1."""
     s = torch.linalg.svdvals(W)
     return s[:r].square().sum() > s.square().sum() or s[:r].norm() > s.norm()
 
@@ -76,7 +76,7 @@ def _error(pairs):
 
 @exercise("1.3", points=1)
 def parameters(lora_params, break_even_rank):
-    """131,072 for 4096 x 4096 at r=16, linear in r; the largest rank that still saves"""
+    """131,072 for 4096 x 4096 at r=16, linear in r; the largest rank that saves parameters"""
     rng = generator()
     m, r = draw(20, 90, rng), draw(20, 90, rng)
     shapes = [(m, 3 * m + 1), (3 * m + 1, m)]  # no common factor, so no rank breaks exactly even
@@ -98,7 +98,7 @@ def _count(d_out, d_in, r):
 
 
 def _largest(d_out, d_in):
-    """How many of the ranks from 1 on save something."""
+    """The number of ranks, from 1 on, that save parameters."""
     return sum(r * d_in + d_out * r < d_out * d_in for r in range(1, min(d_out, d_in) + 1))
 
 
@@ -109,7 +109,7 @@ def _largest_of_all(most):
 
 @exercise("1.4", points=2)
 def ranks(energy_rank):
-    """squared singular values, the boundary included; the scale of W does not matter"""
+    """uses squared singular values, includes the boundary, and ignores the scale of W"""
     rng, cases = generator(), {}
     for values, fractions in (
         ([3, 1], (0.5, 0.95)),
@@ -172,7 +172,7 @@ def _share(dW, reference, k):
 
 @exercise("1.6", points=2)
 def subspace(subspace_point, project_gradient):
-    """theta0 + P z, and the chain rule, a sum over theta"""
+    """theta0 + P z, and the gradient for z by the chain rule, a sum over theta"""
     rng, answers, cases = generator(), (subspace_point, project_gradient), {}
     for D, d in ((6, 6), (11, 3), (5, 1)):
         data = randn(D, rng=rng), randn(D, d, rng=rng), randn(d, rng=rng)

@@ -21,7 +21,7 @@ def dense(x, W, A, B, alpha):
 
 
 def numbers(rng, d_out, d_in, r, alpha, bias=True):
-    """`W, bias, A, B, alpha`; r divides no alpha below, since `//` is not `/`."""
+    """`W, bias, A, B, alpha`; r divides no alpha below, so that `//` differs from `/`."""
     shapes = (d_out, d_in), (d_out,), (r, d_in), (d_out, r)
     W, b, A, B = (randn(*shape, rng=rng) for shape in shapes)
     return (W, b, A, B, alpha) if bias else (W, A, B, alpha)
@@ -49,7 +49,7 @@ def matches_dense(lora_forward):
 
 @exercise("2.2", points=3)
 def layer(LoRALinear):
-    """starts as the base layer, adds exactly the scaled update, trains A and B and nothing else"""
+    """starts as the base layer, adds exactly the scaled update, and trains only A and B"""
     rng = generator()
     W, bias, A, B, _ = numbers(rng, 48, 256, 5, 3.0)
     x = randn(6, 256, rng=rng)
@@ -60,9 +60,9 @@ def layer(LoRALinear):
     in_bf16 = {
         "the dtype of A over a bf16 base": "float32",
         "the dtype of B over a bf16 base": "float32",
-        "the Parameters, of A and B, over such a base or one on another device,": ["A", "B"],
+        "the Parameters among A and B, over a bf16 base or on another device,": ["A", "B"],
         "the dtype of the output over a bf16 base": "bfloat16",
-        "the device of A and B, for a base on another device than the CPU,": "meta",
+        "the device of A and B, for a base that is not on the CPU,": "meta",
         "the largest tensor in forward": "smaller than W",
     }
     cases = {"": (W, A, 14.0)}
@@ -108,7 +108,7 @@ def _forward(W, bias, A, B, alpha, x):
 
 @exercise("2.3", points=3)
 def gradients(lora_gradients):
-    """equals autograd, and dA is zero while B is zero"""
+    """equals autograd's gradients, and dA is zero while B is zero"""
     rng = generator()
     expect("r" not in observe(watch.global_names, lora_gradients), NO_R)
     x, dY = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0]])
@@ -140,7 +140,7 @@ TARGETS = {  # what is asked for: the layers that have these names
 
 @exercise("2.4", points=3, after="2.2")
 def injects(inject):
-    """replaces exactly the named projections in place, freezes the rest, adds the scaled update"""
+    """replaces only the named projections in place, freezes the rest, adds the scaled update"""
     rng, r, alpha, cases = generator(), 3, 10, {}
     weights = {name: randn(*p.shape, rng=rng) for name, p in models.Model().named_parameters()}
     for targets, names in TARGETS.items():
@@ -148,7 +148,7 @@ def injects(inject):
         where = f"after inject(model, {list(targets)}, r={r}, alpha={alpha})"
         cases[where] = (list(targets), r, alpha, weights, factors)
     expect_right(inject, cases, _injected, probes.injected, tol=1e-3)
-    elsewhere = {"the return value": len(names), "the dtype of the model, bf16 before,": "bfloat16"}
+    elsewhere = {"the return value": len(names), "the dtype of a bf16 model afterwards": "bfloat16"}
     case = {"for a second model": (list(targets), r, alpha, weights)}
     expect_right(inject, case, lambda *_: elsewhere, probes.injected_elsewhere)
 
@@ -176,7 +176,7 @@ def _injected(targets, r, alpha, weights, factors):
 
 @exercise("2.5", points=2)
 def arithmetic(step_flops):
-    """equals torch's own count of real layers' products, forward and backward"""
+    """equals torch's own FLOP count for real layers, forward and backward"""
     rng = generator()
     sides = [int(side) * 2 + 11 for side in torch.randperm(36, generator=rng)[:4]]
     several = {"q_proj": (sides[0], sides[1]), "up_proj": (sides[3], sides[0])}
@@ -195,7 +195,7 @@ def _call(shapes, n_tokens, r=None):
 
 
 def counted(shapes, n_tokens, r=None):
-    """FLOPs of forward and backward of such layers, as torch counts them in real products."""
+    """FLOPs of such layers, forward and backward, as torch counts them in real products."""
     with _Counter() as counter, torch.enable_grad():
         for d_out, d_in in shapes.values():
             x = torch.zeros(n_tokens, d_in, requires_grad=True)
@@ -208,7 +208,7 @@ def counted(shapes, n_tokens, r=None):
 
 
 class _Counter(watch.Watch):
-    """Sums what torch's flop counter says of each operation, without importing its compiler."""
+    """Sums the FLOPs of each operation as torch counts them, without importing its compiler."""
 
     total = 0
 
@@ -219,7 +219,7 @@ class _Counter(watch.Watch):
 
 @exercise("2.6", points=3, after="2.2")
 def merges(merge_, unmerge_, LoRALinear):
-    """W becomes W + (alpha / r) B A, the output stays, twice is once, and unmerging undoes it"""
+    """adds (alpha / r) B A to W only once, keeps the output, and unmerging undoes the merge"""
     rng = generator()
     data = (*numbers(rng, 7, 5, 3, 10.0), randn(4, 5, rng=rng))
     expect_right(
@@ -239,7 +239,7 @@ def _merged(W, bias, A, B, alpha, x):
     facts = {f"base.weight after {when}": weight for when, weight in weights.items()}
     facts |= {f"the output after {when}": x @ (W + dW).T + bias for when in weights}
     facts["another layer's base.weight after merge_"] = W + dW
-    weights = {"another merge_, of an A that changed,": W + 2 * dW, "another unmerge_": W}
+    weights = {"another merge_ with a changed A": W + 2 * dW, "another unmerge_": W}
     facts |= {f"base.weight after {when}": weight for when, weight in weights.items()}
     facts |= {f"the output after {when}": x @ (W + 2 * dW).T + bias for when in weights}
     A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
@@ -260,7 +260,7 @@ def _merged(W, bias, A, B, alpha, x):
 
 @exercise("2.7", points=3, after="2.2")
 def round_trip(adapter_state, load_adapter_, LoRALinear):
-    """has A and B of every layer and nothing else; loads them back; refuses what does not fit"""
+    """contains only A and B of every layer, loads them back, refuses a state that doesn't fit"""
     rng, r = generator(), 2
     data = [randn(*shape, rng=rng) for shape in ((r, 2 * r), (2 * r, r), (3, 2 * r))]
     answers = adapter_state, load_adapter_, LoRALinear
@@ -287,7 +287,7 @@ def round_trip(adapter_state, load_adapter_, LoRALinear):
 
 
 def _tensors(A, B, x):
-    """`{name: A or B}` of the model that `probes` makes from these."""
+    """`{name: A or B}` of the model that `probes` builds from these tensors."""
     pairs = {name: models.trained(A + i, B - i, x) for i, name in enumerate(models.ADAPTED)}
     return {f"{n}.{k}": t for n, pair in pairs.items() for k, t in zip("AB", pair, strict=True)}
 

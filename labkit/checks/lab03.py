@@ -1,4 +1,4 @@
-"""Checks of lab 3. The reference is PEFT, plain training, or a formula of the check's own."""
+"""Checks of lab 3. The reference is PEFT, plain training, or the check's own formula."""
 
 import math
 
@@ -20,7 +20,7 @@ LAYERS = sorted(f"model.layers.{i}.{name}" for i in range(2) for name in LINEAR)
 
 @exercise("3.1", points=4)
 def trains(train_adapter):
-    """LoRA on every linear layer but the head, one pass in batches of 8, answers alone, saved"""
+    """LoRA on all linear layers except the head, one pass in batches of 8, answers only, saved"""
     rng, cases = generator(), {}
     roles = [("user", "assistant"), ("system", "user", "assistant"), ("user", "assistant") * 2]
     for n in (11, 20):
@@ -30,7 +30,7 @@ def trains(train_adapter):
 
 
 def _talk(rng, roles, low, high):
-    """Messages of `roles`, of `low` to `high` words that the tiny tokenizer knows."""
+    """Messages of `roles`, each with `low` to `high` words that the tiny tokenizer knows."""
     return [{"role": role, "content": tiny.words(rng, low, high)} for role in roles]
 
 
@@ -61,13 +61,13 @@ def _trained(talks, learning_rate):
 
 @exercise("3.2", points=3)
 def end_trains(answer_labels):
-    """prompts and padding have no label, on either side; the end token has one"""
+    """prompts and padding have no label, whichever side is padded; the end token has one"""
     rng = generator()
     row = [[2, 2, 7, 8, 9, 2]], [[0, 0, 1, 1, 1, 1]], [2]
     cases = {"for the row from the text": tuple(map(torch.tensor, row))}
     for side in ("right", "left"):
         for pad in (END, 0):
-            name = "the end token" if pad == END else "another token than the end"
+            name = "the end token" if pad == END else "a token other than the end"
             cases[f"for rows padded on the {side} with {name}"] = _batch(side, pad, rng)
         ids, mask, prompts = (x.roll(-1, 0) for x in _batch(side, 0, rng))  # the longest row first
         used = mask.bool().any(0)
@@ -79,7 +79,7 @@ def end_trains(answer_labels):
 
 
 def _batch(side, pad, rng):
-    """Ids (4, n), mask and prompt lengths: two turns, an end inside, a line after the end."""
+    """Ids (4, n), mask, prompt lengths; one prompt has two turns, one row goes on after its end."""
     rows, prompts = [], []
     for turns, after in ((1, []), (2, []), (1, [9]), (1, [])):
         asked = [[*_ids(draw(2 * turns - 1, turns + 2, rng), rng), END] for _ in range(turns)]
@@ -97,7 +97,7 @@ def _batch(side, pad, rng):
 
 
 def _ids(n, rng):
-    """n token ids that are no end."""
+    """n token ids other than the end token."""
     return torch.randint(20, 90, (n,), generator=rng).tolist()
 
 
@@ -112,7 +112,7 @@ def _labels(input_ids, attention_mask, prompt_lengths):
 
 @exercise("3.3", points=2)
 def prompt_opens_answer(render_prompt):
-    """it ends where the answer begins, has one BOS at most, and is a prefix of the whole"""
+    """ends where the answer begins, has at most one BOS, and is a prefix of the conversation"""
     rng, cases = generator(), {}
     kinds = {  # where a BOS comes from
         "": "",
@@ -144,7 +144,7 @@ def _prompt(messages, bos):
 
 @exercise("3.4", points=3)
 def keeps_answer(fit):
-    """the prompt gives way from its front; an answer that is cut has no end"""
+    """cuts the prompt from its front; an answer that is cut has no end token"""
     rng = generator()
     by_hand = [5, 6, 7], [8, END]
     cases = {f"for the row from the text at max_length = {n}": (*by_hand, n) for n in (4, 2, 1)}
@@ -176,7 +176,7 @@ def _fitted(prompt_ids, answer_ids, max_length):
 
 @exercise("3.5", points=3)
 def checkpoints(with_checkpointing):
-    """gradients as without checkpointing, and each block is computed again, one at a time"""
+    """the same gradients as without checkpointing; each block is recomputed, one at a time"""
     rng = generator()
     names = sorted({name.rpartition(".")[2] for name in LINEAR})
     seed, ids = draw(1, 10**6, rng), torch.randint(len(tiny.WORDS), (2, 9), generator=rng)
@@ -207,7 +207,7 @@ def _step(seed, targets, ids):
 
 @exercise("3.6", points=3)
 def loads_once(load_tuned):
-    """the logits of the run, in eval mode, on an unchanged base; refuses names that don't fit"""
+    """gives the run's logits, in eval mode, on an unchanged base; refuses names that don't fit"""
     rng = generator()
     seed, ids = draw(1, 10**6, rng), torch.randint(len(tiny.WORDS), (2, 9), generator=rng)
     cases = {}
@@ -245,7 +245,7 @@ def _loaded(seed, r, targets, ids):
 
 @exercise("3.7", points=3)
 def perplexity_weighs_tokens(perplexity):
-    """exp of the mean loss of all predicted tokens, padding left out"""
+    """exp of the mean loss over all predicted tokens, without padding"""
     rng = generator()
     seed = draw(1, 10**6, rng)
     several = [tiny.words(rng, n) for n in (3, 17, 5, 26, 2, 11)]

@@ -1,4 +1,4 @@
-"""Checks of lab 4. The reference is a formula of the check's own, a dense layer, or autograd."""
+"""Checks of lab 4. The reference is the check's own formula, a dense layer, or autograd."""
 
 from statistics import NormalDist
 
@@ -15,7 +15,7 @@ AVOIDED = {"0 / 0": "avoided"}
 
 
 def _forms(**tensors):
-    """The facts on tensors of integers or floats that `probes` finds, by their names."""
+    """The facts that `probes` finds about tensors of integers or floats, by name."""
     return {k: v for one in tensors.items() for k, v in probes.numbers(*one, flat=False).items()}
 
 
@@ -24,7 +24,7 @@ def _result(tensor):
 
 
 def _expect_fast(answers, names, of, *data):
-    """`data` are the inputs of each function, few and many."""
+    """Expect vectorized functions; `data` has each function's inputs, few and many."""
     right = dict.fromkeys(names, "vectorized")
     cases = {f"with more {of}": (names, of, data)}
     expect_right(answers, cases, lambda *_: right, how.pace)
@@ -35,7 +35,7 @@ def _expect_fast(answers, names, of, *data):
 
 @exercise("4.1", points=2)
 def absmax(absmax_quantize, absmax_dequantize):
-    """integers for any number of bits, as far for -x as for x, and zeros stay zeros"""
+    """integers for any number of bits, the same range for -x as for x, and zeros stay zeros"""
     rng, cases = generator(), {}
     x = torch.tensor([-6.0, 0.9, 3.5, 4.0, -2.9])
     cases["for x = [-6, 0.9, 3.5, 4, -2.9] at 3 bits"] = x, 3
@@ -49,7 +49,7 @@ def absmax(absmax_quantize, absmax_dequantize):
 
 
 def _near(rng, bits, *shape):
-    """Numbers that are far from where rounding changes; the largest is below zero."""
+    """Numbers far from a rounding boundary; the one with the largest absolute value is negative."""
     top = 2 ** (bits - 1) - 1
     whole = torch.randint(-top, top + 1, shape, generator=rng)
     x = (whole + 0.8 * torch.rand(shape, generator=rng) - 0.4).clamp(-top, 0.9 * top)
@@ -66,7 +66,7 @@ def _absmax(x, bits):
 
 @exercise("4.2", points=3)
 def codebook(nf4_codebook):
-    """the 16 values of bitsandbytes to 1e-6, from quantiles"""
+    """the 16 values of bitsandbytes to within 1e-6, computed from quantiles"""
     facts = {
         "the result": "floats",
         "how many are below zero, at zero and above zero": [7, 1, 8],
@@ -93,7 +93,7 @@ SHAPES = (6, 64), (3, 100), (7,), (70,)  # of blocks of 64, of which the last ma
 
 @exercise("4.3", points=3)
 def blockwise(quantize_blockwise, dequantize_blockwise):
-    """the nearest code everywhere, a shorter last block, zeros, tiny numbers, and the way back"""
+    """the nearest code, also for a shorter last block, zeros and tiny numbers, and the way back"""
     rng, answers = generator(), (quantize_blockwise, dequantize_blockwise)
     there = _to_quantize(rng)
     with part():
@@ -112,7 +112,7 @@ def blockwise(quantize_blockwise, dequantize_blockwise):
 
 
 def _to_quantize(rng):
-    """Weights, a codebook and perhaps the size of a block, by what is said of them."""
+    """`{description: (weights, codebook, optional block size)}` for quantize_blockwise."""
     book = nf4().float()
     by_hand = torch.tensor([0.8, -2, 8, 5, -3]), FOUR, 2
     cases = {"([0.8, -2, 8, 5, -3], [-1, 0, 0.5, 1], block=2)": by_hand}
@@ -129,7 +129,7 @@ def _to_quantize(rng):
 
 
 def _to_restore(rng):
-    """Codes, absmax, codebook, shape and perhaps the size of a block."""
+    """`{description: (codes, absmax, codebook, shape, optional block size)}`."""
     where = "([0, 3, 2, 3, 2], [2, 10, 4], [-1, 0, 0.5, 1], (5,), block=2)"
     by_hand = torch.tensor([0, 3, 2, 3, 2]), torch.tensor([2.0, 10, 4]), FOUR, (5,), 2
     cases = {where: by_hand}
@@ -144,7 +144,7 @@ def _to_restore(rng):
 
 
 def _scaled(w, block=64):
-    """The numbers over the absmax of their block, fp64, and the absmax of each block."""
+    """The numbers divided by their block's absmax, in fp64, and the absmax of each block."""
     parts = w.flatten().float().split(block)
     peaks = torch.stack([part.abs().max() for part in parts])
     each = peaks.repeat_interleave(block)[: w.numel()].double()
@@ -152,7 +152,7 @@ def _scaled(w, block=64):
 
 
 def _clear(w, book, block=64):
-    """`w` with zeros for numbers that are about as near to one value of the codebook as another."""
+    """`w` with zeros for numbers that are about equally near to two values of the codebook."""
     first, second = (_scaled(w, block)[0][:, None] - book).abs().topk(2, largest=False).values.T
     return w.masked_fill((second - first < 2e-4).view(w.shape), 0)
 
@@ -184,7 +184,7 @@ def _back(w, book, *block):
 
 @exercise("4.4", points=2)
 def packs(pack_nibbles, unpack_nibbles):
-    """two codes per byte as bitsandbytes stores them, odd lengths too, and the codes come back"""
+    """two codes per byte, as bitsandbytes stores them, also for odd lengths; unpacks them again"""
     rng, answers = generator(), (pack_nibbles, unpack_nibbles)
     every = torch.arange(256, dtype=torch.uint8)
     rows = [1, 2, 9, 4, 7, 15, 8, 3, 12, 5], [12], [3, 15, 9]
@@ -220,7 +220,7 @@ def _unpacked(stored):
 
 @exercise("4.5", points=3)
 def doubles(double_quantize, bits_per_param):
-    """8-bit scales around their mean, groups of any size, equal scales; 4.5 and 4.127 bits"""
+    """8-bit scales around their mean, for any group size and equal scales; 4.5 and 4.127 bits"""
     rng, answers = generator(), (double_quantize, bits_per_param)
     by_hand = torch.tensor([1.0, 2, 3, 10, 9]), 2
     cases = {"for double_quantize of [1, 2, 3, 10, 9] in groups of 2": by_hand}
@@ -242,7 +242,7 @@ def doubles(double_quantize, bits_per_param):
 
 
 def _steps(absmax, group=256):
-    """Distances from the mean in steps of each group, fp64, and these steps."""
+    """Distances from the mean in steps, in fp64; the step of each group and of each scale."""
     around = absmax.double() - absmax.double().mean()
     scale = torch.stack([part.abs().max() / 127 for part in around.split(group)])
     each = scale.repeat_interleave(group)[: len(absmax)]
@@ -250,7 +250,7 @@ def _steps(absmax, group=256):
 
 
 def _off_halves(absmax, group=256):
-    """`absmax`, moved where rounding to 8 bits would be a matter of the last digit."""
+    """`absmax`, moved where rounding to 8 bits would depend on the last digit."""
     while True:
         steps, _, each = _steps(absmax, group)
         near = (steps - steps.floor() - 0.5).abs() < 0.02
@@ -276,7 +276,7 @@ def _bits(block=64, double_quant=False):
 
 @exercise("4.6", points=4)
 def qlora(QLoRALinear):
-    """equals the dense layer, its gradients too; trains A and B; W is not kept for backward"""
+    """equals the dense layer and its gradients, trains A and B, does not keep W for backward"""
     rng, cases, book = generator(), {}, nf4().float()
     own = torch.cat([torch.rand(14, generator=rng) * 2 - 1, torch.tensor([-1.0, 1])]).sort().values
     for lead, d_out, d_in, r, alpha, used in (
@@ -298,7 +298,7 @@ def qlora(QLoRALinear):
 
 
 def _layer(rng, d_out, d_in, r, alpha, book):
-    """What QLoRALinear is made of."""
+    """The arguments that a QLoRALinear is built from."""
     n = d_out * d_in
     codes = torch.randint(16, (n,), generator=rng).to(torch.uint8)
     absmax = 0.5 + torch.rand(-(-n // 64), generator=rng)
@@ -337,7 +337,7 @@ METHODS = {  # bytes of a number in the base; of one that trains: weight, gradie
 
 @exercise("4.7", points=2)
 def rule(training_bytes):
-    """16 bytes per number that trains, 8 if all is bf16; a frozen base of 2 or 0.516 bytes"""
+    """16 bytes per trained parameter, 8 if all is bf16; 2 or 0.516 per frozen base parameter"""
     rng, cases = generator(), {}
     for method in METHODS:
         n = draw(1, 9, rng) * 10**9 + draw(1, 10**6, rng)

@@ -1,4 +1,4 @@
-"""Checks of lab 5. The reference is torch.optim.Adam, `statistics`, or a formula of its own."""
+"""Checks of lab 5. The reference is torch.optim.Adam, `statistics`, or the check's own formula."""
 
 import math
 import statistics
@@ -16,7 +16,7 @@ NAN = float("nan")
 
 @exercise("5.1", points=3)
 def first_step(first_update):
-    """equals one step of torch.optim.Adam on A and B: wide, tall, small gradients, no gradient"""
+    """equals one step of torch.optim.Adam on A and B, also with small and with zero gradients"""
     rng, one = generator(), torch.tensor([[2.0, -3.0]])
     cases = {
         "for first_update([[2, -3]], [[1, 0]], r=1, alpha=3, lr=0.1)": (
@@ -38,7 +38,7 @@ def first_step(first_update):
 
 
 def _far_from_zero(d_out, d_in, r, rng):
-    """G and A of which no entry of G @ A.T is so near 0 that rounding decides its sign."""
+    """G and A such that no entry of G @ A.T is so near 0 that rounding decides its sign."""
     while True:
         G, A = randn(d_out, d_in, rng=rng), randn(r, d_in, rng=rng) / d_in**0.5
         size = (G @ A.T).abs()
@@ -47,7 +47,7 @@ def _far_from_zero(d_out, d_in, r, rng):
 
 
 def by_adam(G, A, r, alpha, lr):
-    """The change of W by a step of torch.optim.Adam from B = 0, where G is dL/dW."""
+    """The change of W in one step of torch.optim.Adam from B = 0, where G is dL/dW."""
     A, B = A.clone().requires_grad_(), torch.zeros(len(G), r, requires_grad=True)
     optimizer = torch.optim.Adam([A, B], lr)
     with torch.enable_grad():
@@ -58,7 +58,7 @@ def by_adam(G, A, r, alpha, lr):
 
 @exercise("5.2", points=1)
 def scales(scaling):
-    """alpha / r, and with rank_stabilized alpha over the square root of r"""
+    """alpha / r; with rank_stabilized, alpha over the square root of r"""
     cases = {}
     for alpha, r in ((18, 9), (3, 8), (32, 5), (8.0, 100)):
         cases[f"for scaling(alpha={alpha:g}, r={r})"] = alpha, r
@@ -74,7 +74,7 @@ def _factor(alpha, r, rank_stabilized=False):
 
 @exercise("5.3", points=2)
 def sweeps(sweep):
-    """every pair once, with the alpha of its rank and one seed; a row per run, with its results"""
+    """runs each pair once, with its rank's alpha and the same seed; returns one row per run"""
     rng = generator()
     rates = [draw(1, 9, rng) / 1000, draw(11, 99, rng) / 1000]
     ranks = [draw(2, 5, rng), draw(6, 9, rng), draw(10, 20, rng)]
@@ -143,7 +143,7 @@ def _bits(losses, n_choices):
 
 @exercise("5.5", points=3)
 def pairs(paired_difference):
-    """mean and standard error over shared seeds; NaN where there are too few of them"""
+    """mean and standard error over shared seeds; NaN if there are too few of them"""
     rng = generator()
     columns = {"method": [*"aaabbb"], "seed": [0, 1, 2, 1, 2, 0]}
     columns["score"] = [5.0, 9.0, 8.0, 8.0, 4.0, 4.0]
@@ -162,7 +162,7 @@ def pairs(paired_difference):
         ),
     }
     _expect_pairs(paired_difference, cases)
-    one, none = "one shared seed, so no error (NaN)", "no shared seed, so (NaN, NaN)"
+    one, none = "one shared seed, so the error is NaN", "no shared seed, so (NaN, NaN)"
     cases = {
         f"with {one}": _frame([0, 1], [1, 2], rng),
         f"with two seeds of which one failed, which leaves {one}": _frame([0, 1], [0, 1], rng, [0]),
@@ -173,7 +173,7 @@ def pairs(paired_difference):
 
 
 def _expect_pairs(paired_difference, cases):
-    """`expect_right`; a mistake that does not explain all may explain a first case or the mean."""
+    """As `expect_right`, but a mistake may also explain only the first case, or only the mean."""
     both, bare = ["the mean", "the error"], None
     for many, nouns in ((None, both), (1, both), (None, both[:1])):
         data = {where: (*cases[where], nouns) for where in list(cases)[:many]}
@@ -189,10 +189,10 @@ def _expect_pairs(paired_difference, cases):
 
 
 def _frame(first, second, rng, failed=(), swap=False):
-    """Columns and index of a frame, and the names of two methods.
+    """Columns and index of a DataFrame, and the names of two methods.
 
-    `first` and `second` are their seeds, `failed` seeds of the first, the second, the first, ….
-    Seeds differ more than methods, rows come in any order, and a third method is among them.
+    `first` and `second` are their seeds; `failed` lists seeds of the first, the second, the first,
+    …. Seeds differ more than methods, rows are in random order, and a third method is included.
     """
     a, b = names = ["lora", "lora+"]
     luck, rows = [draw(100, 900, rng) / 100 for _ in range(8)], []

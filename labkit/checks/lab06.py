@@ -42,7 +42,7 @@ def merges(merged_weight):
 
 
 def _whole(most, rng, *shape):
-    """Whole numbers from -most to most. What is made of few digits has one sum in any order."""
+    """Whole numbers from -most to most: with few digits, the sum is the same in any order."""
     return torch.randint(-most, most + 1, shape, generator=rng).float()
 
 
@@ -53,7 +53,7 @@ def _merged(W, A, B, alpha):
 
 @exercise("6.2", points=2)
 def divergence(kl_divergence):
-    """mean per token of KL(p||q) in nats, for any leading shape, and for logits of any size"""
+    """mean KL(p||q) per token in nats, for any leading shape and for logits of any size"""
     rng = generator()
     p, q = torch.tensor([[0.5, 0.5]]).log() + 1, torch.tensor([[0.25, 0.75]]).log() - 1
     cases = {"for one token with p = (0.5, 0.5) and q = (0.25, 0.75)": (p, q)}
@@ -79,7 +79,7 @@ SHAPE = (24, 40)
 
 @exercise("6.3", points=2)
 def survives(arrives):
-    """the least-squares share of dW: 1 if everything arrives, 0 if nothing moves; in fp32"""
+    """the least-squares share of dW, in fp32: 1 if everything arrives, 0 if nothing moves"""
     rng = generator()
     W, dW = randn(*SHAPE, rng=rng), 0.1 * randn(*SHAPE, rng=rng) + 0.02
     even = (4 * W).round() / 4
@@ -91,8 +91,8 @@ def survives(arrives):
             *(*two, 1.0),
         ),
         "for a store that keeps every number": (W, dW, "exact"),
-        "for a grid with W on it, where each step of dW is just long enough": (even, steps, 0.25),
-        "for a grid with W on it": (even, 0.7 * dW, 0.25),
+        "for a grid that W is on, where each step of dW is just long enough": (even, steps, 0.25),
+        "for a grid that W is on": (even, 0.7 * dW, 0.25),
         "for a grid that W is not on": (W, dW, 0.25),
         "for a store that scales each block": (W, dW, "blocks"),
         "for a store that returns bf16": (W, 0.03 * dW, "bf16"),
@@ -112,9 +112,9 @@ def survives(arrives):
 
 
 def _against(rng):
-    """W and dW whose share is below 0: each block's largest weight grows, and with it the steps.
+    """W and dW whose share is below 0: each block's largest weight grows, and so do the steps.
 
-    The others are just above a boundary, and go down a step while dW goes up a little.
+    The other weights are just above a boundary, and drop by a step although dW raises them a bit.
     """
     sign = randn(*SHAPE, rng=rng).sign()
     W = (torch.randint(2, 6, SHAPE, generator=rng) + 0.5) / 7 + 1e-4
@@ -133,7 +133,7 @@ def _arrived(W, dW, name):
 
 @exercise("6.4", points=2)
 def merges_quantized(merge_quantized):
-    """decodes block by block and adds in fp32: a small update survives"""
+    """decodes block by block and adds in fp32, so a small update survives"""
     rng = generator()
     codes, B = torch.tensor([3, 0, 10, 7], dtype=torch.uint8), torch.tensor([[1 / 32], [0.0]])
     by_hand = codes, torch.tensor([2.0]), torch.arange(16) / 8, torch.eye(1, 2), B
@@ -165,7 +165,7 @@ ONES = [(torch.ones(1, 3), torch.ones(1, 1))] * 2
 
 @exercise("6.5", points=3)
 def combines(combine_linear, combine_cat):
-    """cat is the weighted sum of the updates; linear adds A to A and B to B, with the roots"""
+    """cat sums the weighted updates; linear sums the As and the Bs with square roots of weights"""
     rng, answers = generator(), (combine_linear, combine_cat)
     linear = [([3, 3], [0.6, 0.7]), ([4, 4, 4], [0.9, 0.0, 0.4]), ([3, 3], [1.0, 0.5])]
     cat = [([3, 3], [0.6, 0.7]), ([2, 4, 3], [1.5, -0.5, 0.7]), ([2, 3], [0.0, 1.2])]
@@ -176,7 +176,7 @@ def combines(combine_linear, combine_cat):
 
 
 def _mixes(name, mixes, rng):
-    """Adapters and weights: two of ones, some of the ranks in `mixes`, a single one of weight 1."""
+    """Adapters and weights: two adapters of ones, those in `mixes`, and one with weight 1."""
     cases = {f"for {name} of ([[1, 1, 1]], [[1]]) twice, with weights [4, 9]": (ONES, [4.0, 9.0])}
     for ranks, weights in [*mixes, ([3], [1.0])]:
         adapters = [factors(rng, 24, 40, r) for r in ranks]
@@ -232,7 +232,7 @@ def recompresses(recompress):
 
 
 def _distinct(rng, d_out, d_in, R, r):
-    """A and B where the singular values r and r + 1 of B @ A differ: the best one is unique."""
+    """A and B where singular values r and r + 1 of B @ A differ, so one approximation is best."""
     while True:
         A, B = factors(rng, d_out, d_in, R)
         s = torch.cat([torch.linalg.svdvals(B @ A), torch.zeros(1)])
@@ -248,7 +248,7 @@ def _recompressed(A, B, r):
 
 @exercise("6.7", points=3)
 def merges_by_sign(ties):
-    """equals PEFT's ties: each trimmed alone, a sign by the sum, the mean of those that agree"""
+    """equals PEFT's ties: trims each update, takes the sum's sign, averages values that agree"""
     rng = generator()
     by_hand = [torch.tensor([t]) for t in ([4.0, -3.0, 1.0, 2.0], [-4.0, -1.0, 2.0, 3.0])]
     where = "for updates [[4, -3, 1, 2]] and [[-4, -1, 2, 3]], density 0.75"
@@ -265,7 +265,7 @@ def merges_by_sign(ties):
 
 
 def _with_zeros(rng):
-    """Whole numbers from -2 to 2: sums are exactly 0 at times."""
+    """Whole numbers from -2 to 2, so that some sums are exactly 0."""
     return torch.randint(-2, 3, (6, 8), generator=rng).float()
 
 

@@ -1,4 +1,4 @@
-"""Checks of lab 7. The reference is transformers' GGUF loader, PEFT, or what was planted."""
+"""Checks of lab 7. The reference is transformers' GGUF loader, PEFT, or the planted faults."""
 
 import functools
 
@@ -18,7 +18,7 @@ TURN, OPENING = 4, 2  # tokens of a turn besides its words; those before the wor
 
 @exercise("7.1", points=3)
 def audits(audit):
-    """lists every row with a planted fault under its name, and no clean row"""
+    """lists every row with a planted fault under the fault's name, and no clean row"""
     rng = generator()
     clean, faulty = [_row(rng, 12, 2), _row(rng, 8, 3)], _planted(rng)
     cases = {"for an empty list of rows": ([], LENGTH), "for two clean rows": (clean, LENGTH)}
@@ -35,7 +35,7 @@ def audits(audit):
 
 
 def _row(rng, prompt, answer=2):
-    """A row of a prompt of some tokens, the generation prompt included, and an answer's words."""
+    """A row: a prompt of `prompt` tokens, including the generation prompt, and an answer."""
     question = tiny.words(rng, prompt - TURN - OPENING)
     answer = tiny.words(rng, answer) if isinstance(answer, int) else answer
     return _messages(("user", question), ("assistant", answer))
@@ -46,7 +46,7 @@ def _messages(*turns):
 
 
 def _planted(rng):
-    """`{what the rows have: rows}`."""
+    """`{a property of the rows, such as a fault: rows}`."""
 
     def two(first, last):
         turns = _row(rng, 8, first)["messages"] + last["messages"]
@@ -71,7 +71,7 @@ def _planted(rng):
 
 
 def _audited(rows, max_length, style=""):
-    """The lists, from the lengths of the texts: no row is rendered here."""
+    """The expected lists, computed from text lengths: no row is rendered here."""
     faults = {key: [] for key in probes.KEYS}
     own = TURN - (style == "endless")
     for i, row in enumerate(rows):
@@ -92,7 +92,7 @@ def _audited(rows, max_length, style=""):
 
 @exercise("7.2", points=3)
 def parts(split):
-    """no prompt is on both sides; the same rows whatever their order; the share is kept"""
+    """no prompt is on both sides, the order of the rows does not matter, and the share is right"""
     rng, cases = generator(), {}
     for how in _turns("", 0):
         rows, groups = _rows(rng, [2] * 24, how)
@@ -107,11 +107,11 @@ def parts(split):
     expect_right(split, {where: (rows, 0.3, orders)}, lambda *_: probes.STABLE, probes.repeated)
     sides = observe(probes.sides, split, rows, 0.3, 3)  # judged here, not next to their code
     fair = probes.described(sides, groups, 0.3) == probes.fair(0.3)
-    expect(fair, f"{where}, a third call divides the rows in another way")
+    expect(fair, f"{where}, a third call splits the rows differently")
 
 
 def _turns(question, k):
-    """`{how rows of one prompt are alike: (role, content) before the answer}`, of its row k."""
+    """`{how a prompt's rows relate: [(role, content), …] before the answer}`, for its row k."""
     user, odd = ("user", question), k % 2
     hello = [("user", "good morning"), ("assistant", "Yes?" if odd else "Hello.")]
     return {
@@ -128,7 +128,7 @@ def _turns(question, k):
 
 
 def _rows(rng, sizes, how="differ in their answers"):
-    """Rows in any order, so many for each prompt, and the number of each row's prompt."""
+    """Rows in random order, `sizes` of them per prompt, and the number of each row's prompt."""
     questions = {}
     while len(questions) < len(sizes):
         questions[tiny.words(rng, 3, 6)] = None
@@ -145,7 +145,7 @@ def _rows(rng, sizes, how="differ in their answers"):
 
 @exercise("7.3", points=2)
 def orders(rotary_rows):
-    """transformers' GGUF loader undoes it, for weights and for LoRA's B"""
+    """transformers' GGUF loader undoes the reordering, for weights and for LoRA's B"""
     rng = generator()
     cases = {"for rows 0 to 11 and two heads": (torch.arange(12.0)[:, None], 2)}
     head = 2 * draw(4, 6, rng)
@@ -175,7 +175,7 @@ LENGTHS = (5, 14, 3, 520, 7, 2)
 
 @exercise("7.4", points=3)
 def routes(route):
-    """in one batch, each answer is what its adapter gives alone; nothing is left changed"""
+    """in one batch, each answer equals the one its adapter gives alone; nothing stays changed"""
     seed, prompts = _asked(generator())
     one = "for one prompt, a model in eval mode, and a tokenizer that adds no first token"
     cases = {f"for {len(NAMES)} prompts": (seed, prompts, NAMES)}
@@ -184,9 +184,9 @@ def routes(route):
 
 
 def _asked(rng):
-    """A seed and prompts as a chat template writes them, for which it is clear what is right.
+    """A seed and prompts as a chat template writes them, whose right answers are unambiguous.
 
-    Some answers end by themselves and others at the limit, and some have several lines.
+    Some answers end on their own and others at the limit, and some have several lines.
     """
     words = [tiny.words(rng, n).replace(serving.ENDS_A_LINE, "hall").split() for n in LENGTHS]
     turns = ([*w[:2], "<end>", *w[2:]] if len(w) > 4 else w for w in words)
@@ -206,7 +206,7 @@ def _asked(rng):
 @functools.lru_cache(256)
 @torch.no_grad()
 def _alone(seed, prompt, name):
-    """A prompt's answer by one adapter, greedy; how clearly each token beats the next best."""
+    """One adapter's greedy answer to a prompt; the smallest lead of a token over the next best."""
     model = serving.served(seed)
     model.set_adapter(name)
     ids = model.tokenizer(prompt, return_tensors="pt")
@@ -226,7 +226,7 @@ def _routed(seed, prompts, names, trained=True):
 
 @exercise("7.5", points=3)
 def batches(batched_lora):
-    """what each row's adapter adds; one group per adapter, no copied factors, no dense update"""
+    """what each row's adapter adds, in one group per adapter, no copied factors, no dense update"""
     rng = generator()
     x, A = torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[[1.0, 1]], [[1, -1]]])
     by_hand = x, A, torch.ones(2, 1, 1), torch.tensor([2.0, 0.5]), torch.tensor([1, 0])
@@ -235,7 +235,7 @@ def batches(batched_lora):
     for where, index, r in (
         ("for 9 rows of 4 adapters in mixed order", [2, 0, 3, 1, 1, 0, 3, 2, 0], 3),
         ("for 6 rows, some of them with index -1", [-1, 1, 3, -1, 0, 2], 3),
-        ("for 5 rows, two adapters of which have none", [3, 0, 3, 3, 0], 3),
+        ("for 5 rows, where two adapters have none", [3, 0, 3, 3, 0], 3),
         ("for 4 rows of one adapter", [2] * 4, 3),
         ("for one row", [1], 3),
         ("for 3 rows with index -1", [-1] * 3, 3),
@@ -264,14 +264,14 @@ def _work(x, *data):
 
 
 def _batch(rng, index, d_in, d_out, r):
-    """x, the factors and scaling of 4 adapters, index."""
+    """x, the factors and scaling of 4 adapters, and index."""
     A, B = randn(4, r, d_in, rng=rng), randn(4, d_out, r, rng=rng)
     scaling = torch.rand(4, generator=rng) + torch.arange(1, 5) * 0.7
     return randn(len(index), d_in, rng=rng), A, B, scaling, torch.tensor(index)
 
 
 def _batched(x, A, B, scaling, index):
-    """Each row by its own adapter, in fp64; zeros without one."""
+    """Each row's output from its own adapter, in fp64; zeros for a row without one."""
     y = torch.zeros(len(x), B.shape[1], dtype=torch.float64)
     for i, k in enumerate(index.tolist()):
         if k >= 0:

@@ -1,6 +1,6 @@
-"""Checks of lab 8. The reference is torch's own losses, a closed form in fp64, or a law.
+"""Checks of lab 8. The reference is torch's own losses, a closed form in fp64, or a rule.
 
-That the closed forms are TRL's is shown by `tests/labs/test_trl_agrees.py`.
+`tests/labs/test_trl_agrees.py` shows that the closed forms agree with TRL's.
 """
 
 import json
@@ -18,7 +18,7 @@ from labkit.probes import lab08 as probes
 
 @exercise("8.1", points=2)
 def logprobs(sequence_logprob):
-    """torch's cross-entropy of each answer: shifted by one, summed, without -100"""
+    """minus torch's cross-entropy of each answer: shifted by one, summed, without -100"""
     rng = generator()
     quarter = torch.tensor([1.0, 3.0]).log().expand(1, 4, 2)
     where = "for probabilities of 1/4 and 3/4 at each position and labels [0, 0, 1, -100]"
@@ -28,9 +28,9 @@ def logprobs(sequence_logprob):
     cases |= {
         "for labels between a prompt and padding": _labeled(rng, 2, 1),
         "for labels after padding on the left": _labeled(rng, 4, 0),
-        "for labels at every position, id 0 among them": _labeled(rng, 0, 0),
+        "for labels at every position, including id 0": _labeled(rng, 0, 0),
         "for labels in two parts": _labeled(rng, 2, 0, hole=True),
-        "for a row without labels next to others": one_empty,
+        "for a row without labels among other rows": one_empty,
     }
     logits, labels = _labeled(rng, 2, 1)
     where = "for logits in the hundreds, where some probabilities are 0 in fp32"
@@ -40,7 +40,7 @@ def logprobs(sequence_logprob):
 
 
 def _labeled(rng, before, after, hole=False):
-    """Logits (b, n, vocab), labels (b, n); at least `before` and `after` positions have none."""
+    """Logits (b, n, vocab), labels (b, n), at least `before` and `after` positions unlabeled."""
     b, n, vocab = draw(3, 5, rng), draw(8, 11, rng), draw(12, 20, rng)
     logits, labels = 2 * randn(b, n, vocab, rng=rng), torch.randint(vocab, (b, n), generator=rng)
     labels[:, 5] = 0
@@ -60,7 +60,7 @@ def _logprobs(logits, labels):
 
 
 def _sums(logits, labels):
-    """Minus torch's cross-entropy, a sequence at a time, in fp64."""
+    """Minus torch's cross-entropy, one sequence at a time, in fp64."""
     pairs = zip(logits.double(), labels, strict=True)
     losses = [F.cross_entropy(row[:-1], ids[1:], reduction="sum") for row, ids in pairs]
     return -torch.stack(losses)
@@ -73,7 +73,7 @@ def _facts(noun, value, grads):
 
 @exercise("8.2", points=3)
 def dpo(dpo_loss):
-    """the loss and the gradient of TRL's, and finite numbers at margins of a thousand nats"""
+    """TRL's loss and gradient, and finite numbers at margins of a thousand nats"""
     rng = generator()
     one, other = (-1.0, -3.0, -2.0, -2.0), (-5.0, -1.0, -5.0, -1.0)
     cases = {
@@ -113,7 +113,7 @@ def preference(policy_chosen, policy_rejected, reference_chosen, reference_rejec
 
 @exercise("8.3", points=3)
 def reference(reference_logprobs):
-    """the base's numbers; the model is as before, after an exception too"""
+    """the base's log-probabilities; the model is left as it was, even after an exception"""
     rng = generator()
     seed, cases = draw(0, 10**6, rng), {}
     for side, mode in (("right", "train()"), ("left", "train()"), ("right", "eval()")):
@@ -138,7 +138,7 @@ def _referenced(seed, batch, training, fails):
 
 @exercise("8.4", points=2)
 def advantages(group_advantages):
-    """TRL's; a group whose rewards are equal gives zeros"""
+    """TRL's advantages; a group whose rewards are equal gives zeros"""
     rng = generator()
     n, flat, sparse = draw(3, 5, rng), _groups(rng, 4, 6), torch.zeros(4, 8)
     flat[0], flat[2], flat[3] = 0.0, 1.0, 0.5
@@ -148,7 +148,7 @@ def advantages(group_advantages):
         f"for {n} prompts with {n + 3} samples": (_groups(rng, n, n + 3),),
         f"for {n} prompts with {n} samples": (_groups(rng, n, n),),
         "for 5 prompts with 2 samples": (_groups(rng, 5, 2),),
-        "for groups of which three have equal rewards": (flat,),
+        "for 4 groups, three of them with equal rewards": (flat,),
         "for rewards that are mostly 0": (sparse,),
         "for rewards of about 0.01": (1e-2 * _groups(rng, n, 8),),
     }
@@ -158,7 +158,7 @@ def advantages(group_advantages):
 
 
 def _groups(rng, prompts, samples):
-    """Rewards of at least 0, whose rows have means and spreads of their own."""
+    """Rewards of at least 0; each row has its own mean and spread."""
     spread, mean = (torch.rand(prompts, 1, generator=rng) for _ in range(2))
     return (randn(prompts, samples, rng=rng) * (0.3 * spread + 0.05) + mean).abs()
 
@@ -168,7 +168,7 @@ def _advantages(*data):
 
 
 def z_scores(rewards, eps=1e-4):
-    """By NumPy, in fp64."""
+    """The advantages by NumPy, in fp64."""
     rows = rewards.double().numpy()
     gap = rows - rows.mean(1, keepdims=True)
     return torch.from_numpy(gap / (rows.std(1, ddof=1, keepdims=True) + eps))
@@ -176,7 +176,7 @@ def z_scores(rewards, eps=1e-4):
 
 @exercise("8.5", points=4)
 def clipped(grpo_loss):
-    """the loss and the gradient of TRL's, clipped on the right side for either sign"""
+    """TRL's loss and gradient, clipped on the right side for either sign"""
     rng, cases = generator(), {}
     for gain in (1.0, -1.0):
         for ratio in (2.0, 0.5):
@@ -192,17 +192,17 @@ def clipped(grpo_loss):
     cases |= {
         "for a batch": batch(rng),
         "for a batch with clip=0.3": [*batch(rng), 0.3],
-        "for as many answers as tokens": batch(rng, square=True),
+        "for a batch with as many answers as tokens": batch(rng, square=True),
         "for a batch where logp equals old_logp": same,
-        "for good answers alone": good,
-        "for bad answers alone": bad,
+        "for good answers only": good,
+        "for bad answers only": bad,
         "for a batch with other numbers at the padding": padded,
     }
     expect_right(grpo_loss, cases, by_token, probes.clipped)
 
 
 def batch(rng, square=False):
-    """[logp, old_logp, advantages, mask] of answers of several lengths, padded on the right."""
+    """[logp, old_logp, advantages, mask] for answers of several lengths, padded on the right."""
     b = draw(5, 7, rng)
     t = b if square else b + draw(2, 4, rng)
     old = -randn(b, t, rng=rng).abs() - 0.1
@@ -218,7 +218,7 @@ def batch(rng, square=False):
 
 
 def by_token(logp, old_logp, advantages, mask, clip=0.2):
-    """The loss and its derivative for logp in fp64, token by token: three cases for either sign."""
+    """The loss and its derivative for logp, token by token in fp64: three cases per sign."""
     total, slope = 0.0, torch.zeros(logp.shape, dtype=torch.float64)
     ratios = (logp.double() - old_logp.double()).exp().tolist()
     gains, n = advantages.double().tolist(), int(mask.sum())
@@ -242,7 +242,7 @@ EXAMPLE = {"intent": "HassTurnOn", "area": "study"}
 
 @exercise("8.6", points=3)
 def rewards(reward):
-    """1 for equal data alone, part for right keys, and naming every key does not pay"""
+    """1 only for equal data, partial reward for right keys, no gain from listing every key"""
     rng, cases = generator(), {}
     for data in (EXAMPLE, _drawn(rng)):
         for law in (_fixed, _part, _extra, _wrong_values, _kinds, _every_key):
@@ -297,15 +297,15 @@ def _fixed(data, rng):
         ("on several lines", f" {json.dumps(back, indent=1)}\n", "1"),
         ("without keys", {}, "0"),
         ("whose values are wrong", {key: _other(value) for key, value in data.items()}, "0"),
-        ("whose keys nobody wants", strange, "0"),
+        ("whose keys are all unwanted", strange, "0"),
         ("with other keys", {f"{key}_": value for key, value in data.items()}, "0"),
-        ("which is no JSON", "I turned it on.", "0"),
+        ("which is not JSON", "I turned it on.", "0"),
         ("an empty text", "", "0"),
         ("JSON that is cut off", whole[:-1], "0"),
         ("with words after the JSON", f"{whole} I hope this helps", "0"),
         ("in a code fence", f"```json\n{whole}\n```", "0"),
         ("a Python dict", str(data), "0"),
-        ("a list and no object", [data], "0"),
+        ("a list instead of an object", [data], "0"),
         ("a list of keys", list(data), "0"),
         ("a number", "1", "0"),
         ("a JSON value", "null", "0"),
@@ -316,7 +316,7 @@ def _fixed(data, rng):
 
 
 def _part(data, rng):
-    """Each right key adds something, and less than all of them earn less than 1."""
+    """Each right key adds something, and fewer than all of them earn less than 1."""
     order = [list(data)[i] for i in torch.randperm(len(data), generator=rng).tolist()]
     for n in range(1, len(data)):
         said = {key: data[key] for key in order[:n]}
@@ -326,7 +326,7 @@ def _part(data, rng):
 
 
 def _extra(data, rng):
-    """Each key that is not wanted costs something."""
+    """Each unwanted key costs something."""
     others = [key for key in KEYS if key not in data]
     half = dict(list(data.items())[: len(data) // 2])
     for said, what in ((data, "all"), (half, "half")):
@@ -336,7 +336,7 @@ def _extra(data, rng):
             said = more
     one = {key: _value(key, rng)}
     law, than = "at least as high as", "for half of them"
-    yield "all right and one too many", data | one, data, law, than, half | one
+    yield "all right and one key too many", data | one, data, law, than, half | one
     yield f"with {key} null", data | {key: None}, data, "lower than", f"without {key}", data
 
 
@@ -351,7 +351,7 @@ def _wrong_values(data, rng):
 
 
 def _kinds(data, rng):
-    """Values of another kind are other values: true, 1 and "1"; so are texts in other case."""
+    """Values of different types differ, such as true, 1 and "1"; so do texts in another case."""
     *most, key = data
     rest = {name: data[name] for name in most}
     kinds = (1, True), (0, False), (True, 1), (12, "12"), ("12", 12), ("on", "On"), ("on", "on ")
@@ -362,23 +362,23 @@ def _kinds(data, rng):
 
 
 def _every_key(data, rng):
-    """Every key there is, the wanted ones right, earns less than an honest half."""
+    """An answer with every possible key, the wanted ones right, earns less than an honest half."""
     items, n = list(data.items()), len(data) // 2
     every = {key: _value(key, rng) for key in KEYS} | data
-    than, *halves = "for half of the right ones alone", dict(items[:n]), dict(items[-n:])
+    than, *halves = "for only half of the right ones", dict(items[:n]), dict(items[-n:])
     yield f"all {len(KEYS)} keys", every, data, "lower than", than, *halves
 
 
 @exercise("8.7", points=3)
 def steps(grpo_step):
-    """samples once, and moves the weights by the clipped gradient of the group's advantages"""
+    """samples once, and moves the weights by the clipped gradient for the group's advantages"""
     rng = generator()
     seed, third = draw(0, 10**6, rng), torch.full((1, 8), 1 / 3)
     close = torch.tensor([[0.1, 0.1], [1.0, 1.0], [0.2, 0.4], [0.5, 0.5]]).repeat(1, 4)
     close[3, 1], rows = 0.51, "0.1 or 1 throughout, 0.2 and 0.4, or 0.5 and 0.51"
     cases = {
         "for 2 prompts with 3 answers each": (seed, _paid(rng, 2, 3), 0.3, False),
-        "for a model with gradients left in it": (seed, _paid(rng, 2, 4), 0.3, True),
+        "for a model with leftover gradients": (seed, _paid(rng, 2, 4), 0.3, True),
         "where every answer earns 0.5": (seed, torch.full((2, 4), 0.5), 0.3, True),
         "where all 8 answers earn 1/3 and the mean is rounded": (seed, third, 0.3, False),
         f"for 4 prompts whose answers earn {rows}": (seed, close, 0.3, False),

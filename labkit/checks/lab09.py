@@ -15,7 +15,7 @@ EXAMPLE = torch.tensor([[[0.9, 0.1]]]).log(), torch.tensor([[[0.5, 0.5]]]).log()
 
 @exercise("9.1", points=3)
 def kl(token_kl):
-    """the KL and its gradient in either direction, mean over the positions that count"""
+    """the KL and its gradient in either direction, averaged over the positions that count"""
     rng, one = generator(), torch.ones(1, 1, dtype=torch.bool)
     where = "for a student with 0.9 and 0.1, and a teacher with 0.5 and 0.5"
     cases = {where: (*EXAMPLE, one), f"{where}, reverse=False": (*EXAMPLE, one, False)}
@@ -44,7 +44,7 @@ def _two(rng):
 
 
 def _distance(student, teacher, mask, reverse=None):
-    """The formulas at one position after the other, and their derivatives, in fp64."""
+    """The formulas and their derivatives, in fp64, one position at a time."""
     slope, total, n = torch.zeros(student.shape, dtype=torch.float64), 0.0, int(mask.sum())
     for place in mask.nonzero().tolist():
         p, q = (each[tuple(place)].double().log_softmax(-1) for each in (student, teacher))
@@ -66,7 +66,7 @@ def _far(*given):
 
 @exercise("9.2", points=3)
 def samples(on_policy):
-    """the student samples, the base scores, and the model is as it was"""
+    """the student samples, the base scores, and the model is left as it was"""
     rng, cases = generator(), {}
     seed = draw(0, 10**6, rng)
     for mode in ("train()", "eval()"):
@@ -95,13 +95,13 @@ def _sampled(seed, batch, prompts, training):
 
 @exercise("9.3", points=4)
 def steps(distill_step):
-    """moves the weights by the clipped gradient of the task's loss and the weighted KL"""
+    """moves the weights by the clipped gradient of the task loss plus the weighted KL"""
     rng, cases = generator(), {}
     seed = draw(0, 10**6, rng)
     for name, weight, stale in (
         ("with its default weight", None, False),
         ("with a weight of 0.25", 0.25, False),
-        ("for a model with gradients left in it", 2.0, True),
+        ("for a model with leftover gradients", 2.0, True),
     ):
         batch, task = policies.batch(rng, "right"), torch.randint(2, 20, (2, 5), generator=rng)
         cases[name] = seed, batch, task, weight, stale
@@ -134,7 +134,7 @@ def _stepped(seed, batch, task, weight, stale):
 
 @exercise("9.4", points=3)
 def drifts(drift):
-    """the KL from the base without noise, in the mode that the model came in"""
+    """the KL from the base, without dropout noise; the model's mode stays as it was"""
     rng, cases = generator(), {}
     seed = draw(0, 10**6, rng)
     for mode in ("eval()", "train()"):

@@ -1,4 +1,4 @@
-"""For checks of labs 8 and 9: batches for the tiny policy, and what is right of it."""
+"""For the checks of labs 8 and 9: batches for the tiny policy, and its right results."""
 
 import torch
 
@@ -9,7 +9,7 @@ IGNORED = -100
 
 
 def batch(rng, side):
-    """A dict of ids, mask and labels (b, n), padded by id 0, the prompt -100 in the labels."""
+    """A dict of ids, mask and labels (b, n), padded with id 0; prompts have the label -100."""
     b, n = draw(3, 4, rng), draw(9, 11, rng)
     ids = torch.randint(2, len(tiny.WORDS), (b, n), generator=rng)
     lengths = torch.randint(6, n + 1, (b, 1), generator=rng)
@@ -30,7 +30,7 @@ def base_logits(seed, batch):
 
 
 def unchanged(training):
-    """A policy that nothing was done to, as `left` describes it."""
+    """The facts about a policy that was left unchanged, as `left` describes it."""
     return {
         "the adapter afterwards": "switched on",
         "the adapters afterwards": sorted([policies.ACTIVE, policies.OTHER]),

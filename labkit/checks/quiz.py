@@ -1,4 +1,4 @@
-"""Quizzes: every chosen option is answered with a reason, right or wrong; the first one counts."""
+"""Quizzes: each chosen option is explained, whether right or wrong; the first choice counts."""
 
 import copy
 import re
@@ -12,11 +12,11 @@ LETTER = re.compile(r"\W*([a-z])\W*")  # "b", and what people write for it: " B.
 
 
 def judge(quiz, number):
-    """Compare the letters that `quiz()` returns with lab `number`'s key; explain what was chosen.
+    """Compare the letters that `quiz()` returns with lab `number`'s key; explain each choice.
 
     The key, `quiz` in labNN.toml, has each question's letter and a reason for every option.
-    One point a question, for the first letter that this session saw. So another one is explained
-    and changes nothing. Raises CheckFailed, with the points of the right ones, for a wrong letter.
+    Each question earns one point, for the first letter that this session saw. A later letter is
+    explained but changes nothing. Raises CheckFailed with the points earned if any is wrong.
     """
     key = read_key(number)
     chosen = observe(quiz)
@@ -33,16 +33,16 @@ def judge(quiz, number):
             other = f" (your first answer, {first}, counts)" if first != letter else ""
             lines.append(f"{question} {letter}, {mark}: {reasons[letter]}{other}")
         else:
-            lines.append(f"{question} wants one of {', '.join(reasons)}")
+            lines.append(f"{question} needs one of {', '.join(reasons)}")
         right += kept.get(question) == answer
     if right < len(key):
-        late = " at your first try" if any("your first answer" in line for line in lines) else ""
+        late = " on your first try" if any("your first answer" in line for line in lines) else ""
         raise CheckFailed([f"{right} of {len(key)} right{late}", *lines], earned=right)
     return f"{right} of {len(key)} right\n  " + "\n  ".join(lines)
 
 
 def _letter(said):
-    """The letter that an answer says, in lower case; "" when it says none."""
+    """The letter in an answer, in lowercase; "" if there is none."""
     found = LETTER.fullmatch(said.lower()) if isinstance(said, str) else None
     return found[1] if found else ""
 

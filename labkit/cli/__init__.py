@@ -41,7 +41,7 @@ for _command, _example in EXAMPLES.items():
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command and exit: 0, 1 for a failed run, 2 for bad input, 130 for Ctrl-C."""
+    """Run the command and exit with 0, 1 (a failed run), 2 (bad input) or 130 (Ctrl-C)."""
     args = sys.argv[1:] if argv is None else argv
     # nbformat's jsonschema would spend 1.2 s compiling a URL grammar that no notebook needs
     sys.modules.setdefault("rfc3987_syntax", None)

@@ -12,7 +12,7 @@ from labkit.errors import LabError
 
 
 def doctor(as_json: Json = False) -> int:
-    """Check what this machine can run, and say how to fix the rest."""
+    """Check what this machine can run, and say how to fix what it can't."""
     from labkit.course import doctor
 
     findings = doctor.examine()
@@ -45,7 +45,9 @@ def fetch(as_json: Json = False) -> None:
 
 @one_line(OSError)
 def build(
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 on drift.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 if a notebook is out of date.")
+    ] = False,
 ) -> int:
     """Build notebooks/ and solutions/ from labs/, then lint them with ruff."""
     from labkit.course import masters, notebooks
@@ -55,9 +57,9 @@ def build(
     for line in faults:
         print(line)
     for name in changed:
-        print(f"{'differs from its master' if check else 'written'}: {name}")
+        print(f"{'differs from its source in labs/' if check else 'written'}: {name}")
     if not changed:
-        print("all notebooks are current")
+        print("all notebooks are up to date")
     elif check:
         print("run 'labkit build' and commit the result")
     return int(bool(faults) or (check and bool(changed)))
@@ -65,7 +67,9 @@ def build(
 
 @one_line(OSError)
 def run(
-    labs: Annotated[list[str] | None, typer.Argument(help="2, 02 or 02_lora; default all.")] = None,
+    labs: Annotated[
+        list[str] | None, typer.Argument(help="2, 02 or 02_lora; default: all.")
+    ] = None,
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the book.")] = Path(
         "build"
     ),
@@ -78,7 +82,7 @@ def run(
     console, root = console_for(as_json), masters.root()
     stems = labs_run.find_labs(labs or [], root)
     if notebooks.build(root, check=True):
-        console.print("labs/ was edited but not built, so older notebooks run. See 'labkit build'")
+        console.print("labs/ has unbuilt changes, so older notebooks run. See 'labkit build'")
     try:
         results = labs_run.run(stems, root, out, console)
     except KeyboardInterrupt:
@@ -91,7 +95,7 @@ def run(
 
 
 def claims(
-    ids: Annotated[list[str] | None, typer.Argument(help="A1, A2, …; default all.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(help="A1, A2, …; default: all.")] = None,
     as_json: Json = False,
 ) -> None:
     """List common claims about LoRA, whether each is right, and the lab cell that measures it."""
@@ -106,24 +110,25 @@ def claims(
 
 @one_line(OSError)
 def release(
-    out: Annotated[Path, typer.Option(file_okay=False, help="A new folder.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="A new folder for the copy.")],
     gradescope: Annotated[
-        bool, typer.Option("--gradescope", help="Make autograders instead, one zip per lab.")
+        bool,
+        typer.Option("--gradescope", help="Make Gradescope autograders instead, one zip per lab."),
     ] = False,
     checks: Annotated[
         Path | None,
-        typer.Option(exists=True, help="Private checks for the autograders."),
+        typer.Option(exists=True, help="A file of private checks for the autograders."),
     ] = None,
     repository: Annotated[
-        str | None, typer.Option(help="Where you will publish it; Colab installs from there.")
+        str | None, typer.Option(help="Where you will publish the copy; Colab installs from it.")
     ] = None,
 ) -> None:
-    """Make the students' copy: the course without solutions, masters or tests."""
+    """Make a copy for students: the course without solutions, masters or tests."""
     from labkit.course import masters
     from labkit.course import release as made
 
     if checks and not gradescope:
-        raise LabError("private --checks are not for students: use them with --gradescope")
+        raise LabError("--checks are private, not for a students' copy: use them with --gradescope")
     if gradescope:
         files = made.autograders(masters.root(), out, checks)
     else:

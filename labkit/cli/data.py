@@ -13,7 +13,7 @@ COLORS = {"wrong": "red", "look": "yellow", "note": "dim"}
 @one_line(OSError)
 def data(
     file: Annotated[Path, typer.Argument(help="JSONL, CSV or Parquet.")],
-    test: Annotated[Path | None, typer.Option(help="A test file, compared with FILE.")] = None,
+    test: Annotated[Path | None, typer.Option(help="A test file to compare with FILE.")] = None,
     model: Annotated[str, typer.Option(help="The model to train: a name or folder.")] = "",
     max_length: Annotated[int, typer.Option(min=1, help="Rows are cut at this many tokens.")] = 512,
     as_json: Json = False,
@@ -46,6 +46,6 @@ def _show(found, console):
         say(f"{finding.level:>5}  {found.line(finding)}", COLORS[finding.level])
         say(f"       → {finding.as_dict()['do']}")
     if found.wrong:
-        say("Training on this would go wrong: fix the lines marked 'wrong', then check again.")
+        say("Training on this file would go wrong: fix what is marked 'wrong', then check again.")
     else:
-        say("Nothing here would go wrong in training.")
+        say("Nothing in this file would go wrong in training.")

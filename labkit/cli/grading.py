@@ -10,14 +10,15 @@ from labkit.cli.shared import Json, console_for, one_line, print_json
 from labkit.errors import LabError
 
 Seed = Annotated[
-    int | None, typer.Option(min=0, max=2**63 - 1, help="For the checks' inputs; default random.")
+    int | None,
+    typer.Option(min=0, max=2**63 - 1, help="Seed of the checks' inputs; default: random."),
 ]
 Checks = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="Your own checks, a .py file.")
+    Path | None, typer.Option(exists=True, dir_okay=False, help="A .py file with your own checks.")
 ]
-Workers = Annotated[int | None, typer.Option(min=1, help="Dask workers on this machine.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Number of Dask workers on this machine.")]
 Again = Annotated[
-    list[str] | None, typer.Option(help="Grade again: a name, part of one, or a pattern with *.")
+    list[str] | None, typer.Option(help="Grade again: a name, part of a name, or a pattern with *.")
 ]
 
 
@@ -25,12 +26,16 @@ Again = Annotated[
 def grade(
     paths: Annotated[list[Path], typer.Argument(help="Notebooks, or folders of them.")],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for grades and pages.")],
-    jobs: Annotated[int | None, typer.Option(min=1, help="At once; default one per core.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Submissions graded at once; default: one per core.")
+    ] = None,
     seed: Seed = None,
     checks: Checks = None,
     unsafe: Annotated[bool, typer.Option("--unsafe", help="Run without a sandbox.")] = False,
     workers: Workers = None,
-    scheduler: Annotated[str | None, typer.Option(help="A Dask scheduler, tcp://…:8786.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, tcp://…:8786.")
+    ] = None,
     again: Again = None,
     exercise: Annotated[
         str | None, typer.Option(help="Regrade only this exercise, in all submissions.")
@@ -40,7 +45,7 @@ def grade(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Grade submissions, each in its sandbox; a second call grades only what is new."""
+    """Grade submissions, each in its own sandbox; later calls skip unchanged ones."""
     from labkit.grading import sandbox
     from labkit.grading.after import show
     from labkit.grading.collect import left_out
@@ -81,19 +86,23 @@ def check(
 
 @one_line(OSError)
 def export(
-    out: Annotated[Path, typer.Argument(help="What 'labkit grade --out' wrote.")],
+    out: Annotated[Path, typer.Argument(help="The folder that 'labkit grade --out' wrote.")],
     canvas: Annotated[Path | None, typer.Option(help="The gradebook that Canvas exported.")] = None,
     moodle: Annotated[Path | None, typer.Option(help="Moodle's grading worksheet.")] = None,
-    gradescope: Annotated[bool, typer.Option(help="One results file per submission.")] = False,
-    lab: Annotated[str | None, typer.Option(help="2, 02 or 02_lora, if there are several.")] = None,
+    gradescope: Annotated[
+        bool, typer.Option(help="Write one results file per submission.")
+    ] = False,
+    lab: Annotated[
+        str | None, typer.Option(help="2, 02 or 02_lora, if several labs were graded.")
+    ] = None,
     column: Annotated[str | None, typer.Option(help="Title of the column to fill.")] = None,
 ) -> int:
-    """Copy the grades into another system's gradebook; exit 1 if a line needs a look."""
+    """Copy the grades into another system's gradebook; exit 1 if a line needs attention."""
     from labkit.grading.after import comments, exports
     from labkit.grading.grade import mixed
 
     if (canvas is not None) + (moodle is not None) + gradescope != 1:
-        raise LabError("give one of --canvas GRADEBOOK.csv, --moodle WORKSHEET.csv, --gradescope")
+        raise LabError("use one of --canvas GRADEBOOK.csv, --moodle WORKSHEET.csv, --gradescope")
     if gradescope:
         print(f"written: {exports.to_gradescope(out)}", *(halves := mixed(out)), sep="\n")
         return int(bool(halves))

@@ -16,7 +16,7 @@ from labkit.memory.settings import Settings, parse_size
 
 
 def with_settings(command: Callable) -> Callable:
-    """The command with one option per field of `Settings` in place of its `settings` argument."""
+    """Replace the command's `settings` argument with one option per field of `Settings`."""
 
     @functools.wraps(command)
     def with_options(**given):
@@ -34,14 +34,16 @@ def with_settings(command: Callable) -> Callable:
 @with_settings
 def memory(
     model: Annotated[
-        str | None, typer.Argument(help="A name, a config.json or its folder, or a hub id.")
+        str | None, typer.Argument(help="A name, a config.json or its folder, or a Hub id.")
     ] = None,
     settings: Settings = Settings(),  # noqa: B008
-    fit: Annotated[str | None, typer.Option(help="What fits in 16GB, 24GB, 48GB, 80GB?")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Save a picture here.")] = None,
+    fit: Annotated[
+        str | None, typer.Option(help="Show what fits in this much memory, such as 24GB.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Save a figure here.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict a training step's memory: simulated without weights, and in closed form."""
+    """Predict a training step's memory, by simulation without weights and in closed form."""
     from transformers import logging
 
     from labkit.memory import configs

@@ -1,4 +1,4 @@
-"""Shared by the commands: consoles, JSON, one-line errors."""
+"""Helpers that the commands share: consoles, JSON, one-line errors."""
 
 import contextlib
 import json
@@ -23,10 +23,10 @@ def one_line(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def console_for(json_wanted: bool) -> Console:
-    """The console for people: stderr when stdout carries JSON."""
+    """The console for human-readable output: stderr when stdout carries JSON."""
     return Console(stderr=json_wanted)
 
 
 def print_json(data: object) -> None:
-    """Print data for programs."""
+    """Print `data` as JSON for other programs."""
     print(json.dumps(data, indent=1, ensure_ascii=False))

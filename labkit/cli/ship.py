@@ -1,4 +1,4 @@
-"""`labkit ship`: an adapter as files for other engines."""
+"""`labkit ship`: write an adapter as files for other inference engines."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,13 +22,13 @@ def ship(
     apart: Annotated[
         bool, typer.Option("--apart", help="Also write the base as GGUF, to serve many adapters.")
     ] = False,
-    base: Annotated[str, typer.Option(help="The base: a name, or a folder.")] = "",
+    base: Annotated[str, typer.Option(help="The base model: a name or a folder.")] = "",
     data: Annotated[
         Path | None, typer.Option(help="The training data; its held-out rows measure each file.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write an adapter as GGUF, separate and merged, with its costs and commands to serve it."""
+    """Write an adapter as GGUF, separate and merged, with costs and the commands to serve it."""
     from labkit.ship import card, shipping
 
     kinds = tuple(gguf or ()) or (() if merge and not apart else shipping.Asked.kinds)

@@ -1,12 +1,12 @@
 """The contract between a check and the code it judges.
 
-A check reaches a learner's object only by `observe`. In a notebook that calls the object; in
-grading another `Session` asks the process with the learner's code. Either way the check sees plain
-data, and decides itself.
+A check reaches a learner's object only through `observe`. In a notebook, `observe` calls the
+object; in grading, another `Session` asks the process that runs the learner's code. Either way the
+check sees plain data and makes the decision.
 
 Faults within `part` are collected, so a learner sees all of them. An answer that fails while
-earlier exercises are open is judged again with the course's own objects in their place. `observe`
-also requires that inputs and torch's settings stay unchanged.
+earlier exercises are open is judged again with the course's own objects for those exercises.
+`observe` also requires that inputs and torch's settings stay unchanged.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ __all__ = [
     "expect", "generator", "kept", "natural", "observe", "part", "session", "sound",
 ]  # fmt: skip
 
-WITHHELD = "The solutions are not part of this copy of the course, so nothing is revealed"
-NO_LETTERS = "A quiz is not lent: write a letter for each question, and the check explains it"
+WITHHELD = "This copy of the course contains no solutions, so there is nothing to reveal"
+NO_LETTERS = "A quiz can't be revealed: pick a letter for each question, and the check explains it"
 BROKEN = "the check itself is broken"  # how grading's message to the instructor begins
 ODD = "the answer has a form that the check cannot read"  # probably; also shown to the instructor
 session = Session()
@@ -50,7 +50,7 @@ session = Session()
 def observe(f: Callable, *data: object) -> object:
     """The result of `f(*data)` as plain data: numbers, text, lists, dicts and CPU tensors.
 
-    `f` and any item of `data` may be the learner's own objects or functions of a lab's probes.
+    `f` and any item of `data` may be the learner's own objects or functions from a lab's probes.
     Inputs are copied, so in-place changes don't reach them.
     """
     session.observed = (f, *data)
@@ -73,7 +73,7 @@ def expect(condition: object, message: str, earned: int = 0) -> None:
 
 @contextlib.contextmanager
 def part() -> Iterator[None]:
-    """A part of a check: if it fails the check continues, and reports it with all others."""
+    """A part of a check: if it fails, the check continues and reports all faults together."""
     try:
         yield
     except CheckFailed as failure:
@@ -88,8 +88,8 @@ def sound() -> bool:
 def exercise(id: str, points: int, after: str | None = None) -> Callable:
     """Mark a function as the check of exercise `id`; its parameters name the learner's objects.
 
-    `after` is the id of an exercise whose objects are among them. The check passes by returning:
-    its text, or else its docstring, is shown with the verdict.
+    `after` is the id of an exercise whose objects are among them. A check passes if it returns:
+    the returned text, or else the docstring, is shown with the verdict.
     """
 
     def decorate(check):
@@ -101,7 +101,7 @@ def exercise(id: str, points: int, after: str | None = None) -> Callable:
             session.exercise, session.names = id, names
             if len(objects) != len(names):
                 listed = ", ".join(names)
-                raise CheckFailed(f"This check is called as check.{check.__name__}({listed})")
+                raise CheckFailed(f"Call this check as check.{check.__name__}({listed})")
             conclude(session, check, judged.exercise, dict(zip(names, objects, strict=True)))
 
         judged.exercise = {"id": id, "name": names[0], "names": names, "points": points}
@@ -120,5 +120,5 @@ def checks_of(module: ModuleType) -> list[Callable]:
     checks = [f for f in vars(module).values() if getattr(f, "exercise", None)]
     ids = [check.exercise["id"] for check in checks]
     if twice := sorted({id for id in ids if ids.count(id) > 1}):
-        raise LabError(f"{module.__name__}: two checks are of exercise {twice[0]}")
+        raise LabError(f"{module.__name__}: two checks are for exercise {twice[0]}")
     return checks

@@ -18,10 +18,10 @@ NOTED = []  # changes found by `kept` in the current call
 
 
 class CheckFailed(LabError):
-    """The answer is wrong; `earned` are points that it gets nevertheless.
+    """The answer is wrong; `earned` is the number of points that it still gets.
 
-    `message` is one fault, or a list with one per line. A `bare` one only shows numbers: those that
-    name a mistake come first. `about` are the objects observed last, which "it" may refer to.
+    `message` is one fault, or a list of faults, one per line. A `bare` fault only shows numbers, so
+    faults that name a mistake come first. `about` lists the last observed objects, called "it".
     """
 
     def __init__(self, message, earned=0, bare=False):
@@ -39,12 +39,12 @@ class NotWritten(Exception):
 
 
 class NoAnswer(Exception):
-    """No answer from the learner's process: the object is missing, or its call ended it."""
+    """No answer from the learner's process: the object is missing, or a call ended the process."""
 
 
 @dataclass
 class Session:
-    """Where the learner's code is and which seed the inputs come from: here, and 0."""
+    """Where the learner's code runs and which seed the inputs use: this process, and 0."""
 
     seed: int = 0
     exercise: str = ""  # the id being checked
@@ -70,7 +70,7 @@ class Session:
         self.records[exercise["id"]] = record
 
     def blame(self, failure: CheckFailed) -> None:
-        """Collect a fault of the objects observed last."""
+        """Record a fault of the objects observed last."""
         failure.about = self.observed
         self.faults.append(failure)
 
@@ -102,7 +102,7 @@ class Session:
             raise CheckFailed(error) from None
 
     def stand_ins(self, id: str) -> dict[str, str]:
-        """`{id: source of the course's own objects}` of open exercises before `id`.
+        """`{id: source of the course's own objects}` for the open exercises before `id`.
 
         Objects that `id` itself is about are not lent: an instructor's check may share them.
         """
@@ -119,7 +119,7 @@ class Session:
 
     @contextlib.contextmanager
     def lent(self, sources: dict[str, str]) -> Iterator[dict]:
-        """Use the course's objects, `{id: source}`, for the learner's; yields `{name: object}`."""
+        """Replace the learner's objects by the course's, `{id: source}`; yield `{name: object}`."""
         theirs = {}
         for id, source in sources.items():
             own = defined_by(source)
@@ -135,10 +135,10 @@ class Session:
 
 
 def kept(f: Callable, *args: object) -> object:
-    """`f(*args)`, for probes that make inputs themselves; changed inputs are faults.
+    """Return `f(*args)` for probes that make their own inputs; changed inputs are faults.
 
-    For a model: its training mode, what trains, the active adapter, hooks and weights. The fault
-    names `f`, also inside a `functools.partial`.
+    For a model this includes its training mode, trainable parameters, active adapter, hooks and
+    weights. The fault names `f`, even inside a `functools.partial`.
     """
     before = [picture(arg) for arg in args]
     result = f(*args)
@@ -149,7 +149,7 @@ def kept(f: Callable, *args: object) -> object:
 
 
 def defined_by(source: str) -> dict:
-    """The names that the course's own `source` defines; tracebacks show no line of it."""
+    """The names that the course's own `source` defines; tracebacks don't show its lines."""
     space = {"__name__": "lent"}
     exec(compile(source, "<the course's own>", "exec"), space)
     return space
@@ -166,7 +166,7 @@ def _changed(f, before, after):
 
 
 def _explained(error):
-    """One line on an exception in the learner's code: type, message, and the line of the cell."""
+    """One line about an exception in the learner's code: its type, message and line in the cell."""
     what = f"{type(error).__name__}: {error}".rstrip(".: \n")  # more follows
     what += hint(what)
     trace, place = error.__traceback__, None
@@ -184,8 +184,8 @@ def _explained(error):
 def plain(value: object) -> object:
     """`value` with every tensor detached, on the CPU and copied; TypeError for other data.
 
-    Plain are None, bool, int, float, str, tensors, and lists, tuples (as lists) and dicts of them;
-    NumPy scalars become Python numbers, a pandas DataFrame a dict of its columns as lists.
+    Plain data is None, bool, int, float, str, tensors, and lists, tuples (as lists) and dicts of
+    these. NumPy scalars become Python numbers; a pandas DataFrame becomes a dict of lists.
     """
     import torch
 
@@ -210,7 +210,7 @@ def plain(value: object) -> object:
 
 
 def copied(data: object) -> object:
-    """`data` with tensors cloned (same grad flag) in nested lists, tuples and dicts."""
+    """A copy of `data`, with tensors in nested lists, tuples and dicts cloned (same grad flag)."""
     import torch
 
     if isinstance(data, torch.Tensor):

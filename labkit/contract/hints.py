@@ -8,10 +8,10 @@ import sys
 SHORT = {"np": "numpy as np", "pd": "pandas as pd", "plt": "matplotlib.pyplot as plt"}
 SHORT |= {"F": "torch.nn.functional as F", "nn": "torch.nn as nn", "tqdm": "tqdm"}
 TURN = "is a transpose (.T) missing, or is there one too many?"
-SEVERAL = "this tensor has several numbers: sum them, pick one, or loop over them"
+SEVERAL = "this tensor has several elements: sum them, pick one, or loop over them"
 GRAD = "change it in place, under torch.no_grad()"
-PARAMETERS = "the call and your def line have different parameters; keep those of the cell"
-ENTRIES = "check the two shapes (* and + work entry by entry; @ is the matrix product)"
+PARAMETERS = "the call and your def line have different parameters; keep the ones given in the cell"
+ENTRIES = "check the two shapes (* and + work element by element; @ is the matrix product)"
 HINTS = {  # part of an exception's text: a likely cause
     "shapes cannot be multiplied": TURN,
     "size mismatch, got input": TURN,
@@ -22,12 +22,12 @@ HINTS = {  # part of an exception's text: a likely cause
     "to a 0-dim tensor": "this is a single number already, not a vector",
     "return_types": "max and min over an axis return a pair: take .values, or use amax and amin",
     "'torch.Size'": "a shape has several sizes; numel() is their product",
-    "is ambiguous": "`if`, `and`, `or` and `max` need one truth value, and this array has many",
+    "is ambiguous": "`if`, `and`, `or` and `max` need one truth value, but this array has many",
     "shape of the mask": "a uint8 index is used as a mask: convert it with .long()",
     "leaf Variable that requires grad": "change it under torch.no_grad()",
     "non-leaf Tensor": GRAD,
     "as parameter 'weight'": GRAD,
-    "does not require grad and": "something on the way was detached, or made under no_grad()",
+    "does not require grad and": "a tensor along the way was detached, or created under no_grad()",
     "numpy() on Tensor that requires": "stay with torch, or call .detach() first",
     "to have the same dtype": "convert one to the other's dtype, .to(other.dtype)",
     "must be Tensor, not": "torch expects a tensor here",
@@ -35,20 +35,20 @@ HINTS = {  # part of an exception's text: a likely cause
     "cannot be converted to Scalar": SEVERAL,
     "only integer tensors": SEVERAL,
     "before Module.__init__": "call super().__init__() first",
-    "unhashable type: 'list'": "is there a list inside another one?",
+    "unhashable type: 'list'": "is there a list inside another list?",
     "unhashable type: 'dict'": "sets and keys can't contain dicts: compare dicts with ==",
     "object is not callable": "is it still a function, defined with def?",
     "'method'": "are the parentheses of a call missing?",
     "builtin_function_or_method'": "are the parentheses of a call missing?",
-    "'NoneType'": "something is None here: an argument, or what a function without `return` gives",
-    "has no attribute 'append'": "collect dicts in a list, and make one table from it at the end",
+    "'NoneType'": "a value is None: an argument, or the result of a function with no `return`",
+    "has no attribute 'append'": "collect dicts in a list, then make one DataFrame at the end",
     "'numpy.ndarray' object has no": "this is a NumPy array, not a tensor: torch.from_numpy()",
     "too many values to unpack": "there are more values than names on the left (looping over a "
     "dict gives its keys: use .values() or .items())",
-    "'Parameter' object has no": "this is a weight, not the layer that has it",
+    "'Parameter' object has no": "this is a weight, not the layer that contains it",
     "'str' object has no": "this is a name, not the object with that name",
     "not enough values to unpack": "there are fewer values than names on the left",
-    "changed size during iteration": "loop over list(…) of it",
+    "changed size during iteration": "loop over a copy made with list(…)",
     "index out of range": "indices start at 0, so the last one is the length minus 1",
     "is out of bounds": "indices start at 0, so the last one is the length minus 1",
     "missing 1 required positional": PARAMETERS,
@@ -57,7 +57,7 @@ HINTS = {  # part of an exception's text: a likely cause
     "unexpected keyword argument": "do the parameters have the names given in the text?",
     "cannot access local variable": "on this path through the function, nothing was assigned to it",
     "division by zero": "what is 0 here, and what should the result be then?",
-    "maximum recursion depth": "it calls itself without end",
+    "maximum recursion depth": "the function never stops calling itself",
 }
 
 

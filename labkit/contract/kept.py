@@ -1,6 +1,6 @@
 """What a learner's code must leave unchanged: its inputs, and torch's settings.
 
-Every call is checked here, so checks don't list inputs themselves.
+Every call is checked here, so a check doesn't have to list its inputs.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ def changes(before: object, after: object, name: str) -> list[str]:
             where = f"{what} (at {at})" if at else what
             if what == MODES and was[""] != after[what][""]:
                 came, left = ("train" if mode[""] else "eval" for mode in (was, after[what]))
-                where = f"{what} (it came in {came} mode and is left in {left} mode)"
+                where = f"{what} (it was in {came} mode before and is in {left} mode now)"
             lines.append(f"it leaves {name} changed: {where}; restore it")
     return lines
 
 
 def picture(thing: object) -> object:
-    """A copy of `thing` for comparison; of a model its modes, flags, adapters and weights.
+    """A copy of `thing` for comparison; for a model, its modes, flags, adapters and weights.
 
     Tensors, arrays, tables, lists, tuples and dicts are copied; everything else is stored as is.
     """
@@ -61,7 +61,7 @@ def picture(thing: object) -> object:
 
 
 def same(before: object, after: object) -> bool:
-    """Whether two pieces of data have equal kind, shape and numbers; NaN equals NaN."""
+    """Whether two pieces of data have the same kind, shape and numbers; NaN equals NaN."""
     import torch
 
     if isinstance(before, torch.Tensor):
@@ -81,7 +81,7 @@ def same(before: object, after: object) -> bool:
 
 
 def _equal(a, b):
-    """Bitwise equal, or both NaN; tensors on "meta" always are."""
+    """Whether two tensors are bitwise equal or both NaN; always true on the "meta" device."""
     import torch
 
     if a.device.type == "meta" or b.device.type == "meta":
@@ -104,9 +104,9 @@ def _adapters(model):
 
 @contextlib.contextmanager
 def settings(seed: int, faults: list[str]) -> Iterator[None]:
-    """Restore torch's settings at the end; a line on each changed one goes into `faults`.
+    """Restore torch's settings at the end, and add a line to `faults` for each changed one.
 
-    Random numbers start from `seed`. Drawing some is no change, seeding them is one.
+    Random numbers start from `seed`. Drawing numbers is not a change, but setting the seed is.
     """
     import torch
 
@@ -117,12 +117,10 @@ def settings(seed: int, faults: list[str]) -> Iterator[None]:
             yield
         finally:
             if torch.initial_seed() != seed:
-                message = (
-                    "it seeds torch's random numbers for the whole notebook: leave the seed alone"
-                )
+                message = "it sets torch's random seed for the whole notebook: leave the seed alone"
                 faults.append(f"{message}, or set it inside `with torch.random.fork_rng():`")
             if torch.is_grad_enabled() != grad:
-                faults.append("it leaves gradients switched off or on: use `with torch.no_grad():`")
+                faults.append("it turns gradients off or on globally: use `with torch.no_grad():`")
             if torch.get_default_dtype() != dtype:
                 faults.append("it changes torch's default dtype: pass dtype= instead")
             torch.set_grad_enabled(grad)

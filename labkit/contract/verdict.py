@@ -1,4 +1,4 @@
-"""The verdict of a check: decided, recorded and shown."""
+"""Decide, record and show the verdict of a check."""
 
 import inspect
 import re
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from labkit.contract.calls import AND, NAMES, CheckFailed, NoAnswer, NotWritten, Session
 
 MOST = 3  # faults shown at once
-LENT = "is lent: it runs, its source stays hidden, and it earns no points"
+LENT = "is lent: the solution runs, its source stays hidden, and it earns no points"
 
 
 class NotRun:
@@ -18,12 +18,12 @@ class NotRun:
         self.name = name
 
     def __call__(self, *_, **__):
-        """NameError, as without the placeholder."""
+        """Raise NameError, as if there were no placeholder."""
         raise NameError(f"name {self.name!r} is not defined: run its cell first")
 
 
 class Verdict(NamedTuple):
-    """The result of an exercise; `note` is shown for a pass, `head` is the object at fault."""
+    """The result of an exercise; `note` is shown if it passes, `head` is the object at fault."""
 
     status: str
     earned: int
@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
 
 
 def conclude(session: Session, check: Callable, exercise: dict, objects: dict) -> None:
-    """Judge the learner's objects, record and print the verdict; a failure is raised."""
+    """Judge the learner's objects, record and print the verdict; raise CheckFailed on failure."""
     id, names = exercise["id"], exercise["names"]
     if absent := _not_run(session, id, objects):
         print(f"○ {id} {absent}: its cell has not been run yet")
@@ -46,21 +46,21 @@ def conclude(session: Session, check: Callable, exercise: dict, objects: dict) -
 
 
 def _not_run(session, id, objects):
-    """The first of the objects whose cell was not run, unless the course's own can replace it."""
+    """The first object whose cell was not run, unless the course's own object can replace it."""
     lent = {name for other in session.stand_ins(id) for name in NAMES[other]}
     absent = [name for name, o in objects.items() if isinstance(o, NotRun) and name not in lent]
     return absent[0] if absent else None
 
 
 def _borrowed(session, id, objects):
-    """The objects that were lent for exercise `id`, as words; "" if none."""
+    """The names of objects that were lent for exercise `id`, in words; "" if there are none."""
     loans = session.loans.get(id, ())
     theirs = [name for name, one in objects.items() if any(one is lent for lent in loans)]
     return f"{_listed(theirs)} {_is(theirs)} the course's, not yours" if theirs else ""
 
 
 def _stubs(id, objects):
-    """Names of an exercise's own objects that are still stubs; all, if none looks like one."""
+    """Names of an exercise's own objects that are still stubs; all names if none is a stub."""
     own = [name for name in objects if name in NAMES[id]]
     return [name for name in own if _is_stub(objects[name])] or own
 
@@ -72,7 +72,7 @@ def _is_stub(thing):
 
 
 def _judge(session, check, objects, exercise):
-    """The Verdict on the learner's objects, or with the course's own for open exercises."""
+    """The Verdict on the learner's objects, if need be with the course's for open exercises."""
     own, sources = None, {}
     try:
         own = _verdict(session, check, objects, exercise["points"])
@@ -92,7 +92,7 @@ def _judge(session, check, objects, exercise):
         return own
     if own and lent[:2] == own[:2] == ("failed", own.earned) and not _uses(session, sources):
         return own
-    note = f"judged with the course's own {_listed(list(sources))}, which {_is(sources)} open"
+    note = f"judged with the course's code for {_listed(list(sources))}, which {_is(sources)} open"
     return lent._replace(message=f"{lent.message} ({note})" if lent.message else note)
 
 
@@ -132,7 +132,7 @@ def _verdict(session, check, objects, points):
 
 
 def _joined(faults, own):
-    """The faults, one per line: those that name a mistake first, each mistake once."""
+    """The faults, one per line: first those that name a mistake, and each mistake only once."""
     if len(faults) == 1:  # such as a quiz, which explains every answer
         return _named(faults[0], str(faults[0]), own)
     lines = {}
@@ -143,7 +143,7 @@ def _joined(faults, own):
 
 
 def _named(fault, text, own):
-    """The text of a fault; among several objects "it" is replaced by the name."""
+    """The text of a fault; if there are several objects, the name replaces "it"."""
     about = _about(fault, own)
     it = text.startswith("it ") and len(own) > 1 and len(about) == 1
     return f"{about[0]}{text[2:]}" if it else text
@@ -154,14 +154,14 @@ def _about(fault, own):
 
 
 def _head(message, fault, own):
-    """The first name in the first fault, else the observed objects, else all."""
+    """The first name in the first fault, or else the observed objects, or else all objects."""
     words = re.findall(r"\w+", message.partition(AND)[0])
     named = [word for word in words if word in own][:1]
     return ", ".join(named or _about(fault, own) or own)
 
 
 def _say(session, exercise, names, verdict):
-    """Record the verdict and print it; a failure is raised. A revealed exercise stays revealed."""
+    """Record the verdict and print or raise it. A revealed exercise stays revealed."""
     id, listed, (status, earned, message, note, head) = exercise["id"], ", ".join(names), verdict
     before = session.records.get(id, {}).get("status")
     detail = f" ({message})" if message else ""
@@ -173,5 +173,5 @@ def _say(session, exercise, names, verdict):
     if status == "failed":
         raise CheckFailed(f"✗ {id} {head}: {message}".split(AND))
     if before == "revealed":
-        detail += " (it was revealed, and earns no points)"
+        detail += " (it was revealed, so it earns no points)"
     print(f"✓ {id} {listed}: {note}{detail}")

@@ -1,1 +1,1 @@
-"""What the commands do with the labs: build, run, book, release. Submissions never use it."""
+"""The commands' work on the labs: build, run, book, release. Submissions never use this code."""

@@ -1,6 +1,6 @@
-"""The book: Sphinx makes pages of labs, evidence, guides and claims, without a network.
+"""Build the book: Sphinx turns labs, evidence, guides and claims into pages, without a network.
 
-Labs that were run show their outputs, others only their code. Evidence always runs.
+Labs that were run show their outputs; others show only their code. Evidence pages always run.
 """
 
 import io
@@ -58,8 +58,8 @@ ICON = {"name": "The course's repository", "icon": "fa-brands fa-github"}  # in 
 def write(out: Path, root: Path, books: dict[str, nbformat.NotebookNode], results: list) -> str:
     """Build the book of the course at `root` in `out`, with its pictures and summary.json.
 
-    books are the executed labs by their stem; results describe each run. A failed evidence page is
-    added to results. Returns Sphinx's warnings, "" if there are none.
+    `books` has the executed labs by their stem; `results` describe each run. A failed evidence page
+    is added to `results`. Returns Sphinx's warnings, "" if there are none.
     """
     rows = [asdict(result) for result in results]
     (out / "pictures").mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def write(out: Path, root: Path, books: dict[str, nbformat.NotebookNode], result
 
 
 def _cuts(folder: Path) -> list[dict]:
-    """Lab 1's photograph cut to each of `RANKS`, as pictures in `folder`, and what a cut costs."""
+    """Save Lab 1's photograph at each of `RANKS` in `folder`; return the shares and errors."""
     import torch
     from matplotlib import image
 
@@ -107,7 +107,7 @@ def _cuts(folder: Path) -> list[dict]:
 def _texts(
     root: Path, pages: dict[str, nbformat.NotebookNode], rows: list[dict], cuts: list[dict]
 ) -> dict[str, str]:
-    """The other pages: the first one, the table of this run, claims, guides."""
+    """The other pages: the first page, the table of this run, claims and guides."""
     found, went = claims.load(), {row["lab"]: row for row in rows}
     run = root / "docs" / "pictures" / "run.json"
     guides = sorted((root / "docs").glob("*.md"), key=_place)

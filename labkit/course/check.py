@@ -26,21 +26,21 @@ class Checked:
 
     @property
     def passed(self) -> bool:
-        """Whether no exercise failed and none is open; a revealed one is allowed."""
+        """Whether no exercise has failed or is open; revealed exercises are allowed."""
         return bool(self.exercises) and all(e["status"] in STANDS for e in self.exercises)
 
 
 def check(path: Path, seconds: float) -> Checked:
     """Run a notebook's cells except experiments, then all checks of its lab.
 
-    A cell has `seconds`. It runs as the calling user, without a sandbox. LabError for a file that
-    is not a lab's notebook, and if it kills its kernel.
+    Each cell may take `seconds`. Cells run as the calling user, without a sandbox. LabError for a
+    file that is not a lab's notebook, or if the kernel dies.
     """
     book = _read(path)
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     stems = [found[1] for cell in code if (found := START.search(cell.source))]
     if not stems:
-        raise LabError(f'{path} is of no lab: its cell labkit.start("02_lora") is missing')
+        raise LabError(f'{path} belongs to no lab: its cell labkit.start("02_lora") is missing')
     code = [c for c in code if "experiment" not in c.metadata.get("tags", ())]
     book.cells = [*code, nbformat.v4.new_code_cell(CLOSING.format(stem=stems[0]))]
     how = {"allow_errors": True, "timeout": seconds, "interrupt_on_timeout": True}
@@ -55,20 +55,20 @@ def check(path: Path, seconds: float) -> Checked:
         if out.output_type == "error" and out.ename != "CheckFailed"
     ]
     if not score:
-        raise LabError(f"{path}: it gave no score; {'; '.join(errors)}")
+        raise LabError(f"{path}: it printed no score; {'; '.join(errors)}")
     shown = score[-1]
     return Checked(str(path), stems[0], shown["text/plain"], shown[run.SCORE]["exercises"], errors)
 
 
 def _read(path):
-    """The notebook in a file; LabError if it is none."""
+    """The notebook in a file; LabError if the file is not a notebook."""
     try:
         book = nbformat.read(path, as_version=4)
     except OSError as error:
         raise LabError(f"{path}: {error.strerror}") from None
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         why = str(error).strip().partition("\n")[0]
-        raise LabError(f"{path} is no notebook: {why[:120]}") from None
+        raise LabError(f"{path} is not a notebook: {why[:120]}") from None
     return book
 
 

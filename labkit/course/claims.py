@@ -15,7 +15,7 @@ VERDICTS = ("holds", "corrected", "depends", "not testable here")
 
 @dataclass(frozen=True)
 class Claim:
-    """A common claim, a verdict of `VERDICTS`, what is right, and where it is measured.
+    """A common claim, its verdict from `VERDICTS`, what is right, and where it is measured.
 
     where: (lab or evidence page, heading or experiment) pairs, such as ("evidence/02_lora",
     "Seeds"); empty if the course does not measure it.
@@ -37,7 +37,7 @@ def load(ids: Sequence[str] = ()) -> list[Claim]:
     }
     for name in ids:
         if name.upper() not in found:
-            raise LabError(f"no claim {name!r}: there are A1 to {list(found)[-1]}")
+            raise LabError(f"there is no claim {name!r}, only A1 to {list(found)[-1]}")
     return [found[name.upper()] for name in ids] if ids else list(found.values())
 
 

@@ -1,8 +1,8 @@
-"""Colab: add the libraries that a freshly fetched course still needs.
+"""On Colab, install the libraries that a freshly downloaded course still needs.
 
 Installed packages stay as they are. A library that is missing, or too old for the labs, goes into
-labkit's folder, which is first on the path. So Colab's torch and kernel stay unchanged, and a
-read-only installation works.
+labkit's folder, which is first on the path. This leaves Colab's torch and kernel unchanged, and it
+works with a read-only installation.
 """
 
 import importlib
@@ -21,13 +21,13 @@ PIP = [sys.executable, "-m", "pip", "install", "--quiet", "--no-color"]
 
 
 def bring_libraries() -> None:
-    """Install missing libraries; LabError if pip fails, after which it can run again."""
+    """Install missing libraries; LabError if pip fails, after which this can be run again."""
     # pip, and every process that a lab starts, must see the folder too
     paths = [FOLDER, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
     try:
         if wanted := missing():
-            print(f"Bringing {', '.join(wanted)}. A minute or two …", flush=True)
+            print(f"Installing {', '.join(wanted)}. This takes a minute or two …", flush=True)
             _pip("--upgrade", "--no-deps", "--target", FOLDER, *wanted)
     except BaseException:
         sys.path[:] = [path for path in sys.path if path != FOLDER]
@@ -38,7 +38,7 @@ def bring_libraries() -> None:
     own = {path.name.partition(".")[0] for path in Path(FOLDER).iterdir()} & set(sys.modules)
     files = {name: getattr(sys.modules[name], "__file__", None) or "" for name in own}
     _unload({name for name, file in files.items() if not file.startswith(FOLDER)})
-    print("The course is here. What was installed before is as it was.")
+    print("The course is installed. Packages that were installed before are unchanged.")
 
 
 def missing() -> list[str]:
@@ -58,7 +58,7 @@ def _pip(*arguments):
         output = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in output if line.startswith("ERROR")]
         reason = (errors or output or ["nothing"])[-1]
-        raise LabError(f"✗ The libraries could not be brought. pip says: {reason}")
+        raise LabError(f"✗ The libraries could not be installed. pip says: {reason}")
 
 
 def _unload(packages):
@@ -67,7 +67,7 @@ def _unload(packages):
 
 
 def hide_old_torchao() -> None:
-    """Hide a torchao older than 0.16: Colab has one, which stops peft, and no lab uses it."""
+    """Hide a torchao older than 0.16: Colab has one that makes peft fail, and no lab uses it."""
     from packaging.version import Version
 
     try:

@@ -1,4 +1,4 @@
-"""What this machine can run, and how to fix the rest."""
+"""Report what this machine can run, and how to fix what it can't."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ COLORS = {"ok": "green", "warn": "yellow", "bad": "red"}
 
 @dataclass
 class Finding:
-    """One line of the report: verdict is `ok`, `warn` (runs, but) or `bad` (does not run)."""
+    """A line of the report: verdict is `ok`, `warn` (runs with limits) or `bad` (does not run)."""
 
     what: str
     value: str
@@ -28,7 +28,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """All findings; needs no network and writes nothing."""
+    """Return all findings, without using a network or writing anything."""
     findings = []
     for check in CHECKS:
         try:
@@ -44,7 +44,7 @@ def _line(error: Exception) -> str:
 
 
 def _unless(good: bool, what: str, value: str, fix: str) -> Finding:
-    """A finding that is a warning, with its `fix`, unless `good`."""
+    """A finding, which is a warning with a `fix` unless it is `good`."""
     return Finding(what, value) if good else Finding(what, value, "warn", fix)
 
 
@@ -84,7 +84,7 @@ def check_gpu() -> Finding:
         bitsandbytes.functional.quantize_4bit(torch.zeros(64, 64, device="cuda"), quant_type="nf4")
     except Exception as error:  # a missing library, an old driver, an unknown card
         broken = f"{value}; bitsandbytes: {_line(error)}"
-        fix = "QLoRA cells fail: pip install -U bitsandbytes, for your torch's CUDA"
+        fix = "QLoRA cells will fail: pip install -U bitsandbytes for your torch's CUDA"
         return Finding("gpu", broken, "warn", fix)
     largest = hardware.largest_qlora(card.total_memory)
     return Finding("gpu", value, "ok", f"QLoRA, 1 x 512 tokens, checkpointed: {largest or 'none'}")
@@ -99,7 +99,7 @@ def check_precision() -> Finding:
     where = hardware.device()
     kind = hardware.precision(where)
     if kind == torch.float16:
-        note = "no bf16 on this card: fp16 products with a gradient scaler, plain loops in fp32"
+        note = "no bf16 on this card: fp16 matmuls with a gradient scaler, plain loops in fp32"
         return Finding("precision", "float16, adapters float32", "ok", note)
     if kind == torch.float32:
         note = "no fast bf16 here: experiments take one and a half to three times as long"
@@ -119,7 +119,7 @@ def check_cores() -> Finding:
 
 
 def check_memory() -> Finding:
-    """Free memory: a lab needs LAB_BYTES."""
+    """Free memory, compared with the LAB_BYTES that a lab needs."""
     import psutil
 
     free = psutil.virtual_memory().available
@@ -128,7 +128,7 @@ def check_memory() -> Finding:
 
 
 def check_disk() -> Finding:
-    """Free disk where the model and the tasks are cached."""
+    """Free disk space where the model and the tasks are cached."""
     from labkit.download import cache_dir
 
     folder = cache_dir().absolute()
@@ -140,7 +140,7 @@ def check_disk() -> Finding:
 
 
 def check_model() -> Finding:
-    """Where the model is, or that it is not here yet."""
+    """Where the model is, or a warning that it has not been downloaded yet."""
     from labkit.training import models
 
     here, fix = models.complete(MODEL), "'labkit fetch' downloads it now"
@@ -164,7 +164,7 @@ def check_sandbox() -> Finding:
         fix = "" if group else "no memory cgroup here: kernel memory is only partly limited"
         return Finding("sandbox", value, "ok", fix)
     if found == "alone":
-        fix = "only for grading: without nested user namespaces each submission warms up"
+        fix = "only for grading: without nested user namespaces, each submission has to warm up"
         value = f"bubblewrap, one warm process per submission{bound}"
         return Finding("sandbox", value, "warn", fix)
     fix = f"only for grading: bubblewrap does not work here ({sandbox.advice(found)})"

@@ -1,4 +1,4 @@
-"""Evidence pages: docs/evidence/NN_topic.md, MyST notebooks that run when the book is made."""
+"""Evidence pages: docs/evidence/NN_topic.md, MyST notebooks that run when the book is built."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def files(root: Path) -> list[Path]:
 
 
 def read(path: Path) -> nbformat.NotebookNode:
-    """A page as a notebook, its code folded."""
+    """A page as a notebook, with its code folded."""
     import jupytext
 
     book = jupytext.read(path, fmt="md:myst")

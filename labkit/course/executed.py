@@ -1,4 +1,4 @@
-"""A lab's notebook as a page of the book: pictures as files with alt texts, and link targets."""
+"""Turn a lab's notebook into a page of the book: picture files with alt texts, link targets."""
 
 import base64
 import copy
@@ -16,7 +16,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 EXPERIMENT = re.compile(r'lab\.experiment\(\s*"([^"]+)"')
 HEADING = re.compile(r"^#{2,4} +(.+)$", re.MULTILINE)
 EMPTY_HEAD = re.compile(r"<th\b[^>]*>\s*</th>")
-NOT_RUN = "```{note}\nNot run here: code without its outputs. `labkit run %d` adds them.\n```"
+NOT_RUN = "```{note}\nThis lab was not run here. `labkit run %d` adds the outputs of its code.\n```"
 
 
 def page(
@@ -27,9 +27,9 @@ def page(
 ) -> nbformat.NotebookNode:
     """A copy of a lab's notebook for Sphinx; figures go into `pictures` (None: not run).
 
-    An answer is folded below the stub that a learner is `given`, so nobody sees it by accident. The
-    page's metadata has a `cover`, the HTML of the lab's picture: the last one of the cell tagged
-    `cover`, else the last of all, or "".
+    Each answer is folded below the stub that a learner is `given`, so nobody sees it by accident.
+    The page's metadata has a `cover`, the HTML of the lab's picture: the last picture of the cell
+    tagged `cover`, or else of the notebook, or "".
     """
     book = copy.deepcopy(book)
     if given and len(given.cells) == len(book.cells):  # else they are from different builds
@@ -51,7 +51,7 @@ def _folded(cells: list, given: list) -> list:
             made.append(nbformat.v4.new_code_cell(stub.source))
             fold(cell, "hide-input", "The course's answer")
         elif cell.source.startswith("check.quiz("):  # it explains the right letters
-            fold(cell, "hide-output", "What it says")
+            fold(cell, "hide-output", "The check's explanation")
         made.append(cell)
     return made
 
@@ -112,7 +112,7 @@ def anchor_of(place: str, stem: str, book: nbformat.NotebookNode) -> str:
 
 
 def _lay_out(book: nbformat.NotebookNode, stem: str, pictures: Path) -> str:
-    """Drop noise from the outputs, save figures, fix tables; HTML of the lab's cover."""
+    """Drop noise from outputs, save figures, fix tables; return the HTML of the lab's cover."""
     up, file = "../" * stem.count("/"), stem.replace("/", "-")
     for old in pictures.glob(f"{file}-*.png"):
         old.unlink()

@@ -35,7 +35,7 @@ class KernelOfThisPython(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        """What ipykernel says of this Python."""
+        """The kernel spec that ipykernel gives for this Python."""
         return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
 
 
@@ -47,11 +47,11 @@ def execute(
     env: dict[str, str] | None = None,
     **options,
 ) -> tuple[str, int | None]:
-    """Run the cells of book in place, in a fresh kernel in folder, calling at_cell before each.
+    """Run the cells of `book` in place, in a fresh kernel in `folder`; call `at_cell` before each.
 
     `started` gets the kernel's process id, `env` is its environment (default this process's),
-    `options` are passed to nbclient. Returns one line with the failure ("" for none), and the
-    kernel's peak bytes.
+    `options` are passed to nbclient. Returns one line that describes the failure ("" for none), and
+    the kernel's peak memory in bytes.
     """
     client = NotebookClient(
         book,

@@ -22,7 +22,7 @@ MINUTES = re.compile(r"^(?:# )?[●○]+ · (\d+) min · ", re.MULTILINE)  # als
 
 
 def minutes(cells: list) -> tuple[int, int, int]:
-    """Minutes to read a lab, to do its exercises, and while its experiments run."""
+    """The minutes to read a lab, to do its exercises, and to run its experiments."""
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     seconds = sum(experiment_seconds(cell.source) for cell in cells if cell.cell_type == "code")
     reading = math.ceil(sum(map(words, cells)) / WORDS_PER_MINUTE)
@@ -45,12 +45,12 @@ def broken(cells: list) -> list[str]:
         (sum(minutes(cells)), MAX_MINUTES, "minutes"),
     ]
     found = [
-        f"{n:,} {what}, and a lab has at most {most:,}" for n, most, what in totals if n > most
+        f"{n:,} {what}, but a lab may have only {most:,}" for n, most, what in totals if n > most
     ]
     for heading, n in stretches(cells):
         if n > MAX_STRETCH:
             found.append(
-                f"{n:,} words without an exercise from {heading!r} on, at most {MAX_STRETCH}"
+                f"{n:,} words from {heading!r} on without an exercise; the limit is {MAX_STRETCH}"
             )
     return found
 

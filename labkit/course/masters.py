@@ -8,7 +8,7 @@ from labkit.errors import LabError
 
 
 def root() -> Path:
-    """The course's folder: the current one, else where labkit was installed from; else LabError."""
+    """The course's folder: the current one, or where labkit was installed from; else LabError."""
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]):
         if (folder / "pyproject.toml").is_file():
             if (folder / "labs").is_dir():
@@ -23,7 +23,7 @@ def project(root: Path) -> dict:
     try:
         return tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     except (ValueError, KeyError) as error:
-        raise LabError(f"{root / 'pyproject.toml'} says no project: {error}") from None
+        raise LabError(f"{root / 'pyproject.toml'} has no valid project table: {error}") from None
 
 
 def masters(root: Path) -> list[Path]:

@@ -31,7 +31,7 @@ SET_UP = Path(__file__).parents[1] / "templates" / "colab_setup.py.j2"
 
 
 class BuildError(LabError, ValueError):
-    """A master that cannot be built; the line names the file and the line number."""
+    """A master that cannot be built; the message names the file and the line number."""
 
 
 def build(root: Path, check: bool = False) -> list[str]:
@@ -63,7 +63,7 @@ def build(root: Path, check: bool = False) -> list[str]:
 
 
 def lint(root: Path) -> list[str]:
-    """What ruff finds in the masters, one line each; [] without ruff."""
+    """Ruff's findings in the masters, one line each; [] without ruff."""
     ruff, found = shutil.which("ruff", path=f"{Path(sys.executable).parent}:{os.defpath}"), []
     if ruff is None:
         return []
@@ -79,9 +79,9 @@ def lint(root: Path) -> list[str]:
 
 
 def _look_over(stem: str, text: str) -> None:
-    """BuildError for an early mistake: file name, syntax, lab started."""
+    """Raise BuildError for an early mistake: a wrong file name, syntax, or lab started."""
     if not re.fullmatch(r"\d\d_\w+", stem):
-        raise BuildError("line 1: name a master by two digits and a word: 07_norms.py")
+        raise BuildError("line 1: a master's name needs two digits and a word, such as 07_norms.py")
     try:
         ast.parse(MAGIC.sub(r"\1pass", text))
     except SyntaxError as error:
@@ -93,27 +93,27 @@ def _look_over(stem: str, text: str) -> None:
 
 
 def cut(text: str, solved: bool = False) -> str:
-    """A master's text with solutions replaced by stubs or given code, or if `solved` unmarked."""
+    """A master's text, with stubs or given code for solutions, or if `solved` without the marks."""
     lines, block, start, indent, word = [], None, 0, "", ""
     ended, before = None, 0  # the last solution's end; length of `lines` before
     for number, line in enumerate(text.splitlines(), 1):
         mark = MARK.fullmatch(line)
         if not mark and (nearly := NEARLY_A_MARK.search(line)):
-            why = f"a mark is '# BEGIN {nearly[2].upper()}' and nothing else"
+            why = f"a mark must be exactly '# BEGIN {nearly[2].upper()}'"
             raise BuildError(f"line {number}: {why}")
         if mark and mark[2] == "BEGIN":
             if block is not None:
                 why = f"BEGIN {mark[3]} inside the block of line {start}"
                 raise BuildError(f"line {number}: {why}")
             if mark[3] == "GIVEN" and ended != (number - 1, mark[1]):
-                why = "BEGIN GIVEN stands right below END SOLUTION, as far to the right"
+                why = "BEGIN GIVEN must be right below END SOLUTION, with the same indent"
                 raise BuildError(f"line {number}: {why}")
             block, start, indent, word = [], number, mark[1], mark[3]
         elif mark:
             if block is None or mark[3] != word:
                 raise BuildError(f"line {number}: END {mark[3]} without BEGIN {mark[3]}")
             if mark[1] != indent:
-                raise BuildError(f"line {number}: END {word} is not indented as line {start}")
+                raise BuildError(f"line {number}: END {word} is not indented like line {start}")
             if word == "SOLUTION":
                 ended, before = (number, indent), len(lines)
                 lines += block if solved else _stub(block, indent, start)
@@ -137,7 +137,7 @@ def _given(block: list[str], indent: str, start: int) -> list[str]:
     for number, line in enumerate(block, start + 1):
         text = line.removeprefix(f"{indent}#")
         if text == line or text[:1] not in ("", " "):
-            raise BuildError(f"line {number}: given code is commented out, each line with '# '")
+            raise BuildError(f"line {number}: each line of given code must begin with '# '")
         code.append(f"{indent}{text[1:]}".rstrip())
     if not any(code):
         raise BuildError(f"line {start}: the given block has no code")
@@ -153,7 +153,7 @@ def _stub(block: list[str], indent: str, start: int) -> list[str]:
 
 
 def to_notebook(text: str, name: str, project: dict) -> str:
-    """The JSON text of the notebook called name, without outputs and ids.
+    """The JSON text of the notebook called `name`, without outputs and ids.
 
     BuildError for a lab with `{{ time }}` that exceeds a limit.
     """

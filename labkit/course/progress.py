@@ -51,7 +51,7 @@ class Bar:
         self.task = progress.add_task("", start=False, total=len(cells), lab=lab, **self._left(0))
 
     def at(self, index: int) -> None:
-        """Show that cell number index runs now."""
+        """Show that cell number `index` is running now."""
         self.progress.start_task(self.task)
         if self.progress.disable and self.headings[index] != self.heading:
             self._say(f"cell {index + 1} of {len(self.seconds)}  {self.headings[index]}")
@@ -75,7 +75,7 @@ class Bar:
 
 
 def nearest_headings(cells: list, first: str) -> list[str]:
-    """For each cell the last markdown heading at or above it, else `first`."""
+    """For each cell, the last markdown heading at or above it, or else `first`."""
     headings, latest = [], first
     for cell in cells:
         if cell.cell_type == "markdown":

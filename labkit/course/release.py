@@ -1,4 +1,4 @@
-"""The students' copy and Gradescope's: the course without solutions, masters and tests.
+"""Make copies for students and Gradescope: the course without solutions, masters and tests.
 
 The solutions that `lab.reveal` needs there are encoded, so nobody reads them by accident.
 """
@@ -25,7 +25,7 @@ SOLUTIONS = re.compile(r"\n\[tool\.hatch\.build\.targets\.wheel\.force-include\]
 
 
 def release(root: Path, out: Path, repository: str | None = None) -> list[str]:
-    """Make the students' copy of the course at `root` in the new folder `out`; its files.
+    """Make the students' copy of the course at `root` in the new folder `out`; return its files.
 
     `repository` is where that copy will be published; Colab installs labkit from there. LabError
     when `out` is not empty, or the notebooks differ from labs/.
@@ -51,9 +51,9 @@ def release(root: Path, out: Path, repository: str | None = None) -> list[str]:
 
 
 def autograders(root: Path, out: Path, checks: Path | None = None) -> list[str]:
-    """Make one zip per lab for Gradescope in the new folder `out`; their names.
+    """Make one zip per lab for Gradescope in the new folder `out`; return their names.
 
-    `checks` is a file of private checks that goes into each. LabError as in `release`.
+    `checks` is a file of private checks that goes into each zip. LabError as in `release`.
     """
     _prepare(root, out)
     source = out / "source"
@@ -83,16 +83,16 @@ def _autograder(source: Path, path: Path) -> str:
 
 
 def _prepare(root: Path, out: Path) -> None:
-    """Make the folder `out`; LabError if it is not empty, or notebooks are not current."""
+    """Make the folder `out`; LabError if it is not empty, or if notebooks are out of date."""
     if stale := notebooks.build(root, check=True):
-        raise LabError(f"not what labs/ say: {', '.join(stale)}; run 'labkit build' first")
+        raise LabError(f"out of date with labs/: {', '.join(stale)}; run 'labkit build' first")
     if out.is_dir() and any(out.iterdir()):
         raise LabError(f"{out} is not empty: choose another folder, or remove it")
     out.mkdir(parents=True, exist_ok=True)
 
 
 def _package(root: Path, out: Path, repository: str | None = None) -> None:
-    """Copy what pip installs labkit from into `out`: code, pyproject and README, no solutions."""
+    """Copy what pip needs for labkit into `out`: code, pyproject and README, but no solutions."""
     ignore = shutil.ignore_patterns(*NOT_SHIPPED)
     shutil.copytree(root / "labkit", out / "labkit", ignore=ignore)
     checks = out / "labkit" / "checks"
@@ -105,7 +105,7 @@ def _package(root: Path, out: Path, repository: str | None = None) -> None:
         (out / "labkit" / "_lent" / f"{master.stem}.b64").write_bytes(reference.packed(*books))
     text, n = SOLUTIONS.subn("\n", (root / "pyproject.toml").read_text("utf-8"))
     if n != 1 or "solutions" in tomllib.loads(text)["tool"]["hatch"]["build"]["targets"]["wheel"]:
-        raise LabError("pyproject.toml changed: its wheel would still want the solutions")
+        raise LabError("pyproject.toml changed: its wheel would still need the solutions")
     if repository:
         text = re.sub(r'(?m)^Repository = ".*"$', f'Repository = "{repository}"', text)
     (out / "pyproject.toml").write_text(text, "utf-8", newline="\n")

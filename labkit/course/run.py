@@ -26,7 +26,7 @@ HEADLINE = "application/vnd.labkit.headline+json"
 
 
 def find_labs(names: list[str], root: Path) -> list[str]:
-    """The stems for names such as `2`, `02` or `02_lora`; all for no names."""
+    """The stems for names such as `2`, `02` or `02_lora`; all stems if there are no names."""
     stems = [master.stem for master in masters.masters(root)]
     if not stems:
         raise LabError(f"there is no lab in {root / 'labs'}")
@@ -36,16 +36,16 @@ def find_labs(names: list[str], root: Path) -> list[str]:
         hits = {s for s in stems if s == stem or (stem.isdecimal() and int(s[:2]) == int(stem))}
         if not hits:
             near = difflib.get_close_matches(stem, stems, cutoff=0.4) or stems
-            raise LabError(f"no lab is called {name!r}; there is {', '.join(near)}")
+            raise LabError(f"no lab is called {name!r}; try {', '.join(near)}")
         found |= hits
     return sorted(found) or stems
 
 
 def side_by_side(labs: int) -> tuple[int, int]:
-    """How many of these labs to run at a time, and the threads of each.
+    """How many of these labs to run at a time, and how many threads each gets.
 
-    Two labs with half the cores each finish sooner than one after the other: much of a step on a
-    small model runs on one core. One at a time on a GPU, or with little memory.
+    Two labs with half the cores each finish sooner than one after the other, since much of a step
+    on a small model runs on one core. On a GPU, or with little memory, labs run one at a time.
     """
     from labkit.training import hardware
 
@@ -80,7 +80,7 @@ def run(names: list[str], root: Path, out: Path, console: Console) -> list[LabRe
             _run_all(begun, {stem: sum(bar.seconds) for stem, bar in shown.items()}, run_lab)
     finally:
         if results := [begun[stem] for stem in books if stem in begun]:
-            console.print(f"making the book in {out} …", markup=False, soft_wrap=True)
+            console.print(f"building the book in {out} …", markup=False, soft_wrap=True)
             ran = {stem: books[stem] for stem in begun}
             console.print(the_book.write(out, root, ran, results), markup=False, end="")
     print_summary(results, console)
@@ -114,7 +114,7 @@ def _run_all(
 def _run_one(
     book: nbformat.NotebookNode, result: LabResult, bar: Bar, out: Path, **options
 ) -> None:
-    """Execute one lab in a temporary folder; note the outcome in result."""
+    """Execute one lab in a temporary folder; record the outcome in `result`."""
     start = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory(dir=out, ignore_cleanup_errors=True) as folder:
@@ -135,11 +135,11 @@ def _solved(root: Path, stem: str) -> nbformat.NotebookNode:
     try:
         return nbformat.read(path, as_version=4)
     except ValueError as error:
-        raise LabError(f"solutions/{path.name} is no notebook: {error}") from None
+        raise LabError(f"solutions/{path.name} is not a notebook: {error}") from None
 
 
 def _read_outputs(book: nbformat.NotebookNode, result: LabResult) -> None:
-    """Fill in what the lab published, and what did not pass."""
+    """Fill in the results that the lab published, and the exercises that did not pass."""
     published = {}
     for cell in book.cells:
         for output in cell.get("outputs", []):
@@ -151,7 +151,7 @@ def _read_outputs(book: nbformat.NotebookNode, result: LabResult) -> None:
     result.passed = len(exercises) - len(not_passed)
     if result.status == "ok" and (not_passed or not exercises):
         result.status = "failed"
-        result.error = f"not passed: {', '.join(not_passed)}" if exercises else "shows no score"
+        result.error = f"not passed: {', '.join(not_passed)}" if exercises else "it shows no score"
 
 
 def print_summary(results: list[LabResult], console: Console) -> None:

@@ -16,7 +16,7 @@ def setup(app: Sphinx) -> dict:
 
 
 def inline(translator, node) -> None:
-    """A formula within a line."""
+    """A formula within a line of text."""
     translator.body.append(convert(node.astext()))
     raise nodes.SkipNode
 
@@ -29,7 +29,7 @@ def block(translator, node) -> None:
 
 
 def fold(translator, node) -> None:
-    """Begin folded content; its title is the same open and closed, since the marker turns."""
+    """Begin folded content; its title stays the same when opened, since the marker turns."""
     words = escape(node["prompt_show"])
     translator.body.append(f'<details class="fold"><summary>{words}</summary>')
 

@@ -1,5 +1,5 @@
-"""A user's data file: read it, recognize the shape of its rows, find what would train wrongly.
+"""Read a user's data file, recognize the shape of its rows, and find rows that train wrongly.
 
-`read.rows` -> `shapes.recognise` -> `audit.audit` -> `split.split`: small functions on plain data.
-A tokenizer is passed in; no model is loaded.
+The steps are `read.rows` -> `shapes.recognise` -> `audit.audit` -> `split.split`, small functions
+on plain data. The caller passes in a tokenizer; no model is loaded.
 """

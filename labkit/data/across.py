@@ -1,4 +1,4 @@
-"""Faults of rows taken together: duplicates, contradictions, leaks, imbalance."""
+"""Find faults across rows: duplicates, contradictions, leaks, imbalance."""
 
 import json
 from collections import Counter, defaultdict
@@ -13,7 +13,7 @@ ENDINGS = tuple(".!?:;…\"'”’)]}`*>")
 
 
 def of(examples: list[Example], part: bool = False) -> Iterator[Found]:
-    """Faults among the rows of one file; a `part` is held out and may be small."""
+    """Faults across the rows of one file; with `part`, the file is held out and may be small."""
     whole = [e for e in examples if e.answer.strip() and e.prompt.strip()]
     yield from _twice(whole)
     yield from _labels(whole, part)
@@ -25,11 +25,11 @@ def of(examples: list[Example], part: bool = False) -> Iterator[Found]:
 
 
 def between(train: list[Example], test: list[Example]) -> Iterator[Found]:
-    """Faults between training and test rows; lines are the test's."""
+    """Faults between training and test rows; line numbers refer to the test file."""
     trained = {e.key: e.line for e in reversed(train) if e.key}
     both = [e for e in test if e.key in trained]
     if both:
-        pair = f"line {both[0].line} repeats line {trained[both[0].key]} of the training"
+        pair = f"line {both[0].line} repeats line {trained[both[0].key]} of the training data"
         yield "leak", [e.line for e in both], pair
     known = labels(train)
     unseen = [e for e in test if known and e.answer.strip() and folded(e.answer) not in known]
@@ -38,9 +38,9 @@ def between(train: list[Example], test: list[Example]) -> Iterator[Found]:
 
 
 def labels(examples: list[Example]) -> dict[str, int]:
-    """Rows of each answer, case folded, most frequent first; {} if answers are free text.
+    """Count the rows per answer, case folded, most frequent first; {} if answers are free text.
 
-    Labels are at most 30 words long and repeat: at least four rows each on average, ten in all.
+    Labels have at most 30 words, with at least ten rows in all and four per label on average.
     """
     answers = [folded(e.answer) for e in examples if e.messages and e.answer.strip()]
     counts = Counter(answers)
@@ -51,7 +51,7 @@ def labels(examples: list[Example]) -> dict[str, int]:
 
 
 def _twice(examples):
-    """Rows that repeat an earlier one, and prompts with several answers."""
+    """Find rows that repeat an earlier row, and prompts with several answers."""
     seen, repeated, groups = {}, [], defaultdict(list)
     for e in examples:
         pair = (e.key, folded(e.answer))
@@ -98,7 +98,7 @@ def _labels(examples, part):
 
 
 def _unlike(examples):
-    """Answers unlike nearly all others: not JSON, unfinished, very long."""
+    """Find answers that differ from nearly all others: not JSON, unfinished or very long."""
     if len(examples) < 10:
         return
     for name, is_usual, asked in (
@@ -126,7 +126,7 @@ def _is_finished(text):
 
 
 def _systems(examples):
-    """Rows whose system message (or lack of one) differs from that of most rows."""
+    """Find rows whose system message (or lack of one) differs from that of most rows."""
     systems = [_system(e) for e in examples]
     if len(set(systems)) < 2:
         return

@@ -1,4 +1,4 @@
-"""`audit`: what in a file would train wrongly, in which rows, and what to do about it."""
+"""Audit a file: which rows would train wrongly, why, and how to fix them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ MAX_LENGTH = 512
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding: an id of `MEANING`, its lines, and a detail.
+    """One finding: an id from `MEANING`, the affected lines, and a detail.
 
-    `level` is "wrong" (it would train wrongly), "look" (it may be intended) or "note".
+    `level` is "wrong" (the rows would train wrongly), "look" (they may be intended) or "note".
     """
 
     id: str
@@ -32,7 +32,7 @@ class Finding:
         return MEANING[self.id].level
 
     def as_dict(self) -> dict:
-        """Plain data, including the count, the meaning and what to do."""
+        """The finding as plain data, including the number of rows, the meaning and the fix."""
         known = MEANING[self.id]
         return {
             "id": self.id,
@@ -48,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """Findings, the worst first; tokens per row; rows of each answer if answers are labels."""
+    """The findings, worst first; tokens per row; and rows per answer if answers are labels."""
 
     rows: int
     findings: list[Finding]
@@ -58,7 +58,7 @@ class Audit:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Tokens per row, uncut: `min`, `median`, `max`; {} if no row was encoded."""
+        """Tokens per row before truncation: `min`, `median`, `max`; {} if no row was encoded."""
         if not self.lengths:
             return {}
         low, high = min(self.lengths), max(self.lengths)
@@ -73,10 +73,10 @@ def audit(
     file: str = "",
     part: bool = False,
 ) -> Audit:
-    """The `Audit` of one file's rows.
+    """Audit the rows of one file.
 
-    Without a tokenizer, tokens are not checked. `ends` are the tokens that end an answer. A `part`
-    is held out: it may be small and have a single answer.
+    Without a tokenizer, tokens are not checked. `ends` are the tokens that end an answer. With
+    `part`, the file is held out: it may be small and have a single answer.
     """
     found: dict[str, list] = {}
     lengths, learned = [], 0
@@ -92,7 +92,7 @@ def audit(
         for name, detail in faulty:
             found.setdefault(name, []).append((example.line, detail))
     if "cut" in found:
-        found["cut"][0] = (found["cut"][0][0], f"--max-length {max(lengths)} would fit all")
+        found["cut"][0] = (found["cut"][0][0], f"--max-length {max(lengths)} would fit every row")
     findings = [
         Finding(name, [line for line, _ in rows], rows[0][1], file) for name, rows in found.items()
     ]
@@ -102,12 +102,12 @@ def audit(
 
 
 def leaks(train: list[Example], test: list[Example], file: str = "") -> list[Finding]:
-    """Test prompts that are trained on, and test answers that are not; lines of the test."""
+    """Find test prompts also trained on, and test answers never trained on; lines of the test."""
     return _ordered([Finding(*found, file) for found in across.between(train, test)])
 
 
 def _of_tokens(example, tokenizer, max_length, ends):
-    """([(id of a finding, detail)], the example as tokens or None)."""
+    """Check tokens: ([(id of a finding, detail)], the encoded example or None)."""
     try:
         whole = tokens.encode(example, tokenizer)
     except tokens.TemplateFault as error:

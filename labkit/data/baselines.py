@@ -1,4 +1,4 @@
-"""Baselines to beat: the most frequent answer, and that of the nearest training prompt."""
+"""Baselines to beat: the most frequent answer, and the answer to the nearest training prompt."""
 
 import math
 from collections import Counter, defaultdict
@@ -7,13 +7,13 @@ from labkit.data.shapes import Example, folded
 
 
 def most_frequent(train: list[Example], asked: list[Example]) -> list[str]:
-    """The training's most frequent answer (the first of them) for everything."""
+    """Give every prompt the most frequent training answer (the first one if there is a tie)."""
     usual = Counter(e.answer.strip() for e in train).most_common(1)[0][0]
     return [usual] * len(asked)
 
 
 def nearest(train: list[Example], asked: list[Example]) -> list[str]:
-    """For each prompt the answer of the most similar training prompt: cosine of TF-IDF trigrams."""
+    """Give each prompt the answer to the most similar training prompt (cosine, TF-IDF trigrams)."""
     counts = [_threes(e.key) for e in train]
     spread = Counter(gram for count in counts for gram in count)
     weight = {gram: math.log(len(train) / n) + 0.1 for gram, n in spread.items()}
@@ -39,12 +39,12 @@ def _threes(text):
 
 
 def right(given: str, wanted: str) -> bool:
-    """Whether an answer is exactly the wanted one, ignoring spaces around it."""
+    """Whether an answer matches the expected answer exactly, ignoring surrounding whitespace."""
     return given.strip() == wanted.strip()
 
 
 def overlap(given: str, wanted: str) -> float:
-    """F1 of the words that two answers share, case folded: 1.0 for the same words, 0.0 for none."""
+    """F1 of the words that two answers share, case folded: 1.0 if all match, 0.0 if none do."""
     one, other = Counter(folded(given).split()), Counter(folded(wanted).split())
     shared = (one & other).total()
     return 2 * shared / (one.total() + other.total()) if shared else 0.0

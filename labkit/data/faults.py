@@ -1,10 +1,10 @@
-"""Faults of a single row that need no tokenizer."""
+"""Find the faults in a single row that need no tokenizer."""
 
 import re
 
 from labkit.data.shapes import Example
 
-# UTF-8's é, ’ and “ misread in another encoding, an unreadable byte, invisible letters
+# é, ’ and “ in UTF-8 misread in another encoding, an unreadable byte, invisible characters
 DAMAGED = re.compile(
     "Ã[\u0080-\u00bf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€|Â[\u00a0-\u00bf]|[\ufffd\u200b\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]"
 )
@@ -15,7 +15,7 @@ NOTHING |= {"#n/a", "#ref!", "#value!", "#name?", "#div/0!", "#num!", "#null!"} 
 
 
 def of(example: Example, control_words: list[str] = ()) -> list[str]:
-    """The ids (of `meaning.MEANING`) of an example's faults."""
+    """The ids (from `meaning.MEANING`) of an example's faults."""
     found = list(example.bad)
     whole = example.text + "\n".join(turn["content"] for turn in example.messages)
     unread = {"missing", "not_text", "no_messages"} & set(found)
@@ -33,7 +33,7 @@ def of(example: Example, control_words: list[str] = ()) -> list[str]:
 
 
 def _marked_up(text):
-    """Whether plain text contains HTML entities or <br>; text with other tags is code."""
+    """Whether plain text contains HTML entities or <br>; text with other tags counts as code."""
     whole = BREAK.sub("", text)
     return bool(ENTITY.search(text) or whole != text) and not re.search(r"<\w+|</", whole)
 

@@ -1,10 +1,10 @@
-"""What each finding of an audit means, and what to do about it; the worst first."""
+"""Explain each finding of an audit and how to fix it, worst first."""
 
 from typing import NamedTuple
 
 
 class Meaning(NamedTuple):
-    """`level`: "wrong" (it would train wrongly), "look" (it may be intended), or "note"."""
+    """`level`: "wrong" (would train wrongly), "look" (may be intended), or "note"."""
 
     level: str
     what: str
@@ -14,104 +14,104 @@ class Meaning(NamedTuple):
 MEANING = {
     "missing": Meaning("wrong", "a column is missing", "fill it in, or remove the row"),
     "not_text": Meaning(
-        "wrong", "a value is no text (null, NaN, a list, an image)", "make it text, or remove it"
+        "wrong", "a value is not text (null, NaN, a list, an image)", "make it text, or remove it"
     ),
     "header": Meaning(
         "wrong", "a row that repeats the header", "remove it: were two files joined?"
     ),
     "no_messages": Meaning("wrong", "a conversation without messages", "remove the row"),
     "unknown_role": Meaning(
-        "wrong", "an unknown role", "use system, user and assistant, in lower case"
+        "wrong", "an unknown role", "use system, user and assistant, in lowercase"
     ),
     "system_inside": Meaning(
-        "wrong", "a system message that is not the first", "put it first, or into the user's text"
+        "wrong", "a system message that isn't first", "put it first, or add it to the user's text"
     ),
     "same_role_twice": Meaning(
-        "wrong", "two messages of one role in a row", "join them, or add what is missing between"
+        "wrong", "two messages in a row have the same role", "join them, or add the missing turn"
     ),
     "answer_first": Meaning(
         "wrong", "the assistant speaks before any user", "add the question, or remove this turn"
     ),
     "no_answer_last": Meaning(
-        "wrong", "the last message is not the assistant's", "end with the answer: it is learned"
+        "wrong", "the last message is not the assistant's", "end with the answer to be learned"
     ),
     "empty_prompt": Meaning("wrong", "an empty prompt", "write one, or remove the row"),
     "empty_answer": Meaning("wrong", "an empty answer", "write one, or remove the row"),
     "empty_text": Meaning("wrong", "an empty text", "remove the row"),
     "control_words": Meaning(
         "wrong",
-        "a text contains a control token of the model",
-        "remove it: the chat template writes it, so it would appear twice",
+        "the text contains one of the model's control tokens",
+        "remove it: the chat template adds it, so it would appear twice",
     ),
     "template": Meaning(
         "wrong",
-        "the model's chat template refuses it",
+        "the model's chat template rejects the row",
         "change the row as the template requires, or choose another model",
     ),
     "trains_on_nothing": Meaning(
         "wrong", "nothing is trained: the prompt alone is too long", "raise --max-length"
     ),
     "cut": Meaning(
-        "wrong", "the answer is cut, and so is its end", "raise --max-length, or shorten the text"
+        "wrong", "the answer is cut before its end token", "raise --max-length, or shorten the text"
     ),
     "no_end": Meaning(
         "wrong",
         "no end token is trained: the model would never stop",
-        "fix the template: it must write the model's end token after an answer",
+        "fix the template: it must add the model's end token after each answer",
     ),
     "leak": Meaning(
         "wrong",
-        "a prompt that is trained on as well",
+        "a test prompt that is also trained on",
         "remove it from one of the two files: its score would be meaningless",
     ),
     "unseen_label": Meaning(
-        "wrong", "an answer that never occurs in the training data", "move such a row there"
+        "wrong", "an answer that never occurs in the training data", "move one there"
     ),
     "contradiction": Meaning("wrong", "one prompt with different answers", "keep the right one"),
     "one_answer": Meaning("wrong", "every row has the same answer", "add rows with other answers"),
     "spelling": Meaning(
-        "wrong", "one answer is spelled in several ways", "use one spelling: each trains as its own"
+        "wrong", "one answer has several spellings", "use one: each trains as its own answer"
     ),
     "broken_json": Meaning(
-        "wrong", "the answer is not JSON, as nearly all others are", "fix it, or remove it"
+        "wrong", "the answer isn't JSON, but nearly all others are", "fix the answer, or remove it"
     ),
     "duplicate": Meaning(
-        "look", "a row that stands above already", "keep one: each copy counts in training"
+        "look", "a row that repeats an earlier row", "keep one: each copy counts in training"
     ),
-    "echo": Meaning("look", "the answer repeats the prompt", "is it the right column?"),
+    "echo": Meaning("look", "the answer repeats the prompt", "did you choose the right column?"),
     "says_nothing": Meaning(
         "look", 'the answer is a placeholder ("nan", "N/A", "#REF!")', "write the real answer"
     ),
     "damaged": Meaning(
         "look",
-        "letters damaged by another encoding (Ã©, â€™, �), or invisible",
-        "export again as UTF-8 and remove invisible ones: the model would learn them",
+        "characters that are invisible or garbled by a wrong encoding (Ã©, â€™, �)",
+        "export as UTF-8 and remove invisible characters: the model would learn them",
     ),
     "markup": Meaning(
         "look",
-        "HTML in a text (&amp;, &#39;, <br>)",
-        "unescape it: html.unescape, and a line break for <br>",
+        "the text contains HTML (&amp;, &#39;, <br>)",
+        "use html.unescape, and replace <br> by a line break",
     ),
     "unfinished": Meaning(
-        "look", "the answer ends in mid-sentence, as few others do", "was it cut? write its end"
+        "look", "the answer ends in mid-sentence; few others do", "was it cut off? complete it"
     ),
     "far_longer": Meaning(
         "look", "an answer far longer than the others", "does it join several rows?"
     ),
     "system_differs": Meaning(
         "look",
-        "its system message differs from most rows'",
-        "use the same one in training and later; make them equal if they mean the same",
+        "the system message differs from that of most rows",
+        "use the same one in training and later; if they mean the same, make them equal",
     ),
     "imbalance": Meaning(
-        "look", "answers are far from equally frequent", "compare scores with the most frequent's"
+        "look", "a few answers dominate", "compare scores with always giving the most frequent one"
     ),
     "rare_label": Meaning(
-        "look", "an answer with fewer than three rows", "add rows: too few to learn or test it"
+        "look", "an answer with fewer than three rows", "add rows: too few to learn or to test"
     ),
     "few_rows": Meaning(
-        "look", "fewer than 20 rows", "add rows: a score of two or three says little"
+        "look", "fewer than 20 rows", "add rows: a score on two or three rows says little"
     ),
-    "number": Meaning("note", "a number or true/false, read as its text", "nothing, if intended"),
+    "number": Meaning("note", "a number or true/false, read as text", "nothing, if intended"),
     "spaces": Meaning("note", "spaces around an answer", "nothing: templates strip them"),
 }

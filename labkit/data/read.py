@@ -1,4 +1,4 @@
-"""Read rows of JSONL, CSV or Parquet files with their lines; bad input is a one-line LabError."""
+"""Read rows and their line numbers from JSONL, CSV or Parquet; bad input raises LabError."""
 
 import csv
 import io
@@ -24,32 +24,32 @@ SEPARATORS = ",;\t|"
 
 @dataclass(frozen=True)
 class Record:
-    """A row of the file: the line where it begins (in Parquet its number), and its cells."""
+    """A row of the file: its cells and its first line number (in Parquet, the row number)."""
 
     line: int
     cells: dict
 
 
 def rows(file: str | Path) -> list[Record]:
-    """The rows of `file`; LabError names the line that cannot be read, and what to do."""
+    """Read the rows of `file`; a LabError names the unreadable line and how to fix it."""
     path = Path(file)
     kind = KINDS.get(path.suffix.lower())
     if not path.exists():
-        raise LabError(f"no file {path}: is the path right, seen from {Path.cwd().name}/?")
+        raise LabError(f"no file {path}: is the path right relative to {Path.cwd().name}/?")
     if path.is_dir() or kind is None:
         what = "is a folder" if path.is_dir() else f"ends in {path.suffix or 'nothing'}"
-        raise LabError(f"{path} {what}: name a file that ends in {', '.join(KINDS)}")
+        raise LabError(f"{path} {what}: give a file that ends in {', '.join(KINDS)}")
     try:
         found = _parquet(path) if kind == "Parquet" else list(_of_text(path, kind))
     except OSError as error:
         raise LabError(f"{path} cannot be read: {error.strerror or error}") from None
     if not found:
-        raise LabError(f"{path} has no rows: was it written completely?")
+        raise LabError(f"{path} has no rows: is the file complete?")
     return found
 
 
 def begins_with_mark(file: str | Path) -> bool:
-    """Whether the file begins with UTF-8's byte order mark, which `rows` leaves out."""
+    """Whether the file begins with UTF-8's byte order mark, which `rows` skips."""
     with open(file, "rb") as opened:
         return opened.read(3) == b"\xef\xbb\xbf"
 
@@ -63,13 +63,13 @@ def _of_text(path, kind):
 def _decoded(path):
     data = path.read_bytes()
     if name := BOMS.get(data[:2]):
-        raise LabError(f"{path}, line 1: this is {name}, save it as UTF-8: {_recode(path, name)}")
+        raise LabError(f"{path}, line 1: this is {name}; save it as UTF-8: {_recode(path, name)}")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line, byte = data[: error.start].count(b"\n") + 1, data[error.start]
         where = f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8"
-        raise LabError(f"{where}, save it as UTF-8: {_recode(path, 'WINDOWS-1252')}") from None
+        raise LabError(f"{where}; save it as UTF-8: {_recode(path, 'WINDOWS-1252')}") from None
 
 
 def _recode(path, name):
@@ -77,14 +77,14 @@ def _recode(path, name):
 
 
 def _json_lines(path, text) -> Iterator[Record]:
-    # not splitlines: JSON strings may contain other line ends, such as U+2028
+    # not splitlines: JSON strings may contain other line breaks, such as U+2028
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield _record(path, number, _parsed(path, number, line))
 
 
 def _json(path, text) -> Iterator[Record]:
-    """A list of rows, else one JSON object per line, whatever the file's suffix."""
+    """Read a list of rows, or one JSON object per line, whatever the file's suffix."""
     if not text.lstrip().startswith("["):
         yield from _json_lines(path, text)
         return
@@ -108,7 +108,7 @@ def _record(path, number, row):
     if isinstance(row, dict):
         return Record(number, row)
     what = type(row).__name__
-    raise LabError(f"{path}, line {number}: a {what}; wanted an object such as {{'prompt': …}}")
+    raise LabError(f"{path}, line {number}: a {what}; expected an object such as {{'prompt': …}}")
 
 
 def _csv(path, text) -> Iterator[Record]:
@@ -130,16 +130,16 @@ def _csv(path, text) -> Iterator[Record]:
             yield Record(line, dict(zip(names, cells, strict=True)))
     except csv.Error as error:
         raise LabError(
-            f'{path}, line {begun}: {error}; a quote in a quoted text is written twice: ""'
+            f'{path}, line {begun}: {error}; inside quoted text, write a quote twice: ""'
         ) from None
 
 
 def _uneven(n, names, separator):
-    """The fault of a row of `n` cells under a header of another length."""
-    cells = f"{n} cell{'s' * (n != 1)}, and the header has {len(names)}"
+    """Explain the fault of a row whose `n` cells don't match the header."""
+    cells = f"{n} cell{'s' * (n != 1)}, but the header has {len(names)}"
     if n > len(names):
-        return f'{cells}; put a text with "{separator}" in quotes'
-    return f'{cells}; a cell without text needs its "{separator}", too'
+        return f'{cells}; put text that contains "{separator}" in quotes'
+    return f'{cells}; an empty cell needs its "{separator}", too'
 
 
 def _names(path, cells):
@@ -158,5 +158,5 @@ def _parquet(path):
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, ValueError) as error:
         why = str(error).splitlines()[0][:90]
-        raise LabError(f"{path} is no whole Parquet file ({why}); write it again") from None
+        raise LabError(f"{path} is not a complete Parquet file ({why}); write it again") from None
     return [Record(number, row) for number, row in enumerate(table.to_pylist(), start=1)]

@@ -1,4 +1,4 @@
-"""A file (and a held-out one) read, recognized and audited, and the report on it."""
+"""Read, recognize and audit a file and its held-out companion, and report the findings."""
 
 import hashlib
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ SHOWN = 5  # line numbers shown per finding
 
 @dataclass(frozen=True)
 class Report:
-    """The audit of a file, of its held-out companion if there is one, and of both together."""
+    """The audit of a file, of its held-out companion (if any), and of both together."""
 
     file: Path
     shape: shapes.Shape
@@ -29,7 +29,7 @@ class Report:
 
     @property
     def findings(self) -> list[Finding]:
-        """All findings, of both files."""
+        """All findings in both files."""
         return [*self.audit.findings, *(self.test.findings if self.test else ()), *self.between]
 
     @property
@@ -38,42 +38,42 @@ class Report:
         return [finding for finding in self.findings if finding.level == "wrong"]
 
     def sound(self, more: Iterable[Finding] = ()) -> list[shapes.Example]:
-        """The rows except those that its findings, or `more`, call wrong."""
+        """The rows that neither the file's findings nor `more` call wrong."""
         found = [*self.audit.findings, *more]
         lines = {line for f in found if f.level == "wrong" for line in f.lines}
         return [example for example in self.examples if example.line not in lines]
 
     def sha256(self) -> str:
-        """Of the file's bytes."""
+        """The SHA-256 of the file's bytes."""
         return hashlib.sha256(self.file.read_bytes()).hexdigest()
 
     def summary(self) -> list[str]:
-        """Lines that describe the file."""
+        """Describe the file in a few lines."""
         lines = [f"{self.file.name}: {self.audit.rows} rows, {self.shape}"]
         if size := self.audit.tokens:
             span = f"min {size['min']}, median {size['median']}, max {size['max']}"
-            lines.append(f"tokens a row: {span}; cut at {self.max_length}")
-            lines.append(f"tokens that are learned: {self.audit.learned}")
+            lines.append(f"tokens per row: {span}; cut at {self.max_length}")
+            lines.append(f"tokens to learn: {self.audit.learned}")
         if counts := self.audit.labels:
             named = [f"{_short(label)} {n}" for label, n in list(counts.items())[:6]]
             more = f", and {len(counts) - 6} more" if len(counts) > 6 else ""
-            lines.append(f"answers repeat, {len(counts)} different ones: {', '.join(named)}{more}")
+            lines.append(f"answers repeat; {len(counts)} are distinct: {', '.join(named)}{more}")
         if read.KINDS[self.file.suffix.lower()] != "Parquet" and read.begins_with_mark(self.file):
-            lines.append("it begins with a byte order mark, which was left out: nothing to do")
+            lines.append("the file begins with a byte order mark, which was skipped: nothing to do")
         return lines + (self.test.summary() if self.test else [])
 
     def line(self, finding: Finding) -> str:
-        """A finding as one line: how many rows, what, where."""
+        """Format a finding as one line: the number of rows, the fault, the line numbers."""
         n, what = len(finding.lines), finding.as_dict()["what"]
         named = ", ".join(map(str, finding.lines[:SHOWN]))
         more = f" and {n - SHOWN} more" if n > SHOWN else ""
         where = f"line{'s' if n > 1 else ''} {named}{more}"
-        inside = f" of {finding.file}" if self.test else ""
+        inside = f" in {finding.file}" if self.test else ""
         detail = f" ({finding.detail})" if finding.detail else ""
         return f"{n} x {what}: {where}{inside}{detail}"
 
     def as_dict(self) -> dict:
-        """Plain data."""
+        """The report as plain data."""
         return {
             "file": str(self.file),
             "sha256": self.sha256(),
@@ -95,7 +95,7 @@ def _short(text, most=24):
 
 
 def load(file: Path) -> tuple[shapes.Shape, list[shapes.Example]]:
-    """The shape of a file, and its rows; LabError if it cannot be read."""
+    """Read a file and return its shape and its rows; LabError if it cannot be read."""
     records = read.rows(file)
     shape = shapes.recognise(records, str(file))
     return shape, shapes.examples(records, shape)
@@ -109,7 +109,7 @@ def of(
     max_length: int = MAX_LENGTH,
     test: Path | None = None,
 ) -> Report:
-    """The report on a file that `load` has read; `tokenizer` needs a chat template."""
+    """Report on a file that `load` has read; `tokenizer` needs a chat template."""
     shape, examples = loaded
     own = audit(examples, tokenizer, max_length, ends, file.name)
     if not test:

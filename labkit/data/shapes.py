@@ -1,4 +1,4 @@
-"""Recognize the shape of a file's rows (chat, pairs, text), and convert them to conversations."""
+"""Recognize the shape of a file's rows (chat, pairs, text) and convert them to conversations."""
 
 import ast
 import json
@@ -24,7 +24,7 @@ KNOWN_ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Shape:
-    """`kind`, and the columns it is read from: role -> name in the file."""
+    """The shape of a file's rows, and the columns they are read from: role -> name in the file."""
 
     kind: str  # "chat", "prompt-completion", "question-answer" or "text"
     columns: dict[str, str]
@@ -38,7 +38,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Example:
-    """A row to train on: a conversation or a text; `bad` are ids of faults (`meaning.MEANING`)."""
+    """A row to train on: a conversation or a text; `bad` has fault ids (`meaning.MEANING`)."""
 
     line: int
     messages: list[dict] = field(default_factory=list)
@@ -47,28 +47,28 @@ class Example:
 
     @property
     def answer(self) -> str:
-        """The last message, or the text: it is trained on."""
+        """What the model is trained on: the last message, or the text."""
         return self.messages[-1]["content"] if self.messages else self.text
 
     @property
     def prompt(self) -> str:
-        """The messages before the answer, without the system message; a text is its own prompt."""
+        """The messages before the answer, except the system message; a text is its own prompt."""
         turns = [m["content"] for m in self.messages[:-1] if m["role"] != "system"]
         return "\n".join(turns) if self.messages else self.text
 
     @property
     def key(self) -> str:
-        """The prompt with case and spaces folded."""
+        """The prompt with case and whitespace folded."""
         return folded(self.prompt)
 
 
 def folded(text: str) -> str:
-    """The text in lower case, with runs of whitespace as one space."""
+    """Put the text in lowercase and collapse runs of whitespace to one space."""
     return " ".join(text.casefold().split())
 
 
 def recognise(records: list[Record], file: str = "the file") -> Shape:
-    """The shape that most rows have; LabError if it is none of the known ones."""
+    """Find the shape that most rows have; LabError if it is not a known shape."""
     names = Counter(name for record in records for name in record.cells)
     common = {str(n).strip().lower(): n for n, count in names.items() if 2 * count >= len(records)}
     shape = _chat(common) or _pair(common) or _text(common)
@@ -77,8 +77,8 @@ def recognise(records: list[Record], file: str = "the file") -> Shape:
         wanted = "messages; prompt and completion; question and answer; or text"
         line = records[0].line
         raise LabError(
-            f"{file}, line {line}: no columns to train on in: {found[:200].rstrip('.')}. "
-            f"Rename them (a table's first line names its columns): {wanted}"
+            f"{file}, line {line}: no known columns among: {found[:200].rstrip('.')}. "
+            f"Rename them (a table's first line has the column names): {wanted}"
         )
     used = set(shape.columns.values())
     return Shape(shape.kind, shape.columns, tuple(n for n in common.values() if n not in used))
@@ -114,7 +114,7 @@ def _text(common):
 
 
 def examples(records: list[Record], shape: Shape) -> list[Example]:
-    """An `Example` for each row, faults included."""
+    """Convert each row to an `Example`, including rows with faults."""
     read = {"chat": _conversation, "text": _plain}.get(shape.kind, _turns)
     return [read(record, shape.columns) for record in records]
 
@@ -125,7 +125,7 @@ def _plain(record, columns):
 
 
 def _turns(record, columns):
-    """Prompt and completion, each a text or a list of messages."""
+    """Read prompt and completion, each a text or a list of messages."""
     messages, bad = [], ["header"] if _repeats_names(record, columns) else []
     for role in ("system", "user", "assistant"):
         value = _unpacked(record.cells.get(columns.get(role)))
@@ -148,7 +148,7 @@ def _turns(record, columns):
 
 
 def _repeats_names(record, columns):
-    """Whether a row repeats each column's name, as in joined files."""
+    """Whether a row repeats the column names, as in concatenated files."""
     return all(folded(str(record.cells.get(name))) == folded(name) for name in columns.values())
 
 
@@ -161,7 +161,7 @@ def _conversation(record, columns):
 
 
 def _messages(value):
-    """Messages with `role` and `content` (or `from` and `value`), and their faults."""
+    """Read messages with `role` and `content` (or `from` and `value`), and find their faults."""
     turns, bad = [], [] if value else ["no_messages"]
     for turn in value:
         if not isinstance(turn, dict):
@@ -215,7 +215,7 @@ def _is_text_part(part):
 
 
 def _unpacked(value):
-    """The messages in a cell with JSON, or with a list as pandas writes it; else the cell."""
+    """Parse messages from a cell with JSON, or with a list as pandas writes it; else the cell."""
     if not (isinstance(value, str) and value.lstrip().startswith(("[{", "[]"))):
         return value
     for read in (json.loads, ast.literal_eval):

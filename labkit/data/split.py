@@ -1,4 +1,4 @@
-"""`split`: hold out rows, with no prompt on both sides."""
+"""Hold out rows so that no prompt occurs on both sides of the split."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ from labkit.data.shapes import Example
 def split(
     examples: list[Example], share: float = 0.2, seed: int = 0, most: int = 200
 ) -> tuple[list[Example], list[Example]]:
-    """(train, held out): a `share` of the rows, `most` at most; rows of a prompt stay together."""
+    """Split into (train, held out), `share` of the rows but at most `most`, grouped by prompt."""
     groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(example.key, []).append(example)

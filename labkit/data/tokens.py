@@ -1,4 +1,4 @@
-"""An example as tokens: which are trained, which are cut, whether an end token is trained."""
+"""Encode examples; find which tokens are trained on or cut, and whether an end token is."""
 
 import json
 from collections.abc import Iterable
@@ -11,8 +11,8 @@ from labkit.data.shapes import Example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # the label of a token that is not learned
-# for a model without a chat template; saved with the adapter
+IGNORED = -100  # label of a token that is not learned
+# the template for a model that has none; saved with the adapter
 PLAIN = (
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] | trim }}"
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
@@ -21,12 +21,12 @@ PLAIN = (
 
 
 class TemplateFault(ValueError):
-    """The chat template refuses an example, or renders its prompt differently with an answer."""
+    """The chat template rejects an example, or renders its prompt differently with an answer."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """`input_ids` and `labels`, lists of equal length; a label of -100 is not learned."""
+    """`input_ids` and `labels`, lists of equal length; tokens with label -100 aren't learned."""
 
     input_ids: list[int]
     labels: list[int]
@@ -41,17 +41,17 @@ class Encoded:
         return learned(self.labels)
 
     def ended(self, ends: Iterable[int]) -> bool:
-        """Whether an end token is learned, last or before a final newline."""
+        """Whether an end token is learned as the last token, or before a final newline."""
         return not set(ends).isdisjoint(self.learned[-2:])
 
 
 def learned(labels: list[int]) -> list[int]:
-    """The tokens of a row's labels that are learned."""
+    """The learned tokens in a row's labels."""
     return [token for token in labels if token != IGNORED]
 
 
 def ends_of(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> set[int]:
-    """The tokens that end an answer: the tokenizer's, and those at which the model stops."""
+    """The tokens that end an answer: the tokenizer's end token, and the model's stop tokens."""
     file = folder / "generation_config.json"
     stops = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
     stops = stops if isinstance(stops, list) else [stops]
@@ -59,9 +59,9 @@ def ends_of(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> set[int]:
 
 
 def encode(example: Example, tokenizer: "PreTrainedTokenizerBase") -> Encoded:
-    """The example as tokens, uncut; of a conversation the last message is learned.
+    """Encode the example in full; in a conversation, only the last message is learned.
 
-    TemplateFault if the tokenizer's chat template cannot be used for it.
+    TemplateFault if the tokenizer's chat template cannot be used for the example.
     """
     if not example.messages:
         ids = tokenizer(example.text)["input_ids"]
@@ -71,12 +71,12 @@ def encode(example: Example, tokenizer: "PreTrainedTokenizerBase") -> Encoded:
     ids = _templated(tokenizer, example.messages)
     prompt = prompt_ids(example, tokenizer)
     if ids[: len(prompt)] != prompt:
-        raise TemplateFault("it renders the prompt differently once an answer follows")
+        raise TemplateFault("it renders the prompt differently when an answer follows")
     return Encoded(ids, [IGNORED] * len(prompt) + ids[len(prompt) :])
 
 
 def prompt_ids(example: Example, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The tokens of the prompt, after which the model answers."""
+    """The tokens of the prompt, ready for the model's answer."""
     return _templated(tokenizer, example.messages[:-1], add_generation_prompt=True)
 
 
@@ -88,7 +88,7 @@ def _templated(tokenizer, messages, **how):
 
 
 def control_words(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Texts that the tokenizer reads as control tokens, such as `<|im_end|>`, longest first."""
+    """Strings that the tokenizer reads as control tokens, such as `<|im_end|>`, longest first."""
     words = {*tokenizer.all_special_tokens}
     added = getattr(tokenizer, "added_tokens_decoder", {})
     words |= {token.content for token in added.values() if token.special}

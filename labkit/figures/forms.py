@@ -1,7 +1,7 @@
-"""Shapes shared by all labs' figures: bars, stacks, curves, dots, heatmap.
+"""Chart types shared by all labs' figures: bars, stacks, curves, dots, heatmap.
 
-Each draws into axes from `titled`. A color means a role (`labkit.plots.ROLES`). A value is a
-number, or `(number, low, high)` with the ends of its 95% interval.
+Each function draws into axes from `titled`. A color represents a role (`labkit.plots.ROLES`). A
+value is a number, or `(number, low, high)` with the ends of its 95% interval.
 """
 
 from collections.abc import Sequence
@@ -33,39 +33,39 @@ Value = float | tuple[float, float, float]
 
 
 def titled(title: str, n_columns: int = 1, height: float = 3.4, **options) -> tuple[Figure, Any]:
-    """A figure of a notebook's width and its axes. title: one sentence, at most one number."""
+    """Make a figure of notebook width, and its axes. title: one sentence, at most one number."""
     fig, axes = figure(n_columns, height=height, **options)
     return headed(fig, title), axes
 
 
 def look(role: str) -> dict[str, str | None]:
-    """matplotlib's fill for a bar of a role; a mistake is red and hatched."""
+    """matplotlib's fill options for a role's bar; a mistake is red and hatched."""
     hatch = "///" if role == "mistake" else None
     return {"facecolor": ROLES[role], "edgecolor": "white", "hatch": hatch}
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of at least two values, and the ends of its 95% t-interval: (mean, low, high)."""
+    """Mean of at least two values with the ends of its 95% t-interval: (mean, low, high)."""
     n = len(values)
     return t_interval(np.mean(values), np.std(values, ddof=1) / np.sqrt(n), n)
 
 
 def t_interval(mean: float, error: float, n: int) -> tuple[float, float, float]:
-    """A mean of n values with its standard error -> (mean, low, high), 95%."""
-    from scipy.special import stdtrit  # here: installed with "jupyter" and on Colab, not by labkit
+    """The 95% t-interval of a mean of n values with a standard error: (mean, low, high)."""
+    from scipy.special import stdtrit  # here: installed by "jupyter" and on Colab, not by labkit
 
     half = stdtrit(n - 1, 0.975) * error
     return mean, mean - half, mean + half
 
 
 def wilson(count: float, n: int) -> tuple[float, float, float]:
-    """A count of `n`, and the ends of Wilson's 95% interval."""
+    """A count out of `n`, with the ends of Wilson's 95% interval."""
     low, high = likely(count / n, n)
     return count, n * low, n * high
 
 
 def pm(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and half-width of the 95% t-interval, as text: "0.168 ± 0.039"."""
+    """Format the mean and half-width of the 95% t-interval: "0.168 ± 0.039"."""
     mean, _, high = mean_interval(values)
     return f"{mean:.{digits}f} ± {high - mean:.{digits}f}"
 
@@ -79,9 +79,9 @@ def bars(
     top: float = 0,
     guess: Guess | None = None,
 ) -> None:
-    """A bar per label from 0, its value above it; `ylabel` says that lines are 95% intervals.
+    """Draw a bar per label, with its value above; `ylabel` says that lines are 95% intervals.
 
-    roles: {label: role}; a label without one is LoRA's. top: the axis reaches at least this far.
+    roles: {label: role}, by default "LoRA". top: the axis reaches at least this far.
     """
     for x, (label, value) in enumerate(values.items()):
         height, low, high = _ends(value)
@@ -102,7 +102,7 @@ def counted(
     top: float = 0,
     guess: Guess | None = None,
 ) -> None:
-    """Bars of counts of `n`, each with Wilson's 95% interval; `what` was counted."""
+    """Draw bars of counts out of `n` with Wilson's 95% intervals; `what` names what was counted."""
     values = {label: wilson(count, n) for label, count in counts.items()}
     bars(ax, values, f"{what}, of {n}\n(line: 95% interval)", roles, "{:.0f}", top, guess)
 
@@ -114,9 +114,9 @@ def stacks(
     text: str = "{:.3g}",
     guess: Guess | None = None,
 ) -> None:
-    """A stacked bar per row {category: value}, its total above it; a legend of the categories.
+    """Draw a stacked bar per row {category: value} with its total above, and a legend.
 
-    Colors follow the order of the first row's categories; invisibly small ones are left out.
+    Colors follow the order of the first row's categories; invisibly small categories are omitted.
     """
     x, floor = np.arange(len(rows)), np.zeros(len(rows))
     largest = max(sum(row.values()) for row in rows.values())
@@ -133,7 +133,7 @@ def stacks(
 
 
 def _ends(value):
-    """(number, low, high) of a `Value`; a single number is its own low and high."""
+    """Expand a `Value` to (number, low, high); a single number is its own low and high."""
     return np.broadcast_to(np.asarray(value, dtype=float), 3)
 
 
@@ -143,7 +143,7 @@ def _above(ax, x, y, text, points=4):
 
 
 def _upright(ax, labels, ylabel, top, guess):
-    """Set up the axes of bars: from 0, with room for a guess's label on the right."""
+    """Set up the axes of bars: start at 0, and leave room for a guess's label on the right."""
     guessed = guess is not None and guess.value is not None
     ax.set_xticks(range(len(labels)), labels)
     ax.set(ylabel=ylabel, ylim=(0, top), xlim=(-0.5, len(labels) - (-0.1 if guessed else 0.5)))
@@ -159,7 +159,7 @@ def curves(
     top: float | None = None,
     colors: Sequence[str] = VARIANTS,
 ) -> None:
-    """Losses against the step, labeled at their ends; the last run is bold, earlier ones thin.
+    """Plot losses by step, labeled at their ends; the last run is bold, earlier runs are thin.
 
     The axis ends at the largest value or at `top` (default: 3 times the smallest first loss), so a
     diverging run does not flatten the others.
@@ -193,7 +193,7 @@ def _weight(losses):
 
 
 def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
-    """The heights in order, moved to be `gap` apart and between 0 and `top`."""
+    """Move the heights, in order, to be `gap` apart and between 0 and `top`."""
     places = np.array(heights, dtype=float)
     order, floor, ceiling = np.argsort(places, kind="stable"), 0.0, top
     for i in order:
@@ -212,7 +212,7 @@ def dots(
     roles: dict[str, str] | None = None,
     text: str = "{:.2g}",
 ) -> None:
-    """A point per row with its 95% interval, its value above it; the first row is on top."""
+    """Draw a point per row with its 95% interval and its value above; the first row is on top."""
     for y, (label, value) in enumerate(values.items()):
         center, low, high = _ends(value)
         color = ROLES[(roles or {}).get(label, "LoRA")]
@@ -232,7 +232,7 @@ def heatmap(
     label: str,
     text: str = "{:.2g}",
 ) -> None:
-    """A matrix of shape (len(rows), len(columns)) with its numbers; `label` names their unit."""
+    """Draw a matrix (len(rows), len(columns)) with its numbers; `label` names their unit."""
     matrix = np.asarray(matrix)
     image = ax.imshow(matrix, cmap="Blues", aspect="auto")
     for (i, j), value in np.ndenumerate(matrix):

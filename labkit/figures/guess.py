@@ -1,4 +1,4 @@
-"""A learner's guess: noted before an experiment, drawn into its figure, printed with its result."""
+"""Note a learner's guess before an experiment, draw it in the figure, print it with the result."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Guess:
-    """A question, the learner's guess (None: no guess), and the result, once known."""
+    """A question, the learner's guess (None if there is none), and the result once it is known."""
 
     question: str
     value: float | None = None
     result: float | None = None
 
     def compare(self, result: float) -> None:
-        """Note the result; print it next to the guess, if there is one."""
+        """Note the result, and print it next to the guess if there is one."""
         self.result = float(result)
         if self.value is not None:
-            print(f"◆ You guessed {as_text(self.value)}; it is {as_text(self.result)}.")
+            print(f"◆ You guessed {as_text(self.value)}; the result is {as_text(self.result)}.")
 
     def draw(self, ax: Axes, axis: str = "y") -> Text | None:
-        """Draw the guess as a dashed line; `axis`, "x" or "y", is the one with its unit.
+        """Draw the guess as a dashed line; `axis`, "x" or "y", is the axis with its unit.
 
-        The figure grows to include it, at most to twice its size; a guess further off is labeled at
+        The axis grows to include the guess, by at most its own range. A guess outside is labeled at
         the edge. Returns the label, which a lab may move.
         """
         if self.value is None:
@@ -53,7 +53,7 @@ class Guess:
                 below = max(below, 0.0)  # bars start at zero
             ends = (min(low, below), max(high, value + room / 8))
             put(*(10**end if log else end for end in ends))
-        text = f"your guess: {as_text(self.value)}" + ("" if inside else ", off the picture")
+        text = f"your guess: {as_text(self.value)}" + ("" if inside else ", off the chart")
         style = {"color": INK, "fontsize": 9, "clip_on": True, "bbox": PAPER | {"alpha": 0.8}}
         if axis == "y":
             side = {"va": "top" if where == high else "bottom", "ha": "right"}
@@ -64,12 +64,12 @@ class Guess:
 
 
 def noted(question: str, given: object) -> Guess:
-    """The learner's guess: a number, or text with one ("40", "40 %" is 40).
+    """Read the learner's guess: a number, or text with a number ("40", "40 %" is 40).
 
-    Anything else is no guess, and a line says so; nothing is raised, since no guess costs points.
+    For anything else, a line says that it is no guess. Nothing is raised: guesses cost no points.
     """
     if given is None or given is Ellipsis:
-        print(f"◇ {question} Put your guess in place of None. It costs nothing.")
+        print(f"◇ {question} Replace None with your guess. A wrong guess costs nothing.")
         return Guess(question)
     try:
         value = float(given.strip(" %") if isinstance(given, str) else given)
@@ -78,17 +78,17 @@ def noted(question: str, given: object) -> Guess:
     if abs(value) < float("inf"):
         print(f"◆ {question} Your guess: {as_text(value)}.")
         return Guess(question, value)
-    print(f"◇ {question} A guess is one number, such as 40. This one is left out.")
+    print(f"◇ {question} A guess is one number, such as 40. Yours is ignored.")
     return Guess(question)
 
 
 def as_text(value: float) -> str:
-    """A number for people: 23, 0.0512, 1,234."""
+    """Format a number for people: 23, 0.0512, 1,234."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def table(guesses: list[Guess]) -> list[str]:
-    """A line for each guess with a known result: guess, result, question."""
+    """Format a line per guess with a known result: guess, result, question."""
     known = [g for g in guesses if g.value is not None and g.result is not None]
     head = [f"{'guess':>9} {'measured':>9}"] if known else []
     return head + [f"{as_text(g.value):>9} {as_text(g.result):>9}  {g.question}" for g in known]

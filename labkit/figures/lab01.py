@@ -25,12 +25,12 @@ def photograph() -> torch.Tensor:
 
 def rank_grid(pictures: dict[int, torch.Tensor], errors: dict[int, float]) -> Figure:
     """Gray pictures in two rows, by rank, with their relative errors (0 to 1)."""
-    good = min(r for r, error in errors.items() if error < 0.1)
-    size = {"width": 9.5, "height": 6.0, "n_rows": 2}
-    fig, axes = titled(
-        f"From rank {good} on, the error is below a tenth", len(pictures) // 2, **size
-    )
-    for ax, r in zip(axes.flat, pictures, strict=True):
+    good = min((r for r, error in errors.items() if error < 0.1), default=None)
+    title = "No rank here has an error below a tenth"
+    if good:
+        title = f"At rank {good} and above, the error is below a tenth"
+    fig, axes = titled(title, -(-len(pictures) // 2), width=9.5, height=6.0, n_rows=2)
+    for ax, r in zip(axes.flat, pictures, strict=False):
         _picture(ax, pictures[r], f"r = {r} · error {errors[r]:.1%}")
     return fig
 
@@ -55,7 +55,7 @@ def error_and_cost(
 
     guess: the noise's error at a fifth of the numbers, in percent.
     """
-    fig, ax = titled("A fifth of the numbers is enough for a photograph, not for noise")
+    fig, ax = titled("A fifth of the numbers is enough for a photograph but not for noise")
     fifth = fifth_of(costs)
     for (name, values), role in zip(errors.items(), ("LoRA", "base"), strict=True):
         x, y = 100 * np.array(costs), 100 * np.array(values)
@@ -63,7 +63,7 @@ def error_and_cost(
         ax.plot(x[fifth], y[fifth], color=ROLES[role], marker="o")
         ax.annotate(f"{name} {y[fifth]:.0f}%", (x[fifth], y[fifth]), (6, 6), **_OFFSET)
     ax.axvline(100, color=INK, ls=":", lw=1.2)
-    ax.text(101, 98, f" r = {r_even} is the last\n that saves", va="top", color=INK)
+    ax.text(101, 98, f" r = {r_even} is the last\n rank that saves", va="top", color=INK)
     ax.set(xlim=(0, 135), ylim=(0, 102), ylabel="relative error (%)")
     ax.set_xlabel("numbers stored (% of the matrix)")
     guess.draw(ax)
@@ -101,7 +101,7 @@ def energy_ranks(spread: dict[str, dict[str, list[float]]], guess: Guess) -> Fig
             ax.scatter(places, shares, size, color, marker, label=label)
     ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
     ax.set(ylabel="% of the directions", ylim=(0, 100), xlim=(-0.6, len(kinds) - 0.4))
-    ax.set_xlabel("kind of matrix (a dot per block, first block on the left)")
+    ax.set_xlabel("kind of matrix (one dot per block, first block on the left)")
     ax.grid(axis="x", visible=False)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=0.7)
     guess.draw(ax)
@@ -118,7 +118,7 @@ def cuts(
     ranks = sorted(energy)
     best = right.get(8, right[ranks[-1]])
     kept = 8 if 8 in right else ranks[-1]
-    title = f"Cut to rank {kept}, the model keeps {_share(best, full)} of its right answers"
+    title = f"After a cut to rank {kept}, the model keeps {_share(best, full)} of its right answers"
     fig, (left, axis) = titled(title, 2)
     places = range(len(ranks))
     left.bar(places, [100 * energy[r] for r in ranks], 0.55, color=ROLES["full"])
@@ -143,8 +143,8 @@ def _share(part, whole):
 def right_answers(right: dict[str, int], n: int) -> Figure:
     """Right answers of `n` by model, with 95% intervals: base, full, its cut, LoRA."""
     *_, cut, lora = right
-    than = "more" if right[lora] > right[cut] else "no more"
-    fig, ax = titled(f"At the same rank, LoRA gets {than} answers right than the cut")
+    beats = "beats" if right[lora] > right[cut] else "doesn't beat"
+    fig, ax = titled(f"At the same rank, LoRA {beats} the truncated update")
     roles = dict(zip(right, ("base", "full", "full", "LoRA"), strict=True))
     counted(ax, right, n, roles=roles)
     return fig
@@ -174,7 +174,7 @@ def overlap(
     }
     roles = dict.fromkeys(["the full update itself", "full fine-tuning,\nother batches"], "full")
     roles["chance"] = "base"
-    dots(ax, values, "% of energy (line: middle half of the matrices)", roles, "{:.0f}")
+    dots(ax, values, "% of energy (line: middle half of matrices)", roles, "{:.0f}")
     ax.set_xlim(0, 100)
     guess.draw(ax, "x")
     return fig
@@ -187,9 +187,9 @@ def intrinsic(accuracies: dict[int, float], full: float) -> Figure:
     fig, ax = titled(f"{best} nine tenths of full training's accuracy")
     ax.plot(list(accuracies), list(accuracies.values()), color=ROLES["LoRA"], marker="o", ms=5)
     ax.axhline(full, color=ROLES["full"])
-    ax.text(1, full, "every parameter trains", va="bottom", color=INK, fontsize=9)
+    ax.text(1, full, "all parameters trained", va="bottom", color=INK, fontsize=9)
     ax.axhline(0.1, color=INK, ls=":", lw=1.2)
-    ax.text(60, 0.09, "guessing one of ten", va="top", color=INK, fontsize=9)
+    ax.text(60, 0.09, "guessing among ten intents", va="top", color=INK, fontsize=9)
     ax.set(xscale="log", xlabel="dimension d of the subspace", ylabel="accuracy", ylim=(0, 1.05))
     ax.set_xticks(list(accuracies), [str(d) for d in accuracies])
     ax.minorticks_off()

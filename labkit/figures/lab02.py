@@ -20,7 +20,7 @@ LOSS = "training loss (nats per token)"
 def low_rank(d_out: int, d_in: int, r: int) -> Figure:
     """W, B and A as boxes drawn to scale, with their shapes and sizes."""
     share = r * (d_out + d_in) / (d_out * d_in)
-    fig, ax = titled(f"B and A together have {share:.1%} as many numbers as W")
+    fig, ax = titled(f"B and A together have {share:.1%} as many parameters as W")
     gap = 0.32 * max(d_in, d_out)
     left = d_in + gap
     _box(ax, 0, 0, d_in, d_out, "base")
@@ -56,7 +56,7 @@ def first_losses(runs: dict[str, Sequence[float]]) -> Figure:
 def _what_happened(label, losses):
     change = final(losses) / losses[0]
     does = "falls" if change < 0.9 else "rises" if change > 1.1 else "hardly changes"
-    return f"With {label} the loss {does}"
+    return f"With {label}, the loss {does}"
 
 
 def turned(runs: dict[str, Sequence[float]]) -> Figure:
@@ -70,7 +70,7 @@ def turned(runs: dict[str, Sequence[float]]) -> Figure:
     if len(runs) == 1:
         title = _what_happened("this setting", *runs.values())
     elif gaps and max(gaps) < small:
-        title = "At the same alpha, the curves agree"
+        title = "Curves with the same alpha agree"
     else:
         title = "Rank and alpha change how fast the loss falls"
     fig, ax = titled(title)
@@ -116,7 +116,7 @@ def memory(peaks: dict[str, dict[str, int]], guess: Guess) -> Figure:
     rows = {label: {part: n / GB for part, n in row.items()} for label, row in peaks.items()}
     full, lora, *_ = (sum(row.values()) for row in rows.values())
     percent = f"{100 * lora / full:.0f}%"
-    fig, ax = titled(f"At equal precision, LoRA's peak is {percent} of full fine-tuning's")
+    fig, ax = titled(f"At the same precision, LoRA's peak is {percent} of full fine-tuning's")
     in_gb = replace(guess, value=guess.value and guess.value * full / 100)
     stacks(ax, rows, "GB at the peak of a step", "{:.2f}", in_gb)
     if guess.value is not None:

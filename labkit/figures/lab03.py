@@ -17,7 +17,8 @@ def rates(runs: dict[str, Sequence[float]], guess: Guess) -> Figure:
     lowest = runs[min(runs, key=float)]
     named = {f"rate {rate}": losses for rate, losses in runs.items()}
     still = lowest[-1] > 0.9 * lowest[0]
-    fig, ax = titled("At the lowest rate the loss hardly moves" if still else "Every rate learns")
+    title = "At the lowest rate, the loss hardly falls" if still else "The loss falls at every rate"
+    fig, ax = titled(title)
     curves(ax, named, LOSS)
     guess.draw(ax)
     return fig
@@ -38,13 +39,13 @@ def loss_tokens(tokens: Sequence[str], has_loss: Sequence[bool]) -> HTML:
         look = "background:#E69F00;color:#000;font-weight:bold" if loss else "opacity:0.65"
         text = escape(token).replace("\n", "⏎<br>")
         spans.append(f'<span style="{look};padding:1px 2px;margin-right:1px">{text}</span>')
-    share = f"The loss counts {sum(has_loss)} of {len(tokens)} tokens"
+    share = f"{sum(has_loss)} of {len(tokens)} tokens count toward the loss"
     return HTML(f"<p><b>{share}</b></p><p style='font-family:monospace'>{''.join(spans)}</p>")
 
 
 def stops(counts: dict[str, int], losses: dict[str, Sequence[float]], n: int) -> Figure:
     """Answers of `n` that don't stop, by labels, each with the last loss of its run in nats."""
-    named = {f"{name}\nlast loss {losses[name][-1]:.2f}": count for name, count in counts.items()}
+    named = {f"{name}\nfinal loss {losses[name][-1]:.2f}": count for name, count in counts.items()}
     given, *_ = named
     fig, ax = titled("The loss doesn't show which model stops")
     counted(ax, named, n, "answers that don't stop", roles={given: "mistake"}, top=n)
@@ -53,19 +54,21 @@ def stops(counts: dict[str, int], losses: dict[str, Sequence[float]], n: int) ->
 
 def checkpointed(runs: dict[str, tuple[Sequence[float], float, Sequence[bool]]]) -> Figure:
     """Activations and trained B by {way: (losses in nats, bytes at the peak, which B moved)}."""
-    fig, (left, right) = titled("Both save memory, and one of them doesn't train", 2)
-    named = {f"{way}\nloss {run[0][-1]:.2f}": run for way, run in runs.items()}
+    title = "Both checkpointed runs save memory, but one doesn't train the blocks"
+    fig, (left, right) = titled(title, 2)
+    named = {f"{way}\nloss {run[0][0]:.2f}\nto {run[0][-1]:.2f}": run for way, run in runs.items()}
     roles = {name: "mistake" for name in named if name.startswith("given")}
-    bars(left, {k: peak / 1e6 for k, (_, peak, _) in named.items()}, "activations (MB)", roles)
+    peaks = {k: peak / 1e6 for k, (_, peak, _) in named.items()}
+    bars(left, peaks, "activations (MB)", roles, "{:.0f}")
     moved = {k: sum(which) for k, (_, _, which) in named.items()}
     n = max(len(which) for _, _, which in runs.values())
-    bars(right, moved, f"B matrices that trained, of {n}", roles)
+    bars(right, moved, f"trained B matrices (of {n})", roles)
     return fig
 
 
 def reloaded(counts: dict[str, int], n: int, guess: Guess) -> Figure:
     """Right answers of `n` as trained, and as loaded with a mistake."""
     *_, (wrong, count) = counts.items()
-    fig, ax = titled(f"Loaded like this, the model gets {count / n:.0%} of the answers right")
+    fig, ax = titled(f"Loaded this way, the model gets {count / n:.0%} of the answers right")
     counted(ax, counts, n, roles={wrong: "mistake"}, guess=guess)
     return fig

@@ -16,20 +16,20 @@ GB = 10**9
 def outlier(clean: torch.Tensor, spoiled: torch.Tensor, value: float) -> Figure:
     """The same numbers (n,) after rounding to 4 bits, without and with an outlier of `value`."""
     zeros = (spoiled == 0).float().mean().item()
-    title = f"One outlier, and {zeros:.0%} of the other numbers become 0"
+    title = f"With one outlier, {zeros:.0%} of the other numbers become 0"
     fig, axes = titled(title, n_columns=2, height=3, sharey=True)
     panels = {"without an outlier": clean, f"with one outlier of {value:g}": spoiled}
     for ax, (name, numbers), role in zip(axes, panels.items(), ("LoRA", "mistake"), strict=True):
         levels, counts = np.unique(numbers.numpy().round(4), return_counts=True)
         ax.bar(levels, 100 * counts / counts.sum(), width=0.3, color=ROLES[role])
-        ax.set(xlim=(-6.5, 6.5), ylim=(0, 102), xlabel=f"value after rounding,\n{name}")
+        ax.set(xlim=(-6.5, 6.5), ylim=(0, 102), xlabel=f"value after rounding\n({name})")
     axes[0].set_ylabel("% of the numbers")
     return fig
 
 
 def codebooks(books: dict[str, torch.Tensor], weights: torch.Tensor) -> Figure:
     """The values of each codebook as ticks, below the histogram of weights divided by absmax."""
-    fig, ax = titled(f"{next(iter(books))} has most of its values where most weights are")
+    fig, ax = titled(f"{next(iter(books))} has most of its values where most of the weights are")
     counts, edges = np.histogram(weights.numpy(), 81, (-1, 1))
     ax.stairs(counts / counts.max(), edges, fill=True, color=INK, alpha=0.25)
     ax.text(0.42, 0.75, "weights of one layer,\ndivided by absmax", color=INK)
@@ -65,7 +65,7 @@ def block_sizes(points: dict[str, Sequence[tuple[int, float, float]]]) -> Figure
             ax.annotate(str(block), (x, y), shift, **how)
         how = {"textcoords": "offset points", "ha": "center", "va": "top", "color": color}
         ax.annotate(name, (bits[0], errors[0]), (0, -12), **how)
-    ax.set(xlabel="bits per weight (numbers: block size)", ylabel="relative error of the weights")
+    ax.set(xlabel="bits per weight (labels: block size)", ylabel="relative error of the weights")
     ax.set_xlim(3.9, 1.06 * max(bits for rows in points.values() for _, bits, _ in rows))
     ax.margins(y=0.15)
     return fig
@@ -74,8 +74,8 @@ def block_sizes(points: dict[str, Sequence[tuple[int, float, float]]]) -> Figure
 def losses(runs: dict[str, Sequence[float]]) -> Figure:
     """Training losses of LoRA and QLoRA: {name: losses in nats}."""
     gap, rest = (runs["QLoRA"][i] - runs["LoRA"][i] for i in (0, -1))
-    then = "comes close" if rest < 0.5 * gap else "stays behind"
-    fig, ax = titled(f"QLoRA starts {gap:.1f} nats per token higher, and {then}")
+    then = "but comes close to LoRA" if rest < 0.5 * gap else "and stays behind LoRA"
+    fig, ax = titled(f"QLoRA starts {gap:.1f} nats per token higher {then}")
     curves(ax, runs, "training loss (nats per token)", colors=[ROLES[name] for name in runs])
     return fig
 
@@ -96,8 +96,8 @@ def step_memory(peaks: dict[str, dict[str, int]]) -> Figure:
     """Memory at the peak of a step: {method: {category: bytes}}, LoRA and QLoRA among them."""
     rows = {name: {part: n / GB for part, n in peak.items()} for name, peak in peaks.items()}
     ratio = sum(rows["LoRA"].values()) / sum(rows["QLoRA"].values())
-    fig, ax = titled(f"LoRA's peak is {ratio:.1f} times QLoRA's")
-    stacks(ax, rows, "GB at the peak of a step", "{:.1f}")
+    fig, ax = titled(f"LoRA's peak memory is {ratio:.1f} times as high as QLoRA's")
+    stacks(ax, rows, "peak memory of a step (GB)", "{:.1f}")
     return fig
 
 
@@ -111,13 +111,13 @@ def fits(peaks: dict[str, dict[str, int]], card: float) -> Figure:
     most = [1.2 * total for total in totals]
     n = sum(peak < card for peak in most)
     fit = "fits" if n == 1 else "fit"
-    fig, ax = titled(f"{n} of {len(rows)} settings safely {fit} a {card} GB card")
-    label = "GiB at the peak of a step\n(line: 20% above the simulation)"
+    fig, ax = titled(f"{n} of {len(rows)} settings safely {fit} on a {card} GB GPU")
+    label = "peak memory of a step (GiB)\n(line: 20% above the simulation)"
     stacks(ax, rows, label, "")
     for x, (total, peak) in enumerate(zip(totals, most, strict=True)):
         ax.errorbar(x, total, [[0], [peak - total]], color=INK, capsize=4, lw=1.2)
         ax.text(x + 0.04, total, f" {total:.0f}", va="bottom", color=INK)
     ax.set_ylim(0, 1.08 * max(card, *most))
     ax.axhline(card, color=INK, lw=1.2, ls="--")
-    ax.text(0.5, card, "the card", ha="center", va="bottom", color=INK)
+    ax.text(0.5, card, "GPU memory", ha="center", va="bottom", color=INK)
     return fig

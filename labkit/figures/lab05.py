@@ -18,7 +18,7 @@ HELD_OUT = "held-out loss (nats per token)"
 def rules(ranks: Sequence[int], losses: dict[str, Sequence[float]]) -> Figure:
     """Held-out loss against rank, one line per rule for alpha: {rule: losses}."""
     fig, ax = titled(
-        f"With {next(iter(losses))} the rank seems to matter, at a fixed alpha it doesn't"
+        f"With {next(iter(losses))}, rank seems to matter; with a fixed alpha, it doesn't"
     )
     for (rule, values), color in zip(losses.items(), VARIANTS, strict=False):
         ax.plot(ranks, values, "o-", color=color)
@@ -38,13 +38,13 @@ def _ranks(ax: Axes, ranks: Sequence[int], room: float = 1.3) -> None:
 
 def first_steps(ranks: Sequence[int], helps: dict[str, Sequence[float]], guess: Guess) -> Figure:
     """How much a first step helps, by rank, as a multiple of the lowest rank's: {rule: values}."""
-    fig, ax = titled("The first step helps in proportion to alpha, whatever the rank")
+    fig, ax = titled("The first step's effect is proportional to alpha at every rank")
     for (rule, values), color in zip(helps.items(), VARIANTS, strict=False):
         shares = np.array(values) / values[0]
         ax.plot(ranks, shares, "o-", color=color)
         ax.annotate(f"  {rule}", (ranks[-1], shares[-1]), color=color, va="center")
     _ranks(ax, ranks, room=4)
-    ax.set(ylabel=f"how much the first step helps,\nas a multiple of r={ranks[0]}", ylim=(0, 18))
+    ax.set(ylabel=f"effect of the first step,\nas a multiple of r={ranks[0]}", ylim=(0, 18))
     guess.draw(ax)
     return fig
 
@@ -52,7 +52,11 @@ def first_steps(ranks: Sequence[int], helps: dict[str, Sequence[float]], guess: 
 def grid(losses: pd.DataFrame) -> Figure:
     """Held-out losses by rank (index) and learning rate (columns)."""
     best = losses.idxmin(axis=1).unique()
-    title = "Each rank has another best rate" if len(best) > 1 else "One rate is best for all ranks"
+    title = (
+        "The best learning rate depends on the rank"
+        if len(best) > 1
+        else "One learning rate is best for all ranks"
+    )
     fig, ax = titled(title)
     rows, columns = ([f"r={r}" for r in losses.index], [f"rate {x:g}" for x in losses.columns])
     heatmap(ax, losses.to_numpy(), rows, columns, HELD_OUT, "{:.2f}")
@@ -62,13 +66,13 @@ def grid(losses: pd.DataFrame) -> Figure:
 def rate_against_alpha(reached: pd.DataFrame) -> Figure:
     """The rate that reaches a loss, against alpha; `reached` is from `tables.rates_reaching`."""
     slope = tables.exponent(reached)
-    fig, ax = titled(f"The rate you need falls roughly as alpha to the power {slope:.1f}")
+    fig, ax = titled(f"The learning rate you need falls roughly as alpha to the power {slope:.1f}")
     for (rank, runs), color in zip(reached.groupby("rank"), VARIANTS, strict=False):
         ax.plot(runs["alpha"], runs["rate"], "o", color=color, alpha=0.7, label=f"r={rank}")
     alphas = np.array(sorted(reached["alpha"].unique()))
     middle = np.log(reached["rate"]).mean() - slope * np.log(reached["alpha"]).mean()
     ax.plot(alphas, np.exp(middle) * alphas**slope, color=INK, lw=1.2)
-    ax.set(xscale="log", yscale="log", xlabel="alpha (dot: one seed, interpolated)")
+    ax.set(xscale="log", yscale="log", xlabel="alpha (each dot: one seed, interpolated)")
     ax.legend()
     ax.set_ylabel("learning rate that\nreaches a loss of 0.45")
     ax.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
@@ -87,7 +91,7 @@ def memory(stored: dict[str, float], guess: Guess) -> Figure:
     available = {label: 6 * int(label.split()[1]) for label in stored}
     least = min(stored, key=lambda label: stored[label] / available[label])
     share, rank = stored[least] / available[least], least.split()[0]
-    fig, ax = titled(f"{rank} stores {share:.0%} of the bits")
+    fig, ax = titled(f"At {rank}, the adapter stores {share:.0%} of the bits")
     bars(ax, stored, "bits stored", text="{:,.0f}", top=1.15 * max(available.values()), guess=guess)
     for x, bits in enumerate(available.values()):
         ax.plot([x - 0.4, x + 0.4], [bits, bits], color=INK, lw=1.2, ls=":")
@@ -99,8 +103,8 @@ def bits(stored: dict[str, Sequence[float]], available: float) -> Figure:
     """Bits stored by rank: {rank: bits by seed}; `available`: bits in the data."""
     values = {rank: tuple(np.array(mean_interval(b)) / 1000) for rank, b in stored.items()}
     first, (mean, *_) = next(iter(values.items()))
-    fig, ax = titled(f"{first} stores {1000 * mean / available:.0%} of the bits")
-    bars(ax, values, "thousand bits stored\n(line: 95% interval)", text="{:.1f}")
+    fig, ax = titled(f"At {first}, the adapter stores {1000 * mean / available:.0%} of the bits")
+    bars(ax, values, "thousands of bits stored\n(line: 95% interval)", text="{:.1f}")
     ax.axhline(available / 1000, color=INK, lw=1, ls=":")
     ax.text(-0.4, available / 1000, "all bits", va="bottom", color=INK)
     return fig
@@ -112,7 +116,7 @@ def variants(compared: dict[str, tuple[float, float]], n_seeds: int) -> Figure:
     rows = {method: t_interval(*pair, n_seeds) for method, pair in ordered}
     beyond = [method for method, (_, low, high) in rows.items() if low > 0 or high < 0]
     which = f"Only {', '.join(beyond)}" if beyond else "No method"
-    fig, ax = titled(f"{which} differs beyond chance", height=4)
+    fig, ax = titled(f"{which} differs from LoRA by more than chance", height=4)
     roles = {method: "full" if method.startswith("full") else "LoRA" for method in rows}
     xlabel = "held-out loss relative to LoRA, % (left is better; line: 95% interval)"
     dots(ax, rows, xlabel, roles, "{:+.0f}")
@@ -128,9 +132,9 @@ def tickets(scores: pd.DataFrame, guess: Guess, n: int = 288) -> Figure:
         part = n * scores.loc[scores["method"] == method, "accuracy"].to_numpy()
         ends = mean_interval(part) if len(part) > 1 else wilson(part[0], n)
         values[method.replace(" ", "\n", 1)] = tuple(100 * np.array(ends) / n)
-    fig, ax = titled("A classifier without a neural network comes close to LoRA")
+    fig, ax = titled("A non-neural classifier comes close to LoRA")
     roles = {method.replace(" ", "\n", 1): "base" for method in classical}
     roles |= {"QLoRA": "QLoRA", "full\nfine-tuning": "full"}
-    ylabel = f"right of {n} tickets, %\n(line: 95% interval)"
+    ylabel = f"right answers on {n} tickets, %\n(line: 95% interval)"
     bars(ax, values, ylabel, roles, "{:.0f}", guess=guess)
     return fig

@@ -19,7 +19,7 @@ def number_line(rows: dict[str, tuple[Sequence[float], float, float]], update: f
     The band is the dead zone, the arrow the update, a ring the weight, a dot the rounded sum.
     """
     stay = [name for name, (_, start, landed) in rows.items() if landed == start]
-    title = f"The same update snaps back in {' and '.join(stay)}" if stay else "The update arrives"
+    title = f"The same update is lost in {' and '.join(stay)}" if stay else "The update survives"
     fig, ax = titled(title, height=0.8 * len(rows) + 1.2)
     reach = 12 * abs(update)
     for y, (name, (values, start, landed)) in zip(
@@ -34,7 +34,7 @@ def number_line(rows: dict[str, tuple[Sequence[float], float, float]], update: f
         ax.plot(landed - start, y, "o", color=color, ms=5)
     ax.set_yticks(range(len(rows))[::-1], list(rows))
     ax.set(xlim=(-reach, reach), ylim=(-0.6, len(rows) - 0.3))
-    ax.set_xlabel("distance from the weight (ring: before, arrow: update, dot: after)")
+    ax.set_xlabel("distance from the old weight (ring: before, arrow: update, dot: after)")
     ax.locator_params(axis="x", nbins=5)
     ax.grid(visible=False)
     return fig
@@ -56,7 +56,7 @@ def arrivals(
 
     trained: the size of the adapter's own update. guess: for bf16 at a size of 0.1%.
     """
-    fig, ax = titled("Weights on a grid lose small updates, weights between its values don't")
+    fig, ax = titled("Weights on a grid lose small updates; weights between its values don't")
     for name, values in shares.items():
         line = "o--" if "," in name else "o-"
         ax.plot(sizes, values, line, color=GRIDS[name.partition(",")[0]])
@@ -64,7 +64,7 @@ def arrivals(
     ax.axvline(trained, color=INK, ls=":", lw=1.5)
     ax.text(trained, 112, " home", color=INK)
     ax.set(xscale="log", xlabel="size of the update, |ΔW| / |W|", xlim=(None, 2.5 * sizes[-1]))
-    ax.set(ylabel="share of the update\nthat arrives, %", ylim=(-5, 122))
+    ax.set(ylabel="share of the update\nthat survives, %", ylim=(-5, 122))
     ax.set_xticks(sizes, [f"{100 * size:g}%" for size in sizes])
     ax.minorticks_off()
     guess.draw(ax)

@@ -17,7 +17,7 @@ def scores(right: dict[str, dict[str, int]], n: int) -> Figure:
     title = f"LoRA gets {right['LoRA'][whole] / n:.0%} of the answers right"
     fig, ax = titled(title, height=1 + 0.6 * len(right))
     cells = 100 / n * np.array([list(counts.values()) for counts in right.values()])
-    heatmap(ax, cells, list(right), [*parts, whole], "right, %", "{:.0f}")
+    heatmap(ax, cells, list(right), [*parts, whole], "right answers, %", "{:.0f}")
     return fig
 
 
@@ -29,7 +29,7 @@ def asked(right: dict[str, int], n: int, guess: Guess) -> Figure:
     fig, ax = titled(title, height=0.5 * len(right) + 1.2)
     roles = {way: "LoRA" if count >= 0.9 * trained else "mistake" for way, count in right.items()}
     values = {way: tuple(100 * x / n for x in wilson(count, n)) for way, count in right.items()}
-    dots(ax, values, f"right, % of {n} answers (line: 95% interval)", roles, "{:.0f}%")
+    dots(ax, values, f"right answers, % of {n} (line: 95% interval)", roles, "{:.0f}%")
     ax.set_xlim(-5, 105)
     guess.draw(ax, "x")
     return fig
@@ -38,7 +38,7 @@ def asked(right: dict[str, int], n: int, guess: Guess) -> Figure:
 def files(made: dict[str, tuple[float, float]], n: int, guess: Guess) -> Figure:
     """Each file: KL from the first model (nats per token), and the share right of n answers."""
     useless = made["rows not moved"][1] == 0
-    title = "With the rows not moved, no answer is right" if useless else "One model, several files"
+    title = "If no rows are moved, no answer is right" if useless else "One model, several files"
     fig, (left, other) = titled(title, 2, sharey=False)
     roles = {name: "mistake" if name == "rows not moved" else "LoRA" for name in made}
     kls = {name: max(kl, 1e-7) for name, (kl, _) in made.items()}  # fp32 has 0
@@ -50,7 +50,7 @@ def files(made: dict[str, tuple[float, float]], n: int, guess: Guess) -> Figure:
     values = {
         name: tuple(100 * x / n for x in wilson(n * share, n)) for name, (_, share) in made.items()
     }
-    dots(other, values, f"right, % of {n} answers\n(line: 95% interval)", roles, "{:.0f}%")
+    dots(other, values, f"right answers, % of {n}\n(line: 95% interval)", roles, "{:.0f}%")
     other.set(xlim=(-8, 108), yticklabels=[])
     guess.draw(other, "x")
     return fig
@@ -59,8 +59,8 @@ def files(made: dict[str, tuple[float, float]], n: int, guess: Guess) -> Figure:
 def batches(sizes: Sequence[int], times: dict[str, Sequence[float]]) -> Figure:
     """Seconds of a layer's batch by its rows: {way: seconds}; the title compares 64 rows."""
     slow, fast = (times[way][sizes.index(64)] for way in ("one by one", "grouped"))
-    quicker = f"Grouped, 64 rows are {slow / fast:.0f} times as fast as one by one"
-    fig, ax = titled(quicker if fast < slow else "Grouped is slower than one by one here")
+    quicker = f"For 64 rows, grouping is {slow / fast:.0f} times as fast as one by one"
+    fig, ax = titled(quicker if fast < slow else "Here, grouping is slower than one by one")
     for (name, seconds), color in zip(times.items(), VARIANTS, strict=False):
         ax.plot(sizes, 1000 * np.array(seconds), "o-", color=color, label=name)
     ax.legend()

@@ -19,7 +19,7 @@ def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None, cap: i
     change = values[tuned[-1]][0] / values[base][0] - 1
     change_in_words = f"{abs(change):.0%} {'shorter' if change < 0 else 'longer'}"
     least = "at least " if change > 0 and max(tokens[tuned[-1]]) >= cap else ""
-    title = f"DPO ({tuned[-1]}): answers {least}{change_in_words}"
+    title = f"DPO ({tuned[-1]}): answers are {least}{change_in_words}"
     fig, ax = titled(title, height=0.55 * len(values) + 1.2)
     dots(ax, values, "tokens per answer (line: 95% interval)", {base: "base"}, "{:.0f}")
     ax.axvline(cap, color=INK, ls=":", lw=1)
@@ -32,11 +32,11 @@ def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None, cap: i
 
 def clip_shape(epsilon: float) -> Figure:
     """The objective of a token by its ratio, for an advantage of 1 and of -1."""
-    fig, axes = titled("The clip acts only in the rewarded direction", 2, sharey=False)
+    fig, axes = titled("Clipping acts only in the rewarded direction", 2, sharey=False)
     ratio = np.linspace(0, 2.5, 300)
     for ax, gain in zip(axes, (1, -1), strict=True):
         clipped = np.minimum(ratio * gain, ratio.clip(1 - epsilon, 1 + epsilon) * gain)
-        ax.plot(ratio, ratio * gain, ls=":", color=INK, label="not clipped")
+        ax.plot(ratio, ratio * gain, ls=":", color=INK, label="without clipping")
         ax.plot(ratio, clipped, color=ROLES["LoRA"], lw=2.5, label="GRPO's objective")
         ax.axvline(1 + gain * epsilon, color=INK, lw=0.8)
         ax.set_xlabel(f"ratio, for an advantage of {gain}")
@@ -57,16 +57,16 @@ def rewarded(found: dict[str, dict]) -> Figure:
         label = f"{way}: {pair[0].mean():.2f} → {pair[1].mean():.2f}"
         gains[label] = mean_interval(pair[1] - pair[0])
     gained = [label.split(":")[0] for label, (_, low, _) in gains.items() if low > 0]
-    title = "No clear gain"
+    title = "GRPO brings no clear gain"
     if gained:
-        title = f"GRPO raised the reward of {' and '.join(gained)} answers"
-        title += "" if after["right"] > before["right"] else ", and no more of them are right"
+        title = f"With GRPO, {' and '.join(gained)} rewards rise"
+        title += "" if after["right"] > before["right"] else ", but not the number right"
     fig, (left, other) = titled(title, 2, sharey=False, height=2.4)
     dots(left, gains, "reward gained\n(line: 95% interval)", text="{:+.2f}")
     left.axvline(0, color=INK, lw=0.8)
     shown = {name: wilson(marks["right"], 100) for name, marks in found.items()}
     roles = {next(iter(found)): "base"}
-    dots(other, shown, "right greedy answers, of 100\n(line: 95% interval)", roles, "{:.0f}")
+    dots(other, shown, "right greedy answers out of 100\n(line: 95% interval)", roles, "{:.0f}")
     other.set_xlim(0, None)
     other.yaxis.tick_right()
     return fig
@@ -82,7 +82,7 @@ def hacked(found: dict[str, dict], paid: Sequence[float], guess: Guess) -> Figur
     last = list(found.values())[-1]
     best = max(marks["right"] for marks in found.values())
     worse = wilson(last["right"], 100)[2] < best and np.mean(paid[-3:]) > np.mean(paid[:3])
-    title = "The pay rises, and fewer answers are right" if worse else "A different reward"
+    title = "The reward paid rises, but fewer answers are right" if worse else "A different reward"
     fig, (left, keys, right) = titled(title, 3, sharey=False)
     left.plot(range(1, len(paid) + 1), paid, "o-", color=ROLES["mistake" if worse else "LoRA"])
     left.set(xlabel="step", ylabel="mean reward paid", ylim=(0, 1))
@@ -92,7 +92,7 @@ def hacked(found: dict[str, dict], paid: Sequence[float], guess: Guess) -> Figur
     keys.set(xlim=(0, None), yticklabels=[])
     guess.draw(keys, "x")
     values = {name: wilson(marks["right"], 100) for name, marks in found.items()}
-    dots(right, values, "right answers, of 100\n(line: 95% interval)", roles, "{:.0f}")
+    dots(right, values, "right answers out of 100\n(line: 95% interval)", roles, "{:.0f}")
     right.set_xlim(-2, None)
     right.yaxis.tick_right()
     return fig

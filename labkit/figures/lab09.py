@@ -10,14 +10,14 @@ COMMANDS, INSTRUCTIONS = 100, 60
 
 
 def kept(found: dict[str, dict], guess: Guess | None = None) -> Figure:
-    """Answers in JSON that nobody asked for, and right answers of `home`: {model: its marks}."""
+    """Unwanted JSON answers, and right answers of `home`: {model: its marks}."""
     json = {name: wilson(marks["json"], INSTRUCTIONS) for name, marks in found.items()}
     home = {name: wilson(marks["home"], COMMANDS) for name, marks in found.items()}
     last = list(found)[-1]
-    title = f"{last}: {found[last]['json']} of {INSTRUCTIONS} instructions answered in JSON"
+    title = f"{last}: unwanted JSON for {found[last]['json']} of {INSTRUCTIONS} instructions"
     fig, (left, right) = titled(title, 2, height=0.5 * len(found) + 1.5, sharey=False)
     roles = {"home alone": "mistake"}
-    dots(left, json, f"unasked JSON, of {INSTRUCTIONS}\n(line: 95% interval)", roles, "{:.0f}")
+    dots(left, json, f"unwanted JSON, of {INSTRUCTIONS}\n(line: 95% interval)", roles, "{:.0f}")
     dots(right, home, f"right on home, of {COMMANDS}\n(line: 95% interval)", roles, "{:.0f}")
     left.set_xlim(-2, INSTRUCTIONS)
     right.set(xlim=(-3, COMMANDS), yticklabels=[])
@@ -39,7 +39,7 @@ def marked(tokens: list[str], far: list[float]) -> Figure:
 
 def distances(drifts: dict[str, float], found: dict[str, dict]) -> Figure:
     """KL from the base in nats per token, {model: KL}, and right answers of `home` by its marks."""
-    fig, ax = titled("Best in the upper left: close to the base, and good at home")
+    fig, ax = titled("The best models are in the upper left: near the base and good at home")
     for i, (name, kl) in enumerate(drifts.items()):
         color = ROLES["mistake"] if name == "home alone" else VARIANTS[i % len(VARIANTS)]
         value, low, high = wilson(found[name]["home"], COMMANDS)

@@ -1,7 +1,7 @@
-"""A memory cgroup around a warm process, if this user may make one (Linux, cgroup v2).
+"""A memory cgroup around a warm process, if this user may create one (Linux, cgroup v2).
 
-It counts what polling each process misses: kernel memory, files in memory, and short peaks. At the
-limit, the kernel kills a process of the submission.
+The cgroup counts what polling each process misses: kernel memory, files in memory, and short peaks.
+At the limit, the kernel kills a process of the submission.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ TRIES = 20  # every 0.05 s, until the last process is gone
 
 
 def make(limits: Limits) -> Path | None:
-    """The folder of a new group for one warm process; None if none can be made."""
+    """The folder of a new group for one warm process; None if no group can be created."""
     most = WARM + limits.memory_bytes + 3 * limits.disk_bytes
     for parent in _parents():
         group = parent / f"labkit-{os.getpid()}-{secrets.token_hex(4)}"

@@ -1,4 +1,4 @@
-"""Find submissions and read their bytes, which anybody may have made."""
+"""Find submissions and read their bytes, which may come from anyone."""
 
 import hashlib
 import os
@@ -32,7 +32,7 @@ class Notebook:
 
     @classmethod
     def at(cls, name: str, path: Path, most: int, version: str) -> "Notebook":
-        """The notebook in a file; `version` is what a grade depends on besides."""
+        """The notebook in a file; `version` stands for everything else that a grade depends on."""
         try:
             digest, reason = hashlib.sha256(read_bytes(path, most)).hexdigest(), ""
         except Unreadable as error:
@@ -42,7 +42,7 @@ class Notebook:
         return cls(name, absolute(path), digest, reason, key, most)
 
     def read(self) -> bytes | None:
-        """Its bytes; None if the file has changed."""
+        """The notebook's bytes; None if the file has changed."""
         try:
             data = read_bytes(self.path, self.most)
         except Unreadable:
@@ -59,7 +59,7 @@ def collect(paths: Iterable[str | Path], out: Path) -> dict[str, Path]:
     """`{name: path}` of the notebooks in files and folders, with unique names, in order.
 
     A path that is a link to a folder is followed; links below it are not. LabError for a missing
-    path, and if there is no notebook at all.
+    path, or if there is no notebook at all.
     """
     found = []
     for path in map(Path, paths):
@@ -87,10 +87,10 @@ def left_out(paths: Iterable[str | Path], out: Path) -> list[str]:
     folders = [p for p in map(Path, paths) if p.is_dir() and not _is_book(p.name)]
     files = [file.name for folder in folders for file in _files(folder, Path(out), odd)]
     kinds = {
-        "not looked at, for it is no .ipynb": [name for name in files if not _is_book(name)],
-        "LOOK: not looked at, for it is a link to a folder": odd["link"],
-        "LOOK: not looked at, for it cannot be read": odd["closed"],
-        f"not looked at, for it is hidden ({len(odd['hidden'])})": odd["hidden"],
+        "skipped, not an .ipynb file": [name for name in files if not _is_book(name)],
+        "LOOK: skipped, a link to a folder": odd["link"],
+        "LOOK: skipped, not readable": odd["closed"],
+        f"skipped, hidden ({len(odd['hidden'])})": odd["hidden"],
     }
     return [f"{kind}: {listed(names)}" for kind, names in kinds.items() if names]
 
@@ -170,7 +170,7 @@ def read_bytes(path: Path, most: int) -> bytes:
         if not stat.S_ISREG(kind.st_mode):
             raise Unreadable("not a plain file")
         if kind.st_size > most:
-            size = f"{kind.st_size / 2**20:,.1f} MiB, at most {most >> 20:,} are read"
+            size = f"{kind.st_size / 2**20:,.1f} MiB; the limit is {most >> 20:,} MiB"
             raise Unreadable(f"{size}: clear the outputs and save it again")
         with open(fd, "rb", closefd=False) as file:
             return file.read(most)

@@ -1,4 +1,4 @@
-"""Grade submissions: find them, have each judged in its sandbox, store results, report."""
+"""Grade submissions: find them, judge each in its sandbox, store the results, write reports."""
 
 import os
 import re
@@ -44,15 +44,15 @@ def grade(
     notes: list[str] | None = None,
     **how,
 ) -> list[Row]:
-    """Grade the notebooks in `paths`, files or folders, as `How` says; all rows, by name.
+    """Grade the notebooks in `paths`, files or folders, as `How` says; return all rows, by name.
 
     Writes results.json, grades.csv and the pages into `out`; earlier grades stay there. A notebook
-    is not graded again if it, seed, checks, limits, course and libraries are the same, unless
-    `again` has its name, a part of it, or a pattern. `only` is the id of an exercise: it is judged
-    again in all submissions, and the others keep their verdicts. With `alike` a page lists
-    submissions with similar code. `progress(done, total, row)` is called after each; lines to show
-    are appended to `notes`. LabError for bad input. Finished grades are also written after an
-    interrupt.
+    is not graded again if it and the seed, checks, limits, course and libraries are unchanged,
+    unless `again` has its name, part of the name, or a matching pattern. `only` is the id of an
+    exercise to judge again in all submissions; the others keep their verdicts. With `alike` a page
+    lists submissions with similar code. `progress(done, total, row)` is called after each one;
+    lines to show are appended to `notes`. LabError for bad input. After an interrupt, finished
+    grades are written, too.
     """
     how, out = How(**how), Path(out)
     _possible(how)
@@ -88,7 +88,7 @@ def _possible(how):
 
 
 def _as_before(found, before):
-    """`(found, renamed)`: files with longer names of earlier grading, and names they gave up."""
+    """`(found, renamed)`: files under longer names from earlier grading; names they gave up."""
     names, renamed = {}, set()
     graded = {entry.path: name for name, entry in before.items() if entry.path}
     for name, path in found.items():
@@ -109,7 +109,7 @@ def _chosen(again, names):
         part = {name for name in names if pattern.lower() in name.lower()}
         fits = {name for name in names if fnmatchcase(name.lower(), pattern.lower())}
         if not (pattern and (same or part or fits)):
-            raise LabError(f"--again {pattern}: no submission has that in its name")
+            raise LabError(f"--again {pattern}: no submission's name contains that")
         chosen |= same or part | fits
     return chosen
 
@@ -168,7 +168,7 @@ def _kept(book, row, sources):
 
 
 def _report(out, renamed):
-    """Write the reports on all submissions ever graded; their rows, and lines that need a look."""
+    """Write the reports on all submissions so far; return their rows, and lines to look at."""
     with store.locked(out):
         for name in renamed:
             store.forget(out, name)
@@ -182,8 +182,8 @@ def _report(out, renamed):
 
 
 def mixed(out: Path) -> list[str]:
-    """A line on each exercise with some new and some old verdicts."""
-    why = "was stopped: some of its verdicts are new, others old; run it again"
+    """One line for each exercise that has some new and some old verdicts."""
+    why = "was stopped: some of its verdicts are new and others old; run it again"
     return [f"LOOK: --exercise {id} {why}" for id in store.half_done(out)]
 
 
@@ -192,19 +192,19 @@ def _alike(out, rows):
 
     sources = {name: entry.sources for name, entry in store.entries(out).items()}
     n = len(similar.write(out, rows, sources))
-    return f"{'LOOK: ' if n else ''}pairs that are alike: {n}, {out / 'similar.html'}"
+    return f"{'LOOK: ' if n else ''}similar pairs: {n}, {out / 'similar.html'}"
 
 
 def _notes(todo, found, before, renamed):
     others = {name: e.path for name, e in before.items() if name not in found.keys() | renamed}
     gone = [name for name, path in others.items() if path and not os.path.lexists(path)]
-    lines = [f"rows of earlier calls: {len(others)}"] if others else []
+    lines = [f"rows from earlier calls: {len(others)}"] if others else []
     if gone:
-        lines.append(f"LOOK: the file is no longer there, the row stays: {listed(gone)}")
+        lines.append(f"LOOK: the file is gone, but its row stays: {listed(gone)}")
     pairs = [(book, before[book.name]) for book in todo if book.name in before]
     others = [(book, old) for book, old in pairs if old.path not in ("", str(book.path))]
     replaced = [b.name for b, old in others if old.digest != b.digest and os.path.lexists(old.path)]
     if replaced:
-        why = "in place of another file of this name, which is still there"
+        why = "in place of another file with this name, which still exists"
         lines.append(f"LOOK: graded {why}: {listed(replaced)}")
     return lines

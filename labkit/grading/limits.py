@@ -1,23 +1,23 @@
-"""What a submission may use; the walls and the supervisor enforce it."""
+"""Limits on what a submission may use, which the walls and the supervisor enforce."""
 
 from dataclasses import dataclass
 
 MIB = 2**20
 LONGEST_SOURCE = 20_000  # characters of a cell on a feedback page
-TIME_UP = "the time of the whole submission is used up"
+TIME_UP = "the submission's total time is used up"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes and processes count in addition to the warm process's.
+    """Bytes and processes are counted on top of those of the warm process.
 
-    Seconds of a cell, of an exercise and of all cells are the submission's own: it computes or
-    sleeps, but does not wait for a busy core. In real time a cell or an exercise may take
-    `crowding` times as long.
+    Seconds of a cell, of an exercise and of all cells are the submission's own time: it counts
+    while computing or sleeping, but not while waiting for a busy core. In real time a cell or an
+    exercise may take `crowding` times as long.
 
-    `submission_seconds` are real time for everything. Cells may use four fifths of them: enough for
-    `total_seconds` on a machine so busy that they get a quarter of a core. The last fifth is for
-    the exercises, which take a second or two in the course's own labs.
+    `submission_seconds` is the real time for everything. Cells may use four fifths of it: enough
+    for `total_seconds` on a machine so busy that they get a quarter of a core. The last fifth is
+    for the exercises, which take a second or two in the course's own labs.
     """
 
     cell_seconds: float = 20

@@ -34,7 +34,7 @@ class Row:
 
     @property
     def percent(self) -> float | None:
-        """The share of the points; None without any."""
+        """The percentage of points earned; None if there are no points."""
         return round(100 * self.earned / self.possible, 1) if self.possible else None
 
     def exercise(self, id: str) -> Exercise | None:
@@ -48,7 +48,7 @@ class Row:
 
     @classmethod
     def of(cls, data: dict) -> "Row":
-        """The row in plain data; ValueError if malformed."""
+        """The row from plain data; ValueError if malformed."""
         row = made(cls, data)
         row.exercises = [made(Exercise, found) for found in row.exercises]
         return row
@@ -63,7 +63,7 @@ class Row:
 
 
 def made(kind: type, data: dict) -> Any:
-    """A dataclass from plain data; unknown fields are ignored, wrong ones are a ValueError."""
+    """A dataclass from plain data; unknown fields are ignored, wrong fields raise ValueError."""
     try:
         known = {f.name: data[f.name] for f in fields(kind) if f.name in data}
         found = kind(**{k: v for k, v in known.items() if v is not None or k not in ABSENT})

@@ -1,34 +1,34 @@
 """The outer wall: bubblewrap around the warm process from which each submission is forked.
 
 With both walls, a submission sees Python, its packages, /usr and this package without checks and
-solutions, all read-only; no home, no environment, and only its own processes. Its own network is
-down; sockets connect only its own processes. It writes to scratch space in memory, which is deleted
-with it. It has no capability, gains none, and a filter refuses system calls that labs don't need.
-Memory, processes, sockets, disk and time are limited, by each process's limits and by a supervisor
-that checks twenty times a second. When it ends, the kernel kills its whole process tree. Points are
-computed in another process outside the wall.
+solutions, all read-only. It sees no home, no environment, and only its own processes. Its network
+is down; sockets connect only its own processes. It writes to scratch space in memory, which is
+deleted at the end. It has no capabilities, gains none, and a filter refuses system calls that labs
+don't need. Memory, processes, sockets, disk and time are limited by each process's limits and by a
+supervisor that checks twenty times a second. When a submission ends, the kernel kills its whole
+process tree. Points are computed in another process outside the wall.
 
-A submission leaves nothing for the next: its files, sockets, locks, queues, keys and standard
-streams are its own, and it can change neither content nor times nor hints of the machine's files
-and devices.
+A submission leaves nothing behind for the next one: its files, sockets, locks, queues, keys and
+standard streams are its own, and it cannot change the content, times or hints of the machine's
+files and devices.
 
-docs/instructor.md lists what this does not stop: kernel bugs, and counters of the whole machine.
+docs/instructor.md lists what this does not stop: kernel bugs, and machine-wide counters.
 Between two checks memory may exceed its limit, and kernel memory (pipes, mappings, page tables) is
 limited only by the number of processes and descriptors, unless a memory cgroup (`cgroup`) counts
 it. Two submissions that run at the same time can signal each other by futexes in a file that both
 map: no filter can distinguish these from a submission's own semaphores.
 
-A submission's code and the probes share a process, so a check that looks only at the form of an
-answer, not at results that need work, can be deceived; checks are written with that in mind. A
+A submission's code and the probes share a process. A check that looks only at an answer's form,
+not at results that take work, can therefore be deceived; checks are written with that in mind. A
 learner who knows an instructor's check can also hard-code its answers.
 
 If the kernel allows no user namespace inside bubblewrap's ("alone"), a submission has no process
-tree inside the outer wall. Each then has its own warm process, which takes seconds to start. It can
-set the times of devices such as /dev/null to now, which the next one sees, and only a cgroup counts
-its files in scratch space.
+tree inside the outer wall. Each submission then has its own warm process, which takes seconds to
+start. It can set the times of devices such as /dev/null to now, which the next submission sees, and
+only a cgroup counts its files in scratch space.
 
-Without bubblewrap ("bare") only each process's limits and the filter are left: a submission can do
-what the grader's user can, except use the network.
+Without bubblewrap ("bare") only each process's limits and the filter are left: a submission can
+read and write what the grader's user can. On x86-64 and ARM64, it cannot open network connections.
 """
 
 import os
@@ -46,8 +46,8 @@ MISSING = (
     "run submissions with limits only"
 )
 UNSAFE = (
-    " NO SANDBOX: submissions run as you, with limits only. They can read your files, write where "
-    "you can, and reach the network. Grade only what you trust. "
+    " NO SANDBOX: submissions run as your user, with limits only. They can read your files and "
+    "write where you can, but not open network connections. Grade only submissions that you trust. "
 )
 PACKAGE = Path(labkit.__file__).resolve().parent
 HIDDEN = ("checks", "_solutions", "_lent")
@@ -105,10 +105,10 @@ def trial() -> str:
 
 
 def advice(reason: str) -> str:
-    """`reason`, with the fix if Ubuntu's AppArmor blocks bubblewrap."""
+    """`reason`, along with the fix if Ubuntu's AppArmor blocks bubblewrap."""
     limit = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
     if limit.exists() and limit.read_text().strip() == "1":
-        return f"{reason}; Ubuntu forbids it: sudo sysctl kernel.{limit.name}=0"
+        return f"{reason}; Ubuntu forbids it; to allow it: sudo sysctl kernel.{limit.name}=0"
     return reason
 
 
@@ -121,13 +121,13 @@ def environment(folder: str | None = None) -> dict[str, str]:
 
 
 def scratch() -> str:
-    """Where scratch space is mounted: /tmp, unless Python or the course are below it."""
+    """Where scratch space is mounted: /tmp, unless Python or the course is below it."""
     below = any(Path("/tmp") in Path(path).parents for path in [*prefixes(), str(PACKAGE)])
     return "/scratch" if below else "/tmp"
 
 
 def _outer_wall(kind):
-    """Bubblewrap and its options: only what is named here exists inside."""
+    """Bubblewrap and its options: only what is named here exists inside the wall."""
     wall = [available(), "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     wall += ["--unshare-cgroup-try", "--as-pid-1", "--die-with-parent", "--new-session"]
     if os.getuid():

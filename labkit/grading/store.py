@@ -37,7 +37,7 @@ class Kept:
 
 
 def depends_on(checks: Path | None, limits: Limits, seed: int) -> str:
-    """A hash of everything besides the notebook that grades depend on."""
+    """A hash of everything that grades depend on besides the notebook."""
     libraries = set(LIBRARIES)
     with contextlib.suppress(PackageNotFoundError):
         required = (line for line in requires("lora-labs") or () if "extra ==" not in line)
@@ -59,7 +59,7 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def seed_of(out: Path, seed: int | None) -> int:
-    """The given seed, else the folder's, else a new random one; it is stored."""
+    """The given seed, else the folder's, else a new random seed; the seed is stored."""
     file = out / FOLDER / "seed"
     with locked(out):
         if seed is None:
@@ -82,7 +82,7 @@ def judging_anew(out: Path, exercise: str | None) -> Iterator[None]:
 
 
 def half_done(out: Path) -> list[str]:
-    """Exercises whose regrading was interrupted: some verdicts are new, some old."""
+    """Exercises whose regrading was interrupted, so that some verdicts are new and some old."""
     with contextlib.suppress(OSError):
         return (out / FOLDER / "anew").read_text("utf-8").splitlines()
     return []
@@ -96,14 +96,14 @@ def _mark(out, change):
 
 
 def entries(out: Path) -> dict[str, Kept]:
-    """The stored entries of the folder, by submission, oldest first; malformed ones are skipped."""
+    """The stored entries of the folder, by submission, oldest first, without malformed ones."""
     found = [pair for file in (out / FOLDER).glob("*.json") if (pair := _entry(file))]
     found.sort(key=lambda pair: pair[0])
     return {entry.row.submission: entry for _, entry in found}
 
 
 def _entry(file):
-    """`(time written, entry)`; None if malformed, or deleted meanwhile."""
+    """`(time written, entry)`; None if malformed, or deleted in the meantime."""
     try:
         written, data = file.stat().st_mtime_ns, json.loads(file.read_text("utf-8"))
         entry = made(Kept, data | {"row": Row.of(data["row"])})
@@ -114,7 +114,7 @@ def _entry(file):
 
 
 def save(out: Path, entry: Kept) -> None:
-    """Store the entry of a submission, replacing the one before."""
+    """Store the entry of a submission, replacing any earlier entry."""
     data = vars(entry) | {"row": entry.row.data()}
     put(_file(out, entry.row.submission), json.dumps(data).encode())
 
@@ -130,7 +130,7 @@ def _file(out, submission):
 
 
 def put(path: Path, data: bytes) -> None:
-    """Write a file atomically, also with several writers; an OSError names it."""
+    """Write a file atomically, even with several writers; an OSError names the file."""
     try:
         with whole(path) as part:
             part.write_bytes(data)

@@ -33,7 +33,7 @@ class WarmProcess:
         self.number = 0  # of the submission, in messages about it
 
     def begin(self) -> None:
-        """Start the process; warming up takes seconds."""
+        """Start the process, which takes seconds to warm up."""
         if self.kind == "nested" and sandbox.trial() != "nested":
             self.kind = "alone"
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -54,7 +54,7 @@ class WarmProcess:
             self.control.sendall(json.dumps(asdict(self.limits)).encode())
 
     def wait(self) -> None:
-        """Wait until it is warm; LabError with the reason if that fails."""
+        """Wait until the process is warm; LabError with the reason if that fails."""
         if self.nested is not None and self.process and self.process.poll() is not None:
             self.end()  # killed by the kernel, out of memory
         if self.process is None:
@@ -106,10 +106,10 @@ class WarmProcess:
                 reason = self._last_error()
                 self.end()
                 if last:
-                    raise LabError(f"the sandbox ends again and again: {reason}") from None
+                    raise LabError(f"the sandbox keeps ending: {reason}") from None
 
     def _see_it_end(self):
-        """Wait until the submission's processes are gone; kill those that the kernel leaves."""
+        """Wait until the submission's processes are gone; kill any that the kernel leaves."""
         if not self.nested and self.kind != "bare":
             self.end()  # this process had become the supervisor
             return

@@ -1,8 +1,8 @@
-"""Plain data as bytes, between the judge and a submission's process.
+"""Send plain data as bytes between the judge and a submission's process.
 
-A message is a frame on a stream socket: one byte for its kind, four for its length, the body. A
-body of data is JSON for the structure and safetensors for the tensors. It cannot run code, and what
-arrives from a submission is checked: size, depth, number of parts, kinds and shapes.
+A message is a frame on a stream socket: one byte for its kind, four for its length, then the body.
+Data in a body is JSON for the structure and safetensors for the tensors. It cannot run code, and
+the judge checks what comes from a submission: size, depth, number of parts, kinds and shapes.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ def send_fds(
 ) -> None:
     """As `socket.send_fds`, but retry if the user has too many descriptors in flight.
 
-    The kernel refuses one more (ETOOMANYREFS) above the number of files that the sender may open.
-    That limit is raised; then it waits until `hopeless()` is true, or for some minutes.
+    The kernel refuses another one (ETOOMANYREFS) above the number of files that the sender may
+    open. This raises that limit, then retries until `hopeless()` is true, or for some minutes.
     """
     end = time.monotonic() + FULL
     hopeless = hopeless or (lambda: time.monotonic() > end)
@@ -52,7 +52,7 @@ def send_fds(
 
 
 def _raise_open_files():
-    """Raise this process's limit of open files to its maximum."""
+    """Raise this process's limit on open files to the maximum."""
     import resource  # not on Windows, where nothing is graded
 
     with contextlib.suppress(OSError, ValueError):
@@ -61,7 +61,7 @@ def _raise_open_files():
 
 
 def receive(sock: socket.socket, most: int, end: float | None = None) -> tuple[bytes, bytes] | None:
-    """`(kind, body)` of the next frame, None when the other side hangs up.
+    """`(kind, body)` of the next frame; None when the other side hangs up.
 
     WireError for more than `most` bytes. TimeoutError if it is incomplete at the time `end`, on the
     monotonic clock.
@@ -71,7 +71,7 @@ def receive(sock: socket.socket, most: int, end: float | None = None) -> tuple[b
         return None
     kind, size = HEAD.unpack(head)
     if size > most:
-        raise WireError(f"a message of {size:,} bytes, allowed are {most:,}")
+        raise WireError(f"a message of {size:,} bytes, but only {most:,} are allowed")
     body = _exactly(sock, size, end)
     if body is None:
         raise WireError("a message was cut off")
@@ -98,7 +98,7 @@ def _exactly(sock, size, end):
 
 
 def pack(value: object, reference: Callable | None = None) -> bytes:
-    """`value` as bytes, objects by their name from `reference`; TypeError for anything else."""
+    """`value` as bytes, with objects named by `reference`; TypeError for anything else."""
     from safetensors.torch import save
 
     tensors = []
@@ -148,7 +148,7 @@ def _encoded(value, tensors, reference):
         return {type(value).__name__: str(value).removeprefix("torch.")}
     name = reference(value) if reference else None
     if name is None:
-        raise TypeError(f"a {type(value).__name__} is no data")
+        raise TypeError(f"a {type(value).__name__} is not data")
     return {"name": name}
 
 
@@ -161,7 +161,7 @@ class _Decoder:
     def decoded(self, tree, depth):
         self.parts += 1
         if depth > DEPTH or self.parts > PARTS:
-            raise WireError("a message nested too deeply or of too many parts")
+            raise WireError("a message that is nested too deeply or has too many parts")
         if tree is None or type(tree) in (bool, int, float, str):
             return tree
         if type(tree) is list:
@@ -169,7 +169,7 @@ class _Decoder:
         if "dict" in tree:
             pairs = [[self.decoded(part, depth + 1) for part in pair] for pair in tree["dict"]]
             if self.resolve is None and any(type(key) is not str for key, _ in pairs):
-                raise WireError("a reply with a key that is no text")
+                raise WireError("a reply with a key that is not text")
             return dict(pairs)
         if "t" in tree:
             return self._tensor(self.tensors[str(tree["t"])], tree["grad"])

@@ -28,7 +28,7 @@ from labkit.grading.limits import Limits
 from labkit.grading.row import Row
 
 JUDGE = ("-m", "labkit.grading.judge.judge")
-GONE = "the file was changed or removed while grading went on"
+GONE = "the file was changed or removed during grading"
 TRIES = 3  # Dask workers that may end while grading the same submission
 Done = Iterator[tuple[Notebook, Row, dict[str, str]]]  # with the learner's cell of each exercise
 
@@ -72,7 +72,7 @@ class JudgeProcess:
         self.started = True
 
     def grade(self, name: str, data: bytes, seed: int) -> tuple[Row, dict[str, str]]:
-        """`(row, sources)`. If the grader's processes die, it tries once more in fresh ones.
+        """`(row, sources)`. If the grader's processes die, this tries once more in fresh ones.
 
         The first time may be the machine's fault; the second time gives a "crashed" row. Both tries
         share the submission's time. LabError if no process can start at all.
@@ -171,7 +171,7 @@ def here(books: list[Notebook], setup: tuple, seed: int, jobs: int | None) -> Do
 
 
 def _jobs():
-    """One per core, if each has a GiB of memory."""
+    """One job per core, if each has a GiB of memory."""
     return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available >> 30))
 
 
@@ -180,20 +180,20 @@ def _gone(name):
 
 
 def _shares(jobs):
-    """The cores of each job; None if there are too few for one each."""
+    """The cores of each job; None if there are too few for one core per job."""
     cores = sorted(os.sched_getaffinity(0))
     return [cores[i::jobs] if len(cores) >= jobs else None for i in range(jobs)]
 
 
 @contextlib.contextmanager
 def client(workers: int | None = None, scheduler: str | None = None) -> Iterator:
-    """A Dask client of a scheduler's address or of `workers` here; LabError if there is none."""
+    """A Dask client for a scheduler's address or for `workers` here; LabError if there is none."""
     if workers and scheduler:
         raise LabError("use --workers or --scheduler, not both")
     try:
         from distributed import Client, LocalCluster
     except ImportError:
-        raise LabError("no dask.distributed here: pip install 'lora-labs[cluster]'") from None
+        raise LabError("dask.distributed is missing: pip install 'lora-labs[cluster]'") from None
     if scheduler:
         try:
             found = Client(scheduler, timeout=10)

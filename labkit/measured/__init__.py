@@ -1,6 +1,6 @@
-"""Tables of studies that take longer than a lab may.
+"""Tables with the results of studies that take too long for a lab.
 
-Each is a CSV file next to this module, made by a script of benchmarks/.
+Each table is a CSV file next to this module, made by a script in benchmarks/.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load(name: str) -> DataFrame:
-    """The measured table `name`: empty cells are empty text, `nan` is a missing number."""
+    """Load the table `name`: empty cells are empty text, `nan` is a missing number."""
     import pandas as pd
 
     with (resources.files(__package__) / f"{name}.csv").open(encoding="utf-8") as file:
@@ -21,6 +21,6 @@ def load(name: str) -> DataFrame:
 
 
 def by_run(name: str) -> DataFrame:
-    """A lab's own studies: one row per (study, setting, seed), one column per measure."""
+    """Load a lab's own studies: one row per (study, setting, seed), one column per measure."""
     rows = load(name).set_index(["study", "setting", "seed", "measure"])["value"]
     return rows.unstack(sort=False).sort_index()

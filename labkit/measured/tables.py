@@ -1,4 +1,4 @@
-"""Summaries of studies for evidence and lab 5: each method's best rate, and rates needed."""
+"""Summarize studies for the evidence pages and lab 5: best rates, and the rates needed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ NAMES = {  # names in the files -> names for readers
 def at_best_rate(
     runs: pd.DataFrame, by: str = "method", score: str = "loss", lowest: bool = True
 ) -> pd.DataFrame:
-    """The runs of each `by` at its learning rate with the best mean score, with readable names.
+    """Select each `by`'s runs at the rate with the best mean score, with readable names.
 
-    Failed runs are left out. A rate with fewer seeds than others is never chosen, since one lucky
-    seed could win.
+    Failed runs are excluded. A rate with fewer seeds than the others is never chosen, since one
+    lucky seed could win.
     """
     runs = runs.dropna(subset=[score]).fillna({"learning_rate": 0}).replace({"method": NAMES})
     tried = runs.groupby([by, "learning_rate"])[score].agg(["mean", "size"]).reset_index()
@@ -37,7 +37,7 @@ def at_best_rate(
 
 
 def with_alpha(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rank study with the effective alpha of alpha / r: rsLoRA has alpha sqrt(r)."""
+    """The rank study, with alpha as in alpha / r: rsLoRA's effective alpha is alpha sqrt(r)."""
     rows = runs[runs["study"] == "rank"].dropna(subset=["loss"]).copy()
     stable = rows["variant"] == "rslora"
     rows["alpha"] = rows["alpha"].where(~stable, rows["alpha"] * rows["rank"] ** 0.5).round()
@@ -45,10 +45,10 @@ def with_alpha(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def rates_reaching(runs: pd.DataFrame, loss: float) -> pd.DataFrame:
-    """The lowest rate at which a run's loss would be `loss`: columns alpha, rank, seed, rate.
+    """Find the lowest rate at which each run reaches `loss`: columns alpha, rank, seed, rate.
 
-    Interpolated in the logarithm of the rate; settings whose lowest rate is already below `loss`
-    are left out.
+    Interpolates in the logarithm of the rate. Settings whose lowest rate is already below `loss`
+    are excluded.
     """
     found = []
     for (alpha, rank, seed), part in with_alpha(runs).groupby(["alpha", "rank", "seed"]):
@@ -64,5 +64,5 @@ def rates_reaching(runs: pd.DataFrame, loss: float) -> pd.DataFrame:
 
 
 def exponent(reached: pd.DataFrame) -> float:
-    """The power of alpha with which the rate falls, from a line through the logarithms."""
+    """Estimate the power of alpha with which the rate falls, from a line fit in log space."""
     return float(np.polyfit(np.log(reached["alpha"]), np.log(reached["rate"]), 1)[0])

@@ -23,15 +23,15 @@ from labkit.memory.settings import Settings
 
 # PEFT refuses adapters on their out_proj (tuners_utils._check_lora_target_modules_mamba)
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
-# linear layers whose weights transformers clips in each step; packed weights can't be (Gemma 3n)
+# linear layers whose weights transformers clips at each step, impossible if packed (Gemma 3n)
 CLIPPED = ("correction_coefs", "prediction_coefs")
 BLOCK, BLOCK_OF_SCALES = 64, 256  # bitsandbytes' block sizes for NF4 and for its scales
 
 
 def build(config: PretrainedConfig, settings: Settings) -> tuple[nn.Module, int]:
-    """The model on the meta device, adapted per `settings`, and its number of parameters.
+    """Build the model on the meta device, adapted per `settings`, and count its parameters.
 
-    The number excludes adapters, counts tied weights once and packed ones as unpacked.
+    The count excludes adapters. It counts tied weights once, and packed weights as if unpacked.
     """
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -47,13 +47,13 @@ def build(config: PretrainedConfig, settings: Settings) -> tuple[nn.Module, int]
 
 
 def n_params(config: PretrainedConfig, settings: Settings) -> int:
-    """The number of parameters of the model without adapter, tied weights once."""
+    """Count the parameters of the model without its adapter, tied weights once."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in _bare(config, settings).parameters())
 
 
 def _bare(config, settings):
-    """The model without adapter; LabError for what the architecture refuses."""
+    """The model without its adapter; LabError for settings that the architecture rejects."""
     try:
         return transformers.AutoModelForCausalLM.from_config(
             config,
@@ -65,24 +65,24 @@ def _bare(config, settings):
 
 
 def attention_of(config: PretrainedConfig, settings: Settings) -> str:
-    """The attention of `settings`, or "eager" if transformers has no other for the model."""
+    """The attention in `settings`, or "eager" if transformers has no other for this model."""
     kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return settings.attention if getattr(kind, "_supports_sdpa", True) else "eager"
 
 
 def fused_experts(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters with the matrices of all experts of a layer, `(experts, d, d)`."""
+    """Parameters that stack the matrices of all experts in a layer, `(experts, d, d)`."""
     return {name: p for name, p in model.named_parameters() if p.ndim == 3 and "expert" in name}
 
 
 def on_experts(model: nn.Module) -> bool:
-    """Whether an adapter is on fused experts."""
+    """Whether any fused experts have an adapter."""
     wrapped = [m for m in model.modules() if isinstance(m, peft.tuners.lora.layer.ParamWrapper)]
     return any("gate_up" in m.parameter_name for m in wrapped)
 
 
 def _quantize(model, settings):
-    """Replace linear layers by bitsandbytes', as transformers does when it loads in 4-bit."""
+    """Replace linear layers with bitsandbytes' layers, as transformers does for 4-bit loading."""
     left = [*get_keys_to_not_convert(model), *CLIPPED]
     replace_with_bnb_linear(model, left, in_4_bits(settings))
     for module in model.modules():
@@ -95,7 +95,7 @@ def _quantize(model, settings):
 
 
 def in_4_bits(settings: Settings) -> BitsAndBytesConfig:
-    """The `BitsAndBytesConfig` of these settings."""
+    """The `BitsAndBytesConfig` for these settings."""
     half = torch.float16 if settings.dtype == "float16" else torch.bfloat16
     kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": half}
     kind["bnb_4bit_use_double_quant"] = settings.double_quant
@@ -131,7 +131,7 @@ def _with_adapter(model, settings):
 
 
 def unpacking() -> contextlib.AbstractContextManager:
-    """A patch that gives DoRA, which takes norms of weights, an empty matrix for a 4-bit one."""
+    """A patch that gives DoRA, which needs weight norms, an empty matrix for each 4-bit weight."""
 
     def unpacked(layer):
         if not isinstance(layer, Linear4bit):
@@ -144,8 +144,8 @@ def unpacking() -> contextlib.AbstractContextManager:
 def _left_out(model):
     """Linear layers that PEFT's all-linear includes but cannot adapt.
 
-    They return more than a product, as Llama 4's router does, or Mamba's kernel multiplies by them
-    itself.
+    Some return more than a product (Llama 4's router); others are multiplied inside Mamba's
+    kernel.
     """
     linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     own = [n for n, m in linear if type(m).forward not in (nn.Linear.forward, Linear4bit.forward)]
@@ -156,12 +156,12 @@ def _left_out(model):
 def _expert_names(model):
     names = sorted({".".join(name.split(".")[-2:]) for name in fused_experts(model)})
     if not names:
-        raise LabError(f"{model.config.model_type} has no fused experts: leave out --experts")
+        raise LabError(f"{model.config.model_type} has no fused experts: omit --experts")
     return names
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Names and shapes `(d_out, d_in)` of the linear layers that an adapter can go on."""
+    """Names and shapes `(d_out, d_in)` of the linear layers that can have an adapter."""
     head = model.get_output_embeddings()
     shapes = {}
     for name, module in model.named_modules():
@@ -191,10 +191,10 @@ def _check_targets(model, settings):
 
 
 def materialize(model: nn.Module, packed: Callable, device: str | None = None) -> None:
-    """Replace the model's tensors by empty ones; tied ones stay tied.
+    """Replace the model's tensors with empty ones; tied tensors stay tied.
 
-    They are on `device`, and fake inside a FakeTensorMode. `packed(layer)` makes a 4-bit layer's
-    weight.
+    The new tensors are on `device`, or fake inside a FakeTensorMode. `packed(layer)` makes the
+    weight of a 4-bit layer.
     """
 
     def empty(tensor):
@@ -218,7 +218,7 @@ def materialize(model: nn.Module, packed: Callable, device: str | None = None) -
 
 
 def packed_weight(layer: nn.Module) -> nn.Parameter:
-    """A layer's NF4 weight as bitsandbytes stores it: two codes per byte, and its scales."""
+    """A layer's NF4 weight as bitsandbytes stores it: two codes per byte, plus scales."""
     n = layer.in_features * layer.out_features
     blocks = math.ceil(n / BLOCK)
     nested = layer.weight.compress_statistics

@@ -1,9 +1,9 @@
-"""The closed form: every term of a training step's memory, with its formula and its source.
+"""Compute a training step's memory in closed form, each term with its formula and source.
 
-Weights, gradients and optimizer states are exact: the simulation agrees to the byte. Activations
-were read off what autograd saves in transformers' Llama, and agree within 0.1%. A layer's temporary
-memory in backward is an estimate, which matters only if neither the loss nor the optimizer's step
-is the peak. `dimensions` explains the letters.
+Weights, gradients and optimizer states are exact: the simulation agrees to the byte. The terms for
+activations follow what autograd saves in transformers' Llama and agree within 0.1%. A layer's
+temporary memory in backward is an estimate. The estimate matters only if neither the loss nor the
+optimizer's step is the peak. `dimensions` explains the letters.
 """
 
 import math
@@ -28,12 +28,12 @@ RECOMPUTED = "after Korthikanti et al. 2022, 2205.05198, section 4.1"
 GRADIENTS_OF_LORA = "Hu et al. 2021, 2106.09685: the gradient of A needs x, that of B needs A x"
 DPO = "Rafailov et al. 2023, 2305.18290, equation 7"
 STATIC = ("weights", "gradients", "optimizer")
-ROLLOUT = "rollout"  # memory of a rollout, besides weights and optimizer
+ROLLOUT = "rollout"  # memory of a rollout, excluding weights and optimizer
 
 
 @dataclass(frozen=True)
 class Term:
-    """One term: its category (from `ledger`, or `ROLLOUT`), name, bytes, formula and source."""
+    """A term: its category (from `ledger`, or `ROLLOUT`), name, bytes, formula and source."""
 
     category: str
     name: str
@@ -44,34 +44,34 @@ class Term:
 
 @dataclass(frozen=True)
 class Budget:
-    """All terms of a step, and the bytes in use at each moment that can be the peak."""
+    """All memory terms of a step, and the bytes in use at each moment that can be the peak."""
 
     terms: tuple[Term, ...]
     moments: dict[str, int]
 
     @property
     def peak(self) -> int:
-        """Bytes at the highest moment."""
+        """Bytes at the moment with the highest use."""
         return max(self.moments.values())
 
     @property
     def before(self) -> int:
-        """Bytes at the highest moment of a rollout or a reference; 0 without one."""
+        """Peak bytes during a rollout or in the reference model; 0 if there is neither."""
         return max(self.moments.get(name, 0) for name in ("in the reference", "in a rollout"))
 
     def static(self) -> dict[str, int]:
-        """Bytes of weights, gradients and optimizer, which stay from step to step."""
+        """Bytes of weights, gradients and optimizer states, which stay from step to step."""
         return {kind: self.total(kind) for kind in STATIC}
 
     def total(self, category: str) -> int:
-        """Bytes of all terms of a category."""
+        """Total bytes of all terms in a category."""
         return sum(term.bytes for term in self.terms if term.category == category)
 
 
 def closed_form(config: PretrainedConfig, settings: Settings) -> Budget:
-    """The `Budget` of one step of a Llama-style causal LM.
+    """Compute the `Budget` of one training step of a Llama-style causal LM.
 
-    NoClosedForm for another architecture, LabError for targets that it doesn't have.
+    NoClosedForm for other architectures, LabError for targets that the model doesn't have.
     """
     m = Dimensions(config, settings)
     n_trained = sum(m.trained_tensors)
@@ -148,7 +148,7 @@ def _optimizer(m):
 
 
 def _activations(m):
-    """Terms in memory when the gradient of the loss is computed."""
+    """Terms in memory while the gradient of the loss is computed."""
     if m.settings.checkpointing:
         inputs = m.L * m.n_tokens * m.h * m.stream
         yield "inputs of layers", inputs, "L T h x bytes", CHECKPOINTS
@@ -162,14 +162,14 @@ def _activations(m):
 
 
 def _rollout(m):
-    """Terms of a rollout at its highest moment; [] without one."""
+    """Terms of a rollout at its peak; [] if there is no rollout."""
     if m.settings.objective != "grpo":
         return []
     return max(rollout.moments(m).values(), key=lambda rows: sum(row[1] for row in rows))
 
 
 def _layer(m):
-    """What one decoder layer saves: (name, bytes per token, formula, source) each."""
+    """What one decoder layer saves for backward: (name, bytes per token, formula, source)."""
     yield "inputs of norms, in fp32", 8 * m.h + 8, "2 (4 h + 4)", RECOMPUTED
     if m.qk:
         qk = 4 * m.qk * (m.d + 1) // m.d
@@ -198,7 +198,7 @@ def _attention(m):
 
 
 def _of_trained_weights(m):
-    """A trained matrix saves its input, a trained norm the normalized one."""
+    """A trained matrix saves its input; a trained norm saves its normalized input."""
     yield "normalized inputs", 2 * m.stream * m.h, "2 h x bytes", RECOMPUTED
     if m.qk:
         width = 2 if m.settings.autocast else m.stream
@@ -236,9 +236,9 @@ def _of_adapters(m):
 
 
 def _casts(m):
-    """(name, bytes, formula, source) of 16-bit copies that autocast makes of fp32 matrices.
+    """The 16-bit copies that autocast makes of fp32 matrices: (name, bytes, formula, source).
 
-    All live until backward has used them; with checkpointing only the head's.
+    All copies live until backward has used them; with checkpointing, only the head's copy does.
     """
     s = m.settings
     if not s.autocast:
@@ -271,7 +271,7 @@ def _moments(m, terms):
         largest = max(math.prod(shape) for shape in m.matrices.values())
         in_layer += 2 * largest + 4 * largest // BLOCK
     # A tied matrix has two gradients. Autograd adds the second to the first in place, unless the
-    # first is a view, from a product without a cast: then the sum is a third tensor.
+    # first is a view (from a product without a cast): then the sum is a third tensor.
     table = 0
     if m.full and m.tied:
         table = (1 if s.autocast and m.rest == 4 else 2) * m.V * m.h * m.trained

@@ -1,4 +1,4 @@
-"""Find a model's configuration: built in, a local config.json, or on the hub."""
+"""Find a model's configuration: built in, in a local config.json, or on the Hub."""
 
 import difflib
 import json
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from labkit.errors import LabError
 
-# text parts without a causal LM of their own in transformers -> the model with the same layers
+# text parts that have no causal LM in transformers -> the model with the same layers
 SAME_LAYERS = {
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
@@ -33,7 +33,7 @@ def built_in() -> dict[str, dict]:
 def find(model: str | Path) -> "PretrainedConfig":
     """The transformers configuration of `model`: a built-in name, a path, or a hub id.
 
-    A path is a config.json or its folder. LabError if there is none.
+    A path is a config.json or its folder. LabError if there is no configuration.
     """
     name = str(model)
     if name.lower() in built_in():
@@ -57,7 +57,7 @@ def _read(path):
     except ValueError as error:
         raise LabError(f"{path} is not JSON: {error}") from None
     if not isinstance(fields, dict) or "model_type" not in fields:
-        raise LabError(f"{path} names no model_type: it is not a transformers configuration")
+        raise LabError(f"{path} has no model_type: it is not a transformers configuration")
     return fields
 
 
@@ -65,7 +65,7 @@ def _from_hub(name):
     from labkit.download import hub_answers
 
     near = difflib.get_close_matches(name.lower().split("/")[-1], built_in(), n=3, cutoff=0.5)
-    offer = f"nearest: {', '.join(near)}" if near else f"built in: {', '.join(built_in())}"
+    offer = f"similar: {', '.join(near)}" if near else f"built in: {', '.join(built_in())}"
     if "/" not in name:
         how = "or give a config.json, its folder, or a hub id such as owner/name"
         raise LabError(f"no model {name!r}; {offer}; {how}")
@@ -81,10 +81,10 @@ def _from_hub(name):
 
 
 def _configure(fields, name):
-    """The configuration object; LabError if transformers has no causal LM for it.
+    """Make the configuration object; LabError if transformers has no causal LM for it.
 
-    Of a multimodal model it is the text part's, with the whole's type in `part_of`. `taken_for` is
-    the type whose layers are counted if transformers lacks the model's own.
+    For a multimodal model, it describes the text part, and `part_of` is the type of the whole
+    model. If transformers lacks the model's own type, `taken_for` is the type used instead.
     """
     import transformers
 
@@ -101,15 +101,15 @@ def _configure(fields, name):
         config, causal = _text_part(config, name), True
         config.part_of = published
     if not _is_causal(type(config)) or not causal:
-        why = "is not a causal language model: give one that writes text"
+        why = "is not a causal language model: choose a model that generates text"
         raise LabError(f"{name} ({published}, {made_for}) {why}")
     return config
 
 
 def _is_causal(kind):
-    """Whether transformers has a causal LM for a type of configuration.
+    """Whether transformers has a causal LM for this configuration class.
 
-    transformers 5.24 has one for Mistral 4 but does not map it, so it is registered here.
+    transformers 5.24 has a Mistral 4 causal LM but does not map it, so it is registered here.
     """
     import transformers
 
@@ -120,7 +120,7 @@ def _is_causal(kind):
 
 
 def _made(kind, fields, name):
-    """transformers' configuration of a type; a one-line LabError if it refuses."""
+    """Make a transformers configuration of this type; a one-line LabError if that fails."""
     import transformers
 
     try:
@@ -132,7 +132,7 @@ def _made(kind, fields, name):
 
 
 def _known(kind, architectures, name):
-    """The type, or that of the architecture if the two disagree.
+    """The model type, or the architecture's model type if the two disagree.
 
     Kimi-K2 has its own type and code with DeepSeek-V3's architecture. MiniMax-M2 was published with
     the type of MiniMax-01, whose layers differ.
@@ -147,9 +147,9 @@ def _known(kind, architectures, name):
         return fitting[0]
     version = transformers.__version__
     raise LabError(
-        f"{name}: transformers {version} has no model type {kind!r}; a newer one may. "
-        "A model's own code (auto_map) is not run here: give the config.json of one whose "
-        "layers are the same, with its dimensions"
+        f"{name}: transformers {version} has no model type {kind!r}; a newer version may. "
+        "A model's own code (auto_map) is not run here: give the config.json of a model with "
+        "the same layers, with this model's dimensions"
     )
 
 

@@ -1,8 +1,8 @@
-"""Dimensions of a Llama-style decoder and widths of its dtypes, for the closed form.
+"""Dimensions of a Llama-style decoder and the widths of its dtypes, for the closed form.
 
-Letters, here and in every formula: V vocabulary, h hidden size, f intermediate size, L layers, H
+Letters here and in every formula: V vocabulary, h hidden size, f intermediate size, L layers, H
 query heads, d head size, q = H d, k = d x key-value heads, r rank, T tokens (`n_tokens`), A
-positions with logits (`n_logits`); "bytes" is the width of a number in the dtype that applies.
+positions with logits (`n_logits`); "bytes" is the width of one element in the relevant dtype.
 """
 
 import math
@@ -17,25 +17,25 @@ SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class NoClosedForm(LabError, ValueError):
-    """An architecture that the closed form doesn't cover; the simulation does."""
+    """The closed form doesn't cover this architecture; the simulation does."""
 
 
 def _not_covered(config, settings):
-    """Why there is no closed form, as words after "no closed form for"; "" if there is one."""
+    """The reason, to follow "no closed form for"; "" if there is a closed form."""
     kind, window = config.model_type, getattr(config, "sliding_window", None)
     if getattr(config, "num_local_experts", None) or getattr(config, "n_routed_experts", None):
         return f"{kind!r}: what its experts store depends on the kernels that multiply them"
     if kind not in FAMILY:
         return f"{kind!r}: it covers only {', '.join(FAMILY)}"
     if settings.dora:
-        return "DoRA: PEFT multiplies its matrices out in each layer"
+        return "DoRA: PEFT computes the full product B A in each layer"
     if window and settings.seq > window:
-        return f"more tokens than the sliding window of {window}: masks come on top"
+        return f"more tokens than the sliding window of {window}: masks need extra memory"
     return ""
 
 
 class Dimensions:
-    """Dimensions of `config` and widths in bytes under `settings`."""
+    """Dimensions from `config`, and widths in bytes that follow from `settings`."""
 
     def __init__(self, config: PretrainedConfig, settings: Settings):
         if why := _not_covered(config, settings):
@@ -85,17 +85,17 @@ class Dimensions:
 
     @property
     def n_linear(self) -> int:
-        """Numbers in the linear layers of all decoder layers, without biases."""
+        """Parameters in the linear layers of all decoder layers, without biases."""
         return self.L * sum(math.prod(shape) for shape in self.matrices.values())
 
     @property
     def qk(self) -> int:
-        """Numbers per token in queries and keys that are normalized head by head, as in Qwen3."""
+        """Elements per token in queries and keys that are normalized per head, as in Qwen3."""
         return self.q + self.k if len(self.norms) > 2 else 0
 
     @property
     def biases(self) -> list[int]:
-        """The size of each bias of one layer."""
+        """The size of each bias in one layer."""
         if self.config.model_type == "qwen2":
             return [self.q, self.k, self.k]
         attention = getattr(self.config, "attention_bias", False)
@@ -107,7 +107,7 @@ class Dimensions:
 
     @property
     def n_adapter(self) -> int:
-        """Numbers in all adapters: L sum r (d_in + d_out)."""
+        """Parameters in all adapters: L sum r (d_in + d_out)."""
         return self.L * self.settings.rank * sum(sum(shape) for shape in self.targets.values())
 
     @property

@@ -1,7 +1,7 @@
-"""What fits: the largest batch for each sequence length within a memory limit.
+"""Find the largest batch that fits within a memory limit, for each sequence length.
 
-The closed form is searched, because a simulation of a large model takes seconds. The simulation
-corrects it until the two agree on a batch.
+The search uses the closed form because simulating a large model takes seconds. The simulation
+corrects the closed form until both agree on a batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,16 +16,16 @@ from labkit.memory.settings import Settings
 from labkit.memory.simulate import simulate
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-NEAR = 0.01  # of the limit: within it, one larger batch is simulated, too
+NEAR = 0.01  # share of the limit within which the next larger batch is simulated, too
 
 
 def largest_batches(
     config: PretrainedConfig, settings: Settings, n_bytes: int, lengths: Sequence[int] = LENGTHS
 ) -> dict[int, int]:
-    """`{length: largest batch}` whose simulated peak is at most `n_bytes`; 0 if none is.
+    """`{length: largest batch}` with a simulated peak of at most `n_bytes`; 0 if none fits.
 
-    With a fused attention and no padding the peak depends only on batch x length, so one search
-    answers for every length.
+    With fused attention and no padding, the peak depends only on batch x length, so one search
+    is enough for all lengths.
     """
 
     def at(seq):
@@ -50,10 +50,10 @@ def largest_batches(
 
 
 def largest_by(about: Callable[[int], int], peak: Callable[[int], int], limit: int) -> int:
-    """`largest(peak, limit)`, if `about` is cheap and its error nearly equal for neighbors.
+    """Compute `largest(peak, limit)` with a cheap estimate `about` of `peak`.
 
-    The result is verified with `peak`, and so is the next larger one if it comes near the limit. If
-    the two do not agree within three rounds, only `peak` is searched.
+    Its error must be nearly equal for neighboring batches. `peak` verifies the result, and the next
+    larger batch if near the limit. After three rounds without agreement, `peak` alone is searched.
     """
     off = 0
     for _ in range(3):
@@ -70,7 +70,7 @@ def largest_by(about: Callable[[int], int], peak: Callable[[int], int], limit: i
 
 
 def largest(peak: Callable[[int], int], limit: int) -> int:
-    """The largest n >= 0 with `peak(n) <= limit`, by secant and bisection; `peak` is convex."""
+    """Find the largest n >= 0 with `peak(n) <= limit` by secant and bisection; `peak` is convex."""
     if peak(1) > limit:
         return 0
     low, high = 1, 2

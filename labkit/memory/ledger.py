@@ -1,7 +1,7 @@
-"""Follow every storage that torch allocates and frees: its bytes and its purpose.
+"""Track the bytes and the purpose of every storage that torch allocates and frees.
 
-The ledger sees each operation through a dispatch mode and enters the storages of its results into a
-book. It does not see what an operation allocates and frees internally, except `HIDDEN`.
+The ledger intercepts each operation with a dispatch mode and enters the storages of the results
+into a book. It does not see internal allocations of an operation, except those in `HIDDEN`.
 """
 
 import contextlib
@@ -21,26 +21,26 @@ FORWARD = "forward"
 
 
 def _dequantized(A, B, shape, *args, **kwargs):
-    """Bytes that a 4-bit product allocates internally: the weight in A's dtype and fp32 scales."""
+    """Bytes that a 4-bit matmul allocates internally: the weight in A's dtype, and fp32 scales."""
     n = math.prod(shape)
     return n * A.element_size() + math.ceil(n / args[1]) * 4
 
 
-# Allocations inside an operation that no dispatch shows: {name: bytes from its arguments}
+# Internal allocations that dispatch does not show: {operation: bytes from its arguments}
 HIDDEN = {"bitsandbytes::gemm_4bit": _dequantized}
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes in use on one kind of device (`"cpu"`, `"cuda"`, `"meta"`) while the mode is on.
+    """Track bytes in use on one type of device (`"cpu"`, `"cuda"`, `"meta"`) while active.
 
-    They are in `book`; `by_category()` splits the peak:
+    The records are in `book`; `by_category()` splits the peak:
 
     - weights: parameters, buffers, and the scales of quantized parameters
-    - gradients: what backward left in `.grad`
+    - gradients: tensors that backward left in `.grad`
     - optimizer: tensors in an optimizer's state
-    - activations: made before backward (or in a recomputation) and still in use when it needs them
-    - temporary: everything else that was made inside
-    - other: anything else from before
+    - activations: made before backward (or in a recomputation) and still in use when backward runs
+    - temporary: everything else made while the mode is active
+    - other: everything else that existed before
     """
 
     def __init__(self, device: str, keep_events: bool = False):
@@ -78,16 +78,16 @@ class Ledger(TorchDispatchMode):
         return out
 
     def _settle(self):
-        """Backward begins (or a recomputation ended): what forward made was stored for it."""
+        """Mark what forward made as activations when backward begins or a recomputation ends."""
         for storage in self.book.held:
             if storage.category == FORWARD:
                 storage.category = "activations"
 
     def _in_place_elsewhere(self, func, args):
-        """Whether autograd, without this mode, would write the result over its first argument.
+        """Whether autograd, without this mode, would write the result over the first argument.
 
-        It sums two gradients of one tensor in place unless the first is a view, which keeps its
-        base alive: can_accumulate_inplace in torch's csrc/autograd/input_buffer.cpp.
+        Autograd sums two gradients of a tensor in place unless the first is a view, which keeps its
+        base alive (can_accumulate_inplace in torch's csrc/autograd/input_buffer.cpp).
         """
         first = self.book.find(args[0]) if args else None
         if func.is_view and first:
@@ -95,12 +95,12 @@ class Ledger(TorchDispatchMode):
         return func is torch.ops.aten.add.Tensor and not (first and first.viewed)
 
     def add(self, tensor: torch.Tensor, category: str) -> None:
-        """Count the storage of `tensor`, once, in this category."""
+        """Count the storage of `tensor` once, in this category."""
         if storage := self.book.enter(tensor, category):
             storage.category = category
 
     def hold(self, thing: nn.Module | torch.optim.Optimizer | torch.Tensor) -> None:
-        """Count the existing tensors of a module, an optimizer or a tensor."""
+        """Count the existing tensors of a module or an optimizer, or a single tensor."""
         if isinstance(thing, nn.Module):
             for parameter in thing.parameters():
                 self._parameter(parameter)
@@ -114,16 +114,16 @@ class Ledger(TorchDispatchMode):
             self.book.enter(thing, "other")
 
     def mark(self, name: str) -> None:
-        """Name the phase that begins now, for the timeline."""
+        """Record the name of the phase that begins now, for the timeline."""
         self.book.catch_up()
         self.marks.append((len(self.book.events or ()), name))
 
     def by_category(self) -> dict[str, int]:
-        """Bytes of each category at the peak, a dict that sums to it."""
+        """Bytes per category at the peak, a dict whose values sum to the peak."""
         return _summed(self.book.at_peak())
 
     def now(self) -> dict[str, int]:
-        """Bytes of each category at this moment, a dict that sums to the book's total."""
+        """Bytes per category at this moment, a dict whose values sum to the book's total."""
         self.book.catch_up()
         return _summed(self.book.held)
 
@@ -162,7 +162,7 @@ class Ledger(TorchDispatchMode):
 
 
 def category(storage: Storage) -> str:
-    """The category of a storage, as far as it is known by now."""
+    """The category of a storage, as far as it is known now."""
     return "temporary" if storage.category == FORWARD else storage.category
 
 

@@ -1,8 +1,8 @@
-"""Measure a block of code: `with track() as peak: ...`, then `peak.bytes` and `peak.by_category`.
+"""Measure the memory of a block of code: `with track() as peak: ...`, then read `peak.bytes`.
 
-The process's resident memory is reported, too, and on a GPU the allocator's figures. Tracking costs
-some tens of microseconds per operation (`benchmarks/memory_accuracy.py`): next to nothing in
-training, more with tiny tensors.
+`Peak` also reports the process's resident memory and, on a GPU, the allocator's figures. Tracking
+costs some tens of microseconds per operation (`benchmarks/memory_accuracy.py`). That is negligible
+in training but noticeable with tiny tensors.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from torch import nn
 
 from labkit.memory.ledger import CATEGORIES, Ledger
 
-RSS_SECONDS = 0.01  # how often the process's memory is read
+RSS_SECONDS = 0.01  # interval between readings of the process's memory
 
 
 @dataclass
 class Peak:
-    """The peak memory of a block in bytes; complete once the block is left.
+    """The peak memory of a block in bytes; complete once the block ends.
 
-    bytes: peak of all tensors' storages, a view or a shared storage counted once.
-    by_category: the parts of that peak (`ledger.CATEGORIES`); sums to `bytes`.
-    start_bytes, end_bytes: in tensors when the block began and when it was left.
+    bytes: peak of all tensors' storages; views and shared storages are counted once.
+    by_category: that peak split by `ledger.CATEGORIES`; the values sum to `bytes`.
+    start_bytes, end_bytes: bytes in tensors when the block begins and when it ends.
     rss_start_bytes, rss_peak_bytes: resident memory of the process, read every 10 ms.
-    allocated_bytes, reserved_bytes: CUDA's peaks of `max_memory_allocated` and
+    allocated_bytes, reserved_bytes: peaks of CUDA's `max_memory_allocated` and
         `max_memory_reserved`; None on a CPU.
     """
 
@@ -42,21 +42,21 @@ class Peak:
     reserved_bytes: int | None = None
 
 
-_open = []  # peaks of blocks that are running now, outermost first
+_open = []  # peaks of the blocks running now, outermost first
 
 
 @contextlib.contextmanager
 def track(
     *held: nn.Module | torch.optim.Optimizer | torch.Tensor, device: str | None = None
 ) -> Iterator[Peak]:
-    """Measure the block; yields a `Peak`, which is complete when the block is left.
+    """Measure a block of code; yields a `Peak`, which is complete when the block ends.
 
-    held: modules, optimizers and tensors that count from the start. With none given, everything
-        that the process has on the device counts, as in `torch.cuda.max_memory_allocated`.
-    device: "cpu" or "cuda"; default the GPU if there is one.
+    held: modules, optimizers and tensors to count from the start. By default, everything that the
+        process has on the device counts, as in `torch.cuda.max_memory_allocated`.
+    device: "cpu" or "cuda"; the default is the GPU if there is one.
 
-    Blocks may be nested; a block that raises is measured up to there. Code compiled by
-    `torch.compile` runs without the dispatcher and is followed on a GPU only.
+    Blocks may be nested. A block that raises is measured up to the error. Code compiled by
+    `torch.compile` bypasses the dispatcher and is tracked on a GPU only.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     ledger, peak = Ledger(device), Peak()
@@ -73,7 +73,7 @@ def track(
 
 
 def _all_held():
-    """Every module, optimizer and tensor in this process, modules before their parameters."""
+    """Find every module, optimizer and tensor in this process, modules before parameters."""
     kinds = (torch.optim.Optimizer, nn.Module, torch.Tensor)
     found = [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
     return sorted(found, key=lambda thing: isinstance(thing, torch.Tensor))
@@ -103,7 +103,7 @@ def _resident_memory(peak):
 
 @contextlib.contextmanager
 def _cuda_peaks(peak, device):
-    """Read the allocator's peaks; an outer block's are read before they are reset."""
+    """Read the allocator's peaks; an outer block's peaks are read before the reset."""
     if device != "cuda":
         yield
         return

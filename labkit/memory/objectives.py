@@ -1,7 +1,7 @@
-"""The loss of a step: supervised tuning, DPO, or GRPO with its rollouts.
+"""Compute a step's loss: supervised fine-tuning, DPO, or GRPO with its rollouts.
 
-Written plainly, with log-probabilities from full logits. (TRL's trainers have a fused head, which
-never has all logits in memory.)
+The code takes log-probabilities from the full logits. (TRL's trainers have a fused head, which
+never keeps all logits in memory.)
 """
 
 import contextlib
@@ -20,10 +20,10 @@ def loss_of(
     reference: nn.Module | None = None,
     mark: Callable[[str], None] = lambda phase: None,
 ) -> torch.Tensor:
-    """The loss of one micro-batch of token ids `(rows, seq)`, a scalar tensor.
+    """Compute the loss of one micro-batch of token ids `(rows, seq)`, a scalar tensor.
 
     reference: DPO's second model; None if the model without its adapter is the reference.
-    mark: called when a phase begins: "reference" or "rollout" if there is one, and "forward".
+    mark: called when a phase begins: "reference" or "rollout" (if any), then "forward".
     """
     n_answer = settings.answer_tokens
     if settings.objective == "dpo":
@@ -74,7 +74,7 @@ def _unchanged(model) -> Iterator[None]:
 
 
 def _logprobs(model, ids, settings, n_answer):
-    """Log-probabilities `(rows, tokens)` in fp32 of the last `n_answer` tokens; of all if None."""
+    """Log-probabilities `(rows, tokens)` in fp32 of the last `n_answer` tokens, or of all."""
     n = n_answer or ids.shape[1] - 1
     with _cast(ids, settings):
         out = model(
@@ -85,7 +85,7 @@ def _logprobs(model, ids, settings, n_answer):
 
 
 def _rollout(model, ids, settings):
-    """Run the prompts, then the last generated token; between them only the cache grows."""
+    """Run the prompts, then the last generated token; in between, only the cache grows."""
     batch = _batch(ids[:, : -settings.answer_tokens], settings)
     for last in (False, True):
         with _cast(ids, settings):
@@ -101,7 +101,7 @@ def _rollout(model, ids, settings):
 
 
 def _grow(cache, length):
-    """Give each layer's keys and values room for `length` tokens, or for those of its window."""
+    """Resize each layer's keys and values to `length` tokens, or to the layer's window."""
     for layer in cache.layers:
         window = getattr(layer, "sliding_window", None)
         n = min(length, window - 1) if window else length

@@ -15,7 +15,7 @@ Rows = dict[str, dict[str, int]]  # {label: {category: bytes}}, of `ledger.CATEG
 
 
 def bars(rows: Rows, title: str, limit: float | None = None) -> Figure:
-    """Stacked bars by category, one per row; `limit`, bytes of a card, is drawn as a line."""
+    """Draw a stacked bar per row, by category; `limit` (a card's bytes) is drawn as a line."""
     fig, ax = figure(height=1.2 + 0.5 * len(rows))
     draw_bars(ax, rows, limit)
     ax.set_title(title)
@@ -25,7 +25,7 @@ def bars(rows: Rows, title: str, limit: float | None = None) -> Figure:
 def bars_and_timeline(
     rows: Rows, simulation: Simulation, title: str, limit: float | None = None
 ) -> Figure:
-    """`bars` next to the timeline of a `Simulation`; what `labkit memory --plot` saves."""
+    """Draw `bars` next to a `Simulation`'s timeline, the figure of `labkit memory --plot`."""
     fig, axes = figure(2, width=12, height=3.8, width_ratios=(1, 1.3))
     draw_bars(axes[0], rows, limit)
     draw_timeline(axes[1], simulation)
@@ -33,7 +33,7 @@ def bars_and_timeline(
 
 
 def draw_bars(ax: Axes, rows: Rows, limit: float | None = None) -> None:
-    """Draw the bars of `bars` into `ax`, with totals and a legend."""
+    """Draw the bars into `ax`, with totals and a legend."""
     largest = max(limit or 0, *(sum(row.values()) for row in rows.values()))
     unit, size = ("GB", 10**9) if largest >= 2 * GB else ("MB", 10**6)
     left = np.zeros(len(rows))
@@ -65,7 +65,7 @@ def draw_bars(ax: Axes, rows: Rows, limit: float | None = None) -> None:
 
 
 def draw_timeline(ax: Axes, simulation: Simulation) -> None:
-    """Draw the stacked areas of a `Simulation`'s timeline into `ax`, with the phases marked."""
+    """Draw a `Simulation`'s timeline into `ax` as stacked areas, with the phases marked."""
     held, starts = _thinned(simulation.timeline)
     x, top, below = np.arange(len(held)), held.sum(axis=1).max() / GB, np.zeros(len(held))
     for name, mine in zip(CATEGORIES, held.T / GB, strict=True):
@@ -93,7 +93,7 @@ def _name_area(ax, name, below, mine, top):
 
 
 def _thinned(timeline, n=1500):
-    """At most about n samples, each the highest of its interval, and where the phases begin."""
+    """Keep about n samples, the highest of each interval, and return where the phases begin."""
     held = timeline.held
     every = max(1, len(held) // n)
     totals = held.sum(axis=1)

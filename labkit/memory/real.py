@@ -1,7 +1,7 @@
-"""The model that `simulate` imagines, with random weights made on the device.
+"""Build the model that `simulate` simulates, with random weights made on the device.
 
-Made layer by layer, and in 4 bits at once, so a 7-billion QLoRA needs no download and no 14 GB on
-the host. A step takes as much memory as one of the trained model.
+Weights are made layer by layer and quantized at once, so a 7B QLoRA model needs no download and no
+14 GB on the host. A step takes as much memory as a step of the trained model.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ from labkit.memory.settings import Settings
 
 
 def real_model(config: PretrainedConfig, settings: Settings, device: str) -> nn.Module:
-    """The adapted model of `config` with random weights on `device`, in training mode."""
+    """Build the adapted model of `config` with random weights on `device`, in training mode."""
     model, _ = adapted.build(config, settings)  # on the meta device
     adapted.materialize(model, partial(_quantized, device=device), device)
     base = getattr(model, "get_base_model", lambda: model)()
@@ -31,7 +31,7 @@ def real_model(config: PretrainedConfig, settings: Settings, device: str) -> nn.
 
 
 def _quantized(layer, device):
-    """A random NF4 matrix of the layer's shape, quantized by bitsandbytes."""
+    """Make a random NF4 matrix of the layer's shape, quantized by bitsandbytes."""
     shape = layer.out_features, layer.in_features
     values = torch.randn(shape, device=device, dtype=layer.compute_dtype) * 0.02
     how = {"compress_statistics": layer.weight.compress_statistics, "quant_type": "nf4"}
@@ -39,7 +39,7 @@ def _quantized(layer, device):
 
 
 def optimizer_of(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """The optimizer `settings.optim` for the trained parameters."""
+    """Make the optimizer `settings.optim` for the trained parameters."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return optimizers.make(trained, settings.optim)
 
@@ -50,7 +50,7 @@ def step(
     settings: Settings,
     reference: nn.Module | None = None,
 ) -> float:
-    """One training step on random tokens; its loss, a float."""
+    """Run one training step on random tokens and return its loss, a float."""
     shape = settings.rows, settings.seq
     for _ in range(settings.accumulation):
         ids = torch.randint(model.config.vocab_size, shape, device=model.device)
@@ -64,7 +64,7 @@ def step(
 
 
 def peak_of_steps(config: PretrainedConfig, settings: Settings, device: str, n: int = 2) -> Peak:
-    """The `measure.Peak` of n real steps. The first makes the optimizer's states."""
+    """Measure the `Peak` of n real steps. The first step creates the optimizer's states."""
     model = real_model(config, settings, device)
     optimizer = optimizer_of(model, settings)
     reference = None

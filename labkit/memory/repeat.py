@@ -1,8 +1,8 @@
-"""Simulate a deep model from two short ones, since its layers repeat.
+"""Simulate a deep model from two short models, since the layers repeat.
 
-The two differ by one period of layers. What the longer one allocates and frees besides the shorter
-one is what every further period does, in the same places. Nothing is fitted: event by event, the
-extended step equals that of the whole model.
+The two short models differ by one period of layers. The events that only the longer model has are
+what every further period allocates and frees, at the same points of the step. Nothing is fitted:
+event by event, the extended step equals the whole model's step.
 """
 
 import copy
@@ -11,11 +11,11 @@ from itertools import count
 import numpy as np
 from transformers import PretrainedConfig
 
-LONGEST = 12  # layers in a period, at most
+LONGEST = 12  # most layers in a period
 INDICES = ("moe_layers", "mlp_only_layers")  # fields that list the layers of one kind
-# fields with the number of layers before the first with experts
+# fields with the number of layers before the first layer with experts
 DENSE = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
-ALIKE = 64  # events that must agree for two places of a step to match
+ALIKE = 64  # events that must agree for two points of a step to match
 
 
 def shorter(config: PretrainedConfig) -> tuple[PretrainedConfig, PretrainedConfig, int] | None:
@@ -35,7 +35,7 @@ def shorter(config: PretrainedConfig) -> tuple[PretrainedConfig, PretrainedConfi
 
 
 def _kinds(config, n_layers):
-    """A key for each layer, equal for equal layers."""
+    """A key for each layer; equal layers have equal keys."""
     lists = _lists(config, n_layers)
     chosen = [getattr(config, name, None) or () for name in INDICES]
     dense = max(getattr(config, name, 0) or 0 for name in DENSE)
@@ -69,11 +69,11 @@ def _lists(config, n_layers):
 
 
 def drawn_out(short: np.ndarray, longer: np.ndarray, times: int) -> np.ndarray | None:
-    """The events of a step with `times` more periods than `short`, if `longer` has one more.
+    """Extend the events of a step by `times` periods; `longer` has one period more than `short`.
 
-    short, longer: (events, categories), the change in bytes at each event.
+    short, longer: arrays (events, categories) with the change in bytes at each event.
 
-    None unless `longer` is `short` with insertions, or with larger releases.
+    None unless `longer` differs from `short` only by insertions or larger releases.
     """
     _, names = np.unique(np.concatenate([short, longer]), axis=0, return_inverse=True)
     a, b = names[: len(short)], names[len(short) :]
@@ -104,14 +104,14 @@ def _alike(a, b):
 
 
 def _loose(events, names):
-    """The names of events, with one name for all releases."""
+    """The events' names, with one name for all releases."""
     return np.where(events.sum(axis=1) < 0, -1, names)
 
 
 def _inserted(a, b):
-    """How many events of `b` come before the start of `a`; None if unclear.
+    """Count the events of `b` before the start of `a`; None if unclear.
 
-    All that `b` has more, if the rest is equal; else the fewest before a match.
+    All of `b`'s extra events if the rest is equal; else the fewest events before a match.
     """
     rest = len(b) - len(a)
     if rest >= 0 and np.array_equal(a, b[rest:]):

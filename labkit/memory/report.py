@@ -1,4 +1,4 @@
-"""What `labkit memory` prints: simulation, closed form, and what fits."""
+"""Print the results of `labkit memory`: simulation, closed form, and the batches that fit."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ GB = 10**9
 COLORS = dict(zip(CATEGORIES, ("blue", "red", "green", "magenta", "yellow", "white"), strict=True))
 ROOM = {  # ways to save memory, in the order to try them
     "gradient checkpointing": {"checkpointing": True},
-    "states in 8 bits, paged": {"optim": "paged_adamw_8bit"},
+    "paged 8-bit optimizer states": {"optim": "paged_adamw_8bit"},
     "logits for 64 answer tokens": {"answer_tokens": 64},
     "4-bit base (qlora)": {"method": "qlora", "dtype": "bfloat16"},
 }
@@ -44,7 +44,7 @@ class Report:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the step as given fits into `limit`; None without a limit."""
+        """Whether the step as given fits in `limit`; None without a limit."""
         return self.limit and self.simulated.peak <= self.limit
 
 
@@ -55,7 +55,7 @@ def examine(
     limit: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """The `Report` on one step, with `limit` bytes also on what fits; `say` gets progress."""
+    """Report on one step and, given `limit` bytes, on what fits; `say` receives progress lines."""
     fitting = settings.but(attention=adapted.attention_of(config, settings))
     simulated = simulate(config, fitting, timeline=True)
     notes = tuple(_notes(config, settings, fitting, simulated))
@@ -70,37 +70,37 @@ def examine(
 
 
 def _notes(config, asked, settings, simulated):
-    """Caveats of this answer, as sentences without their period."""
+    """Caveats for this result, as sentences without a period."""
     kind, n = config.model_type, simulated.n_experts
     if whole := getattr(config, "part_of", None):
-        yield f"this is {whole}'s text part; images and audio are not counted"
+        yield f"this covers only {whole}'s text part; images and audio are not counted"
     if same := getattr(config, "taken_for", ""):
-        yield f"its layers are counted as those of {same}, which are the same"
+        yield f"its layers are counted as {same} layers, which are identical"
     if asked.attention != settings.attention:
-        yield f"transformers has no fused attention for {kind}, so it is eager and stores scores"
+        yield f"transformers has no fused attention for {kind}: eager attention stores the scores"
     if n and settings.method == "qlora":
         yield (
-            f"{n / GB:.3g} B of the parameters are fused experts, which stay in {settings.dtype}:"
+            f"fused experts ({n / GB:.3g} B parameters) stay in {settings.dtype}:"
             " bitsandbytes packs only linear layers"
         )
     if settings.method == "qlora" and kind.startswith("gemma3n"):
         yield (
-            f"{' and '.join(adapted.CLIPPED)} stay in {settings.dtype}: transformers clips them in"
-            " each step, which 4 bits can't do; name them in llm_int8_skip_modules when loading"
+            f"{' and '.join(adapted.CLIPPED)} stay in {settings.dtype}: transformers clips them at"
+            " each step, impossible in 4 bits; list them in llm_int8_skip_modules when loading"
         )
     if n and settings.method != "full" and not simulated.adapted_experts:
         yield "the experts get no adapters; --experts adds them (PEFT's target_parameters)"
     if kind in adapted.MAMBA and settings.method != "full":
-        yield "out_proj gets no adapter: Mamba's kernel multiplies by it, and PEFT refuses"
+        yield "out_proj gets no adapter: Mamba's kernel multiplies by it, so PEFT refuses"
     kinds = {*(getattr(config, "layer_types", None) or ())}
     if kind in adapted.MAMBA or kinds & {"mamba", "linear_attention"}:
-        yield "recurrent layers run transformers' code; special kernels need less memory"
+        yield "recurrent layers run transformers' code; specialized kernels need less memory"
     if simulated.adapted_experts:
-        yield "experts get adapters; PEFT adds the update to a copy of a layer's experts"
+        yield "experts get adapters; PEFT adds the update to a copy of each layer's experts"
 
 
 def _find_room(config, report, say):
-    """Fill in the cumulative memory savers, and the largest batches of the first that fits."""
+    """Apply memory savers one after another; find the largest batches for the first that fits."""
     settings = report.settings
     steps = [("the settings as given", settings, report.simulated.peak)]
     for name, change in ROOM.items():
@@ -120,7 +120,7 @@ def _find_room(config, report, say):
 
 
 def as_data(report: Report) -> dict:
-    """The report as plain data, in bytes."""
+    """The report as plain data, sizes in bytes."""
     simulated = asdict(report.simulated)
     del simulated["timeline"]
     out = {"model": report.model, "settings": asdict(report.settings), "simulated": simulated}
@@ -174,7 +174,7 @@ def _settings_line(s):
 
 
 def _bar(simulated, width):
-    """The peak as one stacked bar, labeled, so it can be read without color."""
+    """Draw the peak as one stacked bar, with labels that make it readable without color."""
     bar = Text()
     for name in CATEGORIES:
         n = round(width * simulated.by_category[name] / simulated.peak)
@@ -214,13 +214,13 @@ def _table(report):
 def _verdict(report):
     phases = report.simulated.phases
     phase = max(phases, key=phases.get)
-    rest = "the parts above don't peak together: gradients grow as activations are freed"
+    rest = "the categories above don't peak together: gradients grow as activations are freed"
     line = f"The peak is in {phase}; {rest}."
     if not report.closed:
         return f"{line} ({report.why_not})"
     moment = max(report.closed.moments, key=report.closed.moments.get)
     off = report.closed.peak / report.simulated.peak - 1
-    return f"{line} The closed form puts it {moment}, {off:+.1%} from the simulation."
+    return f"{line} The closed form puts it {moment}, {off:+.1%} off the simulation."
 
 
 def _show_fit(report, console):
@@ -228,18 +228,18 @@ def _show_fit(report, console):
     answer, left = ("fits", "to spare") if report.fits else ("does not fit", "too much")
     gap = _gb(abs(report.limit - report.simulated.peak))
     shape = f"{report.settings.batch} x {report.settings.seq}"
-    console.print(f"\nBatch {shape} {answer} into {limit}:", end=" ")
-    console.print(f"{gap} GB {left}. CUDA's own context (about 0.5 GB) and gaps come on top.")
+    console.print(f"\nBatch {shape} {answer} in {limit}:", end=" ")
+    console.print(f"{gap} GB {left}. The CUDA context (about 0.5 GB) and fragmentation add more.")
     for name, peak in report.room:
         verdict = "fits" if peak <= report.limit else "does not fit"
         console.print(f"  then with {name}: {_gb(peak)} GB, {verdict}", highlight=False)
     if not report.batches:
-        console.print("None of these makes it fit.")
+        console.print("None of these options makes it fit.")
         return
     table = Table("length", "largest batch", "tokens", box=None, pad_edge=False)
     for length, batch in report.batches.items():
         table.add_row(str(length), str(batch) if batch else "none", str(length * batch))
-    console.print(f"The largest batch that fits, with {report.batches_with}:")
+    console.print(f"The largest batch that fits with {report.batches_with}:")
     console.print(table)
 
 
@@ -248,7 +248,7 @@ def _gb(n_bytes):
 
 
 def figure(report: Report) -> Figure:
-    """Bars of the simulation and the closed form, and the timeline: what `--plot` saves."""
+    """Draw bars of the simulation and the closed form, and the timeline, for `--plot`."""
     use_style()
     rows = {"simulated": report.simulated.by_category}
     if report.closed:

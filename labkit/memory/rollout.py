@@ -1,10 +1,10 @@
-"""The closed form of GRPO's rollout: its memory besides weights and optimizer, at its peak.
+"""Compute GRPO's rollout in closed form: its peak memory, excluding weights and optimizer.
 
-Nothing is stored for backward, so besides the cache only one layer counts. That is the last one,
-when the cache has all layers, plus autocast's 16-bit copies of everything trained in fp32. The
-copies are freed after the forward pass, before a token is drawn.
+Nothing is stored for backward, so besides the cache only one layer counts. It is the last layer,
+when the cache is complete, plus autocast's 16-bit copies of everything trained in fp32. The copies
+are freed after the forward pass, before a token is sampled.
 
-Letters are those of `dimensions`; p is the tokens of a prompt, P those of all rows' prompts.
+Letters are those of `dimensions`; p is the tokens per prompt, P the tokens of all prompts.
 """
 
 import math
@@ -18,7 +18,7 @@ SAMPLED = "whole logits, and their softmax in fp32"
 
 
 def moments(m: Dimensions) -> dict[str, list[tuple[str, int, str, str]]]:
-    """{moment: its terms}, each a (name, bytes, formula, source)."""
+    """{moment: its terms}, each term a tuple (name, bytes, formula, source)."""
     s = m.settings
     last = [_cache(m, s.seq - 1, "(seq - 1)"), *_casts(m)]
     logits = s.rows * m.V
@@ -45,7 +45,7 @@ def _cache(m, tokens, formula):
 
 
 def _prompts(m):
-    """Terms in use throughout the last layer when it processes the prompts."""
+    """Terms in use throughout the last layer while it processes the prompts."""
     s = m.settings
     seq = s.seq - s.answer_tokens
     tokens = s.rows * seq
@@ -59,7 +59,7 @@ def _prompts(m):
 
 
 def _attention(m):
-    """Scores and their softmax in fp32, if not fused: with a fused kernel the MLP needs more."""
+    """Scores and their fp32 softmax if attention is eager; if fused, the MLP needs more memory."""
     s = m.settings
     if s.attention == "eager":
         seq = s.seq - s.answer_tokens
@@ -70,7 +70,7 @@ def _attention(m):
 
 
 def _mlp(m):
-    """PEFT adds the scaled B A x to a product, and may copy its input to fp32."""
+    """The MLP's terms: PEFT adds the scaled B A x to a product, and may cast its input to fp32."""
     s = m.settings
     prompts = s.rows * (s.seq - s.answer_tokens)
     if s.attention == "eager":  # transformers frees them at the end of the layer
@@ -92,7 +92,7 @@ def _mlp(m):
 
 
 def _casts(m):
-    """Autocast keeps copies of trained matrices; those of frozen ones are freed at once."""
+    """Autocast's copies of trained matrices; copies of frozen matrices are freed at once."""
     s = m.settings
     if s.autocast and m.trained == 4:
         n, formula = m.n_adapter, "2 L sum r (d_in + d_out)"
@@ -102,7 +102,7 @@ def _casts(m):
 
 
 def _in_layer(m):
-    """The last token's keys are concatenated in a copy; a matrix is cast or dequantized."""
+    """One layer's terms: keys are copied to append a token's; a matrix is cast or dequantized."""
     s = m.settings
     keys = s.rows * (s.seq - 1) * m.k * m.stream
     yield "keys, copied to grow", keys, "rows (seq - 1) k x bytes", "transformers' DynamicLayer"

@@ -1,11 +1,11 @@
 """Simulate a training step of any causal LM without allocating it: peak, categories, timeline.
 
-transformers, PEFT and bitsandbytes build the model on the meta device, then a step runs on fake
-tensors (shapes and dtypes without data) and a `Ledger` follows their storages. So the simulation
-allocates and frees what the installed libraries do.
+transformers, PEFT and bitsandbytes build the model on the meta device. Then a step runs on fake
+tensors (shapes and dtypes without data), and a `Ledger` tracks their storages. The simulation
+thus allocates and frees the same memory as the installed libraries.
 
-It does not see the CUDA context and library workspaces, the allocator's rounding and fragmentation
-(`max_memory_reserved`), and what kernels allocate internally.
+It does not include the CUDA context, library workspaces, the allocator's rounding and fragmentation
+(`max_memory_reserved`), or what kernels allocate internally.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Timeline:
     starts: dict[str, int]
 
     def changes(self, phase: str) -> np.ndarray:
-        """The change in bytes at each event of a phase, (events, categories)."""
+        """The change in bytes at each event of a phase, shape (events, categories)."""
         names = [*self.starts, None]
         end = self.starts.get(names[names.index(phase) + 1])
         return np.diff(self.held[self.starts[phase] : end and end + 1], axis=0)
@@ -44,15 +44,15 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Simulation:
-    """One training step after the first; all in bytes.
+    """The memory of one training step after the first; all sizes in bytes.
 
-    peak: the most in use on the device. by_category: its parts, which sum to `peak`.
+    peak: the most in use on the device. by_category: `peak` split by category.
     static: weights, gradients and optimizer states when all three exist.
-    phases: the peak of each of forward, backward and step; before them reference or rollout.
+    phases: the peak of forward, backward and step, and of reference or rollout before them.
     paged: optimizer states in paged memory, which can leave the GPU and are not in `peak`.
-    n_params, n_trainable: numbers of parameters, packed weights counted as unpacked.
-    n_experts: those in fused experts, which are not linear layers and stay unquantized.
-    adapted_experts: whether they have adapters. PEFT's all-linear includes them in some models.
+    n_params, n_trainable: parameter counts; packed weights count as if unpacked.
+    n_experts: parameters in fused experts, which aren't linear layers and stay unquantized.
+    adapted_experts: whether experts have adapters; PEFT's all-linear adds some models' experts.
     timeline: None, or a `Timeline`.
     """
 
@@ -71,10 +71,10 @@ class Simulation:
 def simulate(
     config: PretrainedConfig, settings: Settings, timeline: bool = False, device: str = "cuda"
 ) -> Simulation:
-    """Simulate one step of the causal LM that `config` describes; a `Simulation`.
+    """Simulate one step of the causal LM that `config` describes.
 
-    device: "cuda" or "cpu", which store dropout's mask in 1 and 4 bytes. LabError for targets or a
-    rank that the model cannot have.
+    device: "cuda" or "cpu"; a dropout mask takes 1 byte per element on CUDA and 4 on a CPU.
+    LabError for targets or a rank that the model cannot have.
     """
     found = None
     if few := repeat.shorter(config):
@@ -87,14 +87,14 @@ def simulate(
 
 
 def whole(config: PretrainedConfig, settings: Settings, device: str = "cuda") -> Simulation:
-    """As `simulate`, with a timeline and without shortcut: slower for many layers."""
+    """Simulate every layer, with a timeline and without a shortcut: slower for deep models."""
     model, n_params = adapted.build(config, settings)
     reference = None
     if settings.second_model:
         reference = adapted.build(config, settings)[0].requires_grad_(False)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     n_experts = sum(p.numel() for p in adapted.fused_experts(model).values())
-    # fakes have no data by which transformers could find packed sequences
+    # fake tensors have no data in which transformers could detect packed sequences
     plain = mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None)
     with plain, _experts(), adapted.unpacking(), _dropout_of(device), FakeTensorMode():
         adapted.materialize(model, adapted.packed_weight)
@@ -105,7 +105,7 @@ def whole(config: PretrainedConfig, settings: Settings, device: str = "cuda") ->
         except RuntimeError as error:
             why = " ".join(str(error).split())[:200]
             raise LabError(
-                f"a step of {config.model_type} does not run like this in transformers: {why}; "
+                f"transformers can't run a step of {config.model_type} with these settings: {why}; "
                 "try another --method, --dtype or --attention"
             ) from error
     numbers = {"n_params": n_params, "n_trainable": n_trainable, "n_experts": n_experts}
@@ -114,7 +114,7 @@ def whole(config: PretrainedConfig, settings: Settings, device: str = "cuda") ->
 
 
 def _summed_up(history, static, numbers):
-    """The `Simulation` whose peak is the highest moment of this `Timeline`."""
+    """Summarize a `Timeline` as a `Simulation`."""
     totals = history.held.sum(axis=1)
     top = history.held[totals.argmax()]
     return Simulation(
@@ -128,7 +128,7 @@ def _summed_up(history, static, numbers):
 
 
 def _drawn_out(short, longer, times):
-    """The simulation with `times` more periods than `short`; None if it can't be extended."""
+    """Extend the simulation `short` by `times` periods; None if that is impossible."""
 
     def more(a, b):
         return a + times * (b - a)
@@ -149,7 +149,7 @@ def _drawn_out(short, longer, times):
 
 
 def _experts():
-    """A patch: fakes lack torch's grouped product except in bfloat16; use another else."""
+    """Patch: fake tensors have torch's grouped matmul only in bfloat16; else use another path."""
 
     def can(x, weight, offsets):
         return weight.dtype == torch.bfloat16
@@ -158,7 +158,7 @@ def _experts():
 
 
 def _dropout_of(device):
-    """A patch: on a GPU torch fuses dropout and stores a mask of one byte."""
+    """Patch: on a GPU, torch fuses dropout and stores a mask of one byte per element."""
     if device == "cpu":
         return contextlib.nullcontext()
 
@@ -169,7 +169,7 @@ def _dropout_of(device):
 
 
 def _step(model, reference, settings):
-    """`(static bytes, paged bytes, Timeline)` of a step after the first."""
+    """Run a step after the first: `(static bytes, paged bytes, Timeline)`."""
     trained = [p for p in model.parameters() if p.requires_grad]
     ledger = Ledger("meta", keep_events=True)
     ledger.hold(model)
@@ -194,7 +194,7 @@ def _step(model, reference, settings):
 
 
 def _history(ledger):
-    """The `Timeline` from the first mark on, with each storage's final category."""
+    """Build the `Timeline` from the first mark on, with each storage's final category."""
     events = ledger.book.events
     changes = np.zeros((len(events), len(CATEGORIES)), dtype=np.int64)
     columns = [CATEGORIES.index(category(storage)) for storage, _ in events]

@@ -1,6 +1,6 @@
-"""A book of storages: which exist on a device, their bytes, and the peak.
+"""Keep a book of the storages on a device, their bytes, and the peak.
 
-A storage is the memory under a tensor; views share one. A weak reference reports when it is freed.
+A storage is the memory behind a tensor; views share one. Weak references report freed storages.
 """
 
 import weakref
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(eq=False, slots=True)
 class Storage:
-    """What the book records about one storage besides its bytes."""
+    """The book's record of one storage, apart from its bytes."""
 
     category: str = "temporary"
     viewed: bool = False
@@ -31,16 +31,16 @@ class Book:
         self._inside = Storage()  # internal allocations of operations
 
     def find(self, tensor: object) -> Storage | None:
-        """The storage of `tensor`, if the book has it."""
+        """The storage of `tensor` if the book contains it, else None."""
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
             return None
         return self._known.get(tensor.untyped_storage()._cdata, (None,))[0]
 
     def enter(self, tensor: torch.Tensor, category: str, late: bool = False) -> Storage | None:
-        """Count the storage of `tensor`, once; None on another device.
+        """Count the storage of `tensor` once; None if it is on another device.
 
-        A new one gets `category`. With `late`, it is counted after a release before the next
-        operation.
+        A new storage gets `category`. With `late`, it is counted after the next release, at the
+        latest before the next operation.
         """
         self.catch_up()
         try:
@@ -69,7 +69,7 @@ class Book:
         self._change(self._inside, -n_bytes)
 
     def catch_up(self) -> None:
-        """Count the late sum."""
+        """Count the storage that was entered late, if any."""
         if self._late:
             late, self._late = self._late, None
             self._change(*late)

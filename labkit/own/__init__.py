@@ -1,1 +1,1 @@
-"""`labkit train FILE`: a data file becomes a portable adapter, even if interrupted meanwhile."""
+"""`labkit train FILE`: train a portable adapter on a data file, resumable if interrupted."""

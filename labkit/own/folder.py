@@ -1,4 +1,4 @@
-"""The adapter's folder, portable since its base is named by the hub's id and not by a path."""
+"""Write the adapter's folder, portable because it names its base by hub id, not by path."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ tags: [lora, lora-labs]
 ---
 # {title}
 
-A LoRA adapter of `{base}`, made by `labkit train`.{unknown}
+A LoRA adapter for `{base}`, made by `labkit train`.{unknown}
 
 ```python
 from peft import AutoPeftModelForCausalLM
@@ -27,22 +27,22 @@ model = AutoPeftModelForCausalLM.from_pretrained("{title}")
 tokenizer = AutoTokenizer.from_pretrained("{title}")
 ```
 
-If the base is in a folder, load it from there, then `PeftModel.from_pretrained(base, "{title}")`.
-Prompt it with the tokenizer's chat template; {template}
+If the base is in a folder, load it from there, then call
+`PeftModel.from_pretrained(base, "{title}")`. Prompt with the tokenizer's chat template, {template}
 
 ## Scores
 
-{n_held} rows were held out{from_file}, by prompt; the models answered {asked} of them.
+{n_held} rows were held out{from_file}, grouped by prompt. The models answered {asked} of them.
 
 {scores}
 
-exact: share of exactly right answers. overlap: F1 of words shared with the wanted answer.
+exact: share of exact matches. overlap: F1 of the words shared with the expected answer.
 loss: nats per token. A share p of n rows has a standard error of about sqrt(p (1 - p) / n).
 
 {samples}## Data
 
 `{file}`: {n_rows} rows, {shape}; sha256 `{sha256}`.
-{n_train} trained on, {n_held} held out{dropped}.
+{n_train} were trained on, {n_held} held out{dropped}.
 
 ## Settings
 
@@ -53,7 +53,7 @@ loss: nats per token. A share p of n rows has a standard error of about sqrt(p (
 def write(
     folder: Path, model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", facts: dict
 ) -> None:
-    """Write adapter, tokenizer with its template, card, and the facts as JSON, into `folder`."""
+    """Write the adapter, tokenizer, chat template, card and facts (as JSON) into `folder`."""
     model.save_pretrained(folder, save_embedding_layers=False)
     config = folder / "adapter_config.json"
     known = json.loads(config.read_text("utf-8")) | {"base_model_name_or_path": facts["base"]}
@@ -66,8 +66,8 @@ def write(
 
 def card(facts: dict) -> str:
     """The text of README.md."""
-    unknown = "" if facts["base_known"] else " The hub id of this base is not known."
-    plain = "it is a plain one, as the base has none." if facts["plain_template"] else "it is here."
+    unknown = "" if facts["base_known"] else " The hub id of this base is unknown."
+    plain = "a plain one: the base has none." if facts["plain_template"] else "included here."
     data = facts["data"]
     return CARD.format(
         base=facts["base"],
@@ -90,7 +90,7 @@ def card(facts: dict) -> str:
 
 
 def table(scores: dict[str, dict[str, float]]) -> str:
-    """Scores as a Markdown table, one row for each contestant."""
+    """Format scores as a Markdown table with one row per contestant."""
     names = [n for n in ("exact", "overlap", "loss") if any(n in row for row in scores.values())]
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for who, row in scores.items():
@@ -100,7 +100,7 @@ def table(scores: dict[str, dict[str, float]]) -> str:
 
 
 def _samples(samples):
-    """Held-out rows with the answers of base and adapter, as Markdown."""
+    """Format held-out rows with the answers of base and adapter as Markdown."""
     parts = []
     for row in samples:
         lines = "\n".join(

@@ -1,4 +1,4 @@
-"""`train`: audit, split, train, score, write the folder; a restart resumes where it stopped."""
+"""Audit, split, train, score and write the folder; a restart resumes where training stopped."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ PACKAGES = ("lora-labs", "peft", "torch", "transformers", "trl")
 
 @dataclass(frozen=True)
 class Parts:
-    """The rows of a training: as examples, and as tokens cut at the maximum length."""
+    """The rows of a training run, as examples and as tokens cut at the maximum length."""
 
     train: list[Example]
     held: list[Example]
@@ -24,7 +24,7 @@ class Parts:
 
 
 def train(asked: Asked) -> dict:
-    """Train on `asked.file`, write the folder `asked.out`, and return its facts.
+    """Train on `asked.file`, write the folder `asked.out`, and return the run's facts.
 
     LabError if the data would train wrongly, or if the folder contains something else.
     """
@@ -53,7 +53,7 @@ def train(asked: Asked) -> dict:
         for line in found.summary():
             say(line)
         if not base[1]:
-            say(f"the hub id of {name} is unknown: give it with --base-id ORG/NAME")
+            say(f"the Hub id of {name} is unknown: pass it as --base-id ORG/NAME")
         counts = f"{len(parts.train)} rows to train on, {len(parts.held)} held out"
         say(counts + (f", {parts.dropped} left out" if parts.dropped else ""))
         tuned, losses = _tuned(asked, name, tokenizer, parts, work, state, say)
@@ -65,10 +65,10 @@ def train(asked: Asked) -> dict:
 
 
 def _parts(asked, seen, tokenizer) -> Parts:
-    """The rows to train on and to hold out; LabError if they would train wrongly."""
+    """Choose the rows to train on and to hold out; LabError if they would train wrongly."""
     if seen.wrong and not asked.drop_bad:
         findings = "; ".join(seen.line(finding) for finding in seen.wrong)
-        fix = f"`labkit data {asked.file}` says what to do; --drop-bad leaves these rows out"
+        fix = f"`labkit data {asked.file}` explains the fixes; --drop-bad skips these rows"
         raise LabError(f"{asked.file} would train wrongly: {findings}. {fix}")
     train = seen.sound()
     if seen.test:
@@ -76,7 +76,7 @@ def _parts(asked, seen, tokenizer) -> Parts:
     else:
         train, held = split.split(train, asked.held_out, asked.seed)
     if not train or not held:
-        raise LabError(f"{asked.file}: {len(train)} rows to train on and {len(held)} to hold out")
+        raise LabError(f"{asked.file}: {len(train)} rows to train on, {len(held)} to hold out")
     rows = tuple(
         [vars(tokens.encode(e, tokenizer).cut(asked.max_length)) for e in part]
         for part in (train, held)
@@ -86,7 +86,7 @@ def _parts(asked, seen, tokenizer) -> Parts:
 
 
 def _tuned(asked, name, tokenizer, parts, work, state, say):
-    """The trained model and its losses, resumed from the last complete checkpoint."""
+    """Train, resuming from the last complete checkpoint; return the model and its losses."""
     import torch
     from peft import PeftModel
 
@@ -107,7 +107,7 @@ def _tuned(asked, name, tokenizer, parts, work, state, say):
 
 
 def _facts(asked, seen, parts):
-    """The card's facts on data, settings and versions."""
+    """The card's facts about data, settings and versions."""
     return {
         "data": {
             "file": asked.file.name,
@@ -126,14 +126,14 @@ def _facts(asked, seen, parts):
 
 
 def _system(examples):
-    """The system message that all rows share; "" if they have none, or several."""
+    """The system message that all rows share; "" if there is none or more than one."""
     first = [e.messages[0] if e.messages else {"role": ""} for e in examples]
     systems = {turn["content"] if turn["role"] == "system" else "" for turn in first}
     return systems.pop() if len(systems) == 1 else ""
 
 
 def _finish(asked, made, parts, facts, work):
-    """Score, write the folder, and return its facts."""
+    """Score the adapter, write the folder, and return the run's facts."""
     from labkit.own import folder, scores
 
     model, tokenizer, ends = made

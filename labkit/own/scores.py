@@ -1,4 +1,4 @@
-"""Held-out rows answered by the adapter, by its base, and by two simple baselines."""
+"""Score the answers of the adapter, its base and two simple baselines on held-out rows."""
 
 import math
 from collections import Counter
@@ -28,7 +28,7 @@ def compare(
     rows: tuple[list[dict], list[dict]],
     ends: set[int],
 ) -> dict:
-    """`{"table": {who: {"exact", "overlap", "loss"}}, "samples": […], "asked": n}`.
+    """Return `{"table": {who: {"exact", "overlap", "loss"}}, "samples": […], "asked": n}`.
 
     `rows` are `(train, held out)` as tokens. Texts without a prompt have only a loss.
     """
@@ -38,7 +38,7 @@ def compare(
         packed = packs(model, scored)
     every = math.ceil(len(held) / ASKED)
     asked = held[::every] if held[0].messages else []
-    # as rendered by the template: Qwen3's puts empty thoughts before an answer
+    # as rendered by the template: Qwen3's puts an empty thinking block before an answer
     wanted = [_until_end(tokens.learned(row["labels"]), ends, tokenizer) for row in scored[::every]]
     longest = max(len(tokens.learned(row["labels"])) for row in trained + scored)
     answers, table = {}, {}
@@ -93,7 +93,7 @@ def _loss(model, rows, packed, size=8):
 
 
 def _answers(model, tokenizer, prompts, n, ends, packed, size=16):
-    """Greedy answers as texts; by `model.generate` if rows can't be packed."""
+    """Generate greedy answers as text, by `model.generate` if rows can't be packed."""
 
     def continued(part):
         with suppress(LabError):  # rows fit the attention window, answers may not
@@ -123,7 +123,7 @@ def _until_end(ids, ends, tokenizer):
 
 
 def _unigram(trained, scored, n_tokens):
-    """Loss of guessing each token by its training frequency plus one."""
+    """Loss of predicting each token by its training frequency plus one."""
     counts = Counter(token for row in trained for token in tokens.learned(row["labels"]))
     total = counts.total() + n_tokens
     asked = [token for row in scored for token in tokens.learned(row["labels"])]

@@ -1,6 +1,6 @@
-"""`FOLDER.partial`, where a training works until FOLDER can appear complete.
+"""Manage `FOLDER.partial`, where a training run works until FOLDER is complete.
 
-It has `key.txt`, the trainer's checkpoints, and in the end `made`, which is renamed to FOLDER.
+It contains `key.txt`, the trainer's checkpoints, and finally `made`, which is renamed to FOLDER.
 """
 
 import json
@@ -22,7 +22,7 @@ WHAT = {RESULT: "an adapter", SHIPPED: "files"}
 
 
 def finished(out: Path, key: str, note: str = RESULT) -> dict | None:
-    """The result of an earlier run with this key in FOLDER, or None; LabError for anything else."""
+    """The result of an earlier run with this key, None if FOLDER is empty, or a LabError."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
@@ -43,7 +43,7 @@ def partial(out: Path) -> Path:
 
 
 def begin(out: Path, key: str) -> Path:
-    """The working folder of this training, created or found; LabError if another one uses it."""
+    """Create or find this run's working folder; LabError if it contains other work."""
     work = partial(out)
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def begin(out: Path, key: str) -> Path:
 
 
 def alone(work: Path) -> AbstractContextManager:
-    """A lock of the operating system on the folder; LabError if another process has it."""
+    """Lock the folder with an OS file lock; LabError if another process holds the lock."""
     try:
         return FileLock(work / "lock").acquire(timeout=0)
     except Timeout:
@@ -75,7 +75,7 @@ def say(line: str) -> None:
 
 
 def publish(work: Path, out: Path, write: Callable[[Path], None]) -> None:
-    """`write(folder)` to a temporary folder, rename that to FOLDER, and remove `work`."""
+    """Call `write` on a temporary folder, rename that folder to FOLDER, and remove `work`."""
     made = work / "made"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()

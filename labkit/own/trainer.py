@@ -1,4 +1,4 @@
-"""The trainer of a file: the course's lean one if packed rows are exact, else TRL's own."""
+"""Make a trainer for a file: the course's lean trainer if packing is exact, else TRL's."""
 
 import copy
 import sys
@@ -24,9 +24,9 @@ def trainer_for(
     rank: int,
     args: SFTConfig,
 ) -> SFTTrainer:
-    """A trainer of a LoRA on rows of `input_ids` and `labels`, not yet started."""
+    """Make a trainer for a LoRA on rows of `input_ids` and `labels`, not yet started."""
     torch.manual_seed(args.seed)  # for the adapter's init; `args.seed` orders the rows
-    # PEFT refuses these two of a Mamba: its kernels read their weights and bypass adapters
+    # PEFT refuses these two in Mamba models, whose kernels read the weights and bypass adapters
     spared = ["out_proj", "conv1d"] if model.config.model_type in MAMBA else None
     lora = arguments.lora(rank, 2 * rank, exclude_modules=spared)
     dataset = Dataset.from_list(rows)
@@ -46,13 +46,13 @@ def trainer_for(
 
 
 class PaddedTrainer(SFTTrainer):
-    """SFTTrainer on padded rows of any causal model, with logits only where something is learned.
+    """SFTTrainer on padded rows of any causal LM, with loss only on the learned tokens.
 
-    SFTTrainer's own loss also takes softmax and entropy of all prompts, which is slow.
+    SFTTrainer's own loss also computes the softmax and entropy of all prompts, which is slow.
     """
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The learned tokens' losses, summed, over their number in all accumulated batches."""
+        """Sum the learned tokens' losses and divide by their count in all accumulated batches."""
         logits, targets = _at_learned(model, inputs)
         total = F.cross_entropy(logits.float(), targets, reduction="sum")
         return lean.mean_loss(self, total, len(targets), num_items_in_batch)
@@ -60,7 +60,7 @@ class PaddedTrainer(SFTTrainer):
 
 @torch.no_grad()
 def packs(model: PreTrainedModel, rows: list[dict]) -> bool:
-    """Whether packed rows give this model's own logits, tested on its shortest and longest row."""
+    """Whether packing leaves the model's logits unchanged, tested on the two extreme lengths."""
     by_length = sorted(rows, key=lambda row: len(row["input_ids"]))
     tested = [by_length[0], by_length[-1]]
     try:
@@ -73,7 +73,7 @@ def packs(model: PreTrainedModel, rows: list[dict]) -> bool:
 
 
 def padded_logits(model: PreTrainedModel, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `(k, vocab)` and targets `(k,)` at the k learned tokens, of padded rows."""
+    """Logits `(k, vocab)` and targets `(k,)` at the k learned tokens of padded rows."""
     batch = packing.padded(rows)
     return _at_learned(model, {name: values.to(model.device) for name, values in batch.items()})
 
@@ -87,7 +87,7 @@ def _at_learned(model, batch):
 
 
 class Steps(TrainerCallback):
-    """Prints progress and the time left."""
+    """Print progress and the time left."""
 
     def __init__(self, speaks: bool):
         self.speaks, self.first, self.begun, self.last_line = speaks, 0, 0.0, 0.0

@@ -1,1 +1,1 @@
-"""Code that runs next to a learner's, one file per lab, and returns facts to its checks."""
+"""Code that runs next to the learner's, one file per lab, and returns facts to the checks."""

@@ -1,4 +1,4 @@
-"""Facts on what training steps and loading do to tiny models with LoRA.
+"""Facts about what training steps and loading do to tiny models with LoRA.
 
 Long, for two topics: the probes of checkpointing and of loading share these models.
 """
@@ -19,22 +19,22 @@ from labkit.contract.kept import same
 from labkit.probes import tiny
 
 FILES = ["adapter_config.json", "adapter_model.safetensors"]
-LOADERS = (  # their from_pretrained loads a whole model
+LOADERS = (  # classes whose from_pretrained loads a whole model
     "peft.auto._BaseAutoPeftModel",
     "transformers.PreTrainedModel",
     "transformers.AutoModelForCausalLM",
     "transformers.models.auto.auto_factory._BaseAutoModelClass",
 )
 REFUSALS = (ValueError, KeyError, RuntimeError, AssertionError)  # errors that a learner may raise
-RECURSION = "it raised RecursionError: a function made in a loop sees the last block and calls "
-RECURSION += "itself: bind the old forward, as partial does"
+RECURSION = "RecursionError: a function defined in a loop sees only the last block and calls "
+RECURSION += "itself. Bind the old forward, as partial does"
 MISFITS = {  # a fault in an adapter file's names: the function that makes it
     "whose names all begin differently": lambda key: key.replace("layers.", "_orig_mod.layers."),
     "in which the names of one block begin differently": lambda key: key.replace(
         "layers.1.", "_orig_mod.layers.1."
     ),
     "in which one name is missing": lambda key: "" if "layers.1.mlp.up_proj.lora_B" in key else key,
-    "with the names of a block more than the model has": None,
+    "with the names of one block too many": None,
 }
 
 
@@ -50,13 +50,13 @@ def kind(value: object) -> str | None:
 
 
 def lora(model):
-    """`{name in the base model: layer}` of the layers that have LoRA."""
+    """Map names in the base model to the layers that have LoRA, `{name: layer}`."""
     layers = {n: m for n, m in model.named_modules() if hasattr(m, "lora_A") and m.lora_A}
     return {name.removeprefix("base_model.model."): layer for name, layer in layers.items()}
 
 
 def trains(model):
-    """The names of the trained parameters, with all A and B as "lora_A" and "lora_B"."""
+    """The names of the trained parameters; every A and B is called "lora_A" or "lora_B"."""
     names = [
         n.removeprefix("base_model.model.") for n, p in model.named_parameters() if p.requires_grad
     ]
@@ -65,7 +65,7 @@ def trains(model):
 
 
 def settings(model):
-    """The LoRA settings of a model, and its trained parameters."""
+    """A model's LoRA settings and its trained parameters."""
     layers, (name, config) = lora(model), next(iter(model.peft_config.items()))
     every = layers.values()
     return {
@@ -84,13 +84,13 @@ def _one(values):
 
 
 def tuned(seed, r, targets):
-    """The tiny Llama with nonzero LoRA, and dropout; in eval mode."""
+    """The tiny Llama with nonzero LoRA and with dropout, in eval mode."""
     return copy.deepcopy(_tuned(seed, r, tuple(targets)))
 
 
 @functools.lru_cache(maxsize=8)
 def _tuned(seed, r, targets):
-    """The same, cached; not to be changed."""
+    """The same model, cached; callers must not change it."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=r, lora_dropout=0.5, target_modules=[*targets], task_type="CAUSAL_LM")
@@ -104,7 +104,7 @@ def _tuned(seed, r, targets):
 
 
 def raised_by(f, error):
-    """Whether an exception was raised in the learner's own lines, not in a library."""
+    """Whether an exception was raised in the learner's own code, not in a library."""
     trace = error.__traceback__
     while trace.tb_next:
         trace = trace.tb_next
@@ -113,7 +113,7 @@ def raised_by(f, error):
 
 
 def a_step(model, seed, ids, before_backward=lambda: None):
-    """`(loss, {name: gradient})` of one step in train mode."""
+    """Run one step in train mode: `(loss, {name: gradient})`."""
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
         loss = model.train()(input_ids=ids, labels=ids, use_cache=False).loss
@@ -125,7 +125,7 @@ def a_step(model, seed, ids, before_backward=lambda: None):
 
 
 def flat(grads):
-    """Gradients as one vector, in the order of their names."""
+    """Concatenate gradients to one vector, in the order of their names."""
     return torch.cat([grads[name].flatten() for name in sorted(grads)] or [torch.zeros(0)])
 
 
@@ -137,7 +137,7 @@ def _note(runs, i, part, *_):
 
 
 def checkpointed(with_checkpointing, seed, targets, ids):
-    """Facts on a step of the model that `with_checkpointing` returns."""
+    """Facts about a training step of the model that `with_checkpointing` returns."""
     model = tuned(seed, 2, targets)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     blocks, runs, again = list(model.get_base_model().model.layers), [], []
@@ -185,12 +185,12 @@ def checkpointed(with_checkpointing, seed, targets, ids):
 
 @functools.lru_cache(4)
 def _base(seed):
-    """The tiny model of a seed, cached."""
+    """The tiny model for a seed, cached."""
     return tiny.llama(torch.Generator().manual_seed(seed))
 
 
 def loaded(load_tuned, seed, r, targets, ids):
-    """Facts on the result of `load_tuned(base, folder)`."""
+    """Facts about the result of `load_tuned(base, folder)`."""
     from peft import PeftModel
 
     base = copy.deepcopy(_base(seed))
@@ -234,7 +234,7 @@ def loaded(load_tuned, seed, r, targets, ids):
 
 
 def misfit(load_tuned, seed, r, targets, wrong):
-    """How `load_tuned` handles a file whose names are not those the model expects."""
+    """How `load_tuned` handles a file whose names differ from those the model expects."""
     base = copy.deepcopy(_base(seed))
     try:
         with warnings.catch_warnings():
@@ -248,7 +248,7 @@ def misfit(load_tuned, seed, r, targets, wrong):
 
 
 def _load(load_tuned, base, seed, r, targets, wrong=""):
-    """`load_tuned(base, folder)` for a folder with the adapter of `tuned`; see MISFITS."""
+    """Call `load_tuned` on a folder with the adapter of `tuned`; `wrong`: see MISFITS."""
     with tempfile.TemporaryDirectory() as folder, _no_other_base():
         for name, data in _files(seed, r, tuple(targets), wrong).items():
             (Path(folder) / name).write_bytes(data)
@@ -257,7 +257,7 @@ def _load(load_tuned, base, seed, r, targets, wrong=""):
 
 @functools.lru_cache(maxsize=16)
 def _files(seed, r, targets, wrong):
-    """`{name: bytes}` of an adapter on disk, cached since saving takes longer than loading."""
+    """`{name: bytes}` of an adapter on disk, cached because saving takes longer than loading."""
     from safetensors.torch import load_file, save_file
 
     with tempfile.TemporaryDirectory() as folder:
@@ -284,7 +284,7 @@ def _active(model, source):
 
 
 def _how(model, before):
-    """Where the adapter is in a model that is not a PeftModel."""
+    """Describe where the adapter is in a model that is not a PeftModel."""
     after = dict(model.named_parameters())
     if any("lora_" in name for name in after):
         by_transformers = getattr(model, "_hf_peft_config_loaded", False)
@@ -295,7 +295,7 @@ def _how(model, before):
 
 @contextlib.contextmanager
 def _no_other_base():
-    """Refuse to load any model but `base`, and turn the hub off, which would take minutes."""
+    """Refuse to load any model but `base`, and turn off the Hub, which would take minutes."""
 
     def refused(*_, **__):
         raise CheckFailed("load_tuned loads another base: put the adapter on `base`")

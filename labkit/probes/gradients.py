@@ -1,4 +1,4 @@
-"""What a learner's formula gives and its gradient, as facts."""
+"""The value and gradient of a learner's formula, as facts."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from labkit.probes.adapters import kind
 
 
 def differentiated(f: Callable, names: list[str], noun: str, *given: object) -> dict:
-    """The tensor that `f(*given)` returns, and its sum's gradient for the first, called `names`."""
+    """The tensor that `f(*given)` returns, and its sum's gradient for the arguments in `names`."""
     leaves = [tensor.clone().requires_grad_() for tensor in given[: len(names)]]
     value = kept(f, *(leaf * 1.0 for leaf in leaves), *given[len(names) :])
     if not isinstance(value, torch.Tensor):
@@ -24,5 +24,5 @@ def differentiated(f: Callable, names: list[str], noun: str, *given: object) -> 
     return facts
 
 
-def _near_zero(tensor):  # what rounding leaves of 0 is 0
+def _near_zero(tensor):  # round tiny residue to 0
     return tensor.detach().where(~(tensor.detach().abs() < 1e-6), 0)

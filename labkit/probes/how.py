@@ -1,4 +1,4 @@
-"""How a function gets its result: from a table, in a Python loop, or by 0 / 0."""
+"""Find out how a function gets its result: from a table, in a Python loop, or by 0 / 0."""
 
 import contextlib
 import inspect
@@ -21,7 +21,7 @@ TABLES |= {"Linear4bit", "LinearNF4", "CODE", "_NF4_QUANT_TABLE", "_get_4bit_cod
 
 @contextlib.contextmanager
 def nan_watched() -> Iterator[dict]:
-    """A fact that says afterwards whether a NaN became an integer, in torch or in NumPy."""
+    """Yield a fact that later says whether a NaN became an integer, in torch or in NumPy."""
     fact = {"0 / 0": "avoided"}
     with warnings.catch_warnings(record=True) as said, _Nan() as seen:
         warnings.simplefilter("always")
@@ -31,7 +31,7 @@ def nan_watched() -> Iterator[dict]:
 
 
 class _Nan(watch.Watch):
-    """Detects a NaN that becomes an integer or a boolean, except in tests for NaN."""
+    """Detect a NaN that becomes an integer or a boolean, except in tests for NaN."""
 
     lost = False
 
@@ -43,11 +43,11 @@ class _Nan(watch.Watch):
 
 
 def pace(first: Callable, second: Callable, names: tuple, of: str, data: tuple) -> dict:
-    """Whether the work of two functions grows with their inputs: `data` is (few, many) of each."""
+    """Whether two functions' work grows with their inputs; `data` has (few, many) for each."""
     facts = {}
     for name, f, sizes in zip(names, (first, second), data, strict=True):
         few, many = ([_shape(x) for x in one] for one in sizes)
-        # twice: a first run may do more, and Python may collect garbage in either
+        # twice: the first run may do more, and Python may collect garbage in either run
         least = [min(_steps(f, data) for _ in range(2)) for data in (few, many)]
         loop = least[1] - least[0] >= 64
         facts[name] = f"a Python loop over the {of}" if loop else "vectorized"
@@ -55,12 +55,12 @@ def pace(first: Callable, second: Callable, names: tuple, of: str, data: tuple) 
 
 
 def _shape(x):
-    """A torch.Size, which became a list or a tuple on its way here."""
+    """Restore a torch.Size that became a list or a tuple on the way here."""
     return torch.Size(x) if isinstance(x, list | tuple) else x
 
 
 def _steps(f, data):
-    """Count the lines of Python that `f(*data)` runs, including some per torch operation."""
+    """Count the Python lines that `f(*data)` runs, including some per torch operation."""
     steps, before = 0, sys.gettrace()
 
     def trace(frame, event, _):
@@ -78,7 +78,7 @@ def _steps(f, data):
 
 
 def origin(f: Callable, values: torch.Tensor) -> str:
-    """How `f` gets its `values`: "taken from …" if they change with the numbers that it reads."""
+    """How `f` gets its `values`: "taken from …" if they change with the numbers that `f` reads."""
     f, names = inspect.unwrap(f), set()
     if not isinstance(f, types.FunctionType):
         return "computed"
@@ -100,7 +100,7 @@ def origin(f: Callable, values: torch.Tensor) -> str:
 
 
 class _Moved:
-    """Copies things with the numbers of a table slightly changed."""
+    """Copy objects, with the numbers of a table slightly changed."""
 
     def __init__(self, table, module, names):
         self.table, self.module, self.names, self.made = table, module, names, {}
@@ -126,7 +126,7 @@ class _Moved:
         return self.function(inspect.unwrap(thing)) if callable(thing) else thing
 
     def function(self, f):
-        """A function of bitsandbytes or the learner's, with everything that it reads copied."""
+        """Copy a bitsandbytes or learner's function, together with everything that it reads."""
         if not isinstance(f, types.FunctionType):
             return f
         if str(f.__module__).startswith("bitsandbytes"):
@@ -143,7 +143,7 @@ class _Moved:
         return made
 
     def code(self, code):
-        """Code with changed constants; records the names in it."""
+        """Copy code with changed constants, and record the names in the code."""
         consts = [self.code(c) if isinstance(c, types.CodeType) else c for c in code.co_consts]
         self.names |= {*code.co_names, *(c for c in consts if isinstance(c, str))}
         return code.replace(co_consts=tuple(map(self, consts)))

@@ -1,7 +1,7 @@
-"""Probes of lab 1: they call the learner's code and return facts, `{noun: value}`.
+"""Probes for lab 1, which call the learner's code and return facts, `{noun: value}`.
 
-A check compares all facts, and the learner sees the first wrong one. Probes of an exercise with two
-functions get both.
+A check compares all facts, and the learner sees the first wrong fact. If an exercise has two
+functions, its probes receive both.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ from labkit.probes import watch
 
 
 def _tensor(got):
-    """The result and its type: arrays become tensors on their way to a check."""
+    """The result and its type, since arrays become tensors on the way to a check."""
     kind = "a NumPy array" if isinstance(got, np.ndarray) else "a tensor"
     return {"the result": got, "the type of the result": kind}
 
 
 def matrix(best_rank_r, W, r):
-    """What `best_rank_r` returns."""
+    """The result of `best_rank_r`."""
     return _tensor(best_rank_r(W, r))
 
 
@@ -35,7 +35,7 @@ def rank_and_distance(best_rank_r, W, r):
 
 
 def error(relative_error, pairs):
-    """The first error, over pairs `(W, r)`, that exceeds rounding; 0.0 if none does."""
+    """The first error over pairs `(W, r)` that exceeds rounding; 0.0 if none does."""
     for W, r in pairs:
         got = relative_error(W, r)
         if not isinstance(got, int | float | np.floating) or not abs(got) <= 2e-3:
@@ -44,7 +44,7 @@ def error(relative_error, pairs):
 
 
 class _Makes(watch.Watch):
-    """Stores every new matrix of a shape, transposed if need be."""
+    """Store every new matrix of a given shape, transposed if necessary."""
 
     def __init__(self, shape):
         super().__init__()
@@ -56,18 +56,18 @@ class _Makes(watch.Watch):
                 self.store(tensor.detach())
 
     def store(self, matrix):
-        """Store a matrix if it has the shape."""
+        """Store a matrix if it has the given shape."""
         matrix = matrix.squeeze()
         matrix = matrix.T if matrix.shape == self.shape[::-1] else matrix
         if matrix.shape == self.shape:
             self.made.append(matrix.double())
 
 
-BORN = []  # arrays that come from a watched one
+BORN = []  # arrays that come from a watched array
 
 
 class _Array(np.ndarray):
-    """An array that registers itself, and arrays computed from it, in BORN."""
+    """An array that registers itself and arrays computed from it in BORN."""
 
     def __array_finalize__(self, parent):
         BORN.append(self)
@@ -93,7 +93,7 @@ def _watched_arrays():
 
 
 def matrices_made(relative_error, W, r):
-    """The matrices of the (non-square) shape of W that are made in torch or NumPy."""
+    """The matrices with W's (non-square) shape that are made in torch or NumPy."""
     with _Makes(W.shape) as makes, _watched_arrays():
         relative_error(W, r)
     for array in BORN:
@@ -106,12 +106,12 @@ def matrices_made(relative_error, W, r):
 
 
 def count(lora_params, break_even_rank, d_out, d_in, r):
-    """What `lora_params` returns."""
+    """The result of `lora_params`."""
     return {"the result": lora_params(d_out, d_in, r)}
 
 
 def largest(lora_params, break_even_rank, d_out, d_in):
-    """What `break_even_rank` returns."""
+    """The result of `break_even_rank`."""
     return {"the result": break_even_rank(d_out, d_in)}
 
 
@@ -122,7 +122,7 @@ def largest_of_all(lora_params, break_even_rank, most):
 
 
 def truncated(truncate_update, energy_within, W0, W1, r):
-    """What `truncate_update` returns."""
+    """The result of `truncate_update`."""
     return _tensor(truncate_update(W0, W1, r))
 
 
@@ -133,10 +133,10 @@ def share(truncate_update, energy_within, dW, reference, k):
 
 
 def point(subspace_point, project_gradient, theta0, P, z):
-    """What `subspace_point` returns."""
+    """The result of `subspace_point`."""
     return _tensor(subspace_point(theta0, P, z))
 
 
 def gradient(subspace_point, project_gradient, P, grad_theta):
-    """What `project_gradient` returns."""
+    """The result of `project_gradient`."""
     return _tensor(project_gradient(P, grad_theta))

@@ -1,6 +1,6 @@
-"""Probes of lab 2: they call the learner's code and return facts, `{noun: value}`.
+"""Probes for lab 2, which call the learner's code and return facts, `{noun: value}`.
 
-A check compares all facts, and the learner sees the first wrong one.
+A check compares all facts, and the learner sees the first wrong fact.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ SCALE = (0.005, 0.7)  # standard deviations of A that pass for "small" at d_in =
 
 
 def forward_work(lora_forward, x, W, A, B, alpha):
-    """The type of the result, and the largest tensor (or NumPy array) made for it."""
+    """The result's type, and the largest tensor (or NumPy array) made to compute it."""
     result = lora_forward(x, W, A, B, alpha)
     kind = "Tensor" if isinstance(result, torch.Tensor) else type(result).__name__
     with watch.Work(W.numel(), x, W, A, B) as work:
@@ -27,7 +27,7 @@ def forward_work(lora_forward, x, W, A, B, alpha):
 
 
 def by_hand(lora_gradients, x, W, A, B, alpha, dY):
-    """dA and dB, how they were computed, and how much work that took."""
+    """dA and dB, how they were computed, and how much work the computation took."""
     try:
         with watch.no_autograd(), watch.Work(1 << 30) as work:
             got = lora_gradients(x, W, A, B, alpha, dY)
@@ -59,7 +59,7 @@ def _layer(LoRALinear, W, bias, A, B, alpha):
 
 
 def new_layer(LoRALinear, W, bias, A, B, alpha, x):
-    """A new layer: its parts, and the parameters that train."""
+    """Facts about a new layer: its parts, and the parameters that train."""
     base, another = _base(W, bias), _base(W, bias)
     weight = base.weight
     with watch.Filled():
@@ -141,9 +141,9 @@ def layer_in_bf16(LoRALinear, W, A, alpha):
     return {
         "the dtype of A over a bf16 base": kinds["A"],
         "the dtype of B over a bf16 base": kinds["B"],
-        "the Parameters, of A and B, over such a base or one on another device,": owned,
+        "the Parameters among A and B, over a bf16 base or on another device,": owned,
         "the dtype of the output over a bf16 base": kinds["y"],
-        "the device of A and B, for a base on another device than the CPU,": ", ".join(places),
+        "the device of A and B, for a base that is not on the CPU,": ", ".join(places),
     } | work.facts("forward")
 
 
@@ -180,7 +180,7 @@ def merging(merge_, unmerge_, LoRALinear, W, bias, A, B, alpha, x):
     facts |= {f"the gradient of {name} after unmerge_": getattr(layer, name).grad for name in "AB"}
     with torch.no_grad():
         layer.A.mul_(2)
-    note(merge_, "another merge_, of an A that changed,")
+    note(merge_, "another merge_ with a changed A")
     merge_(other)
     facts["another layer's base.weight after merge_"] = other.base.weight.detach().clone()
     unmerge_(other)
@@ -198,7 +198,7 @@ def merging(merge_, unmerge_, LoRALinear, W, bias, A, B, alpha, x):
 
 
 def injected(inject, targets, r, alpha, weights, factors):
-    """What `inject` does to a small model; `factors` are A and B to set, `{layer: (A, B)}`."""
+    """What `inject` does to a small model; `factors` are the A and B to set, `{layer: (A, B)}`."""
     model, ids = small_model(weights), torch.arange(11)
     model.layers[1].eval()
     before = dict(model.named_parameters())
@@ -237,11 +237,11 @@ def injected_elsewhere(inject, targets, r, alpha, weights):
     own = list(model.parameters())
     inject(model, targets, r, alpha)
     kinds = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in own}))
-    return {"the return value": counts[1], "the dtype of the model, bf16 before,": kinds}
+    return {"the return value": counts[1], "the dtype of a bf16 model afterwards": kinds}
 
 
 def state(adapter_state, load_adapter_, LoRALinear, A, B, x):
-    """What `adapter_state` returns of a model."""
+    """The result of `adapter_state` for a model."""
     got = kept(adapter_state, adapted(LoRALinear, A, B, x))
     if not isinstance(got, dict):
         return {"the type of adapter_state(model)": type(got).__name__}
@@ -251,7 +251,7 @@ def state(adapter_state, load_adapter_, LoRALinear, A, B, x):
 
 
 def loaded(adapter_state, load_adapter_, LoRALinear, A, B, x):
-    """Facts on a model that has loaded another one's state, which then changes."""
+    """Facts about a model that has loaded another model's state, which then changes."""
     model = adapted(LoRALinear, A * 0, B * 0, x).eval()
     before = parts(model)
     others = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -274,7 +274,7 @@ def loaded(adapter_state, load_adapter_, LoRALinear, A, B, x):
     return facts | {"the mode": mode}
 
 
-MISFITS = {  # wrong states, made from a right one
+MISFITS = {  # wrong states, made from a right state
     "without the key": lambda state, name: {n: t for n, t in state.items() if n != name},
     "with an extra key next to": lambda state, name: state | {"no.such.layer.A": state[name]},
     "with a transposed matrix at": lambda state, name: state | {name: state[name].T.clone()},

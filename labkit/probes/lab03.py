@@ -1,6 +1,6 @@
-"""Probes of lab 3: they call the learner's code and return facts, `{noun: value}`.
+"""Probes for lab 3, which call the learner's code and return facts, `{noun: value}`.
 
-A check compares all facts, and the learner sees the first wrong one.
+A check compares all facts, and the learner sees the first wrong fact.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ def _settings(tokenizer):
 
 
 def trained(train_adapter, talks, learning_rate):
-    """Facts on what `train_adapter` trains and saves, from the conversations `talks`."""
+    """Facts about what `train_adapter` trains and saves, given the conversations `talks`."""
     from datasets import Dataset
     from peft import PeftModel
     from trl import SFTTrainer
@@ -56,7 +56,7 @@ def trained(train_adapter, talks, learning_rate):
 
 @contextlib.contextmanager
 def _workshop():
-    """`(folder, batches, columns of the training data)`, on the CPU, offline, without output."""
+    """Yield `(folder, batches, columns of the training data)`: on the CPU, offline, silent."""
     from transformers import Trainer, TrainingArguments, logging
     from trl import SFTTrainer
 
@@ -83,7 +83,7 @@ def _workshop():
         logging.set_verbosity_error()
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         for context in (
-            contextlib.chdir(folder),  # for files with names of the learner's
+            contextlib.chdir(folder),  # for files that the learner's code creates
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
             torch.random.fork_rng(devices=[]),  # a trainer seeds torch
@@ -115,7 +115,7 @@ def _run(trainer, batches):
 
 
 def _labels(tokenizer, batches, talks, columns):
-    """The labeled tokens of the first conversations; how many others are wrong."""
+    """The labeled tokens of the first conversations, and how many other rows are wrong."""
 
     def text(ids):
         return " ".join(token.strip() for token in tokenizer.convert_ids_to_tokens(ids.tolist()))
@@ -150,7 +150,7 @@ def _found(text, seen, columns):
 
 
 CUT = "a row is cut"
-NO_ROW = "none: no row is this conversation: the prompt is all messages but the last, messages[:-1]"
+NO_ROW = "none: no row has this conversation. The prompt is all but the last message, messages[:-1]"
 ALONE = "with `messages` alone TRL does so: make columns prompt and completion"
 SHOWN = 3  # conversations whose labels a learner sees
 
@@ -161,7 +161,7 @@ def as_text(talk):
 
 
 def labeled(talk):
-    """The noun for the labeled tokens."""
+    """The noun for the labeled tokens of a conversation."""
     return f"the labels of “{as_text(talk)}”"
 
 
@@ -188,7 +188,7 @@ def _saved(model, folder):
 
 
 def labels(answer_labels, input_ids, attention_mask, prompt_lengths):
-    """The labels, row by row, and their type."""
+    """The labels row by row, and their type."""
     got = answer_labels(input_ids, attention_mask, prompt_lengths)
     if not isinstance(got, torch.Tensor):
         return {"the return value": adapters.kind(got)}
@@ -198,12 +198,12 @@ def labels(answer_labels, input_ids, attention_mask, prompt_lengths):
 
 
 def by_row(labels):
-    """The labels of each row, as lists."""
+    """The labels of each row as lists."""
     return {f"row {i} of the labels": row for i, row in enumerate(labels.tolist())}
 
 
 def rendered(render_prompt, messages, bos):
-    """The prompt as text, one word per token, from a fresh copy of `chat_tokenizer(bos)`."""
+    """The prompt as text with one word per token, from a fresh copy of `chat_tokenizer(bos)`."""
     tokenizer = copy.deepcopy(chat_tokenizer(bos))
     before, given = _settings(tokenizer), copy.deepcopy(messages)
     ids = kept(render_prompt, given, tokenizer)
@@ -221,14 +221,14 @@ def _listed(ids):
 
 
 def shown(ids):
-    """The facts on a prompt: its length if it is long, then its tokens."""
+    """Facts about a prompt: its length if it is long, then its tokens."""
     known = chat_tokenizer().convert_ids_to_tokens(ids)
     text = " ".join(t or str(i) for t, i in zip(known, ids, strict=True)).replace("\n", "\\n")
     return ({"the number of tokens": len(ids)} if len(ids) > 100 else {}) | {"the prompt": text}
 
 
 def fitted(fit, prompt_ids, answer_ids, max_length):
-    """The two lists."""
+    """The two lists that `fit` returns."""
     got = fit(prompt_ids, answer_ids, max_length)
     if not isinstance(got, list | tuple) or len(got) != 2:
         return {"the return value": adapters.kind(got)}
@@ -240,9 +240,9 @@ def fitted(fit, prompt_ids, answer_ids, max_length):
 
 
 def perplexity_of(perplexity, seed, texts, start=False):
-    """`perplexity(...)` of the tiny model, and how it uses the model; `start`: see `add_start`."""
+    """The tiny model's `perplexity`, and how that function uses the model; see `add_start`."""
     model, tokenizer = copy.deepcopy(_language_model(seed))
-    tokenizer.model_max_length = 1024  # truncation=True cuts here; else a warning comes
+    tokenizer.model_max_length = 1024  # truncation=True cuts here; else there is a warning
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     training, first, shapes = [], {tokenizer(text)["input_ids"][0] for text in texts}, []
     if start:
@@ -280,9 +280,9 @@ _language_model = functools.lru_cache(maxsize=4)(tiny.language_model)
 
 
 def _whole(shapes, texts):
-    """How the model reads the longest text, from the shapes of its inputs."""
+    """How the model reads the longest text, judging by the shapes of its inputs."""
     rows, longest = sum(n for n, _ in shapes), max((n for _, n in shapes), default=0)
     if rows < len(texts) or longest >= max(len(text.split()) for text in texts) - 1:
         return "whole"
     pieces = f"in pieces of at most {longest:,} tokens"
-    return pieces if rows > len(texts) else f"cut after {longest:,} tokens: leave truncation out"
+    return pieces if rows > len(texts) else f"cut after {longest:,} tokens: omit truncation"

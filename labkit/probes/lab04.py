@@ -1,7 +1,7 @@
-"""Probes of lab 4: they call the learner's code and return facts, `{noun: value}`.
+"""Probes for lab 4, which call the learner's code and return facts, `{noun: value}`.
 
-A check compares all facts, and the learner sees the first wrong one. Probes of an exercise with two
-functions get both.
+A check compares all facts, and the learner sees the first wrong fact. If an exercise has two
+functions, its probes receive both.
 """
 
 import gc
@@ -14,7 +14,7 @@ from labkit.probes import how, watch
 
 
 def form(got):
-    """The kind of a result and how many numbers it has, in words."""
+    """Describe a result in words: its kind and how many numbers it has."""
     if got is None:
         return "None (is `return` missing?)"
     if not isinstance(got, torch.Tensor | np.ndarray):
@@ -30,7 +30,7 @@ def form(got):
 
 
 def numbers(name, got, flat=True):
-    """The form of a result, and its numbers as floats, flattened if any shape will do."""
+    """A result's form and its numbers as floats, flattened if the shape doesn't matter."""
     plain = isinstance(got, np.ndarray) or getattr(got, "is_quantized", True) is False
     values = {name: 1.0 * (got.reshape(-1) if flat else got)} if plain else {}
     return {f"the form of {name}": form(got)} | values
@@ -50,7 +50,7 @@ def _results(got, *names, flat=True):
 
 
 def round_trip(absmax_quantize, absmax_dequantize, x, bits):
-    """q, the scale's form, and the restored numbers."""
+    """q, the form of the scale, and the dequantized numbers."""
     with how.nan_watched() as watched:
         result = absmax_quantize(x, bits)
     facts = _results(result, "q", "scale", flat=False)
@@ -63,7 +63,7 @@ def round_trip(absmax_quantize, absmax_dequantize, x, bits):
 
 
 def codebook(nf4_codebook):
-    """The values, and whether they were computed; only counts if those are wrong."""
+    """The values and whether they were computed; only the counts if the counts are wrong."""
     values = nf4_codebook()
     kind = form(values)
     if not isinstance(values, torch.Tensor) or "floats" not in kind:
@@ -78,7 +78,7 @@ def codebook(nf4_codebook):
 
 
 def quantized(quantize_blockwise, dequantize_blockwise, w, codebook, *block):
-    """Codes and absmax; a first block of zeros may have any codes, which are left out."""
+    """Codes and absmax; a first block of zeros may have any codes, so its codes are left out."""
     with how.nan_watched() as watched:
         result = quantize_blockwise(w, codebook, *block)
     facts = _results(result, "codes", "absmax") | watched
@@ -91,20 +91,20 @@ def quantized(quantize_blockwise, dequantize_blockwise, w, codebook, *block):
 
 
 def dequantized(quantize_blockwise, dequantize_blockwise, codes, absmax, codebook, shape, *block):
-    """The weights that `dequantize_blockwise` makes of uint8 codes."""
+    """The weights that `dequantize_blockwise` computes from uint8 codes."""
     codes, shape = codes.to(torch.uint8), torch.Size(shape)
     got = dequantize_blockwise(codes, absmax, codebook, shape, *block)
     return numbers("the result", got, flat=False)
 
 
 def there_and_back(quantize_blockwise, dequantize_blockwise, w, codebook, *block):
-    """`w`, quantized and dequantized."""
+    """`w` after quantizing and dequantizing."""
     codes, absmax = quantize_blockwise(w, codebook, *block)
     return {"the result": dequantize_blockwise(codes, absmax, codebook, w.shape, *block)}
 
 
 def packed(pack_nibbles, unpack_nibbles, codes):
-    """The bytes, without the padding in the last one."""
+    """The packed bytes, without the padding in the last byte."""
     got = pack_nibbles(codes)
     facts = numbers("the result", got)
     facts["the dtype"] = str(getattr(got, "dtype", "")).removeprefix("torch.")
@@ -114,12 +114,12 @@ def packed(pack_nibbles, unpack_nibbles, codes):
 
 
 def unpacked(pack_nibbles, unpack_nibbles, stored):
-    """The codes."""
+    """The unpacked codes."""
     return numbers("the result", unpack_nibbles(stored))
 
 
 def doubled(double_quantize, bits_per_param, absmax, *group):
-    """q, scale and offset."""
+    """q, scale and offset from `double_quantize`."""
     with how.nan_watched() as watched:
         result = double_quantize(absmax, *group)
     facts = _results(result, "q", "scale", "offset") | watched
@@ -133,13 +133,13 @@ def doubled(double_quantize, bits_per_param, absmax, *group):
 
 
 def largest(double_quantize, bits_per_param, absmax):
-    """Roughly the largest integer for tiny scales, which a guard against 0 reduces."""
+    """The approximate largest integer for tiny scales, which a guard against 0 reduces."""
     q = doubled(double_quantize, bits_per_param, absmax)["q"]
     return {"the largest q": "about 127" if q.abs().max() > 90 else "far below"}
 
 
 def bits(double_quantize, bits_per_param, *data):
-    """What `bits_per_param` returns."""
+    """The result of `bits_per_param`."""
     return {"the result": bits_per_param(*data)}
 
 
@@ -147,7 +147,7 @@ def bits(double_quantize, bits_per_param, *data):
 
 
 def trained(QLoRALinear, data, x, dY):
-    """The tensors of a layer, the output of all layers in sequence, and the gradients."""
+    """A layer's tensors, the output of all layers in sequence, and the gradients."""
     layers = [_layer(QLoRALinear, *one) for one in data]
     names = {id(getattr(layers[0], name, None)): name for name in "AB"}
     every = {names.get(id(p), n): p.requires_grad for n, p in layers[0].named_parameters()}
@@ -170,12 +170,12 @@ def trained(QLoRALinear, data, x, dY):
 
 
 def _layer(QLoRALinear, codes, absmax, codebook, shape, *rest):
-    """A layer; its shape becomes a torch.Size again, as `W.shape` is."""
+    """Make a layer; its shape becomes a torch.Size again, like `W.shape`."""
     return QLoRALinear(codes, absmax, codebook, torch.Size(shape), *rest)
 
 
 def _pair(layers, data):
-    """Whether the layers' A and B are the given ones."""
+    """Whether the layers' A and B are the given tensors."""
     for layer, (*_, A, B, _) in zip(layers, data, strict=True):
         for own, given in ((getattr(layer, "A", None), A), (getattr(layer, "B", None), B)):
             if not isinstance(own, torch.Tensor) or not torch.equal(own.detach(), given):
@@ -192,7 +192,7 @@ def _loose(name, value):
 
 
 class _Storages(watch.Watch):
-    """Weak references to the memory of all tensors in operations, except known ones."""
+    """Weak references to the memory of all tensors in operations, except known tensors."""
 
     def __init__(self, *known):
         super().__init__()
@@ -209,7 +209,7 @@ class _Storages(watch.Watch):
                 self.found[_address(tensor)] = StorageWeakRef(storage), storage.nbytes()
 
     def left(self):
-        """The bytes still in memory, of matrix products (True) and of other tensors."""
+        """The bytes still in memory, for matrix products (True) and for other tensors."""
         sizes = {True: 0, False: 0}
         for key, (reference, size) in self.found.items():
             sizes[key in self.products] += 0 if reference.expired() else size
@@ -221,7 +221,7 @@ def _address(tensor):
 
 
 def memory(QLoRALinear, codes, absmax, codebook, shape, A, B, alpha, x):
-    """Whether anything as large as W is in memory after forward, and why."""
+    """Whether anything as large as W stays in memory after forward, and why."""
     limit = 2 * codes.numel()  # bytes per number: W 4, in 16 bits 2, a copy of the codes 1
     with _Storages(codes, absmax, codebook, A, B, x) as seen:
         layer = _layer(QLoRALinear, codes, absmax, codebook, shape, A, B, alpha)

@@ -1,6 +1,6 @@
-"""Probes of lab 5: they call the learner's code and return facts, `{noun: value}`.
+"""Probes for lab 5, which call the learner's code and return facts, `{noun: value}`.
 
-A check compares all facts, and the learner sees the first wrong one.
+A check compares all facts, and the learner sees the first wrong fact.
 """
 
 import functools
@@ -15,7 +15,7 @@ FEW = 3  # seeds listed in a message
 
 
 def factor(scaling, *data):
-    """The result of `scaling` as a float; a tensor of one number will do."""
+    """The result of `scaling` as a float; a one-element tensor is accepted."""
     return {"the result": _number(scaling(*data))}
 
 
@@ -26,14 +26,14 @@ def stored(bits_stored, losses, n_choices):
 
 
 def _number(value):
-    """A number as a float, everything else as it is."""
+    """Convert a number to a float; return everything else as it is."""
     value = value.item() if getattr(value, "ndim", None) == 0 else value
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if number else value
 
 
 def _text(value):
-    """A number with six digits; text, None and booleans as they are; other types by name."""
+    """Show a number with six digits; text, None and booleans as they are; other types by name."""
     value = _number(value)
     if isinstance(value, float):
         return f"{value:.6g}"
@@ -46,17 +46,17 @@ def _text(value):
 
 
 def twice(rank):
-    """A rule for alpha."""
+    """One rule for alpha: twice the rank."""
     return 2 * rank
 
 
 def fixed(rank):
-    """Another one."""
+    """Another rule for alpha: always 24."""
     return 24
 
 
 def _swept(sweep, ranks, learning_rates, rule, names):
-    """The result of `sweep`, and its calls; a run returns a number for each of `names`."""
+    """The result of `sweep` and its calls; a run returns a number for each of `names`."""
     calls = []
 
     def train_fn(rank, alpha, learning_rate, seed):
@@ -92,7 +92,7 @@ def _seed(seeds):
 
 
 def table(sweep, ranks, learning_rates, rule, names):
-    """The wanted columns of `sweep`'s table, and its rows as text."""
+    """The required columns of `sweep`'s table, and its rows as text."""
     frame, _ = _swept(sweep, ranks, learning_rates, rule, names)
     names, found = ["rank", "alpha", "learning_rate", *names], list(map(str, frame.columns))
     columns = [n if found.count(n) == 1 else f"{n} twice" for n in names if n in found]
@@ -115,13 +115,13 @@ def row(names, cells):
 
 
 def paired(paired_difference, columns, index, a, b, nouns):
-    """The facts in `nouns` (mean, error) for the frame with these columns."""
+    """The facts in `nouns` (mean, error) for a DataFrame with these columns."""
     got = kept(paired_difference, pd.DataFrame(columns, index=index), a, b)
     if not isinstance(got, tuple | list | np.ndarray):
         return {"the return value": kind(got)}
     figures = [_number(value) for value in got]
     if len(figures) != 2:
-        return {"the return value": f"{len(figures)} things"}
+        return {"the return value": f"{len(figures)} values"}
     if not all(isinstance(value, float) for value in figures):
         kinds = ["a number" if isinstance(value, float) else _text(value) for value in figures]
         return {"the return value": " and ".join(kinds)}

@@ -1,6 +1,6 @@
-"""Probes of lab 6: they call the learner's code and return facts, `{noun: value}`.
+"""Probes for lab 6, which call the learner's code and return facts, `{noun: value}`.
 
-A check compares all facts, and the learner sees the first wrong one.
+A check compares all facts, and the learner sees the first wrong fact.
 """
 
 import torch
@@ -17,7 +17,7 @@ def _kind(value):
 
 
 def _matrix(got):
-    """The facts on a tensor; the numbers come last, since the dtype affects them, too."""
+    """Facts about a tensor; its numbers come last because the dtype affects them, too."""
     facts = {"the return value": _kind(got)}
     if isinstance(got, torch.Tensor):
         facts |= {"its dtype": str(got.dtype).removeprefix("torch."), "its numbers": _sound(got)}
@@ -47,7 +47,7 @@ def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):
 
 
 def merged_by_sign(ties, updates, density):
-    """What `ties` returns."""
+    """The result of `ties`."""
     return _matrix(ties(updates, density))
 
 
@@ -62,7 +62,7 @@ def _in_blocks(x, size=8):
 
 
 def stored(x: torch.Tensor, name: str) -> torch.Tensor:
-    """A matrix after a round trip through the store `name`: a step size or a way to round."""
+    """A matrix after a round trip through the store `name`, a step size or a rounding method."""
     x = x.detach().float()
     if isinstance(name, float):
         return (x / name).round() * name
@@ -70,7 +70,7 @@ def stored(x: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def arrived(arrives, W, dW, name):
-    """The result of `arrives` for the store `name`, with rounding residue as 0."""
+    """The result of `arrives` for the store `name`, with rounding residue set to 0."""
     got = arrives(W, dW, lambda x: stored(x, name))
     return {"the result": 0.0 if isinstance(got, int | float) and abs(got) < 1e-9 else got}
 
@@ -79,7 +79,7 @@ def arrived(arrives, W, dW, name):
 
 
 def _pair(got):
-    """The facts on a pair of factors; their product is in fp64, since dtypes may differ."""
+    """Facts about a pair of factors; their product is in fp64, since dtypes may differ."""
     if not isinstance(got, list | tuple) or len(got) != 2:
         many = f"a list or tuple of {len(got)}" if isinstance(got, list | tuple) else _kind(got)
         return {"the return value": many}
@@ -115,17 +115,17 @@ def _place(tensor):
 
 
 def added(combine_linear, combine_cat, adapters, weights):
-    """What `combine_linear` returns."""
+    """Facts about the result of `combine_linear`."""
     return _combined(combine_linear, adapters, weights)
 
 
 def stacked(combine_linear, combine_cat, adapters, weights):
-    """What `combine_cat` returns."""
+    """Facts about the result of `combine_cat`."""
     return _combined(combine_cat, adapters, weights)
 
 
 def recompressed(recompress, A, B, r):
-    """The result of `recompress`, and for a large B @ A the size of its temporaries."""
+    """The result of `recompress`, and the size of its temporaries if B @ A is large."""
     size = B.shape[0] * A.shape[1]
     with watch.Work(max(size, LARGE), A, B) as work:
         got = recompress(A, B, r)

@@ -1,6 +1,6 @@
-"""Probes of lab 7: they call the learner's code and return facts, `{noun: value}`.
+"""Probes for lab 7, which call the learner's code and return facts, `{noun: value}`.
 
-A check compares all facts, and the learner sees the first wrong one.
+A check compares all facts, and the learner sees the first wrong fact.
 """
 
 import builtins
@@ -26,8 +26,8 @@ KEYS = ("truncated", "trains_on_nothing", "no_end")
 def chat_tokenizer(style):
     """A tokenizer with one token per word. A turn is `<role> <line> words <end> <line>`.
 
-    A line break in a text is a token. In the style "bos" template and tokenizer both add a <start>;
-    in "endless" the template writes no <end>.
+    A line break in a text is a token. In style "bos", template and tokenizer both add a <start>; in
+    "endless", the template adds no <end>.
     """
     tokenizer = tiny.language_model(0)[1]
     special = ["<system>", "<user>", "<assistant>", "<line>", "\n"]
@@ -67,7 +67,7 @@ def _settings(tokenizer):
 
 
 def sides(split, rows, share, seed):
-    """The row numbers of both sides, None for anything else; or a text if it is no pair."""
+    """The row numbers of both sides, None for other items; or a description if not a pair."""
     got = split(rows, share, seed)
     if not isinstance(got, list | tuple) or len(got) != 2:
         many = isinstance(got, list | tuple)
@@ -86,14 +86,14 @@ def sides(split, rows, share, seed):
 
 
 COUNTS = (  # 0 for right sides
-    "the number of items that are no rows of the file",
+    "the number of items that are not rows of the file",
     "the number of rows on neither side",
-    "the number of rows that come twice",
+    "the number of rows that occur twice",
 )
 
 
 def described(sides, groups, share):
-    """The facts on two sides; `groups` has the prompt number of each row."""
+    """Facts about the two sides; `groups` has the prompt number of each row."""
     if isinstance(sides, str):
         return {"the return value": sides}
     (train, test), n = sides, len(groups)
@@ -120,14 +120,14 @@ def _about(share):
 
 
 def fair(share):
-    """The facts of right sides."""
+    """The facts for a right split."""
     facts = {"the return value": "two lists of rows"} | dict.fromkeys(COUNTS, 0)
     facts |= {"the number of prompts on both sides": "0", "the number of sides that have rows": 2}
     return facts | {"the test side": _about(share)}
 
 
 def divided(split, rows, groups, share, seeds):
-    """The facts of the first seed that is wrong, or of the last if all are right."""
+    """The facts for the first wrong seed, or for the last seed if all are right."""
     for seed in seeds:
         facts = described(sides(split, rows, share, seed), groups, share)
         if facts != fair(share):
@@ -135,7 +135,7 @@ def divided(split, rows, groups, share, seeds):
     return facts
 
 
-STABLE = {  # the facts of a right `split`
+STABLE = {  # the facts for a right `split`
     "the global random numbers": "left alone",
     "the test rows of a second call": "the same",
     "the test rows of a second call with seed 0": "the same",
@@ -146,7 +146,7 @@ STABLE = {  # the facts of a right `split`
 
 
 def repeated(split, rows, share, orders):
-    """Whether `split` gives the same test rows again; `orders` are permutations of the rows."""
+    """Whether `split` repeats its test rows; `orders` are permutations of the rows."""
 
     def test(seed, rows=rows, salt=""):
         """The test rows; a salt changes hash(), as a new run of Python does."""
@@ -164,7 +164,7 @@ def repeated(split, rows, share, orders):
     np.random.set_state(numpys)
     pairs = [(test(i), test(i, [rows[k] for k in order])) for i, order in enumerate(orders)]
     stays = [len(a & b) / max(1, len(a | b)) for a, b in pairs]
-    moved = "the same but for a few" if max(stays) > 0.6 else "others"
+    moved = "the same except for a few" if max(stays) > 0.6 else "others"
     values = (
         "used" if used else "left alone",
         _same(first == test(3)),
@@ -191,7 +191,7 @@ def _tensor(got):
 
 
 def ordered(rotary_rows, w, n_heads):
-    """The result of `rotary_rows`; a single column is shown in words."""
+    """The result of `rotary_rows`; a single column is shown as text."""
     facts = _tensor(rotary_rows(w, n_heads))
     if w.shape[1] == 1 and facts.get("its shape") == str(tuple(w.shape)):
         numbers = facts.pop("the result").flatten().tolist()
@@ -200,7 +200,7 @@ def ordered(rotary_rows, w, n_heads):
 
 
 def batched(batched_lora, x, A, B, scaling, index):
-    """The result of `batched_lora`; NaN in places it does not write."""
+    """The result of `batched_lora`, with NaN wherever the function does not write."""
     with _Products():
         got = batched_lora(x, A, B, scaling, index)
     return _tensor(got)
@@ -210,7 +210,7 @@ PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", 
 
 
 class _Products(Filled):
-    """Counts operations, multiplications, and the numbers in the largest tensor."""
+    """Count operations, multiplications, and the elements of the largest tensor."""
 
     largest = multiplied = 0
 
@@ -225,7 +225,7 @@ class _Products(Filled):
 
 
 def batched_work(batched_lora, x, A, B, scaling, index, size, name):
-    """How much work `batched_lora` does; `size` numbers is the size of `name`."""
+    """How much work `batched_lora` does; `name` has `size` elements."""
     with _Products() as work:
         batched_lora(x, A, B, scaling, index)
     pace = "a loop over rows" if work.calls >= max(200, len(x)) else "vectorized"

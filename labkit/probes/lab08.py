@@ -1,6 +1,6 @@
-"""Probes of lab 8: they call the learner's code and return facts, `{noun: value}`.
+"""Probes for lab 8, which call the learner's code and return facts, `{noun: value}`.
 
-A check compares all facts, and the learner sees the first wrong one.
+A check compares all facts, and the learner sees the first wrong fact.
 """
 
 import functools
@@ -18,12 +18,12 @@ FAILURES = {"MemoryError": MemoryError, "KeyboardInterrupt": KeyboardInterrupt}
 
 
 def logprobs(sequence_logprob, logits, labels):
-    """What `sequence_logprob` returns, and its gradient."""
+    """The result of `sequence_logprob` and its gradient."""
     return differentiated(sequence_logprob, ["logits"], "the result", logits, labels)
 
 
 def preferred(dpo_loss, *given):
-    """The DPO loss and its gradient for the policy; for extreme inputs only its size."""
+    """The DPO loss and its gradient for the policy; for extreme inputs, only the loss's size."""
     facts = differentiated(dpo_loss, ["policy_chosen", "policy_rejected"], "the loss", *given)
     loss, far = facts.get("the loss", torch.tensor(torch.inf)), given[0] - given[2] < -500
     if bool(far.all() and (loss < 100).all()):
@@ -32,13 +32,13 @@ def preferred(dpo_loss, *given):
 
 
 def clipped(grpo_loss, logp, old_logp, advantages, mask, clip=None):
-    """The GRPO loss and its gradient; with its own default clip if `clip` is None."""
+    """The GRPO loss and its gradient, with the function's default clip if `clip` is None."""
     f = grpo_loss if clip is None else functools.partial(grpo_loss, clip=clip)
     return differentiated(f, ["logp"], "the loss", logp, old_logp, advantages, mask)
 
 
 def advantages(group_advantages, rewards, *eps):
-    """The result of `group_advantages`, with rounding residue of equal rewards as 0."""
+    """The result of `group_advantages`, with rounding residue of equal rewards set to 0."""
     got = group_advantages(rewards, *eps)
     if isinstance(got, torch.Tensor) and got.shape == rewards.shape:
         equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
@@ -47,7 +47,7 @@ def advantages(group_advantages, rewards, *eps):
 
 
 def referenced(reference_logprobs, seed, batch, training, fails):
-    """How it runs a tiny policy, what it returns or raises, and how it leaves the model."""
+    """How `reference_logprobs` runs a tiny policy, what it returns, and how it leaves the model."""
     model, grad = policies.copied(seed, training), torch.is_grad_enabled()
     passes, before = _watched(model, fails), policies.state(model)
     most, value = len(batch["labels"]), None
@@ -72,12 +72,12 @@ def referenced(reference_logprobs, seed, batch, training, fails):
 
 def _refuse(_):
     raise CheckFailed(
-        "it copies the whole model: the base is already in it, switch the adapter off"
+        "your code copies the whole model, which contains the base: switch the adapter off"
     )
 
 
 def _watched(model, fails):
-    """The list of a model's forward passes, `(mode, with gradients)`; it can't be copied."""
+    """Record a model's forward passes, `(mode, with gradients)`, and forbid copying the model."""
     inner, passes = model.get_base_model(), []
 
     def note(*_):
@@ -92,7 +92,7 @@ def _watched(model, fails):
 
 
 def earned(reward, answer, wanted, law, than="", *others):
-    """Whether the reward obeys `law`, compared with the lowest of `others`, described by `than`."""
+    """Whether the reward obeys `law` relative to the lowest of `others`, described by `than`."""
     got = reward(answer, wanted)
     if isinstance(got, bool) or not isinstance(got, int | float):
         return {"the return value": kind(got)}
@@ -110,7 +110,7 @@ def earned(reward, answer, wanted, law, than="", *others):
 
 
 class Policy(nn.Module):
-    """Logits for each token of an answer: a prompt's own plus shared ones."""
+    """Logits for each token of an answer: the prompt's own plus shared logits."""
 
     def __init__(self, seed, n_prompts, samples, scale, n_tokens=5, vocab=4):
         super().__init__()
@@ -130,7 +130,7 @@ class Policy(nn.Module):
 
 
 class _Rollout:
-    """`sample` and `score` as the text describes them; records their arguments."""
+    """`sample` and `score` as the lab describes them; records their arguments."""
 
     def __init__(self, rewards):
         self.calls, self.scored, rows = [], set(), enumerate(rewards.tolist())

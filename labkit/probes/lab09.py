@@ -1,6 +1,6 @@
-"""Probes of lab 9: they call the learner's code and return facts, `{noun: value}`.
+"""Probes for lab 9, which call the learner's code and return facts, `{noun: value}`.
 
-A check compares the facts as a whole, and a learner reads the noun of the first that is wrong.
+A check compares all facts, and the learner sees the first wrong fact.
 """
 
 import functools
@@ -16,14 +16,14 @@ MODES = {True: "train()", False: "eval()"}
 
 
 def distance(token_kl, student_logits, teacher_logits, mask, reverse=None):
-    """The KL and its gradient for the student; with its own default where `reverse` is None."""
+    """The KL and its gradient for the student, with the default direction if `reverse` is None."""
     f = token_kl if reverse is None else functools.partial(token_kl, reverse=reverse)
     given = student_logits, teacher_logits, mask
     return differentiated(f, ["student_logits"], "the KL", *given)
 
 
 def far(token_kl, *given):
-    """The KL of two models that agree on nothing, and whether its gradient is finite."""
+    """The KL between two models that agree on nothing, and whether its gradient is finite."""
     facts = distance(token_kl, *given)
     grad = facts.get("the gradient for student_logits", torch.zeros(1))
     finite = "finite" if bool(grad.isfinite().all()) else "NaN or infinite"
@@ -31,7 +31,7 @@ def far(token_kl, *given):
 
 
 class Sampler:
-    """`sample` as the text describes it: gives one batch, and notes how it was called."""
+    """`sample` as the lab describes it: returns one batch and records how it was called."""
 
     def __init__(self, batch):
         self.batch, self.calls = batch, []
@@ -54,7 +54,7 @@ def _is_on(layers):
 
 
 def sampled(on_policy, seed, batch, prompts, training):
-    """How it samples and scores with a tiny policy, what it returns, and how it leaves it."""
+    """How `on_policy` samples and scores, what it returns, and how it leaves a tiny policy."""
     model, sample = policies.copied(seed, training), Sampler(batch)
     before, modes = policies.state(model), []
     watch = model.get_base_model().register_forward_pre_hook(
@@ -78,7 +78,7 @@ def sampled(on_policy, seed, batch, prompts, training):
 
 
 def learner(seed):
-    """A tiny policy whose two adapters train without dropout, in fp32."""
+    """A tiny policy in fp32 whose active adapter trains without dropout."""
     model = policies.copied(seed, training=False)
     for name, p in model.named_parameters():
         p.requires_grad_(f".{policies.ACTIVE}." in name)
@@ -86,12 +86,12 @@ def learner(seed):
 
 
 def trained(model):
-    """The parameters that train, by their names in sorted order."""
+    """The parameters that train, sorted by name."""
     return [p for _, p in sorted(model.named_parameters()) if p.requires_grad]
 
 
 def stepped(distill_step, seed, batch, task, weight, stale):
-    """How `distill_step` moves the weights that train by one step of SGD, and what it returns."""
+    """How `distill_step` moves the trained weights in one SGD step, and what it returns."""
     model, sample, steps = learner(seed), Sampler(batch), []
     optimizer = torch.optim.SGD(trained(model), lr=1.0)
     for p in trained(model) if stale else ():
@@ -125,7 +125,7 @@ def task_loss_of(model, ids):
 
 
 def drifted(drift, seed, batch, training):
-    """What `drift` says of a tiny policy, twice, and how it leaves it."""
+    """The results of two calls of `drift` on a tiny policy, and how they leave the policy."""
     model = policies.copied(seed, training)
     before = policies.state(model)
     value, again = (kept(functools.partial(drift, model), batch) for _ in range(2))

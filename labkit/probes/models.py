@@ -8,7 +8,7 @@ NAMES = [f"{layer}.{part}" for layer in ADAPTED for part in "AB"]
 
 
 class _Attention(nn.Module):
-    """`kq_proj` only ends like `q_proj`, and a norm is called A."""
+    """Attention with traps: `kq_proj` only ends like `q_proj`, and a norm's name ends in A."""
 
     def __init__(self, d):
         super().__init__()
@@ -22,13 +22,13 @@ class _Attention(nn.Module):
 
 
 class _Weighted(nn.Sequential):
-    """Not an nn.Linear, but with a weight (d, d), like an embedding or a convolution."""
+    """A layer that is no nn.Linear but has a weight (d, d), like an embedding or convolution."""
 
     weight = property(lambda self: self[0].weight)
 
 
 class Decoy(nn.Module):
-    """Not a LoRA layer, but with a trained parameter A."""
+    """A layer that is no LoRA layer but has a trained parameter A."""
 
     def __init__(self, size):
         super().__init__()
@@ -58,7 +58,7 @@ class Model(nn.Module):
 
 
 def small_model(weights, dtype=torch.float32):
-    """A Model with these weights, `{name: tensor}`, and a Decoy whose A must be frozen, too."""
+    """Make a Model with weights `{name: tensor}` and a Decoy whose A must be frozen, too."""
     vocab, d = weights["embed.weight"].shape
     model = Model(d, vocab).to(dtype)
     model.rest["scale"] = Decoy(1).to(dtype)
@@ -67,7 +67,7 @@ def small_model(weights, dtype=torch.float32):
 
 
 def trained(A, B, x):
-    """A and B after a step of gradient descent, so the check does not know them."""
+    """Take a step of gradient descent on A and B, so that the check does not know them."""
     with torch.enable_grad():
         A, B = A.clone().requires_grad_(), B.clone().requires_grad_()
         dA, dB = torch.autograd.grad((x @ A.T @ B.T).square().mean(), (A, B))
@@ -75,7 +75,7 @@ def trained(A, B, x):
 
 
 def adapted(LoRALinear, A, B, x):
-    """A nested model with LoRA in the layers ADAPTED, and a Decoy."""
+    """Make a nested model with LoRA in the layers ADAPTED and with a Decoy."""
     r, size = A.shape
     inner = nn.Sequential(*(nn.Linear(size, size) for _ in range(3)))
     model = nn.Sequential(inner, nn.Sequential(nn.Linear(size, size), Decoy(size)))
@@ -89,12 +89,12 @@ def adapted(LoRALinear, A, B, x):
 
 
 def parts(model):
-    """A and B of the LoRA layers of `adapted`, by name."""
+    """A and B of the LoRA layers that `adapted` makes, by name."""
     return {name: getattr(model.get_submodule(name[:-2]), name[-1]) for name in NAMES}
 
 
 def step(layer, x):
-    """Which parts of the layer a step of SGD changes, in words."""
+    """Describe which parts of the layer a step of SGD changes."""
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
     names = {id(layer.A): "A", id(layer.B): "B"}
     trainable = [p for p in layer.parameters() if p.requires_grad]
@@ -118,7 +118,7 @@ STATES = {  # unchanged by merging: (right, wrong) values
 
 
 def rest(layer, weight, AB):
-    """What merging must not change, apart from base.weight's numbers."""
+    """What merging must leave unchanged, apart from the values of base.weight."""
     return {
         "the mode": [m.training for m in layer.modules()],
         "requires_grad of base.weight, A and B": [p.requires_grad for p in (weight, *AB)],

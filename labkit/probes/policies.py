@@ -1,4 +1,4 @@
-"""A tiny language model under two adapters, for checks of labs 8 and 9: what was done to it."""
+"""A tiny language model with two adapters for labs 8 and 9, and how a call leaves the model."""
 
 import copy
 import functools
@@ -12,7 +12,7 @@ ACTIVE, OTHER = "policy", "earlier"  # the adapters of a tiny policy
 
 
 def base(seed):
-    """A Llama of one layer, which drops much of its attention in train mode."""
+    """Make a one-layer Llama with strong attention dropout in train mode."""
     model = tiny.llama(torch.Generator().manual_seed(seed))
     model.model.layers = model.model.layers[:1]
     model.config.num_hidden_layers = 1
@@ -21,7 +21,7 @@ def base(seed):
 
 @functools.cache
 def policy(seed):
-    """The base under two adapters with dropout that change what it says, the first made active."""
+    """The base with two adapters that have dropout and change its output; the first is active."""
     from peft import LoraConfig, get_peft_model
 
     rng = torch.Generator().manual_seed(seed)
@@ -36,7 +36,7 @@ def policy(seed):
 
 
 def copied(seed, training):
-    """A copy of the policy, in train or eval mode."""
+    """Copy the policy, in train or eval mode."""
     return copy.deepcopy(policy(seed)).train(training)
 
 
@@ -50,7 +50,7 @@ def state(model):
 
 
 def left(before, model):
-    """How the model is left, in words."""
+    """Describe the state in which a call left the model."""
     layers = [m for m in model.modules() if hasattr(m, "lora_A")]
     if not layers:
         return {"the adapter afterwards": "gone"}

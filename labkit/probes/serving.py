@@ -1,4 +1,4 @@
-"""A tiny model with four adapters for `route` of lab 7, and how `route` calls it."""
+"""A tiny model with four adapters for lab 7's `route`, and how `route` calls the model."""
 
 import copy
 import functools
@@ -14,7 +14,7 @@ ADAPTERS = {"home": 2, "homely": 3, "sweet-home": 7, "tickets": 5}  # and their 
 ENDS_A_LINE = "now"  # decoded texts have a line break after this word
 BATCH = "the number of prompts in a batch"
 READS = "the tokens that the model reads"
-HOW = {  # facts of a right call of generate
+HOW = {  # facts for a right call of generate
     "the model": "in eval mode",
     "the decoding": "greedy",
     "the padding": "on the left",
@@ -25,12 +25,12 @@ OUT = {}  # results of generate, to run each call once
 
 
 class _Enough(BaseException):
-    """The call of generate is wrong, so it need not run."""
+    """The call of generate is wrong, so generate need not run."""
 
 
 @functools.lru_cache(2)
 def served(seed):
-    """A tiny Llama of one block with four adapters; `model.tokenizer` adds nothing to a text."""
+    """A tiny one-block Llama with four adapters; `model.tokenizer` adds nothing to a text."""
     from peft import LoraConfig, get_peft_model
     from tokenizers import decoders
 
@@ -59,10 +59,10 @@ def served(seed):
 
 
 def routed(route, seed, prompts, names, trained=True):
-    """The answers of `route`, and how it calls generate; after a wrong call only that.
+    """The answers of `route` and how it calls generate; after a wrong call, only the call.
 
-    `trained`: a model in training mode, whose tokenizer pads on the right and adds a <start>. Else
-    in eval mode, and the tokenizer pads on the left and adds nothing.
+    If `trained`, the model is in train mode, and the tokenizer pads on the right and adds <start>.
+    Otherwise, the model is in eval mode, and the tokenizer pads on the left and adds nothing.
     """
     model = _given(seed, trained)
     base, how, rows = model.get_base_model(), {BATCH: len(prompts)} | HOW, [0]
@@ -94,7 +94,7 @@ def answers(texts, names):
 
 
 def _given(seed, trained):
-    """The model for `route`; copying it is refused, as it would double its memory."""
+    """The model for `route`; copying is refused because a copy would double the memory."""
     model = copy.deepcopy(served(seed)).train(trained)
     base, tokenizer = model.get_base_model(), model.tokenizer
     model.set_adapter("sweet-home")
@@ -109,7 +109,7 @@ def _given(seed, trained):
 
 
 def _refuse(memo):
-    raise CheckFailed("it copies the whole model: work on the one that is there")
+    raise CheckFailed("your code copies the whole model: use the given model itself")
 
 
 def _state(base):
@@ -121,7 +121,7 @@ def _state(base):
 
 
 def _noting(model, seed, how, prompts, names):
-    """A `model.generate` that records the faults of a call in `how`, and then stops."""
+    """Make a `model.generate` that records a call's faults in `how` and then stops."""
     generate, base = model.generate, model.get_base_model()
     own = [model.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
 
@@ -173,17 +173,17 @@ def _how(base, ids, kwargs, own, names):
 
 
 def _begins(row, tokens):
-    """Whether a row starts with these tokens, maybe after another one."""
+    """Whether a row starts with these tokens, possibly after one other token."""
     return tokens in (row[: len(tokens)], row[1 : len(tokens) + 1])
 
 
 def _reading(start, read, own):
-    """The fault in the tokens that the mask lets the model read."""
+    """Describe the fault in the tokens that the mask lets the model read."""
     if any(row[:2] == [start, start] for row in read):
-        return "the prompt's with its first token twice"
+        return "the prompt's, but with the first token twice"
     if any(row[-len(one) :] == one != row for row in read for one in own):
         return "the prompt's and padding"
     if sorted(read) == sorted(one[1:] for one in own):
-        return "the prompt's without the first one"
+        return "the prompt's, but without the first token"
     fewer = sum(map(len, read)) < sum(map(len, own))
     return "fewer" if fewer else "others"

@@ -1,4 +1,4 @@
-"""A tiny language model and its tokenizer, identical in probes and in the judge."""
+"""A tiny language model and its tokenizer, identical in the probes and in the judge."""
 
 import functools
 
@@ -13,13 +13,13 @@ ROLES = ["<system>", "<user>", "<assistant>\n", "<assistant>"]  # the last one i
 
 
 def words(rng, low, high=None):
-    """A text of `low` known words, or of `low` to `high`, both included."""
+    """Make a text of `low` known words, or of `low` to `high` words inclusive."""
     n = low if high is None else int(torch.randint(low, high + 1, (), generator=rng))
     return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=rng))
 
 
 def language_model(seed):
-    """`(model, tokenizer)`: one token per word, nothing added, padding and end are one token."""
+    """Make `(model, tokenizer)`: one token per word, nothing added, one token for pad and end."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -50,9 +50,9 @@ def add_start(tokenizer):
 
 @functools.cache
 def chat_tokenizer(bos=""):
-    """A tokenizer with a chat template, which begins with a <start> unless `bos` is "".
+    """Make a tokenizer whose chat template begins with a <start> unless `bos` is "".
 
-    With "both" the tokenizer adds one before any text, too, as Llama 3's does.
+    With "both", the tokenizer also adds a <start> before any text, as Llama 3's does.
     """
     tokenizer = language_model(0)[1]
     tokenizer.add_special_tokens({"additional_special_tokens": ROLES})
@@ -67,7 +67,7 @@ def chat_tokenizer(bos=""):
 
 
 def llama(rng):
-    """A Llama of two layers with uneven random weights and much attention dropout, in eval mode."""
+    """Make a two-layer Llama with uneven random weights and strong attention dropout, in eval."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     size = {"vocab_size": len(WORDS) + 3, "attention_dropout": 0.5, "hidden_size": 32}

@@ -1,4 +1,4 @@
-"""Watch torch's operations and allocations, for probes and checks of several labs."""
+"""Watch torch's operations and allocations, for the probes and checks of several labs."""
 
 import contextlib
 import dis
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 
 class Watch(TorchDispatchMode):
-    """Counts operations as `calls`, and passes each to `seen` of a subclass."""
+    """Count operations in `calls`, and pass each operation to a subclass's `seen`."""
 
     def __init__(self):
         super().__init__()
@@ -21,7 +21,7 @@ class Watch(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls):
-        """False: skipping torch's compiler would import it first, which takes seconds."""
+        """Return False, since skipping torch's compiler would first import it, taking seconds."""
         return False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -37,7 +37,7 @@ def tensors(out: object) -> Iterator[torch.Tensor]:
 
 
 class Filled(Watch):
-    """Meanwhile torch.empty gives NaN and not what memory had, so that nobody is lucky."""
+    """Make torch.empty return NaN instead of old memory, so that no result is right by luck."""
 
     def seen(self, function, args, kwargs, out):
         if "empty" in function._schema.name and out.is_floating_point():
@@ -45,7 +45,7 @@ class Filled(Watch):
 
 
 class Work(Watch):
-    """Counts operations, and notes new tensors of at least `size` numbers."""
+    """Count operations, and detect new tensors of at least `size` elements."""
 
     def __init__(self, size, *inputs):
         super().__init__()
@@ -57,17 +57,17 @@ class Work(Watch):
         self.large |= any(t.numel() >= self.size for t in new)
 
     def facts(self, name):
-        """The size of the largest tensor that `name` made."""
+        """The size of the largest tensor made in `name`."""
         size = "as large as W" if self.large else "smaller than W"
         return {f"the largest tensor in {name}": size}
 
     def pace(self):
-        """Whether few operations were enough."""
+        """Whether the computation needed only a few operations."""
         return {"the computation": "vectorized" if self.calls < 100 else "a loop over rows"}
 
 
 def allocated(f: Callable, *data: object) -> int:
-    """The peak bytes of Python and NumPy during `f(*data)`, without torch's."""
+    """The peak bytes that Python and NumPy allocate during `f(*data)`, without torch's."""
     started = not tracemalloc.is_tracing()
     if started:
         tracemalloc.start()
@@ -87,7 +87,7 @@ class Autograd(BaseException):
 
 @contextlib.contextmanager
 def no_autograd() -> Iterator[None]:
-    """Computing gradients in this block raises Autograd, in forward mode, too."""
+    """Make gradient computations in this block raise Autograd, including forward mode."""
     refuse = mock.Mock(side_effect=Autograd)
     with (
         mock.patch.object(torch.autograd, "_engine_run_backward", refuse),

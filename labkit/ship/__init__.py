@@ -1,4 +1,4 @@
-"""A trained adapter as a file for llama.cpp, and as a running server.
+"""Ship a trained adapter as a file for llama.cpp and as a running server.
 
-`gguf` writes files, `server` runs llama.cpp on this machine, `recipes` has commands for others.
+`gguf` writes files, `server` runs llama.cpp here, and `recipes` has commands for other engines.
 """

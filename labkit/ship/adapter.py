@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT folder: its adapter_config.json, and the facts that `labkit train` stored, or {}."""
+    """A PEFT folder: its adapter_config.json, and the facts from `labkit train` ({} if none)."""
 
     folder: Path
     config: dict[str, Any]
@@ -23,22 +23,22 @@ class Adapter:
 
     @property
     def base(self) -> str:
-        """Its name for the base: the hub's id, or a folder."""
+        """The adapter's name for its base: a hub id or a folder."""
         return self.config.get("base_model_name_or_path") or ""
 
     @property
     def rank(self) -> int:
-        """Its largest rank."""
+        """The adapter's largest rank."""
         return max([self.config.get("r", 1), *(self.config.get("rank_pattern") or {}).values()])
 
     @property
     def in_4_bits(self) -> bool:
-        """Whether it was trained on a base in 4 bits."""
+        """Whether the adapter was trained on a 4-bit base."""
         return self.facts.get("settings", {}).get("method") == "qlora"
 
 
 def read(folder: Path) -> Adapter:
-    """The adapter in `folder`; LabError if there is none."""
+    """Read the adapter in `folder`; LabError if there is none."""
     parts = []
     for name in ("adapter_config.json", RESULT):
         try:
@@ -54,7 +54,7 @@ def read(folder: Path) -> Adapter:
 
 
 def base_folder(adapter: Adapter, given: str) -> Path:
-    """The folder of the base: `given` (a name or a folder), else the one that the adapter names."""
+    """Find the base's folder: `given` (a name or a folder), else the one the adapter names."""
     from labkit.training import models
 
     if given:
@@ -64,11 +64,11 @@ def base_folder(adapter: Adapter, given: str) -> Path:
     try:
         return models.of_hub(adapter.base)
     except LabError as error:
-        raise LabError(f"the adapter's base: {error}; say where it is with --base FOLDER") from None
+        raise LabError(f"the adapter's base: {error}; give its folder with --base FOLDER") from None
 
 
 def tokenizer_of(adapter: Adapter, base: Path) -> tuple["PreTrainedTokenizerBase", set[int]]:
-    """The adapter's tokenizer, else its base's, with a chat template; and the end tokens."""
+    """Load the tokenizer of the adapter or else the base, with a chat template and end tokens."""
     from labkit.training import models
 
     own = (adapter.folder / "tokenizer_config.json").is_file()
@@ -76,7 +76,7 @@ def tokenizer_of(adapter: Adapter, base: Path) -> tuple["PreTrainedTokenizerBase
 
 
 def beside(model: "PreTrainedModel", adapter: Adapter) -> "PeftModel":
-    """The model with the adapter, unmerged; LabError if they don't fit."""
+    """Load the adapter onto the model, unmerged; LabError if the two don't fit."""
     from peft import PeftModel
 
     try:

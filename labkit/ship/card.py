@@ -1,4 +1,4 @@
-"""What goes with the files: README.md with sizes and costs, a Modelfile, ship.json."""
+"""Write what goes with the files: README.md with sizes and costs, a Modelfile, ship.json."""
 
 import json
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CARD = """# {title}
 
-Files of an adapter of `{base}`, made by `labkit ship`.
+Files of an adapter for `{base}`, made by `labkit ship`.
 
 {table}
 
@@ -25,8 +25,8 @@ Files of an adapter of `{base}`, made by `labkit ship`.
 
 {lines}
 """
-MEASURED = """KL: how far the next token's distribution is from the trained model's, in nats per
-token, over {where}. right: the share of these rows with exactly the right answer."""
+MEASURED = """KL: divergence of the next-token distribution from the trained model's, in nats per
+token, over {where}. right: the share of these rows answered exactly right."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Parts:
-    """What is shipped, and the rows to measure it on."""
+    """What to ship, and the rows to measure it on."""
 
     adapter: adapters.Adapter
     base: Path
@@ -63,7 +63,7 @@ def write(into: Path, asked: Asked, parts: Parts, facts: dict) -> None:
 def text(facts: dict) -> str:
     """The text of README.md."""
     where = facts["measured"]
-    measured = MEASURED.format(where=where) if where else "Not measured: use `--data FILE`."
+    measured = MEASURED.format(where=where) if where else "Not measured: pass `--data FILE`."
     blocks = [f"{who}:\n\n```\n{line}\n```\n" for who, line in facts["lines"].items()]
     return CARD.format(
         title=facts["title"],
@@ -76,7 +76,7 @@ def text(facts: dict) -> str:
 
 
 def table(files: list[dict]) -> str:
-    """The files as a Markdown table: what each is, its size, KL and score."""
+    """Format the files as a Markdown table: what each one is, its size, KL and score."""
     rows = ["| file | what | MB | KL | right |", "|---|---|---|---|---|"]
     for row in files:
         what = f"{row['what']}, {row['kind']}" if row["kind"] else row["what"]
@@ -87,7 +87,7 @@ def table(files: list[dict]) -> str:
 
 
 def lines(into: Path, asked: Asked, parts: Parts, facts: dict) -> dict[str, str]:
-    """The commands that serve the files, by engine, to run in the folder; writes the Modelfiles."""
+    """List each engine's command to serve the files from the folder, and write the Modelfiles."""
     found, system = {}, parts.adapter.facts.get("data", {}).get("system", "")
     name = asked.folder.resolve().name
     merged = {row["kind"]: row["file"] for row in facts["files"] if row["what"] == "merged"}

@@ -1,7 +1,7 @@
-"""The model families that can be written as GGUF: tensor names, settings, and order of rows.
+"""The model families that can be written as GGUF: tensor names, settings and row order.
 
-llama.cpp rotates neighboring rows of a Llama's q and k, transformers the two halves of a head, so
-`order` permutes them. For Qwen both rotate halves.
+In Llama's q and k, llama.cpp rotates neighboring rows, but transformers rotates the two halves of a
+head, so `order` permutes the rows. For Qwen, both rotate halves.
 """
 
 from pathlib import Path
@@ -25,14 +25,14 @@ ROPES = {"llama": ("default", "llama3"), "qwen2": ("default",), "qwen3": ("defau
 
 
 def refuse_family(config: "PretrainedConfig") -> None:
-    """LabError for a family that can't be written."""
+    """Raise a LabError for a family that can't be written."""
     if config.model_type not in KNOWN:
         why = "only the Llama family, Qwen2 and Qwen3 can be written as GGUF"
         raise LabError(f"{config.model_type}: {why}")
 
 
 def refuse_model(model: "PreTrainedModel") -> None:
-    """LabError for an unmerged adapter, or what the format can't store."""
+    """Raise a LabError for an unmerged adapter, or for anything that the format can't store."""
     if hasattr(model, "peft_config"):
         raise LabError("the adapter is not merged yet: call merge_and_unload() first")
     config = model.config
@@ -46,16 +46,16 @@ def refuse_model(model: "PreTrainedModel") -> None:
         ("quantized weights", getattr(model, "is_quantized", False)),
     ):
         if odd:
-            raise LabError(f"{what}: a {family.capitalize()} with that can't be written as GGUF")
+            raise LabError(f"a {family.capitalize()} with {what} can't be written as GGUF")
 
 
 def names(config: "PretrainedConfig") -> gguf.TensorNameMap:
-    """The map from module names in transformers to names in GGUF."""
+    """Map module names in transformers to names in GGUF."""
     return gguf.get_tensor_name_map(KNOWN[config.model_type], config.num_hidden_layers)
 
 
 def order(module: str, d_out: int, config: "PretrainedConfig") -> torch.Tensor | None:
-    """The row of transformers at each position in llama.cpp, (d_out,); None if unchanged."""
+    """The transformers row for each position in llama.cpp, (d_out,); None if unchanged."""
     kind = ".".join(module.split(".")[-2:])
     if config.model_type != "llama" or kind not in HEADED:
         return None
@@ -83,7 +83,7 @@ def write_config(writer: gguf.GGUFWriter, config: "PretrainedConfig") -> None:
 
 
 def rope_factors(model: "PreTrainedModel") -> torch.Tensor | None:
-    """Llama 3.1's divisors of the plain frequencies, (head_dim / 2,); None for plain ones."""
+    """Llama 3.1's divisors of the rotary frequencies, (head_dim / 2,); None for plain rotary."""
     if _rope(model.config) == "default":
         return None
     used = model.get_decoder().rotary_emb.inv_freq.float().cpu()

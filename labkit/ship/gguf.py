@@ -1,6 +1,6 @@
-"""Models and their LoRA adapters as GGUF, the format of llama.cpp and Ollama.
+"""Write models and their LoRA adapters as GGUF, the format of llama.cpp and Ollama.
 
-What can't be written is a LabError. Files are written under another name, then renamed.
+Anything that can't be written raises LabError. Files are written under another name, then renamed.
 """
 
 import json
@@ -26,7 +26,7 @@ KINDS = {  # kind -> (matrices, embeddings, file type)
     "f16": ("F16", "F16", "MOSTLY_F16"),
     "bf16": ("BF16", "BF16", "MOSTLY_BF16"),
     "q8_0": ("Q8_0", "Q8_0", "MOSTLY_Q8_0"),
-    "q4_0": ("Q4_0", "Q8_0", "MOSTLY_Q4_0"),  # llama.cpp spares embeddings, which 4 bits harm
+    "q4_0": ("Q4_0", "Q8_0", "MOSTLY_Q4_0"),  # as in llama.cpp: 4 bits would harm embeddings
 }
 
 
@@ -36,9 +36,9 @@ def write_model(
     out: str | Path,
     kind: str = "f16",
 ) -> Path:
-    """Write a plain model with tokenizer and chat template as a GGUF of `kind`; the path.
+    """Write a plain model, its tokenizer and chat template as a GGUF of `kind`; returns the path.
 
-    LabError for another family, an unmerged adapter, or what the format can't store.
+    LabError for another family, an unmerged adapter, or anything the format can't store.
     """
     refuse_kind(kind)
     families.refuse_model(model)
@@ -54,7 +54,7 @@ def write_model(
 
 
 def write_adapter(folder: str | Path, config: "PretrainedConfig", out: str | Path) -> Path:
-    """Write PEFT's LoRA in `folder`, of a model with `config`, as a GGUF adapter in fp32; the path.
+    """Write the PEFT LoRA in `folder` as an fp32 GGUF adapter; `config` is the base's config.
 
     LabError for another family, another kind of adapter, or a layer outside the blocks.
     """
@@ -71,8 +71,8 @@ def write_adapter(folder: str | Path, config: "PretrainedConfig", out: str | Pat
             module, _, which = key.removeprefix("base_model.model.").partition(".lora_")
             name = names.get_name(module)
             if name is None or not name.startswith("blk.") or which not in ("A.weight", "B.weight"):
-                why = "it stores only LoRA on a block's layers"
-                raise LabError(f"{key} has no place in a GGUF adapter: {why}")
+                why = "it stores LoRA only on a block's layers"
+                raise LabError(f"{key} can't be stored in a GGUF adapter: {why}")
             if which == "B.weight":
                 tensor = _reordered(module, tensor, config)
             data = tensor.float().contiguous().numpy()
@@ -81,9 +81,9 @@ def write_adapter(folder: str | Path, config: "PretrainedConfig", out: str | Pat
 
 
 def load_(model: "PreTrainedModel", path: str | Path) -> None:
-    """Load the dequantized weights of a GGUF into a model of the same shapes, in its own dtype.
+    """Load a GGUF's dequantized weights into a model of the same shapes, keeping the model's dtype.
 
-    They are what an engine computes with, except for its own rounding. LabError for another model.
+    An engine computes with these weights, apart from its own rounding. LabError for another model.
     """
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(str(path)).tensors}
     names = families.names(model.config)
@@ -101,13 +101,13 @@ def load_(model: "PreTrainedModel", path: str | Path) -> None:
 
 
 def refuse_kind(kind: str) -> None:
-    """LabError for an unknown kind of file."""
+    """Raise a LabError for an unknown kind of file."""
     if kind not in KINDS:
         raise LabError(f"no GGUF kind {kind!r}: choose from {', '.join(KINDS)}")
 
 
 def _alpha(settings: dict[str, Any]) -> float:
-    """The alpha that llama.cpp divides by the rank; LabError unless the adapter is just A and B."""
+    """The alpha that llama.cpp divides by the rank; LabError unless the adapter is only A and B."""
     more = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters")
     more += ("trainable_token_indices", "lora_bias")
     unusual = [name for name in more if settings.get(name)]
@@ -115,19 +115,19 @@ def _alpha(settings: dict[str, Any]) -> float:
     kind = settings.get("peft_type")
     if kind != "LORA" or unusual:
         what = kind if kind != "LORA" else ", ".join(unusual)
-        raise LabError(f"{what} cannot be written as a GGUF adapter: merge it into the model")
+        raise LabError(f"{what} can't be written as a GGUF adapter: merge the adapter instead")
     alpha, r = float(settings["lora_alpha"]), settings["r"]
     return alpha * r**0.5 if settings.get("use_rslora") else alpha
 
 
 def _tensors(model) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in GGUF, weight or bias) of each parameter, in llama.cpp's order of rows."""
+    """Yield each parameter's GGUF name and its weight or bias, in llama.cpp's row order."""
     names = families.names(model.config)
     for full, tensor in model.named_parameters():  # tied embeddings occur once
         module, _, which = full.rpartition(".")
         name = names.get_name(module)
         if name is None or which not in ("weight", "bias"):
-            raise LabError(f"{full} has no place in a GGUF of {model.config.model_type}")
+            raise LabError(f"{full} can't be stored in a GGUF of {model.config.model_type}")
         yield f"{name}.{which}", _reordered(module, tensor.detach(), model.config)
     factors = families.rope_factors(model)
     if factors is not None:
@@ -135,13 +135,13 @@ def _tensors(model) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _reordered(module, tensor, config):
-    """A weight or a B in llama.cpp's order of rows; only q and k of a Llama differ."""
+    """Put a weight or a B in llama.cpp's row order; only a Llama's q and k change."""
     order = families.order(module, len(tensor), config)
     return tensor if order is None else tensor[order]
 
 
 def _add(writer, name, tensor, kind):
-    """Add a tensor: vectors in fp32, matrices whose rows the blocks don't divide in fp16."""
+    """Add a tensor; vectors are fp32, and matrices whose rows don't fill whole blocks are fp16."""
     data = tensor.float().cpu().contiguous().numpy()
     kind = GGMLQuantizationType["F32" if data.ndim == 1 else kind]
     if data.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
@@ -155,7 +155,7 @@ def _add(writer, name, tensor, kind):
 
 @contextmanager
 def _writer(config, out):
-    """A writer whose file gets its name only if the block succeeds."""
+    """A writer whose file gets its final name only if the block succeeds."""
     with whole(Path(out)) as part:
         writer = gguf.GGUFWriter(str(part), config.model_type)
         yield writer

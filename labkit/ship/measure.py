@@ -1,4 +1,4 @@
-"""The cost of a file's rounding: KL from the trained model, and answers that stay right."""
+"""Measure the cost of a file's rounding: KL from the trained model, and exact answers."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,10 +20,10 @@ ROWS, TOKENS = 40, 600  # measured at most
 def rows(
     adapter: Adapter, file: Path | None, tokenizer: "PreTrainedTokenizerBase", ends: set[int]
 ) -> tuple[list[dict], str]:
-    """Rows of `input_ids` and `labels`, and a description of their source.
+    """Choose rows of `input_ids` and `labels`, and describe their source.
 
-    Of the training file they are its held-out rows, or all if another file was held out; of another
-    file all; without a file the few samples in the adapter's folder.
+    From the training file, take its held-out rows, or all rows if another file was held out. From
+    another file, take all rows. Without a file, take the few samples in the adapter's folder.
     """
     settings = adapter.facts.get("settings", {})
     longest = settings.get("max_length", 512)
@@ -33,7 +33,7 @@ def rows(
         data = adapter.facts.get("data", {})
         if read.sha256() == data.get("sha256"):
             if data.get("test_file"):
-                what += f", which were trained on: --data {data['test_file']} has held-out ones"
+                what += f", which were trained on: --data {data['test_file']} has held-out rows"
             else:
                 _, found = split.split(found, settings["held_out"], settings["seed"])
                 what = f"held-out {what}"
@@ -62,7 +62,7 @@ def _shown(adapter):
 
 @torch.no_grad()
 def logits(model: "PreTrainedModel", rows: list[dict], size: int = 8) -> list[torch.Tensor]:
-    """Logits (k, vocab), fp32, at the k learned tokens of each row."""
+    """Logits (k, vocab) in fp32 at the k learned tokens of each row."""
     from labkit.own.trainer import padded_logits
 
     found = []
@@ -83,7 +83,7 @@ def divergence(exact: list[torch.Tensor], other: list[torch.Tensor]) -> float:
 
 
 def share_right(predicted: list[torch.Tensor], rows: list[dict], ends: Iterable[int]) -> float:
-    """The share of rows that greedy decoding answers exactly, up to their end token."""
+    """The share of rows that greedy decoding answers exactly, up to the end token."""
     ends, right = set(ends), 0
     for logits, row in zip(predicted, rows, strict=True):
         wanted = tokens.learned(row["labels"])

@@ -1,4 +1,4 @@
-"""Commands that serve a shipped model in other engines, as text."""
+"""Write the commands that serve a shipped model in other engines."""
 
 import re
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ def modelfile(
     system: str = "",
     tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> str:
-    """A Modelfile for Ollama: a GGUF, maybe a separate adapter, and a system message.
+    """Write a Modelfile for Ollama: a GGUF, optionally a separate adapter, and a system message.
 
-    With a `tokenizer` it has the chat template in Ollama's language, and the system message that
-    the template adds by default. A comment says if Ollama can't reproduce the template.
+    With a `tokenizer`, it includes the chat template in Ollama's language and the template's
+    default system message. A comment says if Ollama can't reproduce the template.
     """
     lines = [f"FROM ./{Path(gguf).name}"]
     lines += [f"ADAPTER ./{Path(adapter).name}"] if adapter else []
@@ -31,12 +31,12 @@ def modelfile(
         lines += [f'TEMPLATE """{found.template()}"""']
         system = system or found.default
     if found and not found.several:
-        lines += ["# a conversation of several turns gives a different text here than in training"]
+        lines += ["# a conversation of several turns is rendered differently here than in training"]
     if tokenizer and not found:
-        lines += ["# its chat template has no equivalent in Ollama's language: use llama.cpp"]
+        lines += ["# the chat template has no equivalent in Ollama's language: use llama.cpp"]
     if _ends_early(system or ""):
-        why = "a line of its system message ends with three quotation marks"
-        lines += [f"# {why}: give it with each request"]
+        why = "a line of the system message ends with three quotation marks"
+        lines += [f"# {why}: send the message with each request"]
     elif system:
         lines += [f'SYSTEM """{system}"""']
     if tokenizer and tokenizer.eos_token:
@@ -45,25 +45,25 @@ def modelfile(
 
 
 def _ends_early(text):
-    """Whether Ollama would end the text early: at a line that ends with three quotation marks."""
+    """Whether Ollama would end the text early, at a line that ends with three quotation marks."""
     return any(line.rstrip().endswith('"""') for line in re.split("[\r\n]", text)[:-1])
 
 
 def llama_server(gguf: str | Path, adapters: Mapping[str, str | Path]) -> str:
-    """The command of llama.cpp's server with a base and adapters, which start switched off.
+    """The command for llama.cpp's server with a base and adapters, which start switched off.
 
-    Two versions of 2026 may leave them on (ggml-org/llama.cpp issue 28674). A request is safe if it
-    names every adapter with its scale, as those of `server.choosing` do.
+    Two versions from 2026 may leave adapters on (ggml-org/llama.cpp issue 28674). A request is safe
+    if it gives every adapter's scale, as the requests from `server.choosing` do.
     """
     parts = [f"llama-server -m {gguf} --jinja"]
-    # its prompt cache ignores adapters (ggml-org/llama.cpp issue 26207)
+    # the prompt cache ignores adapters (ggml-org/llama.cpp issue 26207)
     parts += ["--lora-init-without-apply", "--no-cache-prompt"] if adapters else []
     parts += ["--lora " + ",".join(map(str, adapters.values()))] if adapters else []
     return " \\\n    ".join(parts)
 
 
 def vllm(base: str, adapters: Mapping[str, str | Path], rank: int, template: str = "") -> str:
-    """The command of vLLM with PEFT's folders as models; `template` is a file with another one."""
+    """The command for vLLM with PEFT folders as models; `template` is a chat template file."""
     allowed = next((n for n in RANKS if n >= rank), rank)
     modules = " ".join(f"{name}={path}" for name, path in adapters.items())
     parts = [f"vllm serve {base} --enable-lora --max-lora-rank {allowed}"]
@@ -73,5 +73,5 @@ def vllm(base: str, adapters: Mapping[str, str | Path], rank: int, template: str
 
 
 def transformers(folder: str | Path) -> str:
-    """The command of transformers' server with a plain model."""
+    """The command for transformers' server with a plain model."""
     return f"transformers serve {folder}"

@@ -1,7 +1,7 @@
-"""llama.cpp on this machine: one base as GGUF, adapters beside it, asked by OpenAI's clients.
+"""Run llama.cpp on this machine: a GGUF base with separate adapters, for OpenAI clients.
 
-The engine is the package `xllamacpp`, which has llama.cpp's own server inside. It runs in a process
-of its own, listens on 127.0.0.1 alone, and ends with the block, or with the process that began it.
+The engine is the package `xllamacpp`, which contains llama.cpp's own server. It runs in a separate
+process, listens only on 127.0.0.1, and ends with the block or with the process that started it.
 """
 
 import json
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 NEEDS = ("openai", "xllamacpp")
 INSTALL = "pip install 'lora-labs[serve]'"
-READY = "listening on "  # what the child says once it answers
+READY = "listening on "  # what the child process prints once it can answer
 
 
 def missing() -> list[str]:
-    """The packages of the extra `serve` that this needs and that are not installed."""
+    """The packages from the extra `serve` that are needed but not installed."""
     return [name for name in NEEDS if not find_spec(name)]
 
 
@@ -42,9 +42,9 @@ def llama_cpp(
 ) -> Iterator[str]:
     """Serve a GGUF while the block runs; yields the base URL for clients, which ends in /v1.
 
-    `slots` requests run at once, each with room for `context` tokens, on as many threads as
-    OMP_NUM_THREADS says. Adapters are off unless a request asks: see `choosing`. LabError when a
-    package or a file is missing, or when the server does not answer within `seconds`.
+    `slots` requests run at once, each with room for `context` tokens, on OMP_NUM_THREADS threads.
+    Adapters are off unless a request switches them on: see `choosing`. LabError if a package or a
+    file is missing, or if the server does not answer within `seconds`.
     """
     if "xllamacpp" in missing():
         raise LabError(f"xllamacpp is missing: {INSTALL}")
@@ -69,12 +69,12 @@ def llama_cpp(
 
 
 def choosing(names: Sequence[str], name: str | None) -> Mapping:
-    """The `extra_body` of a request that wants adapter `name` of the server's `names`, or none.
+    """The `extra_body` of a request for adapter `name` of the server's `names`, or for none.
 
-    llama.cpp numbers its adapters and takes no notice of a number that it doesn't have; so a name
-    that isn't there is a LabError here, before anything is sent. Each prompt is read anew, since
-    what it keeps of earlier ones was found to be looked up by tokens, whatever adapter had made it
-    (ggml-org/llama.cpp issue 26207).
+    llama.cpp numbers its adapters and ignores unknown numbers, so an unknown name raises LabError
+    here, before anything is sent. Each prompt is processed anew, since llama.cpp was found to look
+    up its prompt cache by tokens, whatever adapter had filled the cache (ggml-org/llama.cpp issue
+    26207).
     """
     if name is not None and name not in names:
         raise LabError(f"no adapter {name!r}: the server has {', '.join(names) or 'none'}")
@@ -85,7 +85,7 @@ def choosing(names: Sequence[str], name: str | None) -> Mapping:
 def ask(
     client: "OpenAI", messages: list[dict], max_tokens: int, extra: Mapping | None = None
 ) -> str:
-    """The server's greedy answer to `messages`, a text; a last answer among them is taken off."""
+    """Return the server's greedy answer to `messages` as text; a final answer there is dropped."""
     asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
     how = {"model": "gguf", "max_tokens": max_tokens, "temperature": 0, "extra_body": extra}
     return client.chat.completions.create(messages=asked, **how).choices[0].message.content.strip()
@@ -98,7 +98,7 @@ def ask_all(
     extras: Sequence[Mapping | None],
     at_once: int = 4,
 ) -> list[str]:
-    """`ask` for each conversation with its own `extra`, some at once; answers in their order."""
+    """Call `ask` on each conversation with its own `extra`, `at_once` at a time, in order."""
     with ThreadPoolExecutor(at_once) as pool:
         jobs = [
             pool.submit(ask, client, messages, max_tokens, extra)
@@ -108,9 +108,9 @@ def ask_all(
 
 
 def prompt_ids(address: str, messages: list[dict]) -> list[int]:
-    """The ids that the server at `address` makes of a conversation, up to where its answer begins.
+    """The token ids that the server at `address` gives a conversation, up to its answer.
 
-    Compare them with those of training before you compare answers.
+    Compare these ids with the training ids before you compare answers.
     """
     asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
     text = _post(address, "/apply-template", {"messages": asked})["prompt"]
@@ -119,7 +119,7 @@ def prompt_ids(address: str, messages: list[dict]) -> list[int]:
 
 
 def _post(address, path, body):
-    """What llama.cpp's own routes answer, beside those of OpenAI's protocol."""
+    """Call one of llama.cpp's own routes, which OpenAI's protocol lacks."""
     data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
     request = urllib.request.Request(address.removesuffix("/v1") + path, data, kind)
     with urllib.request.urlopen(request, timeout=300) as answer:
@@ -127,7 +127,7 @@ def _post(address, path, body):
 
 
 def _address(child, seconds):
-    """What the child says once it listens; LabError when it ends before, or takes too long."""
+    """Wait for the child's address; LabError if the child ends first or takes too long."""
     timer = threading.Timer(seconds, child.kill)
     timer.start()
     try:
@@ -151,16 +151,16 @@ def _stop(child):
 
 
 def _serve(order):
-    """The child: start llama.cpp, say where, and stay until the input ends."""
+    """Run in the child: start llama.cpp, print the address, and wait until the input ends."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = order["model"]
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.n_parallel, params.n_ctx = order["slots"], order["slots"] * order["context"]
-    params.cpuparams.poll = params.cpuparams_batch.poll = 0  # threads that wait leave the CPU alone
+    params.cpuparams.poll = params.cpuparams_batch.poll = 0  # waiting threads use no CPU
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdecimal() and int(threads):  # as torch does; else as many as there are cores
+    if threads.isdecimal() and int(threads):  # as in torch; default: one per core
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
     params.use_jinja, params.ui, params.verbosity = True, False, 0
     adapters = []
@@ -172,7 +172,7 @@ def _serve(order):
     server = xllamacpp.Server(params)
     print(READY + server.listening_address, flush=True)
     sys.stdin.read()
-    os._exit(0)  # its threads would go on
+    os._exit(0)  # its threads would keep running
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`ship`: turn an adapter's folder into files for other engines, and measure their costs."""
+"""Turn an adapter's folder into files for other engines, and measure their costs."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ PLAIN = "merged"  # the folder of the plain model
 
 
 def ship(asked: Asked) -> dict:
-    """Fill the folder `asked.out`, and return its facts; LabError for what can't be written."""
+    """Fill the folder `asked.out` and return its facts; LabError if something can't be written."""
     for kind in asked.kinds:
         gguf.refuse_kind(kind)
     adapter = adapters.read(asked.folder)
@@ -27,7 +27,7 @@ def ship(asked: Asked) -> dict:
     key = _key(asked, adapter, base)
     done = stages.finished(asked.out, key, stages.SHIPPED)
     if done:
-        say(f"{asked.out} is already done: the same files of the same adapter")
+        say(f"{asked.out} is already done: it has these files of this adapter")
         return done
     from labkit.training import models
 
@@ -54,7 +54,7 @@ def _key(asked, adapter, base):
 
 
 def _refuse_early(asked, base):
-    """LabError for a family without GGUF, before its weights are read."""
+    """Raise a LabError for a family without GGUF before the weights are read."""
     from transformers import AutoConfig
 
     try:
@@ -89,7 +89,7 @@ def _write(into, asked, parts, facts):
 
 
 def _trained(parts):
-    """Logits of the trained model: the adapter unmerged, on a base as in training."""
+    """Compute logits of the trained model: the unmerged adapter on the base as in training."""
     if not parts.rows:
         return []
     from labkit.training import arguments, models
@@ -101,7 +101,7 @@ def _trained(parts):
 
 
 def _apart(into, asked, parts, model, facts):
-    """The adapter as a file, and the base if requested; a note if the adapter can't be written."""
+    """Write the adapter, and the base if requested; add a note if the adapter can't be written."""
     if not (asked.kinds or asked.apart):
         return []
     files, name = [], f"{asked.folder.resolve().name}-lora.gguf"
@@ -120,7 +120,7 @@ def _apart(into, asked, parts, model, facts):
 
 
 def _plain(into, model, parts):
-    """The merged model as a folder, in the dtype of its base, to which `model` is rounded."""
+    """Write the merged model as a folder in its base's dtype, and round `model` to that dtype."""
     from transformers import AutoConfig
 
     dtype = AutoConfig.from_pretrained(parts.base).dtype or torch.float32
@@ -138,7 +138,7 @@ def _cast_(model, dtype):
 
 
 def _measured(into, files, model, parts, exact):
-    """The rows of the table with KL and score; loads each merged file into `model`."""
+    """Add KL and score to the table's rows; loads each merged file into `model`."""
     first = {"file": "", "what": "as trained", "kind": "", "kl": 0.0}
     found = [first | {"right": measure.share_right(exact, parts.rows, parts.ends)}]
     for row in reversed(files):  # the plain model first: its weights are still loaded

@@ -1,8 +1,8 @@
-"""A chat template for Ollama: the text before and after each message.
+"""Derive a chat template for Ollama: the text before and after each message.
 
-Ollama does not run the template inside a GGUF. It compares it with the ones it knows, and omits all
-markers if none is close. So the Modelfile spells them out, read off the tokenizer's output; `turns`
-returns them only if they reproduce the same question.
+Ollama does not run the template inside a GGUF. It compares the template with those it knows and
+omits all markers if none is close. The Modelfile therefore spells out the markers, taken from the
+tokenizer's output. `turns` returns them only if they reproduce the same question.
 """
 
 from dataclasses import dataclass, replace
@@ -13,13 +13,13 @@ from labkit.ship.vocabulary import begins
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MESSAGES = ("Sx7", "Ux7", "Ax7", "Vx7")  # a system message, a user's, an answer, a user's
+MESSAGES = ("Sx7", "Ux7", "Ax7", "Vx7")  # system, user, answer, user
 ROLES = ("system", "user", "assistant", "user")
 
 
 @dataclass(frozen=True)
 class Turns:
-    """The template's text around messages; `default` is the system message if none is given."""
+    """The template's text around messages; `default` is its default system message."""
 
     before_system: str
     after_system: str
@@ -38,7 +38,7 @@ class Turns:
         )
 
     def text(self, messages: list[dict]) -> str:
-        """What Ollama makes of messages with this template, up to where the answer begins."""
+        """Render messages as Ollama would with this template, up to the start of the answer."""
         if self.default and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.default}, *messages]
         around = {
@@ -50,9 +50,9 @@ class Turns:
 
 
 def turns(tokenizer: "PreTrainedTokenizerBase") -> Turns | None:
-    """The text of `tokenizer`'s template around messages; None if Ollama can't write the same.
+    """The text of `tokenizer`'s template around messages; None if Ollama can't reproduce it.
 
-    One question has to match exactly. If longer conversations don't, `several` is False.
+    A single question must match exactly. If longer conversations don't match, `several` is False.
     """
     try:
         found = _read(tokenizer)
@@ -72,7 +72,7 @@ def _conversations():
 
 
 def _text(tokenizer, messages):
-    """The template's output, without the first token if the engine adds it."""
+    """The template's output, without the BOS token if the engine adds one."""
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return text.removeprefix(tokenizer.bos_token) if begins(tokenizer) else text
 

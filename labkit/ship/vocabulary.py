@@ -1,4 +1,4 @@
-"""A tokenizer in a GGUF: byte-level BPE, its special tokens, and the chat template."""
+"""Write a tokenizer into a GGUF: byte-level BPE, special tokens and the chat template."""
 
 import json
 from typing import TYPE_CHECKING
@@ -23,9 +23,9 @@ RULES = {"llama-bpe": CUT % "{1,3}", "qwen2": CUT % ""}
 def write(
     writer: gguf.GGUFWriter, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel"
 ) -> None:
-    """Write the vocabulary, its merges, the special tokens, and the chat template.
+    """Write the vocabulary, merges, special tokens and chat template.
 
-    LabError for a tokenizer for which llama.cpp needs another rule.
+    LabError if llama.cpp needs another rule for this tokenizer.
     """
     data = json.loads(tokenizer.backend_tokenizer.to_str())
     normalizer = (data["normalizer"] or {}).get("type")
@@ -46,7 +46,7 @@ def write(
         token = getattr(tokenizer, f"{name}_token_id")
         if token is not None:
             getattr(writer, f"add_{name}_token_id")(token)
-    for token in _other_ends(model, tokenizer)[:1]:  # the format has room for one more
+    for token in _other_ends(model, tokenizer)[:1]:  # the format has room for one more end token
         writer.add_eot_token_id(token)
     writer.add_add_bos_token(begins(tokenizer))
     if tokenizer.chat_template:
@@ -54,7 +54,7 @@ def write(
 
 
 def begins(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the tokenizer adds its first token to a text itself."""
+    """Whether the tokenizer itself adds its BOS token to a text."""
     return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
@@ -68,14 +68,14 @@ def _types(data, words, size):
 
 
 def _other_ends(model, tokenizer):
-    """The tokens at which the model stops, except the tokenizer's own end token."""
+    """The model's stop tokens, except the tokenizer's own end token."""
     stops = model.generation_config.eos_token_id if model.generation_config else None
     stops = stops if isinstance(stops, list) else [stops]
     return [token for token in stops if token not in (None, tokenizer.eos_token_id)]
 
 
 def _splitting(rule):
-    """llama.cpp's name for how a tokenizer splits text into words, before BPE."""
+    """llama.cpp's name for the way a tokenizer splits text into words before BPE."""
     parts = rule["pretokenizers"] if rule and rule["type"] == "Sequence" else [rule or {}]
     parts = [{k: v for k, v in part.items() if k != "trim_offsets"} for part in parts]
     if parts == [BYTES]:

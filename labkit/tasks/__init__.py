@@ -7,21 +7,21 @@ from labkit.errors import LabError
 
 NAMES = ("home", "chat", "tickets")
 SPLITS = ("train", "test")
-REPAIRS = Path(__file__).with_name("repairs.jsonl")  # lab 7's file, with faults on purpose
+REPAIRS = Path(__file__).with_name("repairs.jsonl")  # lab 7's file, with deliberate faults
 
 
 class UnknownName(LabError, ValueError):
     """An unknown task, split, source or check; the message lists the known ones."""
 
     def __init__(self, what, given, known):
-        super().__init__(f"no {what} {given!r}: there is {', '.join(known)}")
+        super().__init__(f"no {what} {given!r}: choose from {', '.join(known)}")
 
 
 def load(name, split="train", **options):
-    """Split of a task as a `datasets.Dataset` with a `messages` column.
+    """Load a task's split as a `datasets.Dataset` with a `messages` column.
 
     Options: `home`: full=False, seed=0. `chat`: source="bundled" or "no_robots". `tickets`: groups,
-    all of `tickets.GROUPS` or some.
+    a subset of `tickets.GROUPS` (default: all).
     """
     for what, given, known in (("task", name, NAMES), ("split", split, SPLITS)):
         if given not in known:
@@ -33,7 +33,7 @@ def load(name, split="train", **options):
 
 
 def draw(name, split="train", n=60, seed=1, **options):
-    """`n` rows of a split in random order, the same ones for a seed; a few in a rehearsal."""
+    """Draw `n` random rows of a split, always the same for a seed; a few in a rehearsal."""
     from labkit.training.hardware import rehearsed
 
     rows = load(name, split, **options)

@@ -19,15 +19,15 @@ WORD = re.compile(r"\w[\w'\u2019-]*")
 
 
 class NoDownload(LabError, RuntimeError):
-    """The data set could not be downloaded."""
+    """The dataset could not be downloaded."""
 
     def __init__(self, split, reason):
-        offline = f"the bundled set works offline: load('chat', {split!r})"
+        offline = f"the bundled data works offline: load('chat', {split!r})"
         super().__init__(f"could not download {NO_ROBOTS} ({reason}); {offline}")
 
 
 def rows(split="train", source="bundled"):
-    """Rows of one split as dicts: `messages`, `category`, `check` ("" if there is none)."""
+    """Return a split's rows as dicts: `messages`, `category`, `check` ("" if there is none)."""
     if source == "no_robots":
         return _no_robots(split)
     if source != "bundled":
@@ -41,10 +41,10 @@ def rows(split="train", source="bundled"):
 
 
 def pairs():
-    """Pairs of answers to training instructions, as a `datasets.Dataset` for DPO.
+    """Load pairs of answers to training instructions as a `datasets.Dataset` for DPO.
 
     `prompt`, `chosen` and `rejected` are lists of messages, as in TRL. The chosen answer follows
-    `check`, the rejected one does not.
+    `check`; the rejected answer does not.
     """
     import datasets
 
@@ -104,7 +104,7 @@ def _parsed(text):
 
 
 def _is_python(text):
-    """Whether it parses, and is more than a bare word."""
+    """Whether the text parses as Python and is more than a bare word."""
     try:
         body = ast.parse(_unfenced(text)).body
     except (SyntaxError, ValueError):

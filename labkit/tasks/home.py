@@ -1,7 +1,7 @@
-"""Task `home`: spoken smart-home commands and their JSON, from home-assistant-intents' templates.
+"""Task `home`: spoken smart-home commands and their JSON, from home-assistant-intents templates.
 
-A command is one reading of a sentence template with its slots filled. Templates, readings and open
-values (names, rooms, items, numbers, colors) of the test split do not occur in training.
+A command is one reading of a sentence template with its slots filled. The test split's templates,
+readings and open values (names, rooms, items, numbers, colors) do not occur in training.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ EVERYDAY = (
 SYSTEM = "Home intent as JSON."
 ROWS = {"train": 200, "test": 30}  # at most, per intent
 TRIES = 40  # per wanted row
-HELD_OUT = 4  # a fourth of templates and open values is for the test split
+HELD_OUT = 4  # a quarter of templates and open values is for the test split
 SLOT = re.compile(r"\{(\w+?)(?:__(\w+))?\}")  # {list} or {list__slot}
 ODD = re.compile(r"\b(\w+) \1\b|.{81}")  # "are the lights on on the first floor", or too long
 WORDS = resources.files(__package__) / "home_words.toml"
@@ -43,7 +43,7 @@ PACKAGES = ("home-assistant-intents", "hassil")
 
 @dataclass(frozen=True)
 class Template:
-    """A sentence template: its text in the package, its readings, fixed slots and domains."""
+    """A sentence template: its text in the package, readings, fixed slots and domains."""
 
     intent: str
     source: str
@@ -52,22 +52,22 @@ class Template:
     domains: list  # "light", "fan", …: kinds of {name}
 
     def slots(self):
-        """(list, slot) pairs left open by the readings."""
+        """The (list, slot) pairs that the readings leave open."""
         return [(name, slot or name) for name, slot in SLOT.findall(self.readings[0])]
 
     def shape(self):
-        """The kind of answer: lists with their slots, fixed slots, domains."""
+        """The kind of answer: lists with their slots, fixed slots and domains."""
         return (*sorted(self.slots()), *sorted(self.fixed.items()), *self.domains)
 
     def pools(self):
-        """The names of its word pools."""
+        """The names of the template's word pools."""
         named = [f"name.{domain}" for domain in self.domains] or ["name"]
         lists = dict.fromkeys(name for name, _ in self.slots())
         return [pool for name in lists for pool in (named if name == "name" else [name])]
 
 
 def rows(split="train", full=False, seed=0):
-    """Rows of one split as dicts; built on first use, then read from the cache."""
+    """Return a split's rows as dicts; built on first use, then read from the cache."""
     from labkit.download import cache_dir
 
     kind = "full" if full else "everyday"
@@ -80,7 +80,7 @@ def rows(split="train", full=False, seed=0):
 
 
 def build(full=False, seed=0):
-    """Both splits as JSONL text, the same on every machine for a seed and package version."""
+    """Build both splits as JSONL text, the same on all machines for a seed and package version."""
     rng = random.Random(seed)
     words = tomllib.loads(WORDS.read_text(encoding="utf-8"))
     package = json.loads(TEMPLATES.read_text(encoding="utf-8"))
@@ -105,7 +105,7 @@ def _inputs():
 
 
 def _pools(words, lists, rng):
-    """Pool -> split -> [(spoken, value)]; the key is "closed" if both splits share it."""
+    """Map pool -> split -> [(spoken, value)]; the split is "closed" for pools shared by both."""
     open_pools = {name: [(text, text) for text in texts] for name, texts in words["lists"].items()}
     for domain, names in words["names"].items():
         open_pools[f"name.{domain}"] = [(text, text) for text in names]
@@ -155,10 +155,10 @@ def _readings(text, rules):
 
 
 def _split(templates, pools, rng):
-    """Split -> shape -> templates; a held-out template leaves others of its shape in training.
+    """Map split -> shape -> templates; every shape in the test split also occurs in training.
 
-    So the test has new words, but no new kind of answer. A shape without open values is only for
-    training, since nothing in it could be unseen.
+    The test split thus has new words but no new kind of answer. A shape without open values is only
+    for training, since none of its words could be unseen.
     """
     groups, halves = {}, {"train": {}, "test": {}}
     for template in templates:
@@ -175,7 +175,7 @@ def _split(templates, pools, rng):
 
 
 def _draw(groups, split, pools, known, texts, rng):
-    """Up to ROWS[split] rows of one intent, without repeated texts and readings in `known`."""
+    """Draw up to ROWS[split] rows of one intent, without repeated texts or readings in `known`."""
     shapes, drawn = list(groups), []
     weights = [math.sqrt(len(g)) / max(2, len(g[0].slots())) for g in groups.values()]
     for _ in range(TRIES * ROWS[split] if shapes else 0):
@@ -205,7 +205,7 @@ def _fill(template, reading, split, pools, rng):
 
 
 def _row(template, split, text, slots):
-    """One example; the answer is compact JSON, the intent first and then the slots by name."""
+    """Make one row; its answer is compact JSON with the intent first, then slots by name."""
     answer = {"intent": template.intent} | dict(sorted(slots.items()))
     answer = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
     turns = (("system", SYSTEM), ("user", text), ("assistant", answer))

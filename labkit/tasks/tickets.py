@@ -1,4 +1,4 @@
-"""Task `tickets`: what a customer of a smart-home shop wants, as one of 48 categories."""
+"""Task `tickets`: classify what a smart-home shop's customer wants into 48 categories."""
 
 import json
 from importlib import resources
@@ -7,7 +7,7 @@ from statistics import fmean
 from labkit.tasks import UnknownName
 
 FILE = resources.files(__package__) / "tickets.jsonl"
-SYSTEM = "Support desk."  # without one, SmolLM2's chat template adds a longer one
+SYSTEM = "Support desk."  # by default, SmolLM2's chat template adds a longer system message
 QUESTION = "Category of this ticket?"
 OTHER = "other"  # for answers without a category
 # group -> its categories, easily confused with each other
@@ -77,7 +77,7 @@ GROUP_OF = {category: group for group, categories in GROUPS.items() for category
 
 
 def rows(split="train", groups=tuple(GROUPS)):
-    """Rows of one split as dicts: `messages category group style text`."""
+    """Return a split's rows as dicts: `messages category group style text`."""
     for group in groups:
         if group not in GROUPS:
             raise UnknownName("group", group, GROUPS)
@@ -90,13 +90,13 @@ def rows(split="train", groups=tuple(GROUPS)):
 
 
 def zero_shot(text, categories=CATEGORIES):
-    """Messages for a model that was not trained on the task: they list the categories."""
+    """Messages that list the categories, for a model not trained on the task."""
     task = f"Choose the category of this ticket from: {', '.join(categories)}."
     return _asked(f"{task}\nAnswer with the category only.\n\nTicket: {text}")
 
 
 def hits(predictions, rows):
-    """Whether each answer names its row's category; case and outer blanks don't count."""
+    """Whether each answer names its row's category, ignoring case and outer whitespace."""
     pairs = zip(predictions, rows, strict=True)
     return [_named(answer) == row["category"] for answer, row in pairs]
 

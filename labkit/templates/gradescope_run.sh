@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Gradescope runs this for each submission: submission/ in, results/results.json out.
+# Gradescope runs this for each submission. It reads submission/ and writes results/results.json.
 set -euo pipefail
 cd "${AUTOGRADER:-/autograder}"
 options=()

@@ -1,4 +1,4 @@
-// Sort a table by the column whose heading was clicked, or chosen by keyboard; again: reversed.
+// Sort a table by the column heading that is clicked or chosen by keyboard; again to reverse.
 document.querySelectorAll("table.sortable th").forEach((th) => {
   th.tabIndex = 0;
   th.addEventListener("keydown", (event) => {

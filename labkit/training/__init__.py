@@ -1,1 +1,1 @@
-"""Training in a learner's notebook: load a model, train it, let it answer, score it."""
+"""Train in a learner's notebook: load a model, train it, let it answer, score it."""

@@ -1,4 +1,4 @@
-"""How a training on this machine is configured: adapter, batch size, a 4-bit base."""
+"""Configure a training run on this machine: adapter, batch size, 4-bit base."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ def arguments(
     max_length: int = 512,
     folder: str = "build/train",
 ) -> SFTConfig:
-    """An SFTConfig whose batch is split over processes and accumulated steps.
+    """Make an SFTConfig that splits the batch over processes and accumulation steps.
 
     `asked` has a method, a batch (rows per step, over all processes), a learning_rate and a seed.
     LabError if the processes cannot share the batch evenly.
     """
     share, rest = divmod(asked.batch, n_processes)
     if rest:
-        why = f"is not to be shared by {n_processes} processes"
+        why = f"can't be split evenly over {n_processes} processes"
         raise LabError(f"a batch of {asked.batch} rows {why}")
     try:
         micro = hardware.micro_batch(name, asked.method, share, n_processes, max_length)
@@ -44,13 +44,13 @@ def arguments(
 
 
 def lora(rank: int, alpha: float, **switches) -> LoraConfig:
-    """A LoraConfig on all linear layers; `switches` are PEFT's own."""
+    """Make a LoraConfig for all linear layers; `switches` are further LoraConfig arguments."""
     how = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"} | switches
     return LoraConfig(r=rank, lora_alpha=alpha, **how)
 
 
 def in_4_bits() -> dict:
-    """`from_pretrained`'s arguments for a 4-bit base on this process's device."""
+    """Arguments of `from_pretrained` for a 4-bit base on this process's device."""
     from labkit.memory.adapted import in_4_bits
     from labkit.memory.settings import Settings
 

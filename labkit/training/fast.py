@@ -1,20 +1,20 @@
-"""A training step's layers and loss in fewer passes over memory, with the same gradients.
+"""Run a training step's layers and loss in fewer memory passes, with the same gradients.
 
-On a CPU with fast bf16, matrix products take less than half of a LoRA step. The rest reads and
-writes activations `(n, d)`, often in fp32, in thousands of calls. This module does four things with
-fewer:
+On a CPU with fast bf16, matrix products take less than half of a LoRA step. The rest of the step
+reads and writes activations `(n, d)`, often in fp32, in thousands of calls. This module computes
+four operations with fewer calls:
 
 - Adapters. PEFT casts the input to A's fp32, multiplies by A, B and the scaling, adds, and casts
   back: six passes over `(n, d_out)`. Here A and s B are rounded once to the input's precision, and
-  the second product adds as it multiplies. Weights, gradients and optimizer stay in fp32.
+  the second product also does the addition. Weights, gradients and optimizer stay in fp32.
 - RMSNorm. Autograd stores and differentiates each of its six operations. If the weight is frozen,
-  the input and one number per row are enough, and the gradient has a closed form.
+  the input and one scalar per row are enough, and the gradient has a closed form.
 - Rotary positions. The gradient of a rotation is the inverse rotation, without copies of halves.
-- The loss. Logits `(k, vocab)` are the largest tensors of a step, four of them in fp32. With a
-  frozen head, the gradient is known at once: softmax minus one-hot, times the head, for some rows
-  at a time. Only `(k, d)` is stored.
+- The loss. Logits `(k, vocab)` are a step's largest tensors, four of them in fp32. With a frozen
+  head, the forward pass can compute the gradient (softmax minus one-hot, times the head) for some
+  rows at a time. Only `(k, d)` is stored.
 
-`dropouts` is separate: it draws other numbers than torch, which would change a study's tables.
+`dropouts` is separate: its random numbers differ from torch's, which would change studies' tables.
 
 Other layers (a trained norm, DoRA, several adapters) run their own code.
 """
@@ -36,7 +36,7 @@ ROWS = 64  # of logits at a time: 64 x 49,152 in fp32 are 12 MiB
 
 @contextmanager
 def layers(model: nn.Module, fixed: bool = False) -> Iterator[None]:
-    """Use this module's layers while the block runs; `fixed` adapters are rounded only once."""
+    """Use this module's layers while the block runs; if `fixed`, adapters are rounded only once."""
     turns = _rotaries(model)
     before = {name: sys.modules[name].apply_rotary_pos_emb for name in turns}
     with _replaced(_forwards(model, fixed)):
@@ -51,7 +51,7 @@ def layers(model: nn.Module, fixed: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _replaced(forwards):
-    """Use these forwards while the block runs; the modules must have only their class's own."""
+    """Use these forwards while the block runs; no module may have a replaced forward already."""
     for module, forward in forwards.items():
         module.forward = forward
     try:
@@ -75,7 +75,7 @@ def _forwards(model, fixed):
 
 
 def _rotaries(model):
-    """Names of the Python modules whose `apply_rotary_pos_emb` computes what `rotated` does."""
+    """Names of the Python modules whose `apply_rotary_pos_emb` computes the same as `rotated`."""
     names = {type(module).__module__ for module in model.modules()}
     return {
         n for n in names if _turns_halves(getattr(sys.modules[n], "apply_rotary_pos_emb", None))
@@ -85,9 +85,9 @@ def _rotaries(model):
 def adapted(
     layer: lora.LoraLayer, plain: Callable, factors: Callable, x: torch.Tensor, **options
 ) -> torch.Tensor:
-    """The output `(…, d_out)` of a LoRA layer; from `plain`, its own forward, if not plain LoRA.
+    """Compute a LoRA layer's output `(…, d_out)`, by its own forward `plain` if not plain LoRA.
 
-    Not plain: no or several adapters, a merged one, a bias, DoRA, adapters by row (`options`).
+    Not plain LoRA: no adapter, several, a merged one, a bias, DoRA, per-row adapters (`options`).
     """
     name = _only_adapter(layer)
     if options or name is None:
@@ -103,7 +103,7 @@ def _is_4bit(module):
 
 
 def _factors(layer, name, dtype):
-    """A `(r, d_in)` and s B, transposed `(r, d_out)`, in `dtype`."""
+    """A `(r, d_in)` and the transpose of s B `(r, d_out)`, in `dtype`."""
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     return a.to(dtype), (b * layer.scaling[name]).to(dtype).t()
 
@@ -119,7 +119,7 @@ def _only_adapter(layer):
 
 @contextmanager
 def dropouts(model: nn.Module) -> Iterator[None]:
-    """Draw the dropout of `model` on a CPU with `dropped` while the block runs."""
+    """On a CPU, use `dropped` for the model's dropout while the block runs."""
     found = [m for m in model.modules() if type(m) is nn.Dropout and "forward" not in vars(m)]
     with _replaced({module: partial(_dropped, module) for module in found}):
         yield
@@ -132,9 +132,9 @@ def _dropped(dropout, x):
 
 
 def dropped(x: torch.Tensor, p: float) -> torch.Tensor:
-    """Dropout of `x` with 16 random bits per number, so p is rounded to a multiple of 1/65,536.
+    """Apply dropout to `x` with 16 random bits per element, rounding p to a multiple of 1/65,536.
 
-    torch draws one float after another: 5 ns each, 80 million times in a step of 16 rows.
+    torch draws one float at a time: 5 ns each, 80 million times in a step of 16 rows.
     """
     if p == 1:
         return x * 0
@@ -144,14 +144,14 @@ def dropped(x: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def normed(norm: nn.Module, plain: Callable, x: torch.Tensor) -> torch.Tensor:
-    """RMSNorm of `(…, d)`; by `plain`, its own forward, if its weight is trained."""
+    """Apply RMSNorm to `(…, d)`, by its own forward `plain` if its weight is trained."""
     if norm.weight.requires_grad or norm.weight.dtype != x.dtype:
         return plain(x)
     return _Norm.apply(x, norm.weight, norm.variance_epsilon)
 
 
 class _Norm(torch.autograd.Function):
-    """y = w x / rms(x), of a frozen w. With g = w dy, dx = (g - x mean(g x) / rms^2) / rms."""
+    """y = w x / rms(x) for a frozen w. With g = w dy, dx = (g - x mean(g x) / rms^2) / rms."""
 
     @staticmethod
     def forward(ctx, x, weight, eps):
@@ -172,7 +172,7 @@ class _Norm(torch.autograd.Function):
 
 @cache
 def _is_rms_norm(kind):
-    """Whether modules of a class compute what `_Norm` does, tested once on a small one."""
+    """Whether a class's modules compute the same as `_Norm`, tested once on a small example."""
     if not kind.__name__.endswith("RMSNorm"):
         return False
     x = torch.linspace(-2, 3, 8)
@@ -193,7 +193,7 @@ def rotated(
 
 
 class _Rotate(torch.autograd.Function):
-    """Rotates each pair (x_i, x_(i + d/2)) by its angle; backward rotates by minus the angle."""
+    """Rotate each pair (x_i, x_(i + d/2)) by its angle; backward rotates by minus the angle."""
 
     @staticmethod
     def forward(ctx, x, cos, sin):
@@ -217,7 +217,7 @@ def _turn(x, cos, sin):
 
 @cache
 def _turns_halves(rotary):
-    """Whether `apply_rotary_pos_emb` equals `rotated`: some pair neighbors, or rotate half of d."""
+    """Whether `rotary` equals `rotated`; other models pair neighbors, or rotate half of d."""
     if rotary is None:
         return False
     q, angles = torch.linspace(-2, 3, 24).view(1, 1, 3, 8), torch.linspace(0, 3, 12).view(1, 3, 4)
@@ -230,9 +230,9 @@ def _turns_halves(rotary):
 
 
 def summed_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy (nats) of `head(hidden)`, `(k, d)`, at `targets` `(k,)`, summed, in fp32.
+    """Sum the cross-entropy (nats, fp32) of `head(hidden)` at `targets` `(k,)`; hidden is `(k, d)`.
 
-    A head that is trained, adapted or has a bias takes torch's path.
+    If the head is trained, adapted or has a bias, torch computes the loss.
     """
     if not is_fixed(head):
         return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
@@ -243,7 +243,7 @@ def summed_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) ->
 
 
 def is_fixed(head: nn.Module) -> bool:
-    """Whether a head is a plain, frozen linear layer without bias."""
+    """Whether a head is a plain, frozen linear layer without a bias."""
     return type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
 
 

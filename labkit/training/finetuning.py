@@ -1,4 +1,4 @@
-"""`finetune`: TRL's trainer with a live loss curve and results cached by configuration."""
+"""Fine-tune with TRL's trainer, a live loss curve, and results cached by configuration."""
 
 import json
 import os
@@ -21,13 +21,13 @@ from labkit.errors import LabError
 from labkit.training import checkpoints, hardware, lean
 
 PACKAGES = ("accelerate", "bitsandbytes", "lora-labs", "peft", "torch", "transformers", "trl")
-# prefixes of settings that do not change the result
+# prefixes of settings that don't affect the result
 NO_MATTER = ("output_dir", "run_name", "project", "log", "save_", "hub_", "push_to_hub")
 
 
 @dataclass(frozen=True)
 class Result:
-    """A tuned model: `model` (in eval mode), its loss at each step, and its adapter's folder."""
+    """The tuned model (in eval mode), its loss at each step, and its adapter's folder."""
 
     model: PeftModel
     losses: list
@@ -47,17 +47,17 @@ def finetune(
 ) -> Result:
     """Train a LoRA as `SFTTrainer` does with these arguments, and return a `Result`.
 
-    `dataset` has the columns `prompt` and `completion`, or `messages`, whose last one is the
-    answer. `args` is an SFTConfig; its learning rate, schedule, steps, batches, lengths, clipping
-    and seed are used, its precision, checkpointing, logging and saving are not. `model` is changed:
-    it becomes the base of `Result.model`.
+    `dataset` has the columns `prompt` and `completion`, or `messages`, whose last message is the
+    answer. The learning rate, schedule, steps, batches, lengths, clipping and seed of `args` are
+    used; its precision, checkpointing, logging and saving are not. `model` is changed in place: it
+    becomes the base of `Result.model`.
 
-    With `cache`, the same call again loads the result, and resumes a training that was interrupted.
-    Under `accelerate launch` all processes train together and one stores the result. A rehearsal
-    uses a few rows.
+    With `cache`, repeating a call loads the result or resumes interrupted training. Under
+    `accelerate launch`, all processes train together and one process stores the result. A
+    rehearsal uses a few rows.
     """
     if isinstance(model, PeftModel) or hasattr(model, "peft_config"):
-        raise LabError("this model has an adapter already: load the base model afresh")
+        raise LabError("this model already has an adapter: reload the base model")
     dataset = dataset.select(range(hardware.rehearsed("rows", len(dataset))))
     folder = download.cache_dir() / "runs" / _key(model, tokenizer, dataset, peft_config, args)
     with _alone(folder):
@@ -77,7 +77,7 @@ def finetune(
 
 
 def _alone(folder):
-    """A lock: if two notebooks want the same adapter, the second waits and then finds it."""
+    """Lock `folder`: if two notebooks need the same adapter, the second waits for the first."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         return nullcontext()  # these processes train together
     locks = download.cache_dir() / "locks"
@@ -86,7 +86,7 @@ def _alone(folder):
 
 
 class _Losses(TrainerCallback):
-    """Shows each step's loss in a notebook; records the seconds up to each checkpoint."""
+    """Show each step's loss in a notebook, and record the seconds up to each checkpoint."""
 
     def __init__(self, title, noted):
         self.title, self.noted, self.curve = title, noted, None
@@ -108,12 +108,12 @@ class _Losses(TrainerCallback):
             self.noted.write_text(str(self.seconds()))
 
     def seconds(self):
-        """Seconds of the training, including the part before an interruption."""
+        """Training time in seconds, including the time before an interruption."""
         return self.before + time.perf_counter() - self.begun
 
 
 def _train(trainer, title, work):
-    """The tuned model in eval mode, and its training history; resumes from `work`."""
+    """Train or resume from `work`; return the tuned model in eval mode and its history."""
     noted = _Losses(title, work / "seconds")
     trainer.add_callback(noted)
     tuned, losses = checkpoints.train(trainer, work, 4, lambda line: print(f"{title}: {line}"))
@@ -121,7 +121,7 @@ def _train(trainer, title, work):
 
 
 def _key(model, tokenizer, dataset, peft_config, args):
-    """A hash of all that a result depends on: weights, tokens, rows, settings, code, versions."""
+    """Hash everything a result depends on: weights, tokens, rows, settings, code, versions."""
     settings = lean.settings(args, model).to_dict()
     settings["local_rank"] = -1  # processes share one result
     parts = {
@@ -137,7 +137,7 @@ def _key(model, tokenizer, dataset, peft_config, args):
 
 
 def _keep(tuned, history, folder):
-    """Write adapter and history next to `folder`, then move them there in one step."""
+    """Write adapter and history to a temporary folder, then move them to `folder` in one step."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as scratch:
         made = Path(scratch) / "run"
@@ -148,9 +148,9 @@ def _keep(tuned, history, folder):
 
 
 def _stored(model, folder, title):
-    """The cached result in `folder`; prints one line."""
+    """Load the cached result in `folder` and print one line."""
     history = json.loads((folder / "history.json").read_text())
     losses, seconds = history["losses"], history["seconds"]
     tuned = PeftModel.from_pretrained(model, folder / "adapter").eval()
-    print(f"{title}: from the cache, trained earlier in {seconds:.0f} s (cache=False trains again)")
+    print(f"{title}: from the cache, trained earlier in {seconds:.0f} s (cache=False retrains)")
     return Result(tuned, losses, seconds, folder / "adapter", cached=True)

@@ -1,7 +1,7 @@
 """Batched generation, greedy or sampled.
 
-Unlike `model.generate`, it reads the prompts' common prefix once for all rows, casts an adapter
-once, and drops rows that have ended from the batch.
+Unlike `model.generate`, this code processes the prompts' common prefix once for all rows, casts an
+adapter once, and drops finished rows from the batch.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labkit.training import fast, hardware, loop, packing
 
-ROWS = 16  # sampled at once: half the time if they fit the CPU's cache
+ROWS = 16  # rows sampled at once: half the time if they fit in the CPU's cache
 PART = 256  # vocabulary entries whose probabilities are summed at once
 
 
@@ -23,10 +23,10 @@ def answers(
     max_new_tokens: int = 48,
     batch_size: int = 64,
 ) -> list[str]:
-    """The model's greedy answer to each conversation (a list of messages).
+    """Return the model's greedy answer to each conversation (a list of messages).
 
     A trailing assistant message is dropped, so a task's rows can be passed as they are. A rehearsal
-    asks a few and repeats their answers for the others.
+    answers only a few conversations and repeats those answers for the others.
     """
     prompts = [loop.prompt_ids(tokenizer, messages) for messages in conversations]
     n, prompts = len(prompts), prompts[: hardware.rehearsed("rows", len(prompts))]
@@ -36,7 +36,7 @@ def answers(
 
 
 def in_batches(prompts: list[list[int]], size: int, continued: Callable) -> list[list[int]]:
-    """`continued` of all prompts, in their order, run in batches of similar length."""
+    """Call `continued` on batches of similar length; results are in the order of `prompts`."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found = {}
     for start in range(0, len(order), size):
@@ -54,11 +54,11 @@ def continuations(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> list[list[int]]:
-    """The token ids that the model appends to each prompt, including the end token if it came.
+    """Return the token ids that the model appends to each prompt, including any end token.
 
-    There are `samples` rows for each prompt, one after another. Each next token is the most likely
-    one if `temperature` is 0, else drawn from softmax(logits / temperature) with `generator`. The
-    model is in eval mode meanwhile.
+    Each prompt gets `samples` consecutive rows. The next token is the most likely one if
+    `temperature` is 0, else sampled from softmax(logits / temperature) with `generator`. During
+    generation, the model is in eval mode.
     """
     max_new_tokens = hardware.rehearsed("tokens", max_new_tokens)
     was_training = model.training
@@ -100,7 +100,7 @@ def _read(decoder, prompts, max_new_tokens, device):
     """Hidden states `(b, d)` of the prompts' last tokens, and the cache of all tokens."""
     rows = [{"input_ids": ids, "labels": [packing.IGNORED] * len(ids)} for ids in prompts]
     for row in rows:
-        row["labels"][-1] = row["input_ids"][-1]  # the prefix ends before it
+        row["labels"][-1] = row["input_ids"][-1]  # the prefix ends before this token
     batch = {name: values.to(device) for name, values in packing.pack(rows).items()}
     lengths = torch.tensor([len(ids) for ids in prompts], device=device)
     cached = packing.Kept(lengths, max_new_tokens)
@@ -118,8 +118,8 @@ def _next(logits, temperature, generator):
 
 def _drawn(logits, temperature, generator):
     chances = logits.float().div_(temperature).softmax(-1)  # (b, vocab)
-    # One random number picks a part of the vocabulary, then a word in it. torch.multinomial draws
-    # one per word, and cumulative sums over all words in fp64 take longer than the softmax.
+    # One random number picks a part of the vocabulary, then a token in it. torch.multinomial draws
+    # one per token, and fp64 cumulative sums over all tokens take longer than the softmax.
     parts = F.pad(chances, (0, -chances.shape[1] % PART)).unflatten(1, (-1, PART))
     at = torch.rand(len(chances), dtype=torch.float64, device=chances.device, generator=generator)
     part, at = _fall(parts.sum(2), at)
@@ -128,9 +128,9 @@ def _drawn(logits, temperature, generator):
 
 
 def _fall(weights, at):
-    """Index of the piece that contains `at` in [0, 1), and the position within it; `(b,)` each.
+    """Find the piece that contains `at` in [0, 1), and the position in that piece; `(b,)` each.
 
-    The lengths of a row's pieces are its `weights` `(b, n)`.
+    `weights` `(b, n)` are the lengths of each row's pieces.
     """
     ends = weights.cumsum(1, dtype=torch.float64)
     goal = at[:, None] * ends[:, -1:]

@@ -1,4 +1,4 @@
-"""What this machine trains with: device, number formats, model and batch."""
+"""Choose what this machine trains with: device, number formats, model and batch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 SMALLEST = "smollm2-135m"  # the model of the labs
 LARGER = ("smollm2-1.7b", "smollm2-360m")  # candidates of `default_model`, in this order
 KNOWN = ("smollm2-1.7b", "llama-2-7b", "llama-2-13b", "llama-2-70b")  # by size, for `largest_qlora`
-KEPT_FREE = 1.5 * 2**30  # bytes of a card for CUDA's context, workspaces and gaps
-# limits of a rehearsal: training steps, answer tokens, rows of data; layers and MLP width of the
-# model
+KEPT_FREE = 1.5 * 2**30  # bytes of a card for the CUDA context, workspaces and fragmentation
+# limits of a rehearsal: training steps, answer tokens, rows of data; the model's layers and MLP
+# width
 REHEARSED = {"steps": 3, "tokens": 4, "rows": 4, "layers": 16, "mlp": 256}
 
 
 def device() -> str:
-    """`"cuda"` where there is an NVIDIA GPU, else `"cpu"`."""
+    """`"cuda"` if there is an NVIDIA GPU, else `"cpu"`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -38,23 +38,23 @@ def precision(device: str) -> torch.dtype:
 def weights(device: str) -> torch.dtype:
     """The dtype to store weights in: bf16 if the hardware multiplies it, else fp32.
 
-    Not fp16 on a T4: its range is too small for gradients without a gradient scaler, which a plain
-    loop lacks, and the scaler refuses trained weights in fp16.
+    A T4 doesn't use fp16 weights: fp16's range is too small for gradients without a gradient
+    scaler, which a plain loop lacks, and the scaler refuses trained weights in fp16.
     """
     return torch.bfloat16 if precision(device) == torch.bfloat16 else torch.float32
 
 
 def attention(device: str) -> str:
-    """transformers' `attn_implementation`.
+    """The value of transformers' `attn_implementation`.
 
-    Eager on a CPU: on sequences as short as the labs', a training step takes 1.03 s instead of 1.17
-    s with the fused kernel, whose backward is slow.
+    Eager on a CPU: on sequences as short as the labs', a training step takes 1.03 s, compared with
+    1.17 s with the fused kernel, whose backward pass is slow.
     """
     return "eager" if device == "cpu" else "sdpa"
 
 
 def flags(device: str) -> dict[str, bool]:
-    """SFTConfig's three switches for this machine: mixed precision if there is a GPU."""
+    """Three SFTConfig switches for this machine; mixed precision is on if there is a GPU."""
     kind = precision(device)
     return {
         "use_cpu": device == "cpu",
@@ -64,12 +64,12 @@ def flags(device: str) -> dict[str, bool]:
 
 
 def one_card() -> None:
-    """Show this process one card: Trainer would use all. No effect once CUDA is in use."""
+    """Show this process one card, since Trainer would use all. No effect once CUDA is in use."""
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 
 def processes() -> PartialState:
-    """This process among those of `accelerate launch`, or alone; its own card becomes "cuda"."""
+    """The state of this process, alone or under `accelerate launch`; its card becomes "cuda"."""
     from accelerate import PartialState
 
     if "LOCAL_RANK" not in os.environ:  # no launcher: Trainer would spread over all cards
@@ -78,12 +78,12 @@ def processes() -> PartialState:
 
 
 def rehearsal() -> bool:
-    """Whether LABKIT_REHEARSAL is set: labs then only show that each cell runs (`make test`)."""
+    """Whether LABKIT_REHEARSAL is set; labs then only test that each cell runs (`make test`)."""
     return os.environ.get("LABKIT_REHEARSAL", "0") != "0"
 
 
 def rehearsed(what: str, n: int) -> int:
-    """n "steps" of a training, "tokens" of an answer or "rows" of data; few in a rehearsal."""
+    """Limit n in a rehearsal; `what` is training "steps", answer "tokens" or "rows" of data."""
     return min(n, REHEARSED[what]) if rehearsal() else n
 
 
@@ -94,15 +94,15 @@ def wait() -> None:
 
 
 def card_bytes() -> int:
-    """Memory of the card in bytes; 0 without one."""
+    """The card's memory in bytes; 0 without a card."""
     return torch.cuda.get_device_properties(0).total_memory if device() == "cuda" else 0
 
 
 def default_model() -> str:
-    """The model to train by default: `LABKIT_MODEL`, else by the card's memory.
+    """Choose the model to train by default: `LABKIT_MODEL`, or else by the card's memory.
 
-    On a CPU the smallest. On a card the largest whose LoRA step of 4 x 512 tokens leaves a fifth of
-    the memory free.
+    On a CPU, this is the smallest model. On a card, it is the largest whose LoRA step of 4 x 512
+    tokens leaves a fifth of the memory free.
     """
     if chosen := os.environ.get("LABKIT_MODEL"):
         return chosen
@@ -112,9 +112,9 @@ def default_model() -> str:
 
 
 def largest_qlora(n_bytes: int) -> str | None:
-    """The largest of `KNOWN` that QLoRA trains on a card of `n_bytes`; None if none fits.
+    """Find the largest model in `KNOWN` that QLoRA can train in `n_bytes`; None if none fits.
 
-    One sequence of 512 tokens, checkpointed, r=16 on all linear layers, paged 8-bit AdamW.
+    Assumes one sequence of 512 tokens, checkpointing, r=16 on all linear layers, paged 8-bit AdamW.
     """
     saving = {"checkpointing": True, "optim": "paged_adamw_8bit"}
     fitting = [n for n in KNOWN if _peak(n, "qlora", **saving) <= n_bytes - KEPT_FREE]
@@ -122,10 +122,10 @@ def largest_qlora(n_bytes: int) -> str | None:
 
 
 def micro_batch(name: str, method: str, total: int, n_processes: int = 1, seq: int = 512) -> int:
-    """The largest of `total`, `total` / 2, … rows of `seq` tokens that fit one process.
+    """Find the largest of `total`, `total` / 2, … rows of `seq` tokens that fits one process.
 
-    The other rows are accumulated, so the gradient is the same. It counts all memory, not the free
-    memory, so that processes agree: of the card, or half of the host's.
+    The other rows are accumulated, so the gradient is the same. The limit is based on total memory
+    (the card's, or half of the host's), not free memory, so that all processes agree.
     """
     room = 0.8 * card_bytes() or 0.5 * psutil.virtual_memory().total / n_processes
     while total % 2 == 0 and _peak(name, method, batch=total, seq=seq) > room:
@@ -134,10 +134,10 @@ def micro_batch(name: str, method: str, total: int, n_processes: int = 1, seq: i
 
 
 def _peak(name, method, **more):
-    """Peak bytes of a training step of model `name` on this machine, by the closed form.
+    """Compute the peak bytes of a training step of `name` on this machine in closed form.
 
-    Architectures that it doesn't cover are simulated, which takes seconds. The step is
-    `finetune`'s: packed rows store attention scores as eager attention does, and bf16 weights need
+    Architectures without a closed form are simulated, which takes seconds. The step is one of
+    `finetune`: packed rows store attention scores as eager attention does, and bf16 weights need
     no autocast.
     """
     from labkit.memory import budget, configs

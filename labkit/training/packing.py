@@ -1,7 +1,7 @@
-"""Rows of different lengths as one sequence without padding, with their common prefix once.
+"""Pack rows of different lengths into one sequence without padding, their common prefix once.
 
-Linear layers and norms, nine tenths of a step, process every token once. Only attention works on
-padded rows, where a row sees the prefix and itself. Results equal those of padded rows.
+Linear layers and norms, 90% of a step, process every token once. Only attention works on padded
+rows, where each row sees the prefix and itself. Results equal those of padded rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from labkit.errors import LabError
 
 
 def pack(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Rows of `input_ids` and `labels` -> a batch of one packed sequence of N tokens.
+    """Pack rows of `input_ids` and `labels` into a batch of one sequence of N tokens.
 
     `input_ids`, `labels`, `position_ids` are `(1, N)`; the prefix comes first. `rows` `(b, n)` has
     the position of each row's tokens in the sequence, -1 for padding.
@@ -39,7 +39,7 @@ def pack(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def padded(rows: list[dict[str, list[int]]], pad: int = 0) -> dict[str, torch.Tensor]:
-    """Rows as one batch, padded right: `input_ids`, `labels`, `attention_mask`, each `(b, n)`."""
+    """Right-pad rows into one batch: `input_ids`, `labels`, `attention_mask`, each `(b, n)`."""
     n = max(len(row["input_ids"]) for row in rows)
     batch = {"input_ids": [], "labels": [], "attention_mask": []}
     for row in rows:
@@ -51,7 +51,7 @@ def padded(rows: list[dict[str, list[int]]], pad: int = 0) -> dict[str, torch.Te
 
 
 def shared_prefix(rows: list[dict[str, list[int]]]) -> int:
-    """How many leading tokens all rows share; it ends before the last token of any prompt."""
+    """Count the leading tokens that all rows share, ending before any prompt's last token."""
     if len(rows) == 1:
         return 0
     prompts = [next((i for i, y in enumerate(row["labels"]) if y != IGNORED), 0) for row in rows]
@@ -68,7 +68,7 @@ def base_of(model: torch.nn.Module) -> PreTrainedModel:
 
 @contextmanager
 def own_forward(model: torch.nn.Module) -> Iterator[None]:
-    """Restore `model`'s own forward after the block, whatever replaced it meanwhile."""
+    """Restore `model`'s own forward after the block, whatever replaced it in the meantime."""
     own = vars(model).get("forward")
     try:
         yield
@@ -81,7 +81,7 @@ def own_forward(model: torch.nn.Module) -> Iterator[None]:
 def hidden_states(
     decoder: PreTrainedModel, batch: dict[str, torch.Tensor], kept: Kept | None = None
 ) -> torch.Tensor:
-    """The decoder's last hidden states `(1, N, d)` of a packed batch, for plain causal attention.
+    """Compute a packed batch's last hidden states `(1, N, d)` with plain causal attention.
 
     Each position sees the prefix and its own row. `kept` stores keys and values, for generation.
     """
@@ -104,7 +104,7 @@ def _attention(config, name):
 
 
 class _Layout:
-    """Where b rows of n slots are, after the p tokens of the prefix, in a packed sequence."""
+    """The layout of a packed sequence: p prefix tokens, followed by b rows of n slots."""
 
     def __init__(self, rows, kept=None):
         self.kept = kept
@@ -114,7 +114,7 @@ class _Layout:
         behind = (rows - self.p).flatten()
         filled = (behind >= 0).nonzero()[:, 0]
         slots = behind.new_full((int(behind.max()) + 1,), len(behind))
-        # the slot of each token, the first if several rows share it
+        # the slot of each token, or its first slot if several rows share the token
         self.slots = slots.scatter_reduce_(0, behind[filled], filled, "amin")
         self.shared = len(filled) > len(slots)
         self.empty = torch.ones_like(behind).index_fill_(0, self.slots, 0).nonzero()[:, 0]
@@ -125,7 +125,7 @@ class _Layout:
         self.later0, self.later = later[: self.p, : self.p], later[self.p :]
 
     def attend(self, layer, query, key, value, scaling, dropout):
-        """`(1, heads, N, d)` queries -> `(N, heads d)`."""
+        """Attend with queries `(1, heads, N, d)`; returns `(N, heads d)`."""
         (q0, q), (k0, k), (v0, v) = (_split(x, self) for x in (query, key, value))
         if self.kept:
             self.kept.keep(layer, (k0, v0), (k, v))
@@ -137,9 +137,9 @@ class _Layout:
 
 
 class Kept:
-    """A cache of keys and values for every layer: the prefix's once, and those of each growing row.
+    """A cache of every layer's keys and values, for the prefix (once) and for each growing row.
 
-    `lengths` `(b,)` are the rows' tokens with the prefix; each has room for `more` new ones.
+    `lengths` `(b,)` are token counts with the prefix; each row has room for `more` new tokens.
     """
 
     def __init__(self, lengths: torch.Tensor, more: int):
@@ -147,7 +147,7 @@ class Kept:
         self.prefix, self.rows = {}, {}  # by layer, keys and values: (1, h, p, d) and (b, h, n, d)
 
     def keep(self, layer: int, prefix: tuple, rows: tuple) -> None:
-        """Store a layer's keys and values of prefix and rows, with room for new tokens."""
+        """Store a layer's keys and values for prefix and rows, with room for new tokens."""
         self.prefix[layer] = [x[0] for x in prefix]
         self.rows[layer] = [F.pad(x, (0, 0, 0, self.more)) for x in rows]
         self.end = rows[0].shape[2]  # the slot that the next token of every row takes
@@ -157,19 +157,19 @@ class Kept:
         self.unseen = (slots >= self.places[:, None] - p)[:, None, None]  # (b, 1, 1, n)
 
     def choose(self, rows: torch.Tensor) -> None:
-        """Continue with only these rows, in this order; one may occur more than once."""
+        """Continue with only these rows, in this order; a row may occur more than once."""
         self.places, self.unseen = self.places[rows], self.unseen[rows]
         self.rows = {layer: [x[rows] for x in both] for layer, both in self.rows.items()}
 
     def step(self, decoder: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-        """Hidden states `(b, d)` of one more token `(b,)` in each row."""
+        """Compute the hidden states `(b, d)` of one more token `(b,)` per row."""
         self.unseen[..., self.end] = False
         hidden = _run(decoder, tokens[:, None], self.places[:, None], self)[:, 0]
         self.places, self.end = self.places + 1, self.end + 1
         return hidden.contiguous()  # for a slice, torch would copy a frozen head per row
 
     def attend(self, layer, query, key, value, scaling, dropout):
-        """`(b, heads, 1, d)` queries of the newest tokens -> `(b, heads d)`; softmax in fp32."""
+        """Attend with new tokens' queries `(b, heads, 1, d)` -> `(b, heads d)`; fp32 softmax."""
         (k0, v0), (k, v) = self.prefix[layer], self.rows[layer]
         k[:, :, self.end], v[:, :, self.end] = key[:, :, 0], value[:, :, 0]
         (b, h, _, d), (h_kv, p, _) = query.shape, k0.shape
@@ -186,9 +186,9 @@ class Kept:
 
 
 class _Gather(torch.autograd.Function):
-    """The rows of `x` at `there`; the gradient is gathered by `back`, and zero at `empty`.
+    """Gather the rows of `x` at `there`; the gradient is gathered by `back`, and 0 at `empty`.
 
-    From tokens `(t, d)` to slots `(b n, d)`, or back. No row is used twice, so nothing is summed.
+    Maps tokens `(t, d)` to slots `(b n, d)` or back. No row is used twice, so nothing is summed.
     """
 
     @staticmethod
@@ -207,7 +207,7 @@ class _Gather(torch.autograd.Function):
 def _attend(
     module, query, key, value, attention_mask, scaling, dropout=0.0, layout=None, **special
 ):
-    """transformers' attention function, as `layout`'s: `(b, heads, n, d)` -> `(b, n, heads, d)`."""
+    """`layout`'s attention for transformers: `(b, heads, n, d)` -> `(b, n, heads, d)`."""
     b, h, n, d = query.shape
     _check_plain(module, special, layout)
     out = layout.attend(module.layer_idx, query, key, value, scaling, dropout)
@@ -226,11 +226,11 @@ def _check_plain(module, special, layout):
     else:
         return
     kind = module.config.model_type
-    raise LabError(f"{kind} attends with {how}, packed rows do not: use TRL's SFTTrainer")
+    raise LabError(f"{kind} attends with {how}, but packed rows do not: use TRL's SFTTrainer")
 
 
 def _split(x, layout):
-    """`(1, h, N, d)` -> the prefix `(1, h, p, d)` and the rows `(b, h, n, d)`."""
+    """Split `(1, h, N, d)` into the prefix `(1, h, p, d)` and the rows `(b, h, n, d)`."""
     h, d = x.shape[1], x.shape[3]
     tails = x[0, :, layout.p :].transpose(0, 1).reshape(-1, h * d)
     if layout.shared:  # a token's gradient sums over the rows that share it
@@ -241,9 +241,9 @@ def _split(x, layout):
 
 
 def _softmax_attention(q, k, v, hidden, scaling, dropout):
-    """`(b, h, n, d)` queries on `(b, h_kv, m, d)` keys -> `(b n, h d)`.
+    """Attend with queries `(b, h, n, d)` to keys `(b, h_kv, m, d)`; returns `(b n, h d)`.
 
-    `hidden` `(n, m)` is -inf where a key is hidden, else 0. torch's softmax of bf16 is in fp32.
+    `hidden` `(n, m)` is -inf where a key is hidden, else 0. torch computes bf16 softmax in fp32.
     """
     (b, h, n, d), (_, h_kv, m, _) = q.shape, k.shape
     grouped = (q * scaling).reshape(b * h_kv, h // h_kv * n, d)  # query heads that share a key head

@@ -1,4 +1,4 @@
-"""Preference pairs as batches for DPO."""
+"""Batch preference pairs for DPO."""
 
 import torch
 from datasets import Dataset
@@ -10,10 +10,10 @@ from labkit.training import hardware, loop, packing
 def batches(
     pairs: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, steps: int, seed: int = 0
 ) -> list[dict[str, torch.Tensor]]:
-    """`steps` batches of `size` pairs, drawn as `loop.drawn` does.
+    """Make `steps` batches of `size` pairs, drawn by `loop.drawn`.
 
-    `pairs` has the columns `prompt`, `chosen` and `rejected`, lists of messages. In a batch the
-    rows of the chosen answers come first, then the rejected ones in the same order.
+    `pairs` has the columns `prompt`, `chosen` and `rejected`, lists of messages. In a batch, the
+    chosen answers come first, then the rejected answers in the same order.
     """
     made = []
     for some in loop.drawn(pairs.to_list(), size, steps, seed):

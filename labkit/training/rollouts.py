@@ -1,4 +1,4 @@
-"""Sampled answers and the log-probabilities of their tokens, for GRPO.
+"""Sample answers and compute their tokens' log-probabilities, for GRPO.
 
 A GRPO step is a rollout (`sample`), a reward for each answer, and a loss on `logprobs`.
 """
@@ -19,10 +19,10 @@ Answer = dict  # of `sample`: "row", "text"; "input_ids" and "labels" as `packin
 
 
 def prompts(dataset: Dataset, size: int, steps: int, seed: int = 0) -> Iterator[list[dict]]:
-    """Yield `size` rows, `steps` times, one drawn from each of `size` equal parts of `dataset`.
+    """Yield `size` rows, `steps` times, each drawn from one of `size` equal parts of `dataset`.
 
-    If it is sorted by kind, every step sees a similar mixture, and the reward curve is less noisy.
-    A rehearsal has a few steps.
+    If `dataset` is sorted by kind, every step sees a similar mixture, which makes the reward curve
+    less noisy. A rehearsal has only a few steps.
     """
     rng, n = random.Random(seed), len(dataset)
     edges = [round(n * k / size) for k in range(size + 1)]
@@ -39,7 +39,7 @@ def sample(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> list[Answer]:
-    """`samples` answers to each row's `messages`, in their order, cut after `max_new_tokens`."""
+    """Sample `samples` answers per row, in row order, each cut after `max_new_tokens`."""
     inputs = [loop.prompt_ids(tokenizer, row["messages"]) for row in rows]
     how = {"samples": samples, "temperature": temperature, "generator": generator}
     outputs = generation.continuations(model, inputs, max_new_tokens, **how)
@@ -57,10 +57,10 @@ def sample(
 
 
 def logprobs(model: PreTrainedModel, answers: list[Answer]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities `(b, t)` of the answers' tokens in fp32, and a mask of real tokens.
+    """Return log-probabilities `(b, t)` of the answers' tokens in fp32 and a mask of real tokens.
 
-    Padding is zero. The gradient flows to the trained weights. A common beginning of several
-    answers is computed once.
+    Padding is zero. Gradients flow to the trained weights. A beginning that several answers share
+    is computed once.
     """
     base = packing.base_of(model)
     batch = trees.tree([answer["input_ids"] for answer in answers])
@@ -81,9 +81,9 @@ def logprobs(model: PreTrainedModel, answers: list[Answer]) -> tuple[torch.Tenso
 
 
 class _LogProbs(torch.autograd.Function):
-    """log softmax(hidden W^T) at the targets; backward recomputes the logits, the widest tensors.
+    """log softmax(hidden W^T) at the targets; backward recomputes the logits to save memory.
 
-    The gradient of one target's is (one-hot - softmax) W.
+    For each target, the gradient is (one-hot - softmax) W.
     """
 
     @staticmethod
@@ -109,6 +109,6 @@ def _parts(hidden, weight, targets):
 
 
 def _chosen(hidden, weight, targets):
-    """All log-probabilities `(k, vocab)` in fp32, and those at the targets `(k,)`."""
+    """Log-probabilities in fp32, of all tokens `(k, vocab)` and of the targets `(k,)`."""
     logp = (hidden @ weight.t()).float().log_softmax(-1)
     return logp, logp.gather(1, targets[:, None])[:, 0]

@@ -1,7 +1,7 @@
-"""Scores without generating: one forward pass shows whether greedy decoding would be right.
+"""Score without generating: one forward pass shows whether greedy decoding would be right.
 
-Greedy decoding gives an answer exactly if, with the right answer as input, the most likely next
-token is the right one at every position.
+Greedy decoding gives the right answer if and only if, with that answer as input, the most likely
+next token is right at every position.
 """
 
 import torch
@@ -15,20 +15,20 @@ from labkit.training import loop
 def score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset
 ) -> tuple[float, float]:
-    """(share of answers exactly right, mean loss in nats per token) of conversations."""
+    """Score conversations: (share of answers exactly right, mean loss in nats per token)."""
     return _marks(_answers(model, tokenizer, dataset))
 
 
 def said(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset
 ) -> tuple[float, float, torch.Tensor]:
-    """`score`, and third the logits (k, vocab), fp32 and on the CPU, at the k answer tokens."""
+    """`score`'s values, and the logits (k, vocab) at the k answer tokens, fp32, on the CPU."""
     parts = [(x.cpu(), y.cpu(), n) for x, y, n in _answers(model, tokenizer, dataset)]
     return *_marks(parts), torch.cat([logits for logits, *_ in parts])
 
 
 def _marks(parts):
-    """(share of answers right, mean loss) of what `_answers` yields."""
+    """(share of right answers, mean loss) from the output of `_answers`."""
     right, losses = [], []
     for logits, targets, lengths in parts:
         losses.append(F.cross_entropy(logits, targets, reduction="none"))

@@ -1,8 +1,8 @@
-"""Rows as one sequence in which every shared beginning occurs once.
+"""Pack rows into one sequence in which every shared beginning occurs once.
 
-In `packing.pack` all rows share one prefix. Here they form a tree, and a token is computed once for
-all rows that agree up to it. Eight answers to one prompt, or a preference pair, have much in
-common: the tree has a half or a third of the rows' tokens.
+In `packing.pack`, all rows share one prefix. Here they form a tree, and a token is computed once
+for all rows that agree up to this token. Eight answers to one prompt, or a preference pair, have
+much in common: the tree has a half or a third of the rows' tokens.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from labkit.training import packing
 
 
 def tree(rows: list[list[int]]) -> dict[str, torch.Tensor]:
-    """Rows of token ids -> a batch of N tokens for `packing.hidden_states`.
+    """Turn rows of token ids into a batch of N tokens for `packing.hidden_states`.
 
     `input_ids` and `position_ids` are `(1, N)`. `paths` `(b, n)` has the position of each row's
-    tokens in the sequence, -1 after its end; `rows` is that without the common prefix.
+    tokens in the sequence, -1 after the row's end; `rows` is `paths` without the common prefix.
     """
     last = min(map(len, rows)) - 1
     columns = zip(*rows, strict=False)

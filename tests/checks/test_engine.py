@@ -97,8 +97,8 @@ def test_what_equals_what(got, wanted, alike):
         (lambda x: -x, "has the wrong sign"),
         (lambda x: x.T, "should have shape (2, 3), not (3, 2): is something transposed?"),
         (lambda x: 3 * x, "is 3 times as large as it should be"),
-        (lambda x: x * torch.nan, "has NaN or infinity in it"),
-        (lambda x: x + 0j, "should have real numbers in it, not complex ones"),
+        (lambda x: x * torch.nan, "contains NaN or infinity"),
+        (lambda x: x + 0j, "should contain real numbers, not complex ones"),
         (lambda x: x.tolist(), "should be a tensor, not a list"),
     ],
 )

@@ -25,7 +25,7 @@ def test_a_letter_is_read_however_it_is_written(said, accepts):
 
 @pytest.mark.parametrize("said", ["e", "", None, "bc", "b or c", 2, ["b"], "?"])
 def test_what_says_no_letter_is_no_answer_yet(said, rejects, accepts):
-    assert "2 of 3 right\nq1 wants one of a, b, c, d" in rejects(check.quiz, answer(q1=said))
+    assert "2 of 3 right\nq1 needs one of a, b, c, d" in rejects(check.quiz, answer(q1=said))
     assert earned() == 2
     accepts(check.quiz, answer())
 

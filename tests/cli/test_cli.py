@@ -76,18 +76,18 @@ def test_help_lists_the_commands_and_is_what_no_argument_gives(capsys):
         (["rnu"], "No such command 'rnu'"),
         (["build", "--chek"], "--chek"),
         (["run", "--out", "pyproject.toml"], "is a file"),
-        (["claims", "B7"], "no claim 'B7': there are A1 to A"),
+        (["claims", "B7"], "no claim 'B7', only A1 to A"),
         (["memory"], "name a model: smollm2-135m, "),
         (["memory", "smollm2-135m", "--fit", "much"], "can't read the size 'much'"),
         (["memory", "m" * 300], "File name too long"),
         (["memory", "small", "--seq", "8", "--plot", "p.xyz"], "Format 'xyz' is not"),
         (["memory", "small", "--seq", "8", "--plot", "no/p.png"], "No such file"),
         (["data", "mine.jsonl"], "no file mine.jsonl"),
-        (["train", "mine.csv"], "say where the adapter goes"),
-        (["train", "--task", "hmoe"], "no task 'hmoe': there is home"),
+        (["train", "mine.csv"], "name the adapter's folder"),
+        (["train", "--task", "hmoe"], "no task 'hmoe': choose from home"),
         (["ship", "mine"], "mine is not an adapter folder"),
         (["export", "pyproject.toml", "--gradescope"], "Not a directory"),
-        (["release", "--out", "pyproject.toml/out"], "not what labs/ say"),
+        (["release", "--out", "pyproject.toml/out"], "out of date with labs/"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(course, small, capsys, args, said):
@@ -102,8 +102,8 @@ def test_bad_input_is_one_line_and_exit_2(course, small, capsys, args, said):
     ("file", "command", "said"),
     [
         ("labs/01_tiny.py", "build", "labs/01_tiny.py, line 1: not UTF-8"),
-        ("solutions/01_tiny.ipynb", "run", "solutions/01_tiny.ipynb is no notebook"),
-        ("pyproject.toml", "build", "pyproject.toml says no project"),
+        ("solutions/01_tiny.ipynb", "run", "solutions/01_tiny.ipynb is not a notebook"),
+        ("pyproject.toml", "build", "pyproject.toml has no valid project"),
     ],
 )
 def test_a_broken_file_of_the_course_is_one_line(course, capsys, file, command, said):
@@ -140,10 +140,10 @@ def test_build_and_its_check_and_running_what_is_older_than_its_master(course, m
     assert "notebooks/01_tiny.ipynb" in capsys.readouterr().out
     assert not Path("notebooks").exists()
     assert call("build") == call("build", "--check") == call("run") == 0
-    assert "not built" not in capsys.readouterr().out
+    assert "unbuilt changes" not in capsys.readouterr().out
     course.write_text(course.read_text("utf-8").replace("x = 1", "x = 2"), "utf-8")
     call("run")
-    assert "labs/ was edited but not built" in capsys.readouterr().out
+    assert "labs/ has unbuilt changes" in capsys.readouterr().out
 
 
 def test_fetch_says_where_and_how_long(monkeypatch, capsys):
@@ -191,7 +191,7 @@ def test_data_says_what_is_wrong_and_exits_1(tmp_path, monkeypatch, capsys):
     Path("mine.jsonl").write_text("\n".join(lines), "utf-8")
     assert call("data", "mine.jsonl") == 0
     told = capsys.readouterr().out
-    assert "30 rows" in told and "Nothing here would go wrong in training." in told
+    assert "30 rows" in told and "Nothing in this file would go wrong in training." in told
     lines[6] = '{"question": "What is this?", "answer": ""}'
     lines += ['{"question": "what is  3 + 1?", "answer": "It is 4."}']
     Path("mine.jsonl").write_text("\n".join(lines), "utf-8")

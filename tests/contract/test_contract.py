@@ -40,7 +40,7 @@ def test_an_error_names_the_line_of_the_cell(rejects):
 
 
 def test_a_check_called_without_its_object_says_how():
-    with pytest.raises(CheckFailed, match=r"called as check\.doubles\(double\)"):
+    with pytest.raises(CheckFailed, match=r"Call this check as check\.doubles\(double\)"):
         doubles()
 
 

@@ -42,7 +42,7 @@ def test_an_ordered_dict_that_is_left_alone_is_not_changed():
 @pytest.mark.parametrize(
     "setting, words",
     [
-        (lambda: torch.manual_seed(0), "random numbers"),
+        (lambda: torch.manual_seed(0), "random seed"),
         (lambda: torch.set_grad_enabled(False), "gradients"),
         (lambda: torch.set_default_dtype(torch.float64), "default dtype"),
     ],
@@ -67,7 +67,7 @@ def test_random_numbers_may_be_drawn_and_seeded_apart():
 @pytest.mark.parametrize(
     "f, words",
     [
-        (lambda model: model.train(), "came in eval mode and is left in train mode"),
+        (lambda model: model.train(), "was in eval mode before and is in train mode now"),
         (lambda model: model[1].train(), "training mode (at 1)"),
         (lambda model: model[0].weight.requires_grad_(False), "the parameters that train"),
         (lambda model: model[0].weight.data.add_(1), "its weights (at 0.weight)"),

@@ -107,7 +107,7 @@ def test_an_open_exercise_is_stood_in_for(double, learner, capsys):
     if double:
         learner["double"] = double
     quadrupled(learner["quadruple"])
-    assert "judged with the course's own 99.1" in capsys.readouterr().out
+    assert "judged with the course's code for 99.1" in capsys.readouterr().out
     assert contract.session.records["99.4"]["earned"] == 2
     assert learner.get("double") is double, "what stood in is gone afterwards"
 
@@ -120,7 +120,7 @@ def test_what_stands_in_is_an_argument_too(learner):
 def test_what_stands_in_mends_no_answer_and_no_stub(learner, rejects, not_written):
     learner["double"] = stub
     told = rejects(quadrupled, eval("lambda x: double(x)", learner))
-    assert "quadruple(3) gave 6, wanted 12 (judged with the course's own 99.1" in told
+    assert "quadruple(3) gave 6, wanted 12 (judged with the course's code for 99.1" in told
     contract.session.records.clear()
     not_written(quadrupled, stub)
 
@@ -129,13 +129,13 @@ def test_what_stands_in_is_not_named_where_it_changes_nothing(learner, rejects):
     assert rejects(quadrupled, lambda x: 5) == "✗ 99.4 quadruple: quadruple(3) gave 5, wanted 12"
     learner["double"] = lambda x: 2 * x
     doubles(learner["double"])
-    assert "course's own" not in rejects(quadrupled, lambda x: learner["double"](x))
+    assert "course's code" not in rejects(quadrupled, lambda x: learner["double"](x))
 
 
 def test_what_comes_later_does_not_stand_in(learner, rejects):
     contract.session.reference = {"99.4": "def quadruple(x):\n    return 4 * x"}.get
     told = rejects(doubles, eval("lambda x: quadruple(x / 2)", {"quadruple": stub} | learner))
-    assert "course's own" not in told
+    assert "course's code" not in told
 
 
 @exercise("99.6", points=2)
@@ -147,7 +147,7 @@ def doubles_halves(double):
 def test_an_exercise_is_not_answered_by_what_is_lent_of_its_own_name(learner, rejects):
     """`double` is open, and this exercise is about `double`: the course's would earn its points."""
     learner["double"] = lambda x: 0
-    assert "course's own" not in rejects(doubles_halves, learner["double"])
+    assert "course's code" not in rejects(doubles_halves, learner["double"])
     assert not contract.session.stand_ins("99.6").keys() & {"99.1", "99.6"}
     assert "99.1" in contract.session.stand_ins("99.5")
 

@@ -69,7 +69,7 @@ def test_the_exit_code_tells(statuses, code, monkeypatch, capsys):
 def test_what_is_no_notebook_of_a_lab_is_one_line(tmp_path):
     (tmp_path / "text.ipynb").write_text("not json")
     nbformat.write(new_notebook(), tmp_path / "empty.ipynb")
-    said = {"text": "is no notebook", "empty": "is of no lab", "none": "No such file"}
+    said = {"text": "is not a notebook", "empty": "belongs to no lab", "none": "No such file"}
     for name, words in said.items():
         with pytest.raises(LabError, match=words):
             check.check(tmp_path / f"{name}.ipynb", 8)

@@ -169,9 +169,9 @@ def test_what_is_missing_comes_beside_what_is_there_if_need_be_the_second_time(
     out, err = colab(loaded + TWICE + LOOK, **variables)
     assert err == ""
     failed, bringing, done, modules, has_solutions = out.splitlines()
-    assert re.search(r"✗ The libraries could not be brought\. pip says: .*trl", failed)
+    assert re.search(r"✗ The libraries could not be installed\. pip says: .*trl", failed)
     assert set(re.findall(r"([\w-]+)==", bringing)) == LACKS
-    assert "as it was" in done and has_solutions == "True"
+    assert "unchanged" in done and has_solutions == "True"
     found = json.loads(modules)
     assert f"torch=={found['torch'][1]}" in COLAB and "site-packages" in found["torch"][0]
     assert found["transformers"][0].startswith(str(tmp_path / "home/.lora-labs/site-packages"))
@@ -242,7 +242,7 @@ def test_the_first_cells_of_a_lab_show_pictures_and_reveal(kernel, tmp_path):
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     assert [output for output in outputs if output.get("name") == "stderr"] == []
     told = "".join(output.get("text", "") for output in outputs)
-    assert "Bringing hassil==" in told and "Lab 2" in told
+    assert "Installing hassil==" in told and "Lab 2" in told
     assert "2.1 is revealed" in told and "✓ 2.1" in told
     pictures = [output.get("data", {}).get("image/png", "") for output in outputs]
     assert [len(picture) > 5000 for picture in pictures if picture] == [True]

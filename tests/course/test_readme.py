@@ -81,35 +81,37 @@ def test_before_and_after_are_answers_of_that_run():
     before, after, of = re.search(r"(\d+) → (\d+) of (\d+)", RUN["answers"]["headline"]).groups()
     seconds = re.search(r"in (\d+) s", RUN["answers"]["headline"])[1]
     assert f"{after} of {of} unseen commands" in plain(top) and f"{seconds} s" in top
-    assert before == "0" and "the base model none" in plain(top)
+    assert before == "0" and "the base model gets none" in plain(top)
 
 
 def test_what_it_says_of_a_cut_update_is_in_the_table():
     right = measured.by_run("svd")["right"]
     full, lora, cut = right["home", "full"], right["home", "LoRA"], right["cut", "rank 8"]
     assert len(full) == len(lora) == len(cut) == 3
-    assert (cut < 0.5 * full).all() and "most of the right answers" in plain(TEXT)
-    assert (lora >= 0.85 * full).all() and "nine tenths as many right" in plain(TEXT)
+    assert (cut < 0.5 * full).all() and (lora >= 0.85 * full).all()
+    fall = f"from {full.mean():.0f} to {cut.mean():.0f} out of 60, averaged over three seeds."
+    said = f"right answers fall {fall} LoRA trained at rank 8 gets {lora.mean():.0f}."
+    assert said in plain(TEXT)
 
 
 def test_what_it_says_of_merges_is_in_the_table():
     runs = measured.by_run("merging").loc["lab"]
     lost = runs["as trained: right"] - runs["original, 16 bits: right"]
     assert len(lost) == 3
-    said = f"The merged model gets {min(lost):.0f} to {max(lost):.0f} fewer of 60 answers right"
-    assert f"{said} in each of three seeds" in plain(TEXT)
+    said = f"the merged model gets {min(lost):.0f} to {max(lost):.0f} fewer answers right"
+    assert f"Across three seeds, {said} than the trained one, out of 60." in plain(TEXT)
 
 
-def test_what_it_says_of_rates_and_templates_is_in_the_tables():
+def test_what_it_says_of_rates_and_forgetting_is_in_the_tables():
     """The rates are those of claim A24, whose evidence page computes them."""
     (claim,) = claims.load(["A24"])
-    assert "about 30 at 8, 10 at 32, 3 at 128" in claim.right
-    assert "At alpha 8 it needs about 30 times" in plain(TEXT)
-    assert "alpha 128 three times" in plain(TEXT)
-    runs = measured.by_run("ship")
-    trained, other = runs["asked: as in training"], runs["asked: Llama 2's template"]
-    assert (trained >= 0.9 * runs["n"]).all() and "nine in ten answers right" in plain(TEXT)
-    assert (other < 0.1 * runs["n"]).all() and "Llama 2's, fewer than one in ten." in plain(TEXT)
+    assert "about 30 at alpha=8, 10 at 32 and 3 at 128" in claim.right
+    assert "LoRA needs about 30 times the learning rate" in plain(TEXT)
+    assert "at alpha 8, but only 3 times at alpha 128" in plain(TEXT)
+    json = measured.by_run("distill_lab")["json"]
+    before, after = json["ways", "home alone"], json["ways", "its own answers"]
+    assert len(before) == len(after) == 3 and (after == 0).all()
+    assert f"answer {min(before):.0f} to {max(before):.0f} of 60 ordinary" in plain(TEXT)
 
 
 def test_how_good_memory_is_stands_in_its_guide():

@@ -205,13 +205,13 @@ def test_the_lab_in_the_guide_is_a_lab(monkeypatch, accepts, rejects):
 
 def test_a_pyproject_that_would_still_want_the_solutions_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(release, "SOLUTIONS", re.compile("of another form"))
-    with pytest.raises(LabError, match="would still want the solutions"):
+    with pytest.raises(LabError, match="would still need the solutions"):
         release.release(ROOT, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [([], "is not empty"), (["--checks", "pyproject.toml"], "--checks are not for students")],
+    [([], "is not empty"), (["--checks", "pyproject.toml"], "not for a students' copy")],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, options, said):
     (tmp_path / "full").mkdir()

@@ -10,23 +10,23 @@ from labkit.errors import LabError
 
 GOOD = '{"question": "a", "answer": "b"}\n'
 BAD = [  # name, bytes, what the line says
-    ("mine.xlsx", b"PK", "ends in .xlsx: name a file that ends in .jsonl"),
+    ("mine.xlsx", b"PK", "ends in .xlsx: give a file that ends in .jsonl"),
     ("mine.jsonl", b"", "has no rows"),
     ("mine.jsonl", b"\n \n", "has no rows"),
     ("mine.csv", b"question,answer\n", "has no rows"),
     ("mine.jsonl", GOOD.encode() * 2 + b'{"question": "a",\n', "line 3: not JSON"),
-    ("mine.jsonl", GOOD.encode() + b"[1, 2]\n", "line 2: a list; wanted an object"),
+    ("mine.jsonl", GOOD.encode() + b"[1, 2]\n", "line 2: a list; expected an object"),
     ("mine.jsonl", GOOD.encode() + '{"question": "é"}'.encode("latin-1"), "line 2: byte 0xe9"),
-    ("mine.jsonl", GOOD.encode("utf-16"), "line 1: this is UTF-16, save it as UTF-8: iconv"),
-    ("mine.jsonl", b'{"colour": "red"}\n', "line 1: no columns to train on in: colour"),
+    ("mine.jsonl", GOOD.encode("utf-16"), "line 1: this is UTF-16; save it as UTF-8: iconv"),
+    ("mine.jsonl", b'{"colour": "red"}\n', "line 1: no known columns among: colour"),
     ("mine.json", b'[{"question": 1},\n{"answer" 2}]', "line 2: not JSON"),
-    ("mine.csv", b"question,answer\na,b\na,b,c\n", "line 3: 3 cells, and the header has 2"),
-    ("mine.csv", b"question,answer\na,b\na\n", "line 3: 1 cell, and the header has 2"),
+    ("mine.csv", b"question,answer\na,b\na,b,c\n", "line 3: 3 cells, but the header has 2"),
+    ("mine.csv", b"question,answer\na,b\na\n", "line 3: 1 cell, but the header has 2"),
     ("mine.csv", b'question,answer\n"a\nb",c\nd,"e" f\n', "line 4: "),
     ("mine.csv", b"answer,answer\na,b\n", "line 1: two columns are called 'answer'"),
-    ("mine.csv", b"where is it?,there\nwho?,me\n", "line 2: no columns to train on in: where"),
+    ("mine.csv", b"where is it?,there\nwho?,me\n", "line 2: no known columns among: where"),
     ("mine.csv", b"question,answer\ncaf\xe9,b\n", "line 2: byte 0xe9 is not UTF-8"),
-    ("mine.parquet", b"PAR1 and no more", "is no whole Parquet file"),
+    ("mine.parquet", b"PAR1 and no more", "is not a complete Parquet file"),
     ("mine.csv", None, "is a folder"),
 ]
 

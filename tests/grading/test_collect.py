@@ -23,9 +23,9 @@ def test_what_is_no_submission_is_told_but_for_litter(batch, capsys):
     (batch.folder / "more").symlink_to(batch.folder / "a")
     left = left_out([batch.folder], batch.out)
     assert left == [
-        "not looked at, for it is no .ipynb: b.zip, d.py",
-        "LOOK: not looked at, for it is a link to a folder: more",
-        "not looked at, for it is hidden (2): .b.ipynb, .old",
+        "skipped, not an .ipynb file: b.zip, d.py",
+        "LOOK: skipped, a link to a folder: more",
+        "skipped, hidden (2): .b.ipynb, .old",
     ]
     show.summary([Row.of(row) for row in rows], batch.out, Console(width=200), left)
     assert left[0] in capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_a_folder_that_cannot_be_read_is_told(batch, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", closed)
     (line,) = left_out([batch.folder], batch.out)
-    assert line.startswith("LOOK: ") and "cannot be read" in line and "sub" in line
+    assert line.startswith("LOOK: ") and "not readable" in line and "sub" in line
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def test_a_name_that_a_later_cell_takes_costs_no_answer(graded):
     uses = "import math\n" + FORWARD.replace("len(A)", "max(math.pow(len(A), 1), ONE)")
     _, records = graded("ONE = 1", uses, "max = 3; math, ONE = None, 'x'")
     assert records["2.1"]["status"] == "passed"
-    assert records["2.1"]["message"].endswith("cells below use its names anew: ONE, math, max")
+    assert records["2.1"]["message"].endswith("but cells below reuse its names: ONE, math, max")
     wrong = uses.replace("(A), 1", "(A), 2")
     assert graded("ONE = 1", wrong, "max = 3")[1]["2.1"]["status"] == "failed"
 
@@ -74,7 +74,7 @@ REFUSED = [{"output_type": "error", "ename": "LabError", "evalue": WITHHELD, "tr
         (FLOPS, REFUSED, "passed", ""),
         (FLOPS, [], "passed", ""),  # cleared: an answer of one's own counts
         (SOLUTION, [], "revealed", "code cell 3 reveals the solution"),
-        (STUB, printed([f"◐ 2.5 {LENT}.\n"]), "missing", "the course lent this one"),
+        (STUB, printed([f"◐ 2.5 {LENT}.\n"]), "missing", "the course lent this solution"),
     ],
 )
 def test_what_a_reveal_showed_decides_what_counts(answer, outputs, status, told, graded):
@@ -103,7 +103,7 @@ LATE = f"raise ValueError('no data')\n{FLOPS}"
     "id, cells, status, message",
     [
         ("2.1", [], "missing", "lora_forward is not defined"),
-        ("2.1", [NEAR], "missing", "lora_forward is not defined; there is lora_fwd"),
+        ("2.1", [NEAR], "missing", "lora_forward is not defined; did you mean lora_fwd?"),
         ("2.5", [STUB], "missing", ""),
         ("2.5", [LATE], "missing", "its cell raised ValueError: no data"),
         ("2.5", [STUB, "def step_flops(shapes, r:"], "missing", "its cell raised SyntaxError: "),
@@ -121,7 +121,7 @@ def test_an_answer_in_a_cell_of_text_is_named(graded):
     book = json.loads(notebook(START))
     book["cells"].append({"cell_type": "markdown", "metadata": {}, "source": FLOPS})
     _, records = graded(data=json.dumps(book).encode())
-    assert "a cell that is not of the kind Code" in records["2.5"]["message"]
+    assert "a cell that is not a code cell" in records["2.5"]["message"]
 
 
 STATES = ["torch.is_grad_enabled()", "torch.get_default_dtype()", "torch.get_default_device()"]

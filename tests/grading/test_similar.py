@@ -64,4 +64,4 @@ def test_the_command_lists_them(batch, capsys):
     with pytest.raises(SystemExit):
         cli.main(argv)
     out = " ".join(capsys.readouterr().out.split())
-    assert "pairs that are alike: 0" in out and "similar.html" in out
+    assert "similar pairs: 0" in out and "similar.html" in out

@@ -145,7 +145,7 @@ def test_a_folder_of_grades_only_grows(batch, tmp_path):
     late.write_bytes(notebook("x = 'z'"))
     rows = batch(paths=[late], notes=(notes := []))
     assert rows[:3] == first and rows[3]["submission"] == "zoe.ipynb"
-    assert notes == ["rows of earlier calls: 3"]
+    assert notes == ["rows from earlier calls: 3"]
     assert json.loads((batch.out / "results.json").read_text()) == rows
     assert len((batch.out / "grades.csv").read_text().splitlines()) == 5
     pages = {path.name: path.read_text() for path in (batch.out / "feedback").iterdir()}
@@ -153,7 +153,7 @@ def test_a_folder_of_grades_only_grows(batch, tmp_path):
     assert all("<code>" in page for page in pages.values())  # cells are still shown
     (batch.folder / "a.ipynb").unlink()
     assert batch(notes=notes) == rows and len(Fake.asked) == 4
-    assert any("no longer there" in note and "a.ipynb" in note for note in notes)
+    assert any("the file is gone" in note and "a.ipynb" in note for note in notes)
     for file in (batch.out / "graded").glob("*.json"):  # a page says more than results.json
         file.unlink()
     assert batch(paths=[late]) == rows and len(Fake.asked) == 5

@@ -343,7 +343,7 @@ WRONG = [
     (check.prompt_opens_answer, render_with_own_template, "the tokenizer should be left as it was"),
     (check.prompt_opens_answer, lambda m, t: [render_from_dict(m, t)], "not a list of lists"),
     (check.prompt_opens_answer, lambda m, t: m.pop() and [1], "changes its input"),
-    (check.checkpoints, checkpointing_that_calls_itself, "sees the last block and calls itself"),
+    (check.checkpoints, checkpointing_that_calls_itself, "sees only the last block"),
     (check.checkpoints, checkpointing_of_the_mlp, "blocks should include model.layers.0"),
     (check.loads_once, load_by_other_names, "this adapter fits, but it raised AssertionError"),
     (check.loads_once, load_and_undo, "the base's weights should be left as they were"),

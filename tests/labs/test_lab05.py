@@ -200,7 +200,7 @@ def pairs_within_names(frame, a, b):
 WRONG = [
     (check.first_step, update_by_adamw, "should be [[-0.3, 0]], not [[-0.2994, 0]]"),
     (check.first_step, update_with_large_epsilon, "small gradients, the result is"),
-    (check.first_step, update_of_one_row, "furthest off"),
+    (check.first_step, update_of_one_row, "largest error"),
     (check.scales, lambda *given: round(scaling_by_power(*given), 1), "0.375, not"),
     (check.sweeps, sweep_of_arrays, "the type of `rank` in the runs should be int, not int64"),
     (check.sweeps, sweep_twice, "the calls of train_fn per pair should be 1, not 2"),

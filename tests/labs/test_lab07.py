@@ -313,7 +313,7 @@ WRONG = [
     (check.audits, lambda *data: {"truncated": [], "no_end": []}, "include trains_on_nothing"),
     (check.parts, split_by_coin, "the test side should be about 50% of the rows, not about 60%"),
     (check.parts, lambda rows, share, seed: (rows, []), "that have rows should be 2, not 1"),
-    (check.parts, lambda rows, *_: (rows, rows), "rows that come twice should be 0, not 48"),
+    (check.parts, lambda rows, *_: (rows, rows), "rows that occur twice should be 0, not 48"),
     (check.orders, lambda w, n: rows_by_stack(w, n).T, "its shape should be (12, 1), not (1, 12)"),
     (check.routes, route_one_by_one, "the number of prompts in a batch should be 6, not 1"),
     (check.routes, route_not_put_back, "answer"),

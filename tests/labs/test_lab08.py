@@ -314,7 +314,7 @@ WRONG = [
     (check.reference, reference_of_other, "should be policy, not earlier"),
     (check.reference, reference_zeroed, "the weights afterwards should be unchanged"),
     (check.reference, lambda m, b: reference_with_stack(copy.deepcopy(m), b), "copies the whole"),
-    (check.advantages, lambda r, *eps: advantages_by_row(r, *eps).clamp(-1, 1), "furthest off)"),
+    (check.advantages, lambda r, *eps: advantages_by_row(r, *eps).clamp(-1, 1), "largest error)"),
     (check.clipped, grpo_with_kl, "the loss should be -1.2, not -1.192"),
     (check.clipped, lambda n, o, a, m: grpo_by_sign(n, o, a, m), "argument 'clip'"),
     (check.rewards, paid(mostly_intent), "all 16 keys, to"),

@@ -94,9 +94,9 @@ def test_a_field_of_an_older_name_is_read_without_a_word(found, recwarn):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("lama-2-7b", "nearest: llama-2-7b"),
+        ("lama-2-7b", "similar: llama-2-7b"),
         ("zzz", "built in: smollm2-135m"),
-        ("meta-llama/Llama-3.1-8B", "hub does not answer; nearest: llama-3.1-8b"),
+        ("meta-llama/Llama-3.1-8B", "hub does not answer; similar: llama-3.1-8b"),
         ("there/is/none/config.json", "no file there/is/none/config.json"),
     ],
 )
@@ -109,8 +109,8 @@ def test_unknown_models_offer_the_nearest(name, said, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ([], "names no model_type"),
-        ({"hidden_size": 4}, "names no model_type"),
+        ([], "has no model_type"),
+        ({"hidden_size": 4}, "has no model_type"),
         ({"model_type": "nonsense"}, "no model type 'nonsense'"),
         ({"model_type": "vit"}, "not a causal language model"),
         ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "not a causal"),

@@ -48,7 +48,7 @@ def test_the_folder_names_no_path_and_has_all_that_is_needed(made, folder):
 
 
 def test_peft_loads_it_where_the_base_is_found_by_its_id(made, folder, tmp_path, monkeypatch):
-    """A relative path stands for the hub here: the id is looked up in the working folder."""
+    """A relative path stands for the Hub here: the id is looked up in the working folder."""
     shutil.copytree(folder / "model", tmp_path / "nobody" / "tiny")
     shutil.copytree(made[0], tmp_path / "adapter")
     monkeypatch.chdir(tmp_path)
@@ -113,7 +113,7 @@ def test_a_second_file_is_held_out(asked, tmp_path, folder):
     assert (facts["data"]["trained"], facts["data"]["held_out"]) == (60, 9)
     leaking = tmp_path / "leaking.jsonl"
     leaking.write_text((folder / "mine.jsonl").read_text("utf-8").splitlines()[0], "utf-8")
-    with pytest.raises(LabError, match="a prompt that is trained on as well: line 1 of leaking"):
+    with pytest.raises(LabError, match="a test prompt that is also trained on: line 1 in leaking"):
         run.train(asked(test=leaking, out=tmp_path / "two"))
 
 
@@ -151,7 +151,7 @@ def test_bad_folders_are_one_line(asked, tmp_path):
     for change, said in (
         ({"model": str(tmp_path / "empty")}, r"has no config\.json"),
         ({"out": tmp_path / "file" / "mine"}, "cannot be created: Not a directory"),
-        ({"base_id": "tiny"}, "a hub id is ORG/NAME"),
+        ({"base_id": "tiny"}, "a hub id has the form ORG/NAME"),
     ):
         with pytest.raises(LabError, match=said):
             run.train(asked(**change))

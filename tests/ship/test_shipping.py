@@ -199,7 +199,7 @@ SAME += "{{ .Prompt }}</s>\n<s>assistant\n{{ end }}{{ .Response }}</s>\n"
     [
         ("OWN", [f'TEMPLATE """{SAME}"""'], ""),
         (UNASKED + "OWN", [f'TEMPLATE """{SAME}"""', 'SYSTEM """Be kind."""'], ""),
-        (PLAIN, ["TEMPLATE"], "several turns gives a different text"),  # it has no end of a turn
+        (PLAIN, ["TEMPLATE"], "several turns is rendered differently"),  # it has no end of a turn
         ("{{ messages | length }} {{ messages[-1]['content'] }}", [], "no equivalent in Ollama's"),
     ],
 )

@@ -86,10 +86,10 @@ def test_no_robots_is_mapped_to_the_same_columns(monkeypatch):
 
 def test_no_robots_without_network_is_one_clear_line(monkeypatch):
     def offline(*_, **__):
-        raise ConnectionError("cannot reach the hub\nfor a long list of reasons")
+        raise ConnectionError("cannot reach the Hub\nfor a long list of reasons")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    for answers, reason in ((True, "cannot reach the hub"), (False, "does not answer")):
+    for answers, reason in ((True, "cannot reach the Hub"), (False, "does not answer")):
         monkeypatch.setattr(download, "hub_answers", lambda answers=answers: answers)
         with pytest.raises(RuntimeError, match=rf"^.*{reason}.*works offline.*\Z"):
             tasks.load("chat", source="no_robots")

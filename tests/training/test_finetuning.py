@@ -126,7 +126,7 @@ def test_an_interrupted_write_loses_nothing(tokenizer, pairs, runs, monkeypatch)
 def test_a_model_with_an_adapter_is_refused(tokenizer, pairs, runs):
     tuned = get_peft_model(tiny(), lora())
     for model in (tuned, tuned.get_base_model()):
-        with pytest.raises(LabError, match="load the base model afresh"):
+        with pytest.raises(LabError, match="reload the base model"):
             finetune(model, tokenizer, pairs, lora(), config(runs))
 
 
@@ -152,7 +152,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
         trained()
     capsys.readouterr()
     second = trained()
-    assert "going on after step 4 of 8" in capsys.readouterr().out
+    assert "resuming after step 4 of 8" in capsys.readouterr().out
     assert second.losses == whole.losses and not second.cached
     for name, p in second.model.named_parameters():
         assert torch.equal(p, weights[name]), name

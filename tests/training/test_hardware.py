@@ -96,7 +96,7 @@ def test_without_a_hub_the_default_is_the_labs_model(card, monkeypatch, tmp_path
     (line,) = capsys.readouterr().out.splitlines()
     assert "smollm2-1.7b" in line and "no hub answers" in line
     monkeypatch.setenv("LABKIT_MODEL", "smollm2-1.7b")  # who asks for it is told
-    with pytest.raises(download.ModelUnavailable, match="on the Hugging Face hub alone"):
+    with pytest.raises(download.ModelUnavailable, match="only on the Hugging Face Hub"):
         models.default()
 
 

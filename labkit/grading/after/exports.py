@@ -23,7 +23,7 @@ from labkit.grading.row import Exercise, Row
 
 @dataclass
 class Export(tables.Table):
-    """A filled table, its submissions, and what needs a look."""
+    """A filled table, its submissions, and lines that need attention."""
 
     filled: list[Row]
     problems: list[str]
@@ -36,17 +36,17 @@ def results_in(out: Path) -> list[Row]:
     try:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise LabError(f"{path} isn't there: {again}") from None
+        raise LabError(f"{path} isn't there: run {again}") from None
     except (ValueError, RecursionError) as error:
-        raise LabError(f"{path} is not JSON ({error}); write it anew: {again}") from None
+        raise LabError(f"{path} is not JSON ({error}); recreate it: {again}") from None
     try:
         return [Row.of(data) for data in (found if isinstance(found, list) else [found])]
     except ValueError:
-        raise LabError(f"{path} is not what grading writes; write it anew: {again}") from None
+        raise LabError(f"{path} does not come from grading; recreate it: {again}") from None
 
 
 def to_gradescope(out: Path) -> Path:
-    """Write one file per submission for Gradescope into a folder of `out`; that folder."""
+    """Write one file per submission for Gradescope into a folder of `out`; return the folder."""
     folder = out / "gradescope"
     rows = results_in(out)
     folder.mkdir(exist_ok=True)
@@ -57,9 +57,9 @@ def to_gradescope(out: Path) -> Path:
 
 
 def pick(rows: list[Row], lab: str | None = None) -> tuple[str, list[Row], list[str]]:
-    """The lab to export ("2", "02" or "02_lora"), its rows, and a line on each other one.
+    """The lab to export ("2", "02" or "02_lora"), its rows, and lines on the others.
 
-    Without `lab` it is the one of more than half of the rows. LabError if that is ambiguous.
+    Without `lab` it is the lab of more than half of the rows. LabError if that is ambiguous.
     """
     often = Counter(row.lab for row in rows if row.lab)
     same = {name: (name, name.partition("_")[0], tables.number_of(name)) for name in often}
@@ -67,12 +67,12 @@ def pick(rows: list[Row], lab: str | None = None) -> tuple[str, list[Row], list[
     found = usual if lab is None else [name for name in often if lab in same[name]]
     if len(found) != 1:
         labs = ", ".join(sorted(often))
-        raise LabError(f"say --lab with one of the labs that were graded: {labs}")
+        raise LabError(f"choose --lab from the labs that were graded: {labs}")
     lost = [f"no lab: {row.submission}: {row.reason}" for row in rows if not row.lab]
     if lab is None:
         for other in sorted(often.keys() - found):
             names = [row.submission for row in rows if row.lab == other]
-            lost.append(f"left out, for it is {other} and not {found[0]}: {listed(names)}")
+            lost.append(f"left out, {other} and not {found[0]}: {listed(names)}")
     for row in rows:
         named = {name for name in often if name in row.submission.rpartition("/")[2]}
         if named and row.lab and row.lab not in named:
@@ -85,13 +85,13 @@ def canvas(
 ) -> Export:
     """The gradebook that Canvas exported, with this lab's points, to be imported again.
 
-    Other assignments are left out, so nothing else changes. LabError for another table.
+    Other assignments are left out, so nothing else changes. LabError if it is another table.
     """
     lab, rows, problems = pick(results, lab)
     table = tables.read(gradebook)
     head, *lines = table.rows
     if not {"ID", "Section"} <= set(head):
-        raise LabError(f"{gradebook} is no Canvas gradebook: it has no column ID or no Section")
+        raise LabError(f"{gradebook} is not a Canvas gradebook: it lacks the column ID or Section")
     id_at, first = head.index("ID"), head.index("Section") + 1
     possible = next((line for line in lines if "Points Possible" in line[0]), [""] * len(head))
     open_ones = [i for i in range(first, len(head)) if "read only" not in possible[i]]
@@ -138,7 +138,7 @@ def moodle(
     head, *lines = table.rows
     numbers = {m[1]: line for line in lines if (m := re.search(r"\D(\d+)$", line[0].strip()))}
     if not numbers or len(head) < 3:
-        raise LabError(f"{worksheet} is no Moodle grading worksheet: no 'Participant 123' in it")
+        raise LabError(f"{worksheet} is not a Moodle grading worksheet: no 'Participant 123'")
     at, most, words, free = worksheets.columns(head, list(numbers.values()), column, worksheet)
     chosen, more = _match(rows, lambda name: _moodle_id(name, numbers), ("Canvas", CANVAS))
     for number, row in chosen.items():
@@ -154,9 +154,9 @@ def moodle(
     remarks = [f"column: {head[at]}"]
     remarks += tables.scale(rows, "" if most is None else next(iter(numbers.values()))[most])
     if most is None:
-        more.append("no column for the highest grade is known: no points are scaled")
+        more.append("found no column for the maximum grade, so points are not scaled")
     if words is None:
-        more.append("no column for comments is known: verdicts stay out")
+        more.append("found no column for comments, so verdicts are left out")
     return _export(table, numbers, chosen, problems + more, remarks)
 
 
@@ -167,7 +167,7 @@ def _verdict(e: Exercise) -> str:
 def _export(table, roster, chosen, problems, remarks) -> Export:
     remarks.append(f"without a submission: {len(roster) - len(chosen)}")
     if late := [row.submission for row in chosen.values() if row.late]:
-        remarks.append(f"late, and nothing is taken off but by hand: {listed(late)}")
+        remarks.append(f"late, but points are deducted only by hand: {listed(late)}")
     return Export(**vars(table), filled=list(chosen.values()), problems=problems, remarks=remarks)
 
 
@@ -177,9 +177,9 @@ def _moodle_id(name: str, numbers: dict) -> str | None:
 
 
 def _match(rows, find, other) -> tuple[dict[str, Row], list[str]]:
-    """The best submission of each student, and a line on all that need a look.
+    """The best submission of each student, and a line on each one that needs attention.
 
-    `other` is the other system and its pattern of names: its files share one line.
+    `other` is the other system and its pattern of names; its files share one line.
     """
     found, problems, others = defaultdict(list), [], []
     for row in rows:
@@ -198,5 +198,5 @@ def _match(rows, find, other) -> tuple[dict[str, Row], list[str]]:
     for several in found.values():
         if len(several) > 1:
             names = ", ".join(row.submission for row in several)
-            problems.append(f"{len(several)} of one student, the best counts: {names}")
+            problems.append(f"{len(several)} from one student, the best counts: {names}")
     return best, problems

@@ -1,7 +1,7 @@
 """A submission's results for Gradescope, and the program that its autograder runs.
 
 The format: https://gradescope-autograders.readthedocs.io/en/latest/specs/ (fields of results.json,
-visibility, and that it must be written whatever happens).
+visibility, and the rule that results.json must always be written).
 """
 
 import json
@@ -42,14 +42,14 @@ def as_gradescope(row: Row) -> dict:
 
 
 def choose(rows: list[Row], lab: str) -> Row:
-    """The best row of an assignment's lab; without notebooks a row has only the lab's number."""
+    """The best row for an assignment's lab; without notebooks here, its `lab` is a number."""
     of_lab = [row for row in rows if row.lab.partition("_")[0] == lab[:2]]
     if of_lab:
         return replace(max(of_lab, key=lambda row: row.earned), lab=lab)
     if len(rows) == 1 and not rows[0].lab:
         return rows[0]
     listed = ", ".join(f"{row.submission} ({row.lab or row.reason})" for row in rows)
-    return Row("", "unreadable", f"no notebook of {lab} was handed in, but {listed or 'nothing'}")
+    return Row("", "unreadable", f"no notebook of {lab} was submitted; found {listed or 'nothing'}")
 
 
 def graded(command: list[str]) -> subprocess.CompletedProcess:
@@ -68,7 +68,7 @@ def _last_line(done):
 def main(submission: str, results: str, lab: str, *options: str) -> None:
     """Grade the folder `submission` as `lab` ("02_lora"), and write the file `results`.
 
-    It is also written if grading itself fails. `options` are passed to `labkit grade`.
+    The file is also written if grading itself fails. `options` are passed to `labkit grade`.
     """
     with TemporaryDirectory() as out:
         command = [sys.executable, "-c", "from labkit.cli import main; main()", "grade"]
@@ -76,7 +76,7 @@ def main(submission: str, results: str, lab: str, *options: str) -> None:
         done = graded(command)
         print(done.stdout, done.stderr)  # Gradescope shows it to instructors only
         if done.returncode and "no notebook" in _last_line(done):
-            row = Row("", "unreadable", "there is no notebook: hand in the .ipynb file")
+            row = Row("", "unreadable", "there is no notebook: submit the .ipynb file")
         elif done.returncode:
             reason = f"the grader stopped ({_last_line(done)}): tell your instructor"
             row = Row("", "crashed", reason)

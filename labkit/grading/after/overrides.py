@@ -1,10 +1,10 @@
-"""Points that an instructor gives by hand: overrides.csv in the folder of grades.
+"""Points that an instructor sets by hand: overrides.csv in the folder of grades.
 
     submission,exercise,points,why
     doejane_12345_67890_02_lora.ipynb,2.7,2,another layout of A is right as well
 
-They replace the verdicts whenever reports are written, so they also apply to later grading and
-exports. The judge's verdict is stored, and returns when the line is removed.
+These points replace the verdicts whenever reports are written, so they also apply to later grading
+and exports. The judge's verdict is kept, and comes back when the line is removed.
 """
 
 from dataclasses import replace
@@ -19,14 +19,14 @@ COLUMNS = ("submission", "exercise", "points", "why")
 
 
 def put_over(out: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """The rows with the points of overrides.csv, if there is one, and a line on invalid entries."""
+    """The rows with the points of overrides.csv, if it exists; a line on each invalid entry."""
     if not (out / FILE).exists():
         return rows, []
     try:
         head, *lines = tables.read(out / FILE).rows
         at = [[title.strip().lower() for title in head].index(name) for name in COLUMNS]
     except (LabError, OSError, ValueError):
-        return rows, [f"LOOK: {FILE} is not used: its first line has to be {','.join(COLUMNS)}"]
+        return rows, [f"LOOK: {FILE} is not used: its first line must be {','.join(COLUMNS)}"]
     found, invalid = {row.submission: row for row in rows}, []
     for n, line in enumerate(lines, 2):
         name, id, points, why = (line[i].strip() for i in at)
@@ -47,9 +47,9 @@ def _given(row, name, id, points, why):
         known = ", ".join(exercise.id for exercise in row.exercises)
         raise LabError(f"{name} has no exercise {id!r}: {known or row.outcome}")
     if new is None or not 0 <= new <= old.points:
-        raise LabError(f"{points!r} is no number from 0 to {old.points:g}")
+        raise LabError(f"{points!r} is not a number from 0 to {old.points:g}")
     new = int(new) if new == int(new) else new
-    message = f"by hand: {why or 'no reason is given'}"
+    message = f"by hand: {why or 'no reason given'}"
     message += f"\n{old.message}" if old.message else ""
     status = "passed" if new == old.points else "failed"
     given = replace(old, earned=new, status=status, message=message)

@@ -1,7 +1,7 @@
 """Grading's output: results.json, grades.csv, a class page, and a feedback page per submission.
 
 Names, messages and sources come from learners, and some are hostile. Templates escape all of them,
-each page forbids foreign scripts (Content-Security-Policy), and file names are made here.
+each page forbids foreign scripts (Content-Security-Policy), and file names are chosen here.
 """
 
 import base64
@@ -70,8 +70,8 @@ def rows_in(out: Path) -> list[Row]:
 def page_names(submissions: list[str]) -> list[str]:
     """One safe, distinct file name per submission, in the same order.
 
-    A plain name stays ("ada.ipynb" -> "ada.html"); others are cut to safe characters, with a digest
-    of the whole name, so that they are equal in every run.
+    A plain name stays ("ada.ipynb" -> "ada.html"). Others are cut to safe characters, with a digest
+    of the whole name added, so they are the same in every run.
     """
     stems = [name.removesuffix(".ipynb") for name in submissions]
     safe = [re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:60].strip(".-") for stem in stems]
@@ -128,7 +128,7 @@ def _short(value: object) -> object:
 
 
 def _cell(value: object) -> object:
-    """A value for a spreadsheet: text is one line, and never runs as a formula."""
+    """A value for a spreadsheet: text becomes one line, and never runs as a formula."""
     if not isinstance(value, str):
         return value
     line = re.sub(r";\s*(?=[=+@-])", "; '", " ".join(value.split()))  # if ; separates columns
@@ -136,7 +136,7 @@ def _cell(value: object) -> object:
 
 
 def class_page(rows: list[Row], pages: list[str]) -> str:
-    """The page of the class: numbers, frequent mistakes, who passed which exercise."""
+    """The class page: statistics, frequent mistakes, and who passed which exercise."""
     script = (TEMPLATES / "grading_sort.js").read_text("utf-8")
     return template("grading_class.html.j2").render(
         groups=summary.by_lab(rows),
@@ -149,7 +149,7 @@ def class_page(rows: list[Row], pages: list[str]) -> str:
 
 
 def feedback_page(row: Row, sources: dict[str, str]) -> str:
-    """The page of one submission: each exercise, its points, the message, the learner's cell."""
+    """The page of one submission: each exercise's points and message, and the learner's cell."""
     from labkit.grading.after.highlight import highlighted
 
     exercises = []
@@ -175,5 +175,5 @@ def template(name: str) -> "jinja2.Template":
 
 
 def put(path: Path, text: str) -> None:
-    """Write the file atomically; half a character from a file name becomes \\udcXX."""
+    """Write the file atomically; bytes in file names that are not UTF-8 become \\udcXX."""
     store.put(path, text.encode("utf-8", "backslashreplace"))

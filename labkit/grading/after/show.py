@@ -18,7 +18,7 @@ from labkit.grading.row import Row
 def progress(console: Console, now: list[Row]) -> Iterator[Callable]:
     """A function for `grade(progress=…)` that moves a bar and collects the rows in `now`.
 
-    Without a terminal, as under `nohup`, it prints a line for each tenth of a class.
+    Without a terminal, as under `nohup`, it prints a line for each tenth of the class.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     rate = TextColumn("{task.fields[rate]}")
@@ -49,7 +49,9 @@ def summary(
     lines = [f"{len(rows)} submissions: {counts}"]
     if len(rows) > FEW:
         labs = [lab for lab in by_lab(rows) if lab["median"] is not None]
-        lines += [f"  {g['lab']}: median {g['median']:.0f}%, {g['full']} with all" for g in labs]
+        lines += [
+            f"  {g['lab']}: median {g['median']:.0f}%, {g['full']} with all points" for g in labs
+        ]
     graded = [row for row in (rows if len(rows) <= FEW else now) if row.status == "graded"]
     if len(graded) <= FEW:
         lines += [f"  {row.submission}: {row.earned} of {row.possible} points" for row in graded]

@@ -38,7 +38,7 @@ class Pair:
 
 
 def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> list[Pair]:
-    """Write similar.html and one page per pair into `out`; the pairs, most similar first."""
+    """Write similar.html and a page per pair into `out`; return the pairs, most similar first."""
     by_lab = defaultdict(dict)
     for row in rows:
         if row.lab and row.submission in sources:
@@ -80,11 +80,11 @@ def pairs(lab: str, sources: dict[str, dict[str, str]]) -> list[Pair]:
 
 
 def shares(runs: list[list[set[int]]]) -> np.ndarray:
-    """How similar submissions are, from 0 to 1; `runs` are the runs of each answer of each one.
+    """How similar submissions are, from 0 to 1; `runs` has the runs of each one's answers.
 
-    For an answer it is the share of its runs found anywhere in the other submission, weighted by
-    rarity (log of one over the share of submissions with it). Returns the mean over the answers of
-    both, (submissions, submissions).
+    An answer's similarity is the share of its runs found anywhere in the other submission, weighted
+    by rarity (log of one over the share of submissions with the run). Returns the mean over the
+    answers of both, (submissions, submissions).
     """
     n = len(runs)
     often = Counter(run for answers in runs for run in set().union(*answers))

@@ -11,7 +11,7 @@ from labkit.grading.row import Exercise, Row
 
 NUMBER = re.compile(r"-?\d[\d.,]*(e[+-]?\d+)?")
 RIGHT = re.compile(r"\d+ of \d+ right$|\w+ \w, right: ")  # lines of a quiz's message
-LENT = re.compile(r" ?\(?judged with the course's own [\d., and]+, which (is|are) open\)?$")
+LENT = re.compile(r" ?\(?judged with the course's code for [\d., and]+, which (is|are) open\)?$")
 FEW = 10  # fewer submissions give no correlation
 LONGEST = 240  # characters of a message on the class page
 
@@ -66,8 +66,8 @@ def _exercise(tries: list[Exercise]) -> dict:
 def with_the_rest(rows: list[Row], id: str) -> float | None:
     """The correlation (Pearson's) of the points for an exercise with those for all others.
 
-    None for fewer than 10 submissions, or if all have the same. Near 0 or below, the exercise tests
-    something else than the rest, or its check is unfair.
+    None for fewer than 10 submissions, or if all have the same points. If it is near 0 or below,
+    the exercise tests something different from the rest, or its check is unfair.
     """
     pairs = [(e.earned, row.earned - e.earned) for row in rows if (e := row.exercise(id))]
     if len(pairs) < FEW:
@@ -79,8 +79,8 @@ def with_the_rest(rows: list[Row], id: str) -> float | None:
 def frequent(messages: Iterable[str]) -> list[tuple[int, str]]:
     """The three most frequent messages with their counts; different numbers don't matter.
 
-    Each part of a message with several counts separately, and once. A note that course objects were
-    lent is not a mistake.
+    Each part of a message with several parts counts separately, and only once. A note that course
+    objects were lent is not a mistake.
     """
     counts, shown = Counter(), {}
     for message in messages:

@@ -20,7 +20,7 @@ MARKS = {
 
 
 def column(head: list[str], candidates: list[int], wanted: str | None, lab: str) -> int:
-    """The index of the wanted column; without one, of the column whose title names the lab."""
+    """The index of the `wanted` column; without one, of the column whose title names the lab."""
     titles = {i: re.sub(r" \(\d+\)$", "", head[i]).strip().lower() for i in candidates}
     if wanted:
         found = [i for i in candidates if wanted.lower() in (titles[i], head[i].lower())]
@@ -29,8 +29,8 @@ def column(head: list[str], candidates: list[int], wanted: str | None, lab: str)
         found = [i for i in candidates if re.search(names, titles[i])]
     if len(found) != 1:
         listed = ", ".join(repr(head[i]) for i in candidates)
-        why = f"{wanted!r} is not one column here;" if wanted else f"which column takes {lab}?"
-        raise LabError(f"{why} say --column with one of {listed}")
+        why = f"{wanted!r} is not one column here;" if wanted else f"which column is for {lab}?"
+        raise LabError(f"{why} choose --column from {listed}")
     return found[0]
 
 
@@ -43,16 +43,16 @@ def points(row: Row, most: str) -> str:
 
 
 def put(line: list[str], at: int, text: str, name: str) -> list[str]:
-    """Fill in a grade; a line if it replaces a higher one, or is blocked.
+    """Fill in a grade; return a line if it replaces a higher one, or is blocked.
 
-    Text such as EX for excused stays. A lower grade than before is filled in.
+    Text such as EX for excused stays. A grade that is lower than before is filled in.
     """
     before = line[at].strip()
     old, new = number(before), number(text)
     if before and old is None:
         return [f"{name} has {before!r}, which stays; graded {text}"]
     line[at] = text
-    return [f"{name} had {before}, and gets {text}"] if before and new < old else []
+    return [f"{name} had {before} and now gets {text}"] if before and new < old else []
 
 
 def number_of(lab: str) -> str:
@@ -61,7 +61,7 @@ def number_of(lab: str) -> str:
 
 
 def number(text: str) -> float | None:
-    """The number in a text, with a point or a comma; else None."""
+    """The number in a text, with a decimal point or comma; else None."""
     try:
         return float(text.strip().replace(",", "."))
     except ValueError:
@@ -69,7 +69,7 @@ def number(text: str) -> float | None:
 
 
 def scale(rows: list[Row], most: str) -> list[str]:
-    """A line if points are scaled."""
+    """A line that says how points are scaled; [] if they are not."""
     top = number(most)
     usual = Counter(row.possible for row in rows if row.possible).most_common(1)
     if not top or not usual or top == usual[0][0]:
@@ -79,7 +79,7 @@ def scale(rows: list[Row], most: str) -> list[str]:
 
 @dataclass
 class Table:
-    """Full rows of text, and the format in which to write them back."""
+    """Complete rows of text, and the format in which to write them back."""
 
     rows: list[list[str]]
     separator: str
@@ -99,10 +99,10 @@ class Table:
 
 
 def read(path: Path) -> Table:
-    """The table in a CSV file; LabError if it is none."""
+    """The table in a CSV file; LabError if it is not CSV."""
     data = path.read_bytes()
     if data[:2] == b"PK":
-        raise LabError(f"{path} is a workbook of Excel: save it as CSV and give that")
+        raise LabError(f"{path} is an Excel workbook: save it as CSV and use that file")
     text, encoding, mark = _decoded(data)
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)

@@ -31,9 +31,9 @@ NO = {"no", "nein", "non", "não", "nee", "nie"}
 
 
 def columns(head: list[str], lines: list[list[str]], wanted: str | None, path: Path) -> tuple:
-    """The indices of grade, highest grade, comments and "can be changed"; None if absent.
+    """The indices of grade, maximum grade, comments and "can be changed"; None if absent.
 
-    Columns in unknown languages are recognized by their contents. LabError without a grade.
+    Columns in unknown languages are recognized by their contents. LabError without a grade column.
     """
     titles = [title.strip().lower() for title in head]
     most = _first(titles, MOST)
@@ -46,8 +46,8 @@ def columns(head: list[str], lines: list[list[str]], wanted: str | None, path: P
         at = most - 1 if at is None and most is not None else at
     if at is None:
         listed = ", ".join(repr(title) for title in head[1:] if title)
-        fix = f"say --column with one of {listed}"
-        raise LabError(f"{path} has no column Grade that is known: {fix}")
+        fix = f"choose --column from {listed}"
+        raise LabError(f"{path} has no known Grade column: {fix}")
     words = _first(titles, WORDS)
     if words is None:
         last = [i for i in range(at + 1, len(head)) if COMMENT.search(titles[i])][-1:]

@@ -1,8 +1,8 @@
 """Answers the judge inside a submission's process: calls objects, and returns plain data.
 
 The judge ships this module, the contract and the probes after the submission's cells have run, so
-cells cannot change them. It is not trusted, so the judge checks every reply. Changes that cells or
-answers make to Python and torch do have an effect here.
+cells cannot change them. This module is not trusted, so the judge checks every reply. Changes that
+cells or answers make to Python and torch do have an effect here.
 
 Shipped modules are imported by `from labkit.a import b`, which looks only at `sys.modules`: `from
 labkit import a` asks the package, which a cell may have changed.
@@ -69,7 +69,7 @@ def _as_then(state, namespace):
 
 
 def _lend(names, source, namespace):
-    """Replace the submission's objects by the course's own, as long as this process lives."""
+    """Replace the submission's objects by the course's own for the life of this process."""
     if source not in LENT:
         LENT[source] = defined_by(source)
     namespace.update({name: LENT[source][name] for name in names if name in LENT[source]})

@@ -40,11 +40,11 @@ class Excess(Lost):
 class Cells:
     """Runs the cells, and restarts from a clean state if their process is lost.
 
-    At first all run in one process. Once that is lost, each cell runs in a fork of the state before
-    it, so that a crash costs only that cell. A cell that also destroys that state, or has to be
-    killed, is skipped from then on.
+    At first all cells run in one process. Once that is lost, each cell runs in a fork of the state
+    before it, so that a crash costs only that cell. A cell that also destroys that state, or has to
+    be killed, is skipped from then on.
 
-    `needed` are the indices of the cells that exercises need. They have their full time even if the
+    `needed` lists the indices of cells that exercises need. These get their full time even if the
     time of all cells is used up. `nested`: as in `wall.clean`.
     """
 
@@ -67,7 +67,7 @@ class Cells:
                 return self._all()
             except Lost:
                 self.apart = True
-        raise Lost("its cells ended all processes again and again")
+        raise Lost("its cells kept ending all processes")
 
     def _start(self):
         """Fork a runner from the clean state; kill all others."""
@@ -172,7 +172,7 @@ class Cells:
             wire.send_fds(self.channel, json.dumps(order).encode(), fds, self._hopeless)
         except OSError as error:
             if error.errno == errno.ETOOMANYREFS:
-                raise Crowded("a submission has too many descriptors under way") from None
+                raise Crowded("a submission has too many descriptors in flight") from None
             raise Lost("it ended its process") from None
 
     def _hopeless(self):

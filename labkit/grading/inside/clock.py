@@ -1,4 +1,4 @@
-"""A submission's own time, on a machine that others use, too."""
+"""A submission's own time, on a machine that it shares with others."""
 
 import time
 
@@ -16,7 +16,7 @@ class Clock:
         self.seen, self.computed = time.monotonic(), tree.pulse(*known)[0]
 
     def over(self, *known: int) -> bool:
-        """Whether the time is up; has to be called often."""
+        """Whether the time is up; must be called often."""
         now, (computed, ready) = time.monotonic(), tree.pulse(*known)
         passed, ran = now - self.seen, computed - self.computed
         self.used += min(passed, max(ran, 0.0 if ready else min(passed, STEP)))

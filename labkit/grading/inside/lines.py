@@ -1,6 +1,6 @@
-"""Run the lines of a cell as Jupyter does, but continue after failures due to the environment.
+"""Run a cell's lines as Jupyter does, but continue after failures caused by the environment.
 
-A submission was made with a network, a GPU, a keyboard and other libraries. A line that fails
+A submission was written with a network, a GPU, a keyboard and other libraries. A line that fails
 without them loses only what it would have defined, and the rest of its cell runs. After any other
 failure the cell ends, as in Jupyter. After a timeout only definitions run, which take no time.
 """
@@ -20,7 +20,7 @@ DEEP = 8  # causes of an error to inspect
 
 
 def prepare(shell: object) -> list:
-    """Make `shell` run cells like this; returns the list to which it adds a cell's errors."""
+    """Make `shell` run cells this way; return the list to which it adds a cell's errors."""
     run, errors = shell.run_ast_nodes, []
 
     async def run_nodes(nodes, cell_name, interactivity=None, compiler=compile, result=None):

@@ -29,14 +29,14 @@ class QuietLab(Lab):
         return ""
 
     def experiment(self, *_, **__):
-        """False: an experiment is not graded."""
+        """Return False, since an experiment is not graded."""
         return False
 
     def reveal(self, *_, **__):
-        """Nothing: solutions are not here, and code below in the cell still counts."""
+        """Do nothing: there are no solutions here, and code below in the cell still counts."""
 
     def predict(self, *_, **__):
-        """No guess: it earns nothing, and code below in the cell still counts."""
+        """Record no guess: it earns nothing, and code below in the cell still counts."""
         return Guess("")
 
     gpu = experiment

@@ -19,7 +19,7 @@ HANDLED = ("ALRM", "CHLD", "HUP", "PIPE", "PROF", "TERM", "USR1", "USR2", "VTALR
 
 
 def restorer() -> FunctionType:
-    """`restore(all)`, which restores the present state.
+    """The function `restore(all)`, which restores the present state.
 
     Between cells these are the standard streams, modules, signals and timers. With `all`, before an
     exercise, also replaced modules and built-ins, warning filters, and global switches of Python,
@@ -50,7 +50,7 @@ def small_names(shell: object) -> dict:
 
 
 def _small(thing):
-    """Whether a thing is cheap to store: data that a cell deletes has to go."""
+    """Whether an object is cheap to store: data that a cell deletes has to go."""
     return isinstance(thing, SMALL) or (type(thing) is str and len(thing) < 200)
 
 

@@ -151,8 +151,8 @@ def _let_go(error):
 def _settle(channel):
     """Continue as a fork, which has only this thread.
 
-    The fork reports first: the supervisor learns of it that way, and counts the end of the process
-    it knows as a loss.
+    The fork reports first. This is how the supervisor learns of it, and the supervisor counts the
+    end of a process that it knows as a loss.
     """
     before = getpid()
     pid = fork()
@@ -184,8 +184,8 @@ def _serve(channel, what, fd):
 def load(body: bytes) -> dict[str, ModuleType]:
     """`{name: module}` of the code that the judge shipped, executed in the given order.
 
-    Packages already here get them as attributes, since `from labkit.probes import tiny` looks there
-    first.
+    Packages that are already loaded get these modules as attributes, since `from labkit.probes
+    import tiny` looks there first.
     """
     modules, parts = {}, dict(loads(body))
     for name, code in parts.items():

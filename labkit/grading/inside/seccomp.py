@@ -1,8 +1,8 @@
-"""A filter for system calls that labs don't need and attacks on the kernel or neighbors do.
+"""A filter for system calls that labs don't need but attacks on the kernel or neighbors do.
 
-Some are refused. File locks and socket buffer sizes do nothing and report success: other processes
-would see a lock on the machine's files, and libraries that lock their own (sqlite, filelock) have
-to go on. So a submission's processes do not exclude each other.
+Some calls are refused. Calls for file locks and socket buffer sizes do nothing and report success:
+other processes would see a lock on the machine's files, and libraries that lock their own files
+(sqlite, filelock) have to go on. A submission's processes therefore do not exclude each other.
 """
 
 import ctypes
@@ -66,7 +66,7 @@ def _when(number, steps):
 
 
 def _by(argument, verdicts, other):
-    """The verdict on an argument's value, `other` for unlisted ones."""
+    """The verdict on an argument's value, `other` for unlisted values."""
     steps = [_step(LOAD, 0, 0, ARGUMENTS + 8 * argument)]
     for value, verdict in verdicts.items():
         steps += [_step(EQUAL, 0, 1, value), _step(RETURN, 0, 0, verdict)]

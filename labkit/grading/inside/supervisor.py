@@ -1,4 +1,4 @@
-"""Process 1 of a submission's process tree. It runs none of its code and has no secret.
+"""Process 1 of a submission's process tree. It runs no code of the submission and has no secret.
 
 Forked from the warm process, it has the cells run, keeps time, counts processes and memory, carries
 messages between the judge and the answering process, and restarts lost processes.
@@ -53,7 +53,7 @@ def _carry(link, answers, limits):
 
 
 class Answers:
-    """The process that answers the judge: a fork of the state after the cells, used until lost."""
+    """A fork of the state after the cells, which answers the judge until the fork is lost."""
 
     def __init__(self, cells, limits):
         self.cells, self.limits = cells, limits
@@ -61,7 +61,7 @@ class Answers:
         self.settled, self.clock = False, None
 
     def begin(self, fresh: bool = False) -> None:
-        """Begin an exercise and its time; `fresh` asks for a process that has served none."""
+        """Begin an exercise and its time; `fresh` asks for an unused process."""
         if fresh:
             self._hang_up()
         known = [self.pid] if self.pid else []

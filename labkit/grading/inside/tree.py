@@ -25,7 +25,7 @@ def enclosed() -> bool:
 
 
 def own() -> None:
-    """Note whether this process is process 1 of its own tree."""
+    """Record whether this process is process 1 of its own tree."""
     global _enclosed
     _enclosed = os.getpid() == 1
 
@@ -58,7 +58,7 @@ def _stat(task):
 def pulse(*known: int) -> tuple[float, bool]:
     """`(CPU seconds of this tree's processes, whether one is ready to run)`.
 
-    Without a tree, of the processes `known`. Waiting for a disk counts as ready.
+    Without a tree, this covers the processes `known`. Waiting for a disk counts as ready.
     """
     times = os.times()
     computed, ready = times.children_user + times.children_system, False
@@ -128,7 +128,7 @@ def under_way() -> int:
 
 
 def excess(limits: Limits) -> str | None:
-    """Which limit the processes of this tree exceed, as one line; None if none."""
+    """One line on a limit that the processes of this tree exceed; None if they exceed none."""
     running = others()
     if len(running) > limits.processes:
         return f"it started more than {limits.processes} processes"
@@ -139,7 +139,7 @@ def excess(limits: Limits) -> str | None:
     if taken > limits.memory_bytes or len(running) > MANY:  # pages shared by forks count once,
         taken = sum(map(_proportional, [1, *running])) - base  # private copies each time
     if taken > limits.memory_bytes:
-        return f"it took more than {limits.memory_bytes >> 20:,} MiB of memory"
+        return f"it used more than {limits.memory_bytes >> 20:,} MiB of memory"
     return None
 
 

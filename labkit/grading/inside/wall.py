@@ -1,8 +1,8 @@
 """The inner wall: each submission's own namespaces, limits and system-call filter (Linux).
 
 `enclose` makes a new process tree, with its own /proc and scratch space, whose process 1 is the
-supervisor. `close_in` then takes every privilege from the process that runs the cells. Both are
-plain system calls: Python 3.11 has no names for them.
+supervisor. `close_in` then takes every privilege from the process that runs the cells. Both make
+raw system calls, since Python 3.11 has no functions for them.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def enclose(limits: Limits) -> None:
 
 
 def _new_user():
-    """A user namespace, with a user that has no rights outside it."""
+    """Enter a new user namespace, whose user has no rights outside it."""
     uid, gid = os.getuid(), os.getgid()
     _call("prctl", SET_DUMPABLE, 1, 0, 0, 0)  # else the files below belong to root
     _call("unshare", NEW_USER)

@@ -58,7 +58,7 @@ def trial() -> None:
 
 
 def unprivileged() -> None:
-    """Turn root into an unused user, so that limits apply and count only this one."""
+    """Turn root into an unused user, so that limits apply and count only this user."""
     if os.getuid() == 0 and sys.argv[2] != "bare":
         os.setgroups([])
         try:
@@ -87,7 +87,7 @@ def _can_nest(limits):
 
 
 def _become_supervisor(fd, shell, limits, nested):
-    """Never returns. The reason of a failure goes to the judge."""
+    """Become the supervisor and never return; the reason for a failure goes to the judge."""
     from labkit.grading import wire
     from labkit.grading.inside import supervisor, tree, wall
 
@@ -118,14 +118,14 @@ def _wait(pid, control, number):
 
 
 def _wait_for_orphans():
-    """Wait for process 1 of a tree, which is ours if the process between was killed."""
+    """Wait for process 1 of a tree, which is our child if the process between was killed."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
 
 
 def warm() -> object:
-    """Import and touch what labs use; the IPython shell that runs cells."""
+    """Import and touch what labs use; return the IPython shell that runs cells."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""One submission before the judge: run its cells, ask its exercises, give verdicts."""
+"""One submission before the judge: run its cells, check its exercises, give verdicts."""
 
 import contextlib
 import functools
@@ -52,7 +52,7 @@ class Case:
         self.used = False  # whether the answering process has served an exercise
 
     def judged(self) -> tuple[list[Exercise], dict]:
-        """`(exercises, {"status": …})`: the result of each, and of the whole."""
+        """`(exercises, {"status": …})`: the results of the exercises and of the submission."""
         revealed = self._revealed()
         with self.judge.warm.submission() as link:
             self.session = RemoteSession(link, self.seed, self.limits, self.over)
@@ -65,13 +65,13 @@ class Case:
         return exercises, self._state(exercises)
 
     def _outcome(self, check, revealed):
-        """The result of one exercise; `revealed` are those that earn nothing, and why."""
+        """The result of one exercise; `revealed` says which exercises earn nothing, and why."""
         id, name, points = (check.exercise[key] for key in ("id", "name", "points"))
         if id in revealed:
             return Exercise(id, name, points, 0, "revealed", line(revealed[id]))
         status, earned, message = self._judge(check)[:3]
         if status == "missing" and id in self.work.lent:
-            message = "the course lent this one, and there is no answer of your own"
+            message = "the course lent this solution, and there is no answer of your own"
         return Exercise(id, name, points, earned, status, line(message))
 
     def _judge(self, check):
@@ -85,13 +85,13 @@ class Case:
         return Verdict("error", 0, self.down)
 
     def _state(self, exercises):
-        """The status of the whole, with a reason if something went wrong."""
+        """The status of the whole submission, with a reason if something went wrong."""
         if self.down:
             return {"status": "crashed", "reason": self.down}
         troubles = self.failed.troubles()
         if any((e.status, e.message) == ("timeout", TIME_UP) for e in exercises):
             seconds = self.limits.submission_seconds
-            why = f"it took more than {seconds:g} s in all, graded until then"
+            why = f"it took more than {seconds:g} s in all; what was done by then is graded"
             return {"status": "timeout", "reason": line("; ".join(filter(None, [why, troubles])))}
         return {"status": "graded"} | ({"reason": line(troubles)} if troubles else {})
 
@@ -139,10 +139,10 @@ class Case:
             fresh = True
 
     def _as_then(self, check, verdict):
-        """`verdict`; after a failure, the one with names as the exercise's own cell left them.
+        """`verdict`, or after a failure, one with names as the exercise's own cell left them.
 
-        In a notebook the check ran there. A later cell may have reused a name (`sum = 0`), which is
-        not the answer's fault.
+        In a notebook the check ran at that point. A later cell may have reused a name (`sum = 0`),
+        which is not the answer's fault.
         """
         cells = [self.work.cell_of(name) for name in check.exercise["names"]]
         if verdict.status != "failed" or None in cells:
@@ -158,7 +158,7 @@ class Case:
             self.session.then, self.session.spent = None, True
         if then.status != "passed":
             return verdict
-        why = "right at its own cell; cells below use its names anew: "
+        why = "right at its own cell, but cells below reuse its names: "
         return then._replace(message=why + ", ".join(sorted(taken)[:5]))
 
     def _verdict(self, check):

@@ -1,4 +1,4 @@
-"""Cells that failed, and what an exercise reports about them."""
+"""Cells that failed, and what exercises report about them."""
 
 import difflib
 import re
@@ -23,11 +23,11 @@ class FailedCells:
         if why:
             return Verdict(status, 0, f"{message}: {why}")
         if name in self.work.elsewhere:
-            message += ": it is in a cell that is not of the kind Code"
+            message += ": it is in a cell that is not a code cell"
         else:
             others = sorted(self.work.names() - self.names)[:NAMES]
             near = difflib.get_close_matches(name, others, 1, 0.75)
-            message += f"; there is {near[0]}" if near else ""
+            message += f"; did you mean {near[0]}?" if near else ""
         return Verdict("missing", 0, message)
 
     def of_cell(self, name: str) -> tuple[str, str]:
@@ -46,7 +46,7 @@ class FailedCells:
                 reason = f"raised {why}" if how == "raised" else why.removeprefix("it ")
                 return f" ({name} should come from code cell {cell + 1}, which {reason})"
             if cell in self.work.experiments:
-                return f" ({name} comes from code cell {cell + 1}, an experiment: none is run here)"
+                return f" ({name} comes from code cell {cell + 1}, an experiment, not run here)"
         return ""
 
     def troubles(self) -> str:

@@ -68,14 +68,14 @@ class Judge:
         return row, _sources(work, checks, reference.course_cells(stem))
 
     def _lab(self, work):
-        """The stem of the submission's lab; Unreadable if it is of none."""
+        """The stem of the submission's lab; Unreadable if it belongs to no lab."""
         names, known = work.names() - {"quiz"}, stems()
         started = [known[number] for number in sorted(work.started & known.keys())]
         tried = started or known.values()
         fits = {stem: len(names & set(names_of(self.checks(stem)))) for stem in tried}
         best = max(fits, key=fits.get)
         if not fits[best] and not started:
-            raise submission.Unreadable("no lab of this course: it defines none of the exercises")
+            raise submission.Unreadable("not a lab of this course: it defines no exercise")
         return best
 
     def checks(self, stem: str) -> list[Callable]:
@@ -93,7 +93,7 @@ class Judge:
 def stems() -> dict[str, str]:
     """{"02": "02_lora"} of the labs that have checks. One without a notebook here is "02".
 
-    Only the lab's number in a submission is used: the rest is a stranger's text.
+    Only the lab's number in a submission is used: the rest is untrusted text.
     """
     found = (re.fullmatch(r"lab(\d\d)", part.name) for part in iter_modules(labkit.checks.__path__))
     numbers = sorted(match[1] for match in found if match)
@@ -108,8 +108,8 @@ def stems() -> dict[str, str]:
 def _sources(work, checks, course):
     """{exercise id: the cells that define its own objects}, in their last version.
 
-    An object belongs to the exercise whose check names it first, else to the first that uses it. ""
-    has all other cells, except experiments and the course's own.
+    An object belongs to the exercise whose check names it first, else to the first that uses it.
+    The key "" has all other cells, except experiments and the course's own.
     """
     owner = {check.exercise["names"][0]: check for check in reversed(checks)}
     for check in checks:

@@ -1,4 +1,4 @@
-"""Which cells an exercise may depend on: those that define it, what these use, and so on."""
+"""The cells that an exercise may depend on: those that define it, what they use, and so on."""
 
 import ast
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ MOST = 1_000_000  # names times functions of a cell
 
 @dataclass
 class Needs:
-    """Global names of a cell: those that it binds or changes, imports, calls, and uses."""
+    """Global names of a cell: those that the cell binds or changes, imports, calls, and uses."""
 
     made: set
     imported: set = field(default_factory=set)

@@ -1,7 +1,7 @@
 """An instructor's own checks: a Python file with functions marked `@exercise`.
 
-They run in the judge like the course's. A function given to `observe` has to run next to the
-learner's code, so it is sent there with everything it uses, but not the rest of the file.
+They run in the judge like the course's checks. A function given to `observe` has to run next to the
+learner's code, so it is sent there with everything that it uses, but not the rest of the file.
 """
 
 import ast
@@ -28,14 +28,14 @@ def load(path: str) -> list[Callable]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise LabError(f"{path} does not import: {type(error).__name__}: {error}") from None
+        raise LabError(f"{path} can't be imported: {type(error).__name__}: {error}") from None
     mine = [check for check in contract.checks_of(module) if check.__module__ == NAME]
     if not mine:
         raise LabError(f"{path} has no check: mark a function with @exercise(id, points=…)")
     for check in mine:
         number = _lab_of(check)
         if number is not None and not importlib.util.find_spec(f"labkit.checks.lab{number:02}"):
-            why = f"{check.exercise['id']} is of lab {number}, and there is none"
+            why = f"{check.exercise['id']} belongs to lab {number}, which does not exist"
             raise LabError(f"{path}: {why}")
     return mine
 

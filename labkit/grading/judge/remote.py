@@ -40,7 +40,7 @@ class Down(Exception):
 
 
 class Forged(Exception):
-    """A reply does not answer the question: broken, or made up."""
+    """A reply that does not answer the question: it is broken or made up."""
 
     def __init__(self):
         super().__init__("forged or broken reply")
@@ -85,7 +85,7 @@ class RemoteSession(Session):
         raise CheckFailed(what)
 
     def begin(self, fresh: bool = False) -> None:
-        """Begin an exercise, or a new try at it; `fresh` asks for a process that served none."""
+        """Begin an exercise, or a new try at it; `fresh` asks for an unused process."""
         try:
             wire.send(self.link, b"N", b"1" if fresh or self.spent else b"0")
         except OSError:

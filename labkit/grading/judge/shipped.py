@@ -14,7 +14,7 @@ ANSWERING += ("probes.serving", "probes.policies", "probes.gradients")
 
 @cache
 def shipped(stem: str) -> bytes:
-    """The contract, the wire and a lab's probes in bytes, for `runner.load`."""
+    """The contract, the wire and a lab's probes as bytes, for `runner.load`."""
     names = [f"labkit.{part}" for part in (*PARTS, *ANSWERING, f"probes.lab{stem[:2]}")]
     sources = {name: Path(find_spec(name).origin).read_text(encoding="utf-8") for name in names}
     return marshal.dumps([(n, compile(text, f"<{n}>", "exec")) for n, text in sources.items()])

@@ -19,7 +19,7 @@ CODE = 8_000_000  # characters of code in all; the course's own notebooks have 1
 
 
 class Unreadable(Exception):
-    """Not a notebook that can be graded; the message is the reason."""
+    """The file is not a notebook that can be graded; the message says why."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Submission:
         return set().union(*self.defines) if self.defines else set()
 
     def taken_below(self, index: int) -> set[str]:
-        """Names that exist at cell `index`, built-in ones too, and that later cells bind."""
+        """Names, including built-ins, that exist at cell `index` and that later cells rebind."""
         before = set().union(dir(builtins), *self.defines[: index + 1])
         later = range(index + 1, len(self.cells))
         return before & set().union(*(self.defines[i] for i in later if i not in self.experiments))
@@ -83,7 +83,7 @@ def read(data: bytes) -> Submission:
         raise Unreadable("the file is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:
         why = str(error).partition("\n")[0][:80]
-        raise Unreadable(f"not a notebook: no valid JSON ({why})") from None
+        raise Unreadable(f"not a notebook: it is not valid JSON ({why})") from None
     if not isinstance(book, dict):
         raise Unreadable("not a notebook: JSON without cells")
     if "worksheets" in book or book.get("nbformat") in (1, 2, 3):
@@ -93,7 +93,7 @@ def read(data: bytes) -> Submission:
     if not isinstance(cells, list):
         raise Unreadable("not a notebook: JSON without a list of cells")
     if len(cells) > CELLS:
-        raise Unreadable(f"{len(cells):,} cells, at most {CELLS:,} are read")
+        raise Unreadable(f"{len(cells):,} cells; the limit is {CELLS:,}")
     return _submission(cells)
 
 
@@ -106,7 +106,7 @@ def _submission(cells):
     if not any(source.strip() for source in sources):
         raise Unreadable("the notebook has no code")
     if (size := sum(map(len, sources))) > CODE:
-        raise Unreadable(f"{size:,} characters of code, at most {CODE:,} are run")
+        raise Unreadable(f"{size:,} characters of code; the limit is {CODE:,}")
     printed = (text for cell in code for text in _printed(cell))
     revealed = [found for text in printed for found in REVEALED.findall(text)]
     return Submission(
@@ -127,7 +127,7 @@ def _tags(cell):
 
 
 def _silent(code):
-    """Indices of cells without outputs that may have run, by the notebook's numbers."""
+    """Indices of cells without outputs that may have run, by execution counts."""
     counted = any(isinstance(cell.get("execution_count"), int) for cell in code)
     empty = [i for i, cell in enumerate(code) if not cell.get("outputs")]
     return {i for i in empty if not counted or code[i].get("execution_count") is not None}

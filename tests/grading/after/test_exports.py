@@ -77,7 +77,7 @@ def test_canvas_gets_its_own_table_with_one_column_filled(gradebook):
     assert len(done.filled) == 2 and done.problems == []
     assert "scaled: 20 points here are 40 there" in done.remarks
     assert "without a submission: 2" in done.remarks
-    late = "late, and nothing is taken off but by hand: gödelkurt_LATE_12347_5_a.ipynb"
+    late = "late, but points are deducted only by hand: gödelkurt_LATE_12347_5_a.ipynb"
     assert late in done.remarks
 
 
@@ -118,7 +118,7 @@ def test_what_needs_a_look_is_listed_and_nothing_is_lost(gradebook):
         "no lab: zip.ipynb: this is not JSON",
         "lovelaceada_12346_3_c.ipynb is timeout: 600 s are over; it gets 6 points",
         "not matched: nobody.ipynb",
-        "2 of one student, the best counts: doejane_12345_1_a.ipynb, doejane_12345_2_b.ipynb",
+        "2 from one student, the best counts: doejane_12345_1_a.ipynb, doejane_12345_2_b.ipynb",
     ]
 
 
@@ -137,9 +137,9 @@ def test_the_lab_and_the_column_are_said_when_they_are_not_clear(gradebook):
     book = gradebook(CANVAS)
     rows = [row("doejane_12345_1_a.ipynb"), row("doejane_12345_2_b.ipynb", lab="03_peft")]
     for lab in (None, "5"):
-        with pytest.raises(LabError, match=r"say --lab .*: 02_lora, 03_peft"):
+        with pytest.raises(LabError, match=r"choose --lab .*: 02_lora, 03_peft"):
             exports.canvas(rows, book, lab=lab)
-    with pytest.raises(LabError, match=r"03_peft\? say --column .* 'Lab 2: LoRA \(771\)', 'Essay"):
+    with pytest.raises(LabError, match=r"03_peft\? choose --column .* 'Lab 2: LoRA \(771\)', "):
         exports.canvas(rows, book, lab="3")
     done = exports.canvas(rows, book, lab="03", column="essay")
     assert [r["Essay (772)"] for r in table(done.text)] == ["10", "7.5", "8", "9", "0"]
@@ -225,13 +225,13 @@ def test_moodle_in_another_language_is_scaled_and_has_its_comments(gradebook, la
 def test_a_worksheet_without_what_is_needed_is_looked_at(gradebook):
     text = "ID;Vollständiger Name;Punkte\nTeilnehmer/in501;Jane Doe;\n"
     rows = [row("Jane Doe_501_assignsubmission_file/x.ipynb")]
-    with pytest.raises(LabError, match=r"say --column .* 'Punkte'"):
+    with pytest.raises(LabError, match=r"choose --column .* 'Punkte'"):
         exports.moodle(rows, gradebook(text))
     done = exports.moodle(rows, gradebook(text), column="Punkte")
     assert done.text.splitlines()[1] == "Teilnehmer/in501;Jane Doe;15"
     assert done.problems == [
-        "no column for the highest grade is known: no points are scaled",
-        "no column for comments is known: verdicts stay out",
+        "found no column for the maximum grade, so points are not scaled",
+        "found no column for comments, so verdicts are left out",
     ]
 
 
@@ -267,11 +267,11 @@ def test_files_of_another_lab_or_of_none_do_not_hold_up_the_class(gradebook):
     assert len(done.filled) == 3
     assert done.problems == [
         "no lab: eve/02_lora.ipynb: empty",
-        "left out, for it is 01_svd and not 02_lora: s_999_2_02_lora.ipynb",
-        "left out, for it is 03_peft and not 02_lora: s_999_1_x.ipynb",
+        "left out, 01_svd and not 02_lora: s_999_2_02_lora.ipynb",
+        "left out, 03_peft and not 02_lora: s_999_1_x.ipynb",
         "s_999_2_02_lora.ipynb is 01_svd, whatever its name says",
     ]
-    with pytest.raises(LabError, match="say --lab"):
+    with pytest.raises(LabError, match="choose --lab"):
         exports.canvas([*rows, row("s_9_3_z.ipynb", lab="01_svd")], gradebook(CANVAS))
     asked = exports.canvas(rows, gradebook(CANVAS), lab="3", column="essay")
     assert not any("left out" in problem for problem in asked.problems)
@@ -286,7 +286,7 @@ def test_results_that_grading_did_not_write_are_one_line(tmp_path, text, capsys)
     (tmp_path / "results.json").write_text(text)
     assert call(tmp_path, "--gradescope") == 2
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "write it anew: labkit grade" in told
+    assert told.count("\n") == 1 and "recreate it: labkit grade" in told
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_results_that_grading_did_not_write_are_one_line(tmp_path, text, capsys)
         ("", "15", []),
         ("12", "15", []),  # a better one, as after another hand-in
         ("15", "15", []),
-        ("19.5", "15", ["a.ipynb had 19.5, and gets 15"]),
+        ("19.5", "15", ["a.ipynb had 19.5 and now gets 15"]),
         ("EX", "EX", ["a.ipynb has 'EX', which stays; graded 15"]),
     ],
 )
@@ -410,9 +410,9 @@ def test_the_command_writes_beside_the_results_and_exit_tells(tmp_path, gradeboo
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "give one of --canvas GRADEBOOK.csv, --moodle"),
-        (["--gradescope", "--moodle", "x.csv"], "give one of"),
-        (["--moodle", "x.csv"], "results.json isn't there: labkit grade"),
+        ([], "use one of --canvas GRADEBOOK.csv, --moodle"),
+        (["--gradescope", "--moodle", "x.csv"], "use one of"),
+        (["--moodle", "x.csv"], "results.json isn't there: run labkit grade"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys, args, said):

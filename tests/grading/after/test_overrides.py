@@ -47,8 +47,8 @@ def test_excel_writes_them_too_and_what_cannot_be_is_named(batch):
         "points by hand, overrides.csv: 1",
         "LOOK: overrides.csv, line 3: no submission is called 'nobody.ipynb'",
         "LOOK: overrides.csv, line 4: ada.ipynb has no exercise '9.9': 2.1",
-        "LOOK: overrides.csv, line 5: '3' is no number from 0 to 2",
+        "LOOK: overrides.csv, line 5: '3' is not a number from 0 to 2",
     ]
     (batch.out / overrides.FILE).write_text("who,what\n")
     assert points(batch(notes=notes)) == {"ada.ipynb": 1, "kurt.ipynb": 1}
-    assert notes[-1].startswith("LOOK: overrides.csv is not used: its first line has to be subm")
+    assert notes[-1].startswith("LOOK: overrides.csv is not used: its first line must be subm")

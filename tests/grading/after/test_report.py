@@ -143,7 +143,7 @@ def test_the_feedback_page_shows_cells_messages_and_points(tmp_path):
     assert source in page.text and "1 of 6 points" in page.text and "failed" in page.text
     assert f"{EVIL[0]}\nr is 2" in page.text, "each fault has its line"
     assert EVIL[0] in index.text
-    assert page.text.count("Nothing was written") == 1, "what is half written is not called empty"
+    assert page.text.count("No answer was written") == 1, "what is half written is not called empty"
 
 
 @pytest.mark.parametrize("evil", EVIL)
@@ -278,7 +278,7 @@ def test_each_fault_of_a_message_counts_once_and_what_is_nobodys_mistake_does_no
     wanted = [(2, "q2 a, not quite: no."), (1, "q1 c, not quite: well.")]
     assert summary.frequent(quiz) == wanted
     one, two = "2.2, which is open", "2.1 and 2.2, which are open"
-    lent = [f"judged with the course's own {ids}" for ids in (one, two)]
+    lent = [f"judged with the course's code for {ids}" for ids in (one, two)]
     told = [*lent, *(f"B is None ({how})" for how in lent), "B is None"]
     assert summary.frequent(told) == [(3, "B is None")]
     told = ["\n".join(["it is 3 times too large"] * 27), "it is 4 times too large\nB is None", ""]
@@ -342,7 +342,7 @@ def test_a_huge_cell_and_message_are_cut_and_quick(tmp_path):
     _, pages = written(tmp_path, rows, sources)
     assert time.process_time() - start < 5
     (page,) = pages.values()
-    assert len(page.html) < 2_000_000 and "the rest is not shown" in page.text
+    assert len(page.html) < 2_000_000 and "The rest of this cell is not shown" in page.text
 
 
 def test_a_thousand_submissions_take_seconds(tmp_path):

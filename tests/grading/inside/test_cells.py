@@ -238,7 +238,7 @@ def test_where_no_descriptor_can_be_sent_nobody_is_said_to_have_ended(hold, monk
 
     monkeypatch.setattr(socket, "send_fds", refused)
     monkeypatch.setattr(tree, "under_way", lambda: 300 * (len(asked) > 2))
-    with pytest.raises(holding.Crowded, match="descriptors under way"):
+    with pytest.raises(holding.Crowded, match="descriptors in flight"):
         cells.order(fds=[0], serve=True)
     assert len(asked) == 3, "a neighbour's were waited for, its own were not"
     monkeypatch.setattr(cells, "over", 0)
@@ -248,7 +248,7 @@ def test_where_no_descriptor_can_be_sent_nobody_is_said_to_have_ended(hold, monk
 
 
 def test_the_time_of_an_exercise_begins_with_the_process_that_answers(hold, monkeypatch):
-    """To have one may take long, where others have all descriptors under way."""
+    """To have one may take long, where others have all descriptors in flight."""
     cells = hold("x = 7")
     real = cells.order
 

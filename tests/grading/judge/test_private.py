@@ -108,8 +108,8 @@ def test_a_check_that_is_broken_is_not_the_learners_fault(graded_by, tmp_path, c
     [
         ("1 / 0", "ZeroDivisionError"),
         ("x = 1", "no check"),
-        (BAD.replace("2.12", "2.5"), "two checks are of exercise 2.5"),
-        (BAD.replace("2.12", "99.9"), "99.9 is of lab 99"),
+        (BAD.replace("2.12", "2.5"), "two checks are for exercise 2.5"),
+        (BAD.replace("2.12", "99.9"), "99.9 belongs to lab 99"),
     ],
 )
 def test_own_checks_that_are_none(text, word, tmp_path):
