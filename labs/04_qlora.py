@@ -756,9 +756,8 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
 # %% [markdown]
 # "QLoRA trains a 70B model on one 48 GB card" is true with checkpointing and few tokens per step:
 # in the simulation, 512 tokens fit with 20% to spare, while 2,048 don't. The line on each bar shows
-# this margin. (GPU labels say GB but mean GiB, 2^30 bytes; a GPU with error correction offers less.)
-# On the command line, `labkit memory llama-2-70b --method qlora --checkpointing` simulates the
-# second bar.
+# this margin. (GPU labels say GB but mean GiB, 2^30 bytes; error correction takes some.) On the
+# command line, `labkit memory llama-2-70b --method qlora --checkpointing` simulates the second bar.
 #
 # ## With a GPU
 #

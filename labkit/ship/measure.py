@@ -33,7 +33,7 @@ def rows(
         data = adapter.facts.get("data", {})
         if read.sha256() == data.get("sha256"):
             if data.get("test_file"):
-                what += f", which were trained on: --data {data['test_file']} has held-out rows"
+                what += f", which were trained on: --data {data['test_file']} has unseen rows"
             else:
                 _, found = split.split(found, settings["held_out"], settings["seed"])
                 what = f"held-out {what}"
