@@ -290,7 +290,7 @@ if lab.experiment("Every token, marked", 5, needs=["9.1", "9.2"]):
 #
 # <details><summary>Hint</summary>
 #
-# The logits at which position decide whether an answer begins with a brace? This position isn't
+# At which position do the logits decide whether an answer begins with a brace? This position isn't
 # part of the answer.
 # </details>
 #
