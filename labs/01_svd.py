@@ -437,11 +437,11 @@ if lab.experiment("Every update cut to rank r", 60, needs=["1.1", "1.4", "1.5"])
 #
 # ## What does LoRA find?
 #
-# Truncation happens after training and ignores the loss. LoRA's update has rank at most 8 throughout
-# training, and every step tries to lower the loss within that limit. Train LoRA on the same
-# batches. In lab 2, you will write LoRA by hand. Here, PEFT adds an $A$ and a $B$ to each of the
-# 210 matrices. (The base model is frozen, so it can stay in 16 bits. LoRA needs a higher learning
-# rate, which lab 5 explains.)
+# Truncation happens after training and ignores the loss. LoRA's update has rank at most 8
+# throughout training, and every step tries to lower the loss within that limit. Train LoRA on the
+# same batches. In lab 2, you will write LoRA by hand. Here, PEFT adds an $A$ and a $B$ to each of
+# the 210 matrices. (The base model is frozen, so it can stay in 16 bits. LoRA needs a higher
+# learning rate, which lab 5 explains.)
 
 # %% tags=["experiment"]
 if lab.experiment("LoRA of rank 8 on the same batches", 90, needs=["1.1", "1.4", "1.5"]):

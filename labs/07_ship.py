@@ -391,9 +391,9 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
     guess_template.compare(100 * right_by_way["Llama 2's template"] / len(few))
 
 # %% [markdown]
-# Across three seeds, a doubled first token costs at most two of about 105 answers. With the same seeds, a missing
-# generation prompt or a different system message costs between none and about half of the answers; in
-# a fourth run, it cost most or all. Without the generation prompt, the model may
+# Across three seeds, a doubled first token costs at most two of about 105 answers. With the same
+# seeds, a missing generation prompt or a different system message costs between none and about half
+# of the answers; in a fourth run, it cost most or all. Without the generation prompt, the model may
 # write the header of its turn itself, and then even a right answer counts as wrong. With Llama 2's
 # template or no template, most answers are wrong in every run
 # ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). A model can tolerate a wrong

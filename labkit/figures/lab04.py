@@ -119,5 +119,5 @@ def fits(peaks: dict[str, dict[str, int]], card: float) -> Figure:
         ax.text(x + 0.04, total, f" {total:.0f}", va="bottom", color=INK)
     ax.set_ylim(0, 1.08 * max(card, *most))
     ax.axhline(card, color=INK, lw=1.2, ls="--")
-    ax.text(0.5, card, "GPU memory", ha="center", va="bottom", color=INK)
+    ax.text(0.5, card, f"{card:g} GB", ha="center", va="bottom", color=INK)
     return fig
