@@ -112,8 +112,8 @@ check.matches_dense(lora_forward)
 #
 # <details><summary>Hint: where to begin</summary>
 #
-# Assign modules and parameters after `super().__init__()`, so that an optimizer finds them.
-# `nn.Module` has a method that freezes all parameters of a module.
+# Call `super().__init__()` before you assign modules and parameters, so that `nn.Module` can
+# register them. `nn.Module` has a method that freezes all parameters of a module.
 # </details>
 #
 # <details><summary>Hint: dtypes</summary>
@@ -157,7 +157,7 @@ check.layer(LoRALinear)
 #
 # Training should start from the base model, because a large random update would damage the model
 # before the first step. The simplest way to do this is to set $BA = 0$. Should `A`, `B`, or both be
-# zero? The gradients give the answer.
+# zero? The gradients rule out one choice.
 #
 # ### Exercise 2.3 · `lora_gradients`
 #
@@ -195,8 +195,9 @@ check.gradients(lora_gradients)
 # In your formulas, $dA$ contains $B$, and $dB$ contains $A$. If $B = 0$, only $B$ gets a nonzero
 # gradient in the first step. From the second step on, both matrices train.
 #
-# Now try each initialization in a real model, SmolLM2-135M-Instruct. The `home` task is to turn a
-# spoken command into JSON that a smart home understands.
+# Now try each initialization in a real model, SmolLM2-135M-Instruct. (Ours comes from a 4-bit file,
+# so it is a little worse than the original.) The `home` task is to turn a spoken command into JSON
+# that a smart home understands.
 
 # %%
 everything = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -265,10 +266,11 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
     display(figures.first_losses(start_runs))
 
 # %% [markdown]
-# If `A` and `B` are both random, they damage the model before the first step. If both are zero,
-# neither ever gets a nonzero gradient. `A = 0` starts from the base model, but at this learning
-# rate its loss shoots up at first, while `B = 0` learns right away. At half the learning rate,
-# `A = 0` learns, too ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
+# If `A` and `B` are both random, an update of this size damages the model before the first step. If
+# both are zero, neither ever gets a nonzero gradient. `A = 0` starts from the base model, but at
+# this learning rate its loss shoots up at first, while `B = 0` learns right away. At half the
+# learning rate, `A = 0` learns as well as `B = 0`
+# ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
 # Why does `A = 0` overshoot? Adam's first step changes every entry with a nonzero gradient by
 # about the learning rate. With `A = 0`, this step changes each entry of $A x$ through 576 inputs,
@@ -329,8 +331,8 @@ check.injects(inject)
 # %% [markdown]
 # ### Is it really LoRA?
 #
-# PEFT is Hugging Face's library for LoRA. Copy the same random `A` and `B` into your model and
-# PEFT's, and compare the two models' predictions.
+# PEFT is Hugging Face's library of parameter-efficient methods, LoRA among them. Copy the same
+# random `A` and `B` into your model and PEFT's, and compare the two models' predictions.
 
 # %% tags=["experiment"]
 if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
@@ -351,8 +353,8 @@ if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
     print(f"The adapter moves logits by up to {change:.1f}. Yours and PEFT's differ by {gap:.1g}.")
 
 # %% [markdown]
-# The two models agree. PEFT also supports dropout, other layer types, multiple adapters and
-# quantized base models. You will use PEFT in lab 3.
+# In fp32, the two models agree. PEFT also supports dropout, other layer types, multiple adapters
+# and quantized base models. You will use PEFT in lab 3.
 #
 # ## A task to learn
 #
@@ -384,9 +386,9 @@ if lab.experiment("What the base model answers", 10):
     print(f"{unseen['text'][0]} → {base_answers[0]}")
 
 # %% [markdown]
-# The base model knows English, but it doesn't know your intents. Now train rank-8 LoRA on all seven
-# linear layers of every block, for 50 steps with 16 commands each. What must the first step's loss
-# be?
+# The base model knows English, but it has never seen your intents, so zero right answers are no
+# surprise. Now train rank-8 LoRA on all seven linear layers of every block, for 50 steps with 16
+# commands each. What must the first step's loss be?
 
 # %%
 guess_right = lab.predict("After 50 steps, how many of the 60 answers match word for word?", None)
@@ -413,9 +415,9 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # The curve starts at the base model's loss, because `B` starts at zero. You trained less than 2% of
-# the parameters. Most wrong answers still have the right intent. Over six seeds, full fine-tuning
-# gets 3 ± 3 more of the 60 answers right than LoRA
-# ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
+# the parameters. Most wrong answers still have the right intent. Full fine-tuning reaches a
+# slightly lower held-out loss with each of three seeds, but these seeds show no clear difference in
+# right answers ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
 #
 # ### Rank and alpha
 #
@@ -455,15 +457,17 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
 # gradient of $W$. This adds $b_k$ times $a_k \cdot x$ to the output. If a single input direction
 # dominates $G$, all $r$ terms push the output in the same direction, and the factor $1/r$
 # compensates for the number of terms. While $B$ is small, $\alpha$ therefore acts like a learning
-# rate. If you double the rank and $\alpha$ together, the faster start is due to $\alpha$
+# rate. If you raise the rank and $\alpha$ together, training starts faster because of $\alpha$, not
+# because of the rank
 # ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
 #
 # ## What does a step cost?
 #
-# Full fine-tuning trains 55 times as many parameters as your LoRA. Is a full fine-tuning step 55
-# times as slow? Count its matrix products. For each weight and token, the forward pass does one
-# multiplication and one addition. The backward pass computes two gradients, each with a product of
-# the same size: the weight gradient for the optimizer, and the input gradient for the layers below.
+# Full fine-tuning trains 55 times as many parameters as your LoRA. Does a full fine-tuning step
+# need 55 times as much arithmetic? Count its matrix products. For each weight and token, the
+# forward pass does one multiplication and one addition. The backward pass computes two gradients,
+# each with a product of the same size: the weight gradient for the optimizer, and the input
+# gradient for the layers below.
 #
 # ### Exercise 2.5 · `step_flops`
 #
@@ -508,7 +512,7 @@ check.arithmetic(step_flops)
 # every block, a step still takes about two thirds of the arithmetic of a full fine-tuning step, no
 # matter how few parameters you train.
 #
-# ### Time and memory
+# ### Arithmetic and memory
 #
 # Measure one training step in three settings: full fine-tuning in fp32, LoRA in fp32, and LoRA on a
 # bf16 base model. Guess first.
@@ -563,11 +567,12 @@ if lab.experiment("A step's memory", 14, needs=["2.2", "2.4"]):
 # backward pass. Gradients still flow through the frozen layers, and each of your layers stores its
 # input `x`, because computing $dA$ (exercise 2.3) requires `x`.
 #
-# The two methods' memory peaks at different moments. With 8 commands, full fine-tuning peaks during
+# With 8 commands, the two methods' memory peaks at different moments. Full fine-tuning peaks during
 # the Adam step, after its activations have been freed. With LoRA, Adam updates few parameters, so
 # memory peaks at the end of the forward pass, when weights and activations dominate. Activations
 # grow with the batch, so LoRA saves relatively less memory at larger batch sizes. With 32 commands,
-# LoRA's peak is 58% of full fine-tuning's. Lab 4 shows how to reduce activation memory.
+# both methods peak at the end of the forward pass, and LoRA's peak is 58% of full fine-tuning's.
+# Lab 4 shows how to reduce activation memory.
 #
 # To see LoRA's own savings, compare the first two bars. In the third bar, the bf16 base also saves
 # memory.
@@ -647,8 +652,8 @@ if lab.experiment("The same answers after a merge?", 12, needs=["2.2", "2.4", "2
     print(f"and {right(merged_answers)[0]} are right ({right(lora_answers)[0]} before).")
 
 # %% [markdown]
-# Merging rounds the new weights. In fp32, you won't notice the rounding. In bf16, 3% of the weights
-# differ from their original values after `unmerge_`
+# Merging rounds the new weights. In fp32, you won't notice the rounding. In bf16, a few answers may
+# change, and 3% of the weights differ from their original values after `unmerge_`
 # ([evidence](../docs/evidence/02_lora.md#merged-and-unmerged)). Keep the base model. Lab 6 shows
 # when merging does lose the update.
 #
@@ -793,7 +798,7 @@ check.quiz(quiz)
 #
 # - LoRA adds the product of two small matrices, scaled by $\alpha / r$, to a frozen weight matrix.
 #   `B` starts at zero, so training starts from the base model.
-# - With the same $\alpha$, short runs at ranks 8 and 64 learn equally fast. Early in training,
+# - With the same $\alpha$, short runs at ranks 8 and 64 learn almost equally fast. Early in training,
 #   $\alpha$ acts like a learning rate.
 # - LoRA needs no gradients or Adam moments for the frozen weights. At a small rank, it also avoids
 #   a third of the arithmetic. It still needs the weights and most activations.

@@ -14,9 +14,8 @@
 # # Lab 5 · Which rank?
 #
 # Is r=8 enough? Should you double alpha when you double the rank? To find out, people usually train
-# at a few ranks and compare losses. In this lab, you will find out why two such comparisons
-# contradict each other, and make a fair comparison. Then you will look for a task where rank
-# matters.
+# at a few ranks and compare losses. In this lab, you will see why two such comparisons contradict
+# each other, and then make a fair one. Finally, you will look for a task where rank matters.
 #
 # {{ time }}
 
@@ -44,7 +43,7 @@ from labkit.training import loop, models
 # %% [markdown]
 # ## Two comparisons
 #
-# Train LoRA adapters on `home` at r = 4, 16 and 64, for 24 steps with 4 commands per step. Then
+# Train LoRA adapters on `home` at r=4, 16 and 64, for 24 steps with 4 commands per step. Then
 # measure the loss on 100 commands with unseen sentence patterns. All other settings match lab 2.
 
 
@@ -69,8 +68,8 @@ def train_home(rank, alpha, learning_rate, seed):
 
 # %% [markdown]
 # Two people run this experiment with the same learning rate, 0.001. One sets $\alpha = 2r$, as many
-# tutorials do. The other keeps $\alpha = 32$ throughout. What will each person conclude? (A third
-# line, for $\alpha = 128$, will settle the question.)
+# tutorials do. The other keeps $\alpha = 32$ throughout. What will each person conclude? (The
+# figure's third line, for $\alpha = 128$, will settle the question.)
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Three ranks, three rules for alpha", 130):
@@ -108,7 +107,7 @@ if lab.experiment("Three ranks, three rules for alpha", 130):
 # In its first step, Adam changes every parameter by $-\text{lr} \cdot \frac{g}{|g| + \epsilon}$,
 # where $g$ is that parameter's gradient. Ignore $\epsilon$, and leave parameters with a zero
 # gradient unchanged. Use the chain rule to derive the gradients of $B$ and $A$. At $B = 0$, one of
-# these gradients is zero. The check compares your result with `torch.optim.Adam`.
+# them is zero. The check compares your result with `torch.optim.Adam`.
 #
 # <details><summary>Hint</summary>
 #
@@ -133,8 +132,8 @@ check.first_step(first_update)
 
 # %% [markdown]
 # Your formula also shows how much the step lowers the loss. To first order, a change $\Delta W$
-# lowers the loss by $-\langle G, \Delta W \rangle$. (Multiply the two matrices entry by entry and
-# sum.) For your update, the decrease is
+# lowers the loss by $-\langle G, \Delta W \rangle$. (Multiply them entry by entry and sum the
+# products.) For your update, the decrease is
 #
 # $$\frac{\alpha}{r}\, \text{lr} \sum_{k=1}^{r} \lVert G a_k \rVert_1,$$
 #
@@ -148,8 +147,8 @@ check.first_step(first_update)
 # ●○○ · 4 min · 1 point
 #
 # Return the factor that multiplies $BA$. LoRA divides $\alpha$ by $r$. *rsLoRA* ([Kalajdzievski
-# 2023](https://arxiv.org/abs/2312.03732)) divides $\alpha$ by $\sqrt r$ instead. In PEFT, set
-# `use_rslora=True`.
+# 2023](https://arxiv.org/abs/2312.03732)) divides $\alpha$ by $\sqrt r$ instead. In PEFT,
+# `use_rslora=True` selects rsLoRA.
 
 
 # %%
@@ -201,8 +200,8 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
 # %% [markdown]
 # To first order, the first step's effect is proportional to $\alpha$ and independent of the rank,
 # because $\alpha / r$ cancels the sum's growth with $r$. With $\alpha = 2r$, the first step lowers
-# the loss sixteen times as much at r=64 as at r=4. That fits the first comparison: a learning rate
-# of 0.001 is too low for $\alpha = 8$.
+# the loss sixteen times as much at r=64 as at r=4. That fits the first comparison: at r=4, where
+# $\alpha = 8$, a learning rate of 0.001 is too low.
 #
 # ## A fair comparison
 #
@@ -263,7 +262,7 @@ if lab.experiment("A grid of your own", 105, needs=["5.3"]):
 # difference.
 #
 # For several values of $\alpha$, the next figure shows the lowest learning rate that brings the
-# held-out loss down to 0.45. These precomputed runs use up to three seeds per setting.
+# held-out loss to 0.45. These precomputed runs use up to three seeds per setting.
 
 # %% tags=["experiment"]
 if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
@@ -273,8 +272,8 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
 # %% [markdown]
 # The learning rate you need falls roughly as $\alpha^{-0.7}$: with sixteen times the $\alpha$, you
 # need a seventh of the rate. (The exponent is between -0.6 and -0.8, depending on the target loss.
-# Most values of $\alpha$ were tested at only one rank.) In effect, $\alpha$ and the learning rate
-# are nearly a single knob, so fix one and tune the other.
+# Most values of $\alpha$ were tested at only one rank.) So $\alpha$ and the learning rate act
+# almost like a single knob: fix one and tune the other. Consider two common rules:
 #
 # - *"When you double r, double alpha."* Doubling alpha doubles the first step's effect. Instead,
 #   keep $\alpha$ and the learning rate fixed when you change the rank. "LoRA Without Regret"
@@ -298,7 +297,7 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
 # `n_choices` equally likely choices, so it carries $\log_2(\text{n\_choices})$ bits. After
 # training, the cross-entropy of a value shows how many of its bits are still missing. `losses`
 # contains one cross-entropy per pair, in *nats*. Return the total number of bits that the adapter
-# has stored. Count a pair as 0 bits if the model does worse than guessing on it.
+# stored. Count a pair as 0 bits if the model does worse than guessing on it.
 #
 # <details><summary>Hint</summary>
 #
@@ -319,10 +318,10 @@ def bits_stored(losses, n_choices):
 check.stores(bits_stored)
 
 # %% [markdown]
-# Each key consists of four random tokens. Its value is one of 64 tokens, drawn at random, so each
-# pair carries 6 bits. To make rank bind, keep the adapter small by applying LoRA to a single
-# matrix, the last layer's `gate_proj`. Each unit of rank then adds 2,112 parameters. All earlier
-# layers are frozen, so their output is computed only once per key, and training takes seconds.
+# Each key consists of four random tokens. Its value is drawn at random from 64 tokens, so each pair
+# carries 6 bits. To make the rank bind, keep the adapter small: apply LoRA to a single matrix, the
+# last layer's `gate_proj`. Each unit of rank then adds 2,112 parameters. All earlier layers are
+# frozen, so their output is computed only once per key, and training takes seconds.
 
 
 # %%
@@ -386,8 +385,8 @@ if lab.experiment("Memorize random pairs", 15, needs=["5.4"]):
     guess_bits.compare(stored.get("r=1\n250 pairs", float("nan")))
 
 # %% [markdown]
-# Here, the rank determines how much the adapter can memorize. The next figure repeats the
-# experiment with 1,000 pairs and three seeds. Each rank uses the best of three learning rates.
+# Here, the rank determines how much the adapter can memorize. The next figure shows results for
+# 1,000 pairs and three seeds, with each rank at the best of three learning rates.
 
 # %% tags=["experiment"]
 if lab.experiment("Where rank binds", 0, needs=["5.4"]):
@@ -395,12 +394,13 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
     display(figures.bits({rank: list(bits) for rank, bits in runs["value"]}, available=6000))
 
 # %% [markdown]
-# At r=1, the adapter stores 20% of the bits, at r=4 about 90%, and at r=8 nearly all. No learning
-# rate we tried makes up for a low rank ([evidence](../docs/evidence/05_rank.md#where-rank-binds)).
-# After 100 passes, the r=4 adapter has stored about 0.6 bits per parameter. (From r=2 up, the
-# highest learning rate we tried was the best, so an even higher rate may store a little more.)
+# The adapter stores 20% of the bits at r=1, about 90% at r=4, and nearly all of them at r=8. No
+# learning rate we tried makes up for a low rank
+# ([evidence](../docs/evidence/05_rank.md#where-rank-binds)). After 100 passes, the r=4 adapter has
+# stored about 0.6 bits per parameter. (From r=2 upward, the highest learning rate we tried was the
+# best, so adapters may store a little more at even higher rates.)
 #
-# A typical adapter, on all linear layers, already has 305,280 parameters at r=1. Our 96 short
+# A typical adapter on all linear layers already has 305,280 parameters at r=1. Our 96 short
 # commands probably contain far less information than this adapter can store, though we didn't
 # measure that. Large code or math datasets contain more information. In long training runs on such
 # datasets, LoRA fell behind full fine-tuning, and lower ranks fell further behind ([Biderman et al.
@@ -439,15 +439,14 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
 # - A failed run has a score of NaN. Skip its seed: $n$ counts only the remaining seeds.
 # - `error` is the standard error of the mean: the sample standard deviation of the differences
 #   (with $n - 1$ in the denominator) divided by $\sqrt{n}$.
-# - With only one shared seed, `error` is NaN. With no shared seed, both `mean` and `error` are NaN.
+# - With one shared seed, `error` is NaN. With no shared seed, both values are NaN.
 #
 # Don't change `frame`.
 #
 # <details><summary>Hint</summary>
 #
-# If two Series are indexed by seed, pandas subtracts them seed by seed. If only one Series has a
-# given seed, the difference is NaN. `Series.std()` divides by $n - 1$, while `np.std` divides by
-# $n$.
+# If two Series are indexed by seed, pandas subtracts them seed by seed. A seed that occurs in only
+# one Series gives NaN. `Series.std()` divides by $n - 1$, while `np.std` divides by $n$.
 # </details>
 
 
@@ -479,20 +478,20 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
     display(figures.variants(compared, n_seeds=3))
 
 # %% [markdown]
-# These runs are on `home`, with adapters at r=16 (MiSS: r=32, for the same size). Each method uses
-# the learning rate that was best on the same held-out commands. We couldn't distinguish any variant
-# from LoRA: with three seeds, the intervals extend 7% to 28% in each direction. Lee et al.
-# ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each other once
-# the learning rate is tuned. In our runs, full fine-tuning beats LoRA by 12%. (In our coarser sweep
-# of ranks, the difference was 10% ± 20%.) When all methods use the same learning rate, they differ
-# by much more ([evidence](../docs/evidence/05_rank.md#variants)).
+# These runs are on `home`, with adapters at r=16 (r=32 for MiSS, to match their size). Each method
+# uses its best learning rate, chosen on the held-out commands themselves. We couldn't distinguish
+# any variant from LoRA: with three seeds, the intervals extend 7% to 28% in each direction. Lee et
+# al. ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each other
+# once the learning rate is tuned. In our runs, full fine-tuning beats LoRA by 12%. (In our coarser
+# sweep of ranks, the difference was 10% ± 20%.) When all methods use the same learning rate, they
+# differ by much more ([evidence](../docs/evidence/05_rank.md#variants)).
 #
 # ## A case: 48 kinds of tickets
 #
 # Do you need LoRA at all? A shop sorts support tickets into 48 categories and has 20 training
 # examples per category. We tested six methods on 288 new tickets: the base model, logistic
-# regression on TF-IDF features of words or of characters, LoRA, QLoRA and full fine-tuning. The
-# last three used the best of three learning rates, with three seeds each.
+# regression on TF-IDF features of words or of characters, LoRA, QLoRA and full fine-tuning. Each of
+# the last three used the best of three learning rates, with three seeds.
 
 # %%
 guess_words = lab.predict("What percentage of tickets does word-level TF-IDF get right?", None)
@@ -506,8 +505,8 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
 # %% [markdown]
 # On this task, a non-neural classifier that trains in seconds is a strong baseline. LoRA is a few
 # points ahead of both TF-IDF classifiers, but this may be due to chance. Full fine-tuning is 5 to 7
-# points ahead of LoRA for every seed. Before you train an adapter, run a cheap baseline. (Each run
-# trained for one epoch, and we tested only one LoRA rank.)
+# points ahead of LoRA for every seed. Before you train an adapter, run a cheap baseline. (Each
+# model trained for one epoch, and we tested only one LoRA rank.)
 #
 # ## Defaults
 #
@@ -522,8 +521,8 @@ if lab.experiment("48 categories, six methods", 0, needs=["5.5"]):
 #
 # ## Take it with you
 #
-# This script sweeps learning rates at a fixed alpha and saves the best adapter. It uses only PEFT
-# and TRL.
+# This script sweeps learning rates at a fixed alpha and saves the best adapter, using only PEFT and
+# TRL.
 #
 # ```python
 # from datasets import Dataset
@@ -597,7 +596,7 @@ check.quiz(quiz)
 #
 # - The first step's effect grows with the learning rate times $\alpha$, regardless of the rank.
 #   With $\alpha = 2r$ and a single learning rate, you compare step sizes, not ranks.
-# - $\alpha$ and the learning rate are nearly a single knob: the rate you need falls roughly as
+# - $\alpha$ and the learning rate act almost like a single knob: the rate you need falls roughly as
 #   $\alpha^{-0.7}$.
 # - Rank binds when the data contains more information than the adapter can store during training.
 #   On `home`, rank hardly matters.

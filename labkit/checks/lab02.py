@@ -219,7 +219,7 @@ class _Counter(watch.Watch):
 
 @exercise("2.6", points=3, after="2.2")
 def merges(merge_, unmerge_, LoRALinear):
-    """adds (alpha / r) B A to W only once, keeps the output, and unmerging undoes the merge"""
+    """adds (alpha / r) B A to W only once, keeps the output; unmerging undoes it, up to rounding"""
     rng = generator()
     data = (*numbers(rng, 7, 5, 3, 10.0), randn(4, 5, rng=rng))
     expect_right(
