@@ -340,7 +340,7 @@ check.truncates(truncate_update, energy_within)
 # The `home` task is to turn a spoken command into JSON that a smart home understands. None of the
 # 60 test answers occurs in the training data, and the test commands use different sentence
 # patterns. You train all 210 matrices, a total of 106 million parameters. The embeddings and norms
-# stay frozen, so every change is an update you can cut.
+# stay frozen, so every change is the update of a matrix, which you can truncate.
 
 
 # %%

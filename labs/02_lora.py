@@ -798,8 +798,8 @@ check.quiz(quiz)
 #
 # - LoRA adds the product of two small matrices, scaled by $\alpha / r$, to a frozen weight matrix.
 #   `B` starts at zero, so training starts from the base model.
-# - With the same $\alpha$, short runs at ranks 8 and 64 learn almost equally fast. Early in training,
-#   $\alpha$ acts like a learning rate.
+# - With the same $\alpha$, short runs at ranks 8 and 64 learn almost equally fast. Early in
+#   training, $\alpha$ acts like a learning rate.
 # - LoRA needs no gradients or Adam moments for the frozen weights. At a small rank, it also avoids
 #   a third of the arithmetic. It still needs the weights and most activations.
 # - Merging removes the extra work per token. An adapter is a small file that fits one base model

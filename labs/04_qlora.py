@@ -387,8 +387,8 @@ if lab.experiment("Compare your bytes with bitsandbytes", 12, needs=["4.2", "4.3
 # - `offset`: the mean of `absmax`, one number.
 #
 # Then `absmax[i]` is approximately `q[i] * scale[i // group] + offset`. If all scales are equal,
-# the differences are zero, so clamp the divisor at 1e-12 or less to avoid NaN. Don't change
-# `absmax`. (bitsandbytes does the same with a table of 256 values, denser near zero.)
+# the differences are zero, so clamp the divisor to a minimum of 1e-12 or less to avoid NaN. Don't
+# change `absmax`. (bitsandbytes does the same with a table of 256 values, denser near zero.)
 #
 # `bits_per_param` returns the bits per weight: 4 bits for the code plus the weight's share of the
 # scales. Without double quantization, `block` weights share one fp32 scale. With double

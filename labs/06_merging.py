@@ -396,7 +396,7 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
 # lower held-out loss than the 16-bit merge.
 #
 # > **To get the model you trained, merge a QLoRA adapter into the dequantized base, and store the
-# > sum in 16 bits.** If the file must be in NF4, round the sum of the original weights and the update.
+# > sum in 16 bits.** If the file must be NF4, round the sum of the original weights and the update.
 #
 # The merge closest to the model you trained isn't always the best one. Unsloth, which uses true
 # 16-bit originals, says merging into the original works better for most models ([pull request
@@ -470,8 +470,8 @@ if lab.experiment("How large are the cross terms?", 2, needs=["6.5"]):
 
 # %% [markdown]
 # With `linear`, the cross terms are not much smaller than the sum itself. Worse, they depend on how
-# an adapter happens to be factored. For any orthogonal $Q$, $(QA, BQ^\top)$ is the same adapter,
-# but its cross terms differ. Prefer `cat`, even though its rank is higher.
+# an adapter is factored. For any orthogonal $Q$, $(QA, BQ^\top)$ is the same adapter, but its cross
+# terms differ. Prefer `cat`, even though its rank is higher.
 
 # %% [markdown]
 # ### Exercise 6.6 · `recompress`
@@ -604,8 +604,8 @@ if lab.experiment("Two adapters in one", 70, needs=["6.5", "6.6", "6.7"]):
     display(figures.mixtures(found, alone))
 
 # %% [markdown]
-# Mixing trades one job for the other: as the weight of `tickets` grows, its loss falls and the
-# `home` loss rises. With three other seeds, the mixtures got this many of 80 answers right
+# Mixing trades one job for the other: as the weight of `tickets` grows, the `tickets` loss falls
+# and the `home` loss rises. With three other seeds, the mixtures got this many of 80 answers right
 # ([evidence](../docs/evidence/06_merging.md#the-mixtures)):
 #
 # | mixture | `home` (alone: 41, 50, 46) | `tickets` (alone: 21, 14, 19) |

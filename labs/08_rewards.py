@@ -13,12 +13,12 @@
 # %% [markdown]
 # # Lab 8 · Preferences and rewards
 #
-# So far, somebody has written every training answer, and the model has learned to reproduce it. It
-# is often easier to say which of two answers is better, or to let a program judge. In this lab, a
-# model learns from such judgments: pairs of answers (DPO), or a reward for each answer it samples
-# (GRPO). You write both losses and a complete GRPO step, and see both methods change the model's
-# answers. You also see that a higher reward needn't mean better answers, and that some rewards are
-# easy to game.
+# In every lab so far, somebody wrote the training answers, and the model learned to reproduce them.
+# It is often easier to say which of two answers is better, or to let a program judge. In this lab,
+# a model learns from such judgments: pairs of answers (DPO), or a reward for each answer it samples
+# (GRPO). You write both losses and a complete GRPO step, and see how both methods change the
+# model's answers. You also see that a higher reward needn't mean better answers, and that some
+# rewards are easy to game.
 #
 # LoRA suits DPO well, because the original model, which DPO needs, is still in memory.
 #
@@ -128,12 +128,12 @@ if lab.experiment("The model, and pairs of its answers", 5):
     display(compare_answers([row["prompt"][0]["content"] for row in some], None, sides))
 
 # %% [markdown]
-# How does a model learn from such pairs? Suppose that each answer has a quality, and that answer
-# $c$ is chosen over answer $r$ with probability $\sigma(\text{quality}_c - \text{quality}_r)$,
-# where $\sigma$ is the sigmoid (the Bradley-Terry model). In DPO (*direct preference optimization*,
-# [Rafailov et al. 2023](https://arxiv.org/abs/2305.18290)), the model serves as its own reward
-# model. An answer's quality measures how much more likely the answer has become since training
-# began:
+# How does a model learn from such pairs? Suppose each answer has a quality, and answer $c$ is
+# chosen over answer $r$ with probability $\sigma(\text{quality}_c - \text{quality}_r)$, where
+# $\sigma$ is the sigmoid. This is the Bradley-Terry model. In DPO (*direct preference
+# optimization*, [Rafailov et al. 2023](https://arxiv.org/abs/2305.18290)), the model serves as its
+# own reward model. An answer's quality measures how much more likely the answer has become since
+# training began:
 #
 # $$\beta \, \log \frac{\pi(y \mid x)}{\pi_{\text{ref}}(y \mid x)}$$
 #
@@ -153,18 +153,19 @@ if lab.experiment("The model, and pairs of its answers", 5):
 #
 # ●●○ · 8 min · 3 points
 #
-# The first four arguments are log-probabilities of whole answers, with shape `(b,)`, as returned by
-# 8.1. The *policy* is the model being trained. A pair's *margin* is the log-probability that its
-# chosen answer has gained since training began, minus the gain of its rejected answer. Return the
-# mean of $-\log \sigma(\beta \cdot \text{margin})$ over the pairs, as a scalar tensor.
+# The first four arguments are log-probabilities of whole answers, with shape `(b,)`, as
+# `sequence_logprob` returns them. The *policy* is the model being trained. A pair's *margin* is the
+# log-probability that its chosen answer has gained since training began, minus the gain of its
+# rejected answer. Return the mean of $-\log \sigma(\beta \cdot \text{margin})$ over the pairs, as a
+# scalar tensor.
 #
-# The check compares your loss with TRL's. It also tries margins of plus and minus a thousand nats,
-# for which the loss and its gradient must still be finite.
+# The check compares your loss with TRL's. It also tries margins of ±1,000 nats, for which the loss
+# and its gradient must still be finite.
 #
 # <details><summary>Hint</summary>
 #
 # Before the first step, the policy and the reference are the same model. What is the loss at that
-# point, whatever the pairs are? Does your function return this value?
+# point, whatever the pairs? Does your function return this value?
 # </details>
 #
 # <details><summary>Another hint</summary>
@@ -193,9 +194,9 @@ check.dpo(dpo_loss)
 #
 # ## The reference is already there
 #
-# DPO needs log-probabilities from the model before training. To get these, full fine-tuning needs a
-# second model, or a pass over all pairs beforehand. With LoRA, the base has not changed: if you
-# switch the adapter off, your model *is* the reference.
+# DPO needs log-probabilities from the reference. To get these, full fine-tuning needs a second
+# model, or a pass over all pairs beforehand. With LoRA, the base has not changed: if you switch the
+# adapter off, your model *is* the reference.
 
 # %% [markdown]
 # ### Exercise 8.3 · `reference_logprobs`
@@ -313,11 +314,11 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
     guess_dpo.compare(sum(tokens["shorter, beta 0.1"]) / 60)
 
 # %% [markdown]
-# Answers are less than half as long after DPO, in this run and in three others
-# ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)). Read them, because the pairs
-# favored shorter answers and nothing else. In the right panel of the curves, *both* chosen and
-# rejected answers lose probability. The loss falls because the rejected answers lose more. Razin et
-# al. ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
+# Answers are less than half as long after DPO, in this run and three others
+# ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)). Read the answers, because
+# the pairs favored shorter answers and nothing else. In the right panel of the curves, *both*
+# chosen and rejected answers lose probability. The loss falls because the rejected answers lose
+# more. Razin et al. ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
 #
 # TRL's default learning rate for DPO is 1e-6, and its LoRA example uses 5e-6. We use 5e-4, because
 # we train on 72 pairs rather than tens of thousands.
@@ -339,17 +340,17 @@ if lab.experiment("Other pairs, beta or rate", 50, needs=["8.1", "8.2", "8.3"]):
 # A falling loss shows only that the model separates chosen from rejected answers, not that its own
 # answers get better. Read some pairs before you train on them.
 #
-# Another mistake raises no error. If you compute the reference with the adapter *on*, policy and
-# reference are the same model and every margin is 0. The symptom is a loss of $\log 2 = 0.693$ at
-# every step. The gradient isn't zero, so the model keeps changing without restraint.
+# Another silent mistake is to compute the reference with the adapter *on*: policy and reference are
+# then the same model, and every margin is 0. The symptom is a loss of $\log 2 = 0.693$ at every
+# step. The gradient isn't zero, so the model keeps changing without restraint.
 #
 # ## Better than its group
 #
 # DPO's pairs were made before training. GRPO (*group relative policy optimization*, [Shao et al.
 # 2024](https://arxiv.org/abs/2402.03300)) uses answers sampled during training. For each prompt,
 # the model samples a *group* of answers, and a program scores each answer. Answers that score above
-# their group's mean become more likely, and those below it less likely. The model is never shown a
-# right answer.
+# their group's mean become more likely, and those below it become less likely. The model is never
+# shown a right answer.
 #
 # GRPO standardizes the rewards within each group. Rewards of 1, 0, 0 and 0 become advantages of
 # 1.5, -0.5, -0.5 and -0.5. Rewards of 0.1, 0, 0 and 0 give practically the same advantages, because
@@ -361,9 +362,9 @@ if lab.experiment("Other pairs, beta or rate", 50, needs=["8.1", "8.2", "8.3"]):
 #
 # ●○○ · 4 min · 2 points
 #
-# Each row of `rewards` contains one prompt's group. An answer's *advantage* is its reward minus the
+# Each row of `rewards` covers one prompt's group. An answer's *advantage* is its reward minus the
 # group's mean, divided by the group's standard deviation **plus** `eps`. If all rewards in a group
-# are equal, all its advantages are zero. As TRL does, use torch's default standard deviation, which
+# are equal, all its advantages are zero. Like TRL, use torch's default standard deviation, which
 # divides by the number of samples minus one.
 #
 # <details><summary>Hint</summary>
@@ -469,8 +470,8 @@ check.clipped(grpo_loss)
 #
 # The task is now `home`: the model turns a spoken command into a JSON intent. A program can check
 # which answers are right. If only right answers earn a reward, many groups teach the model nothing,
-# so you also reward partly right answers. Then the trouble begins: training can find any loophole
-# in a reward.
+# so you also reward partly right answers. That is risky: training can find any loophole in a
+# reward.
 
 # %% [markdown]
 # ### Exercise 8.6 · `reward`
@@ -479,20 +480,20 @@ check.clipped(grpo_loss)
 #
 # Both arguments are strings. `wanted` is a row's JSON answer, such as
 # `{"intent":"HassTurnOn","area":"study"}`, and `answer` is the text that the model wrote. A key of
-# `answer` is *right* if `wanted` has the same key **with the same value**: a string, a number,
-# true, false or null. Return a float from 0 to 1:
+# `answer` is *right* if `wanted` has the same key **with the same value** (a string, a number,
+# true, false or null). Return a float from 0 to 1:
 #
-# - Return 1 if both contain the same data, and only then. The order of the keys and the whitespace
+# - Return 1 if and only if both contain the same data. The order of the keys and the whitespace
 #   between them don't matter. Neither `true` nor `"1"` equals `1`.
 # - Return 0 if the answer isn't a JSON object (a model can write anything), or if it is an object
 #   without a right key.
 # - Each right key raises the reward.
-# - Each unwanted key lowers the reward, down to 0.
+# - Each unwanted key lowers the reward, but never below 0.
 # - A wanted key with a wrong value earns no more than leaving the key out.
 #
 # Many formulas satisfy these rules. One more rule blocks a common hack: an answer that **names all
 # 16 keys** of `home`, with the right value for every wanted key, must earn less than an answer with
-# half of the wanted keys, all right, and nothing else.
+# half of the wanted keys, all of them right, and nothing else.
 #
 # <details><summary>Hint</summary>
 #
@@ -699,10 +700,10 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_grpo.compare(sum(found["GRPO"]["sampled"]) / 400)
 
 # %% [markdown]
-# After GRPO, sampled answers earn more. With three other seeds, the gain was 0.08, 0.08 and 0.04,
+# After GRPO, sampled answers earn more. With three other seeds, the gains were 0.08, 0.08 and 0.04,
 # each with a standard error of 0.02 ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)).
 # Greedy answers didn't reliably improve: in these three runs, 37 of 100 were right before GRPO, and
-# 32, 32 and 30 after it. Your run may differ: one of ours ended with 44. From a weaker start,
+# 32, 32 and 30 after it. Your run may differ: one of ours ended with 44 right. From a weaker start,
 # greedy answers improved, too: their reward rose by 0.06 after 768 rewarded answers, and by 0.08
 # after 128 written answers
 # ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). Researchers disagree on
@@ -711,8 +712,8 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
 #
 # ## A reward that can be hacked
 #
-# Some answers leave out a key. Suppose somebody pays for complete answers: a fifth for each key, up
-# to five keys.
+# Some answers leave out a key. Suppose somebody pays for complete answers: 0.2 for each key, up to
+# five keys.
 
 
 # %%
@@ -743,9 +744,9 @@ if lab.experiment("Another reward", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
 
 # %% [markdown]
 # When each key pays, the model in this run names more keys, but fewer of its answers are right. A
-# subtler mistake is to add a bonus to a good reward, such as your reward plus a fifth for each key,
-# up to 1 in total. In other runs (r=16, three seeds), 17 answers were right at the start. At the
-# end, 20, 19 and 21 were right without the bonus, and 9, 0 and 0 with it
+# subtler mistake is to add a bonus to a good reward, such as yours: 0.2 for each key, up to a total
+# of 1. In other runs (r=16, three seeds), 17 of 100 answers were right at the start. At the end,
+# 20, 19 and 21 were right without the bonus, and 9, 0 and 0 with it
 # ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
 # The reward gave no warning: it was higher at the end than at the start. Judge a model by a measure
@@ -845,11 +846,11 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - An answer's log-probability is a sum over its tokens, without the prompt, with the labels
-#   shifted by one.
+# - To compute an answer's log-probability, shift the labels by one and sum over its tokens,
+#   excluding the prompt.
 # - DPO compares what two answers have gained in log-probability since the start. With an adapter,
-#   the starting model is still in memory. A falling loss shows that the model separates the pairs,
-#   not that its own answers are better.
+#   the starting model is still in memory. A falling loss shows that the model separates chosen from
+#   rejected answers, not that its own answers are better.
 # - GRPO makes the better answers in a group more likely. A group whose rewards are all equal
 #   teaches the model nothing. Sampled answers can improve while greedy answers don't, so check
 #   both.

@@ -392,8 +392,8 @@ if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
 # ## Whose answers?
 #
 # The student doesn't have to generate the training answers. The base could generate them once,
-# before training. Or you could train on written answers with plain cross-entropy, as people do when
-# they mix in general data.
+# before training. Or you could train on the written answers in `chat` with plain cross-entropy, as
+# people do when they mix in general data.
 #
 # **Turn it: whose answers.** The default setting trains on the written answers in `chat`, without
 # the KL. Then let the base answer: `{"sample": from_base(sampler())}`.

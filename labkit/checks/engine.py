@@ -265,9 +265,9 @@ def _relation(got, right):
     if right.ndim > 1 and same(got, right.mT, 1e-3):
         return "is transposed"
     if same(got, right, 1e-2):
-        return "is right up to rounding: did you compute in 16 bits?"
+        return "is right up to rounding: did you round a constant, or compute in 16 bits?"
     if same(got, factor * right, 1e-3):
-        return f"is {factor:.3g} times as large as it should be"
+        return f"is {factor:.3g} times as large as it should be" if factor else "is all zeros"
     worst = (got - right).abs().argmax()
     yours, wanted = got.flatten()[worst], right.flatten()[worst]
     return f"is {yours:.4g} where it should be {wanted:.4g} (the entry with the largest error)"

@@ -214,8 +214,8 @@ def _packed(codes):
     return {"the dtype": "uint8"} | _result(torch.tensor(pairs))
 
 
-def _unpacked(stored):
-    return _result(torch.tensor([int(digit, 16) for digit in bytes(stored.tolist()).hex()]))
+def _unpacked(packed):
+    return _result(torch.tensor([int(digit, 16) for digit in bytes(packed.tolist()).hex()]))
 
 
 @exercise("4.5", points=3)
@@ -310,6 +310,7 @@ def _trained(layers, x, dY):
     facts = {"the parameters that train": ["A", "B"], "the parameters": ["A", "B"]}
     facts |= {"A and B": "those that __init__ receives"}
     facts["the plain attributes (use register_buffer)"] = []
+    facts["the tensors in buffers"] = "codes and scales"
     x, pairs, given = x.detach().clone().requires_grad_(), [], x
     with torch.enable_grad():
         y = x

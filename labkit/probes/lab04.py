@@ -113,9 +113,9 @@ def packed(pack_nibbles, unpack_nibbles, codes):
     return facts
 
 
-def unpacked(pack_nibbles, unpack_nibbles, stored):
+def unpacked(pack_nibbles, unpack_nibbles, packed):
     """The unpacked codes."""
-    return numbers("the result", unpack_nibbles(stored))
+    return numbers("the result", unpack_nibbles(packed))
 
 
 def doubled(double_quantize, bits_per_param, absmax, *group):
@@ -158,6 +158,9 @@ def trained(QLoRALinear, data, x, dY):
         "A and B": _pair(layers, data),
         "the plain attributes (use register_buffer)": sorted(n for n, v in modules if _loose(n, v)),
     }
+    held = sum(b.nbytes for b in layers[0].buffers())  # packed codes take half a byte each
+    room = data[0][0].numel() / 2 + data[0][1].nbytes
+    facts["the tensors in buffers"] = "codes and scales" if held >= room else "fewer"
     y = x
     for layer in layers:
         y = layer(y)

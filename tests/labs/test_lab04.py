@@ -310,6 +310,15 @@ RIGHT = [
 # --- wrong answers, besides the rows of lab04.toml --------------------------------------------
 
 
+class InAClosure(ByFunction):
+    """W's tensors stay behind when the model moves to a GPU."""
+
+    def __init__(self, codes, absmax, codebook, shape, *rest):
+        super().__init__(codes, absmax, codebook, shape, *rest)
+        self._buffers.clear()
+        self.stored = lambda: (codes, absmax, codebook, shape)
+
+
 def quantize_zero_by_zero(x, bits):
     scale = np.abs(x.numpy()).max() / (2 ** (bits - 1) - 1)
     return torch.from_numpy(np.rint(x.numpy() / scale).astype(np.int8)), float(scale)
@@ -332,6 +341,7 @@ WRONG = [
     (check.doubles, double_masked, lambda b=64, d=False: 4.127 if d else 4.5, "4.127 instead of"),
     (check.qlora, lambda *d: ByFunction(*d[:4], 2 * d[4], 0 * d[5], d[6]), "not new ones"),
     (check.qlora, KeepsRows, "a tensor as large as W (for backward)"),
+    (check.qlora, InAClosure, "the tensors in buffers should be codes and scales, not fewer"),
     (check.rule, lambda *a: sum(v for v in training_bytes(*a).values() if v != "all"), "a dict"),
 ]
 
