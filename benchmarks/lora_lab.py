@@ -31,7 +31,7 @@ FP32, BF16 = torch.float32, torch.bfloat16
 EVERYTHING, HOME = list(PLACES["all-linear"]), tasks.load("home", "train")
 UNSEEN = tasks.draw("home", "test", 60)
 RATES, SIZES = {"LoRA": 5e-3, "full": 3e-4}, (8, 32)  # commands in a step
-RANKS = [(r, alpha) for alpha in (16, 128) for r in (8, 64)]
+RANKS = [(r, alpha) for alpha in (16, 128) for r in (1, 8, 64)]
 STARTS = [("B = 0", 1e-2), ("A = 0", 1e-2), ("both random", 1e-2), ("both zero", 1e-2)]
 STARTS += [("B = 0", 5e-3), ("A = 0", 5e-3)]
 KINDS = {"full fp32": (False, FP32), "LoRA fp32": (True, FP32), "LoRA bf16 base": (True, BF16)}

@@ -115,8 +115,8 @@ check.optimal(best_rank_r)
 #
 # <details><summary>Hint</summary>
 #
-# Rotations don't change lengths, so $\lVert W \rVert^2$ is the sum of all $s_i^2$. What is left of
-# this sum after you remove the first $r$ terms?
+# Rotations don't change lengths, so $\lVert W \rVert^2$ is the sum of all $s_i^2$. Which terms of
+# this sum are left in the error? Add only those.
 # </details>
 
 
@@ -233,7 +233,7 @@ if lab.experiment("The error at each storage cost", 2, needs=["1.1", "1.2", "1.3
 #
 # `s` contains a matrix's singular values, largest first. Return, as an int, the smallest rank whose
 # energy is *at least* `fraction` of the total. In the example, the energies are 9 and 1. One
-# direction captures 90%, but 95% requires both.
+# direction is enough for 85%, but 95% requires both.
 #
 # <details><summary>Hint</summary>
 #

@@ -258,9 +258,8 @@ def loaded(adapter_state, load_adapter_, LoRALinear, A, B, x):
     source = adapter_state(adapted(LoRALinear, A, B, x))
     shuffled = {n: source[n] for n in [*list(source)[2:], *list(source)[:2]]}  # the order differs
     kept(functools.partial(load_adapter_, model), shuffled)
-    with torch.no_grad():
-        for tensor in source.values():
-            tensor += 1
+    for tensor in source.values():
+        tensor.data += 1
     after, mine = parts(model), {id(p) for p in parts(model).values()}
     rest = [(n, p) for n, p in model.named_parameters() if id(p) not in mine]
     facts = {f"the model's {name}": p for name, p in after.items()}
@@ -277,6 +276,7 @@ def loaded(adapter_state, load_adapter_, LoRALinear, A, B, x):
 MISFITS = {  # wrong states, made from a right state
     "without the key": lambda state, name: {n: t for n, t in state.items() if n != name},
     "with an extra key next to": lambda state, name: state | {"no.such.layer.A": state[name]},
+    "with A and B exchanged at": lambda s, n: s | {n: s[n[:-1] + "B"], n[:-1] + "B": s[n]},
     "with a transposed matrix at": lambda state, name: state | {name: state[name].T.clone()},
     "with only one column at": lambda state, name: state | {name: state[name][:, :1]},
     "with only one row at": lambda state, name: state | {name: state[name][:1]},

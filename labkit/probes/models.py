@@ -123,5 +123,7 @@ def rest(layer, weight, AB):
         "the mode": [m.training for m in layer.modules()],
         "requires_grad of base.weight, A and B": [p.requires_grad for p in (weight, *AB)],
         "base.weight, A and B": [layer.base.weight is weight, layer.A is AB[0], layer.B is AB[1]],
-        "A, B and the bias": [t.tolist() for t in (layer.A, layer.B, layer.base.bias)],
+        "A, B and the bias": [
+            t if t is None else t.tolist() for t in (layer.A, layer.B, layer.base.bias)
+        ],
     }

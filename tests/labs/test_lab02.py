@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import numpy as np
 import torch
@@ -344,6 +344,16 @@ def unmerge_a_copy(layer):
         del layer.kept
 
 
+def load_by_all_shapes(model, state):
+    own = state_by_names(model)
+    if own.keys() != state.keys() or Counter(p.shape for p in own.values()) != Counter(
+        tensor.shape for tensor in state.values()
+    ):
+        raise ValueError("another model's")
+    for name, tensor in state.items():
+        own[name].data.copy_(tensor)
+
+
 WRONG = [
     (check.matches_dense, forward_on_w, "changes its input W in place"),
     (check.matches_dense, forward_dense_in_numpy, "as large as W"),
@@ -357,4 +367,5 @@ WRONG = [
     (check.injects, inject_and_train, "the mode should be left as it was"),
     (check.merges, merge_on_class, unmerge_on_class, ByProperty, "another layer's base.weight"),
     (check.merges, merge_a_copy, unmerge_a_copy, ScaledFirst, "should be the Parameters they were"),
+    (check.round_trip, state_by_names, load_by_all_shapes, ScaledFirst, "A and B exchanged at"),
 ]
