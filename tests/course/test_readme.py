@@ -1,8 +1,7 @@
 """The first page: its addresses, its labs, its pictures, and its numbers.
 
-A number stands in README because something measured it: the run that docs/pictures/run.json tells
-of, a file in labkit/measured, or a table in docs. Where that says something else now, README is
-stale.
+Something measured each number in README: the run in docs/pictures/run.json, a file in
+labkit/measured, or a table in docs. Where that says something else now, README is stale.
 """
 
 import importlib
@@ -103,7 +102,6 @@ def test_what_it_says_of_merges_is_in_the_table():
 
 
 def test_what_it_says_of_rates_and_forgetting_is_in_the_tables():
-    """The rates are those of claim A24, whose evidence page computes them."""
     (claim,) = claims.load(["A24"])
     assert "about 30 at alpha=8, 10 at 32 and 3 at 128" in claim.right
     assert "LoRA needs about 30 times the learning rate" in plain(TEXT)

@@ -346,9 +346,8 @@ def unmerge_a_copy(layer):
 
 def load_by_all_shapes(model, state):
     own = state_by_names(model)
-    if own.keys() != state.keys() or Counter(p.shape for p in own.values()) != Counter(
-        tensor.shape for tensor in state.values()
-    ):
+    shapes = [Counter(tensor.shape for tensor in tensors.values()) for tensors in (own, state)]
+    if own.keys() != state.keys() or shapes[0] != shapes[1]:
         raise ValueError("another model's")
     for name, tensor in state.items():
         own[name].data.copy_(tensor)

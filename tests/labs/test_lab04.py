@@ -311,12 +311,10 @@ RIGHT = [
 
 
 class InAClosure(ByFunction):
-    """W's tensors stay behind when the model moves to a GPU."""
-
-    def __init__(self, codes, absmax, codebook, shape, *rest):
-        super().__init__(codes, absmax, codebook, shape, *rest)
+    def __init__(self, *data):
+        super().__init__(*data)
         self._buffers.clear()
-        self.stored = lambda: (codes, absmax, codebook, shape)
+        self.stored = lambda: data[:4]
 
 
 def quantize_zero_by_zero(x, bits):
