@@ -1,15 +1,14 @@
-"""Update what README shows of a run: pictures, two answers, one result. Use after `labkit run`:
+"""Update what README shows of a run: two answers and one result. Use after `labkit run 2`:
 
     python benchmarks/readme.py build
 
-The script copies the pictures to docs/pictures and records all sources in run.json. Labs that
-weren't run keep their old content. tests/course/test_readme.py reports what is stale in README. The
-picture of a failed check, check.png, is build/screenshots/check.png from tests/browser.
+The script records them in docs/pictures/run.json, and tests/course/test_readme.py reports what is
+stale in README. The picture of a failed check, check.png, is build/screenshots/check.png from
+tests/browser.
 """
 
 import argparse
 import ast
-import base64
 import hashlib
 import json
 import re
@@ -22,9 +21,6 @@ from labkit.course.executed import experiment
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "pictures"
-SHOWN = {  # file -> lab, experiment; the last picture of it
-    "lora_and_cut.png": ("01_svd", "LoRA of rank 8 on the same batches"),
-}
 ANSWERS = ("02_lora", "Before and after")
 ANNOUNCED = re.compile(r'(lab\.experiment\(\s*"[^"]*"), *\d+')  # the seconds
 HEADLINE = "application/vnd.labkit.headline+json"
@@ -75,24 +71,6 @@ def table(shown: list[dict]) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in tables[-1]] if tables else []
 
 
-def recorded(build: Path, record: dict) -> None:
-    """Copy the pictures of a run, and update the record of each lab that was run."""
-    ran = {path.stem for path in (build / "executed").glob("*.ipynb")}
-    for name, (stem, title) in SHOWN.items():
-        if stem in ran:
-            shown = outputs(build, stem, title)
-            found = [output for output in shown if "image/png" in output.get("data", {})]
-            (FOLDER / name).write_bytes(base64.b64decode(found[-1].data["image/png"]))
-            record["pictures"][name] = {
-                "lab": stem,
-                "experiment": title,
-                "title": found[-1].metadata["image/png"]["alt"],
-                "code": code_until(stem, title),
-            }
-    if ANSWERS[0] in ran:
-        record["answers"] = answers(build, *ANSWERS)
-
-
 def answers(build: Path, stem: str, title: str) -> dict:
     """The rows of a lab's table of answers, its headline, and the machine."""
     rows = table(outputs(build, stem, title))[1:]
@@ -112,8 +90,7 @@ def answers(build: Path, stem: str, title: str) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("build", type=Path, help="the folder of a run, with `executed` in it")
-    record = json.loads((FOLDER / "run.json").read_text("utf-8"))
-    recorded(parser.parse_args().build, record)
+    record = {"answers": answers(parser.parse_args().build, *ANSWERS)}
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     (FOLDER / "run.json").write_text(text, "utf-8")
 

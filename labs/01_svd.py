@@ -34,7 +34,7 @@ lab, check = labkit.start("01_svd")
 #
 # Cells that begin with `if lab.experiment(…)` train a model or measure something, and print how
 # long they take. Cells marked **Turn it** are for you to change and rerun. After a kernel restart,
-# `lab.resume()` restores the answers that passed.
+# `lab.resume()` restores your passing answers.
 
 # %%
 import math
@@ -110,7 +110,7 @@ check.optimal(best_rank_r)
 #
 # How far from $W$ is $W_r$, the matrix from exercise 1.1? Return
 # $\lVert W - W_r \rVert / \lVert W \rVert$ as a float. You need only the singular values. The check
-# fails if you build $W_r$ or $W - W_r$. In the example, the cut to rank 1 removes an entry of 1
+# fails if you build $W_r$ or $W - W_r$. In the example, truncation to rank 1 removes the entry 1
 # from a matrix of norm $\sqrt{10}$, so the error is 0.316.
 #
 # <details><summary>Hint</summary>
@@ -196,7 +196,7 @@ check.parameters(lora_params, break_even_rank)
 
 # %% [markdown]
 # The parameter count grows linearly with the rank. At $r = 16$, the factors of a 4096 × 4096 matrix
-# have 131,072 parameters instead of 16.8 million.
+# have 131,072 parameters instead of 16,777,216.
 #
 # Are so few parameters enough? That depends on the matrix. Compare the photograph with noise of the
 # same shape. (The code subtracts the mean of each matrix first. Otherwise, the first term would
@@ -231,8 +231,8 @@ if lab.experiment("The error at each storage cost", 2, needs=["1.1", "1.2", "1.3
 #
 # ●●○ · 6 min · 2 points
 #
-# `s` contains a matrix's singular values, largest first. Return, as an int, the smallest rank whose
-# energy is *at least* `fraction` of the total. In the example, the energies are 9 and 1. One
+# `s` contains a matrix's singular values, largest first. Return, as an int, the smallest rank that
+# captures *at least* `fraction` of the energy. In the example, the energies are 9 and 1. One
 # direction is enough for 85%, but 95% requires both.
 #
 # <details><summary>Hint</summary>
@@ -288,7 +288,7 @@ if lab.experiment("How many directions the weights take", 6, needs=["1.4"]):
 
 # %% [markdown]
 # `q_proj`, `k_proj` and `o_proj` have some structure. By this measure, the other matrices are
-# closer to noise. (This model's weights were once rounded to 4 bits, which adds some noise.) No
+# closer to noise. (This model's weights were once rounded to 4 bits, which added some noise.) No
 # matrix comes close to rank 8: each needs several times as many directions. LoRA, however, assumes
 # a low rank only for the *change* in these weights.
 #
@@ -340,7 +340,7 @@ check.truncates(truncate_update, energy_within)
 # The `home` task is to turn a spoken command into JSON that a smart home understands. None of the
 # 60 test answers occurs in the training data, and the test commands use different sentence
 # patterns. You train all 210 matrices, a total of 106 million parameters. The embeddings and norms
-# stay frozen, so every change is the update of a matrix, which you can truncate.
+# stay frozen, so every change is a matrix update that you can truncate.
 
 
 # %%
@@ -390,8 +390,8 @@ if lab.experiment("How many directions the update takes", 5, needs=["1.4"]):
 # The updates need far fewer directions than the weights, but a typical update needs far more than
 # 8. In long runs on code and math, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) found
 # updates of even higher rank, 10 to 100 times the usual LoRA ranks. Adam may be part of the reason,
-# because it takes similar steps for small and large gradient entries. In one run, SGD's update
-# needed fewer directions than Adam's, but SGD learned less
+# because it takes steps of similar size for small and large gradient entries. In one run, SGD's
+# update needed fewer directions than Adam's, but SGD learned less
 # ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
 #
 # The goal is right answers, not energy. Cut every update to rank $r$ with your `truncate_update`,
@@ -432,7 +432,7 @@ if lab.experiment("Every update cut to rank r", 60, needs=["1.1", "1.4", "1.5"])
 
 # %% [markdown]
 # The cut to rank 8 keeps less than half of the right answers. Averaged over three other seeds, rank
-# 8 keeps 42% of the right answers, rank 16 keeps 83%, and rank 64 gives as many as the whole update
+# 8 keeps 42% of the right answers, rank 16 keeps 83%, and rank 64 matches the whole update
 # ([evidence](../docs/evidence/01_svd.md#what-a-cut-keeps)). Is rank 8 too low for LoRA, then?
 #
 # ## What does LoRA find?
@@ -458,15 +458,15 @@ if lab.experiment("LoRA of rank 8 on the same batches", 90, needs=["1.1", "1.4",
     display(compare_answers(unseen["text"], unseen["answer"], answers, rows=3))
 
 # %% [markdown]
-# Rank-8 LoRA trains 2% as many parameters as full fine-tuning and gets about nine tenths as many
-# answers right, at a somewhat higher loss (three seeds). LoRA's authors hypothesized that the
-# update is low-rank. LoRA requires less: *some* update of rank 8 must work well, and training must
-# find it. The eight directions that a cut keeps were trained to work with the directions that it
-# drops.
+# Rank-8 LoRA trains 2% as many parameters as full fine-tuning and gets about 90% as many answers
+# right, at a somewhat higher loss (three seeds). LoRA's authors hypothesized that the update is
+# low-rank. LoRA requires less: *some* update of rank 8 must work well, and training must find it.
+# The eight directions that a cut keeps were trained to work with the directions that it drops.
 #
 # Do LoRA and full fine-tuning write to the same directions? Measure how much of LoRA's energy lies
 # in the full update's top 8 output directions. Compare this share with *chance*,
-# $8 / d_\text{out}$, and with stored runs of LoRA and full fine-tuning on other batches.
+# $8 / d_\text{out}$, and with the shares in stored runs of LoRA and full fine-tuning on other
+# batches.
 
 # %%
 guess_shared = lab.predict(
@@ -539,8 +539,8 @@ check.subspace(subspace_point, project_gradient)
 
 # %% [markdown]
 # For SmolLM2, $P$ would be too large: 134.5 million rows of 200 numbers. Use a small network with
-# 14,098 parameters instead. From the mean of its token embeddings, the network predicts which of
-# ten intents a `home` command has.
+# 14,098 parameters instead. Given the mean of a `home` command's token embeddings, the network
+# predicts which of ten intents the command has.
 
 
 # %%
@@ -622,8 +622,8 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
 #
 # Only your first answer to each question counts. Then read the explanations.
 #
-# **q1. A cut to rank 8 keeps only part of a full update's energy. What does that say about LoRA
-# with r=8?**
+# **q1. A cut to rank 8 keeps only part of a full fine-tuning update's energy. What does that say
+# about LoRA with r=8?**
 #
 # - (a) LoRA must end at a higher loss, because it can't represent the rest of the update.
 # - (b) The rank is too low: raise it until 90% of the energy fits.
@@ -665,7 +665,7 @@ check.quiz(quiz)
 # - This model's weights aren't low-rank. The full fine-tuning update needs fewer directions than
 #   the weights, but more than 8. Cutting it to rank 16 keeps most of the right answers, and cutting
 #   it to rank 64 loses few or none.
-# - LoRA trains at rank 8 from the start and gets about nine tenths as many answers right as full
+# - LoRA trains at rank 8 from the start and gets about 90% as many answers right as full
 #   fine-tuning. LoRA doesn't need the full update to be low-rank.
 # - Low matrix rank and low intrinsic dimension are different properties.
 

@@ -68,8 +68,8 @@ display(figures.low_rank(d_out=576, d_in=576, r=8))
 # ●●○ · 7 min · 2 points
 #
 # Compute the layer's output, including the update. `x` can have any leading dimensions: one vector,
-# a batch, a batch of sequences. Never form $BA$ or copy $W$: a second matrix as large as $W$ would
-# use up some of the memory that LoRA saves. The check measures the largest tensor you create.
+# a batch, or a batch of sequences. Never form $BA$ or copy $W$: a second matrix as large as $W$
+# would use up some of the memory that LoRA saves. The check measures the largest tensor you create.
 #
 # Work through one case by hand first. Let $W$ be the 2 × 2 identity, $A$ the row (1, 1), $B$ the
 # column (1, 0), $\alpha = 2$ and $x = (1, 2)$. Then $W x = (1, 2)$, $A x = 3$ and $B A x = (3, 0)$.
@@ -156,15 +156,15 @@ check.layer(LoRALinear)
 # ## Where should training start?
 #
 # Training should start from the base model, because a large random update would damage the model
-# before the first step. The simplest way to do this is to set $BA = 0$. Should `A`, `B`, or both be
-# zero? The gradients rule out one choice.
+# before the first step. The simplest way is to set $BA = 0$. Should `A`, `B`, or both be zero? The
+# gradients rule out one choice.
 #
 # ### Exercise 2.3 · `lora_gradients`
 #
 # ●●● · 10 min · 3 points
 #
 # `dY` is the gradient of the loss with respect to the layer's output. Derive the gradients of `A`
-# and `B` by hand and return them. Don't use `backward()` or any other autograd function.
+# and `B` by hand and return them. Don't use `backward()` or other autograd functions.
 #
 # Try a case with a single row and a single output: $x = (1, 2)$, $A = (1, 1)$, $B = 2$,
 # $\alpha = 2$ and $dY = 1$. With $r = 1$, the factor $\alpha / r$ is 2, so $dB = 2 A x = 6$ and
@@ -195,9 +195,9 @@ check.gradients(lora_gradients)
 # In your formulas, $dA$ contains $B$, and $dB$ contains $A$. If $B = 0$, only $B$ gets a nonzero
 # gradient in the first step. From the second step on, both matrices train.
 #
-# Now try each initialization in a real model, SmolLM2-135M-Instruct. (Ours comes from a 4-bit file,
-# so it is a little worse than the original.) The `home` task is to turn a spoken command into JSON
-# that a smart home understands.
+# Now try each initialization in a real model, SmolLM2-135M-Instruct. (Our copy comes from a 4-bit
+# file, so it's a little worse than the original.) The `home` task is to turn a spoken command into
+# JSON that a smart home understands.
 
 # %%
 everything = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -255,8 +255,7 @@ start_runs = {}  # your runs so far: {setting: losses}
 # %% [markdown]
 # **Turn it: start.** Which initialization fails immediately, which never learns, and which
 # overshoots? Run the cell. Then halve the learning rate: set `starts` to
-# `[("A = 0", 5e-3), ("B = 0", 5e-3)]` and rerun the cell. The new curves appear together with the
-# old ones.
+# `[("A = 0", 5e-3), ("B = 0", 5e-3)]` and rerun the cell. The new curves appear with the old ones.
 
 # %% tags=["experiment"]
 starts = [("both random", 1e-2), ("both zero", 1e-2), ("A = 0", 1e-2), ("B = 0", 1e-2)]
@@ -272,18 +271,18 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
 # learning rate, `A = 0` learns as well as `B = 0`
 # ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
-# Why does `A = 0` overshoot? Adam's first step changes every entry with a nonzero gradient by
-# about the learning rate. With `A = 0`, this step changes each entry of $A x$ through 576 inputs,
-# and a random `B` with entries up to 0.35 passes this change on. With `B = 0`, the first step
-# changes each output through only the 8 entries of $A x$, and the entries of `A` are at most about
-# 0.04. At the same learning rate, `A = 0` therefore changes the outputs far more. Hayou et al.
+# Why does `A = 0` overshoot? Adam's first step changes every entry with a nonzero gradient by about
+# the learning rate. With `A = 0`, this step changes each entry of $A x$ through 576 inputs, and a
+# random `B` with entries up to 0.35 passes this change on. With `B = 0`, the first step changes
+# each output through only the 8 entries of $A x$, and the entries of `A` are at most about 0.04. At
+# the same learning rate, `A = 0` therefore changes the outputs far more. Hayou et al.
 # ([2024](https://arxiv.org/abs/2406.08447)) show in theory that `B = 0` tolerates larger learning
-# rates, and they observe this in fine-tuning runs. PEFT also starts with `B = 0`.
+# rates, and observe this in fine-tuning runs. PEFT also starts with `B = 0`.
 #
 # ## Into the model
 #
-# SmolLM2-135M has 30 blocks. Each block has seven linear layers: four in the attention module and
-# three in the MLP. You will add LoRA to all 210 layers.
+# SmolLM2-135M has 30 blocks, each with seven linear layers: four in the attention module and three
+# in the MLP. You will add LoRA to all 210 layers.
 #
 # ### Exercise 2.4 · `inject`
 #
@@ -303,7 +302,7 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
 # `a.b.q_proj`, and `setattr` replaces a child of that module.
 # </details>
 #
-# <details><summary>Hint: in which order</summary>
+# <details><summary>Hint: the order</summary>
 #
 # Collect the names first, then replace the layers: don't modify the module tree while you loop over
 # it. What happens to your new `A` and `B` if you freeze everything after adding them?
@@ -331,8 +330,8 @@ check.injects(inject)
 # %% [markdown]
 # ### Is it really LoRA?
 #
-# PEFT is Hugging Face's library of parameter-efficient methods, LoRA among them. Copy the same
-# random `A` and `B` into your model and PEFT's, and compare the two models' predictions.
+# PEFT is Hugging Face's library of parameter-efficient fine-tuning methods, including LoRA. Copy
+# the same random `A` and `B` into your model and PEFT's, and compare the two models' predictions.
 
 # %% tags=["experiment"]
 if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
@@ -386,9 +385,9 @@ if lab.experiment("What the base model answers", 10):
     print(f"{unseen['text'][0]} → {base_answers[0]}")
 
 # %% [markdown]
-# The base model knows English, but it has never seen your intents, so zero right answers are no
-# surprise. Now train rank-8 LoRA on all seven linear layers of every block, for 50 steps with 16
-# commands each. What must the first step's loss be?
+# The base model knows English, but it has never seen your intents, so it's no surprise that no
+# answers are right. Now train rank-8 LoRA on all seven linear layers of every block, for 50 steps
+# with 16 commands each. What must the first step's loss be?
 
 # %%
 guess_right = lab.predict("After 50 steps, how many of the 60 answers match word for word?", None)
@@ -416,8 +415,8 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
 # %% [markdown]
 # The curve starts at the base model's loss, because `B` starts at zero. You trained less than 2% of
 # the parameters. Most wrong answers still have the right intent. Full fine-tuning reaches a
-# slightly lower held-out loss with each of three seeds, but these seeds show no clear difference in
-# right answers ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
+# slightly lower held-out loss with each of three seeds, but the number of right answers shows no
+# clear difference ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
 #
 # ### Rank and alpha
 #
@@ -509,8 +508,9 @@ check.arithmetic(step_flops)
 # %% [markdown]
 # A frozen weight needs no gradient, which removes one of the three matrix products. With LoRA in
 # every block, a step still takes about two thirds of the arithmetic of a full fine-tuning step, no
-# matter how few parameters you train. In our runs, the step took 65% of the time with 8 commands
-# and 56% with 32 ([evidence](../docs/evidence/02_lora.md#memory-and-arithmetic-of-a-step)).
+# matter how few parameters you train. In our runs, a LoRA step took 65% as long as a full step with
+# 8 commands and 56% with 32
+# ([evidence](../docs/evidence/02_lora.md#memory-and-arithmetic-of-a-step)).
 #
 # ### Arithmetic and memory
 #
@@ -567,12 +567,12 @@ if lab.experiment("A step's memory", 14, needs=["2.2", "2.4"]):
 # backward pass. Gradients still flow through the frozen layers, and each of your layers stores its
 # input `x`, because computing $dA$ (exercise 2.3) requires `x`.
 #
-# With 8 commands, the two methods' memory peaks at different moments. Full fine-tuning peaks during
-# the Adam step, after its activations have been freed. With LoRA, Adam updates few parameters, so
-# memory peaks at the end of the forward pass, when weights and activations dominate. Activations
-# grow with the batch, so LoRA saves relatively less memory at larger batch sizes. With 32 commands,
-# both methods peak at the end of the forward pass, and LoRA's peak is 58% of full fine-tuning's.
-# Lab 4 shows how to reduce activation memory.
+# With 8 commands, the two methods reach peak memory at different times. Full fine-tuning peaks
+# during the Adam step, after its activations have been freed. With LoRA, Adam updates few
+# parameters, so memory peaks at the end of the forward pass, when weights and activations dominate.
+# Activations grow with the batch, so LoRA saves relatively less memory at larger batch sizes. With
+# 32 commands, both methods peak at the end of the forward pass, and LoRA's peak is 58% of full
+# fine-tuning's. Lab 4 shows how to reduce activation memory.
 #
 # To see LoRA's own savings, compare the first two bars. In the third bar, the bf16 base also saves
 # memory.
@@ -599,8 +599,8 @@ if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):
 # `merge_` adds $(\alpha / r) BA$ to `layer.base.weight` in place; `unmerge_` subtracts it. Both
 # keep `layer.merged` up to date, so calling either function twice has the same effect as calling it
 # once. The layer's output stays the same up to rounding. Nothing else changes: `A`, `B` and the
-# train/eval mode stay as they are, and `base.weight` remains the same frozen Parameter with the
-# same dtype.
+# train/eval mode stay the same, and `base.weight` remains the same frozen Parameter with the same
+# dtype.
 #
 # <details><summary>Hint</summary>
 #

@@ -79,7 +79,7 @@ if lab.experiment("The task and the tokenizer", 4):
 #   `bf16=False`. The model already has the right precision, and TRL's default for `bf16` raises an
 #   error on a CPU.
 # - **Compute the loss only on the answer.** This is a choice: in six small runs, we found no clear
-#   difference from a loss on every token
+#   difference from computing it on every token
 #   ([evidence](../docs/evidence/03_peft.md#where-the-loss-belongs)). `rows` is a `Dataset` whose
 #   `messages` column contains conversations; the last message of each conversation is the answer.
 #   Given a `messages` column, TRL would train on every token, including the user's. Instead, create
@@ -321,7 +321,7 @@ if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
 #
 # <details><summary>Hint: what is padding?</summary>
 #
-# Padding and the end token have the same id. Which other input shows which tokens are padding?
+# Padding and the end token have the same id. Which other input marks the padding?
 # </details>
 #
 # <details><summary>Hint: where does the prompt end?</summary>
@@ -485,7 +485,7 @@ if lab.experiment("What is left of a row", 3):
 # - If the answer alone fits into `max_length`, keep the whole answer, including its end token.
 # - If the answer is longer than `max_length`, keep only its beginning, without the prompt or an end
 #   token, which would teach the model to stop midway through an answer.
-# - Leave a row that fits unchanged, and never return one longer than `max_length`.
+# - Don't change a row that fits, and never return one longer than `max_length`.
 #
 # `prompt_ids` and `answer_ids` are lists of ints, and `answer_ids` ends with the end token. Label
 # every prompt token with -100.
@@ -730,7 +730,8 @@ if lab.experiment("Load the adapter with your code", 10, needs=["3.1", "3.6"]):
     print(f"compared with {right} before saving")
 
 # %% [markdown]
-# The adapter's config file names its base, so `AutoPeftModelForCausalLM` loads both in one call.
+# The adapter's config file names its base model, so `AutoPeftModelForCausalLM` loads both in one
+# call.
 #
 # ## What was forgotten
 #
@@ -749,7 +750,7 @@ if lab.experiment("Load the adapter with your code", 10, needs=["3.1", "3.6"]):
 #
 # For example, two predicted tokens with probabilities 1/2 and 1/8 have a mean negative
 # log-likelihood of $(\ln 2 + \ln 8) / 2 = \ln 4$. The perplexity is $e^{\ln 4} = 4$: the model was
-# as uncertain as when choosing among four equally likely tokens.
+# as uncertain as if choosing among four equally likely tokens.
 #
 # <details><summary>Hint</summary>
 #
@@ -785,9 +786,9 @@ if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"])
     print(f"perplexity {before:.1f} before, {after:.1f} after: {after / before - 1:+.0%}")
 
 # %% [markdown]
-# In this run, training lowered the probability of everyday English under the model. As long as you
-# haven't merged the adapter, you can disable it to get the base model back. Lab 9 shows how such
-# forgetting affects answers and how to train it away.
+# In this run, training made the model assign lower probabilities to everyday English. As long as
+# you haven't merged the adapter, you can disable it to get the base model back. Lab 9 shows how
+# such forgetting affects answers and how to undo it with training.
 #
 # ## Take it with you
 #

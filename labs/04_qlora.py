@@ -69,9 +69,9 @@ from labkit.training import generation, hardware, loop, models, packing
 # $-7 \dots 7$. Scale `x` so that its largest absolute value becomes the largest integer, then round
 # to the nearest integer.
 #
-# A tensor of zeros must come back as zeros. Avoid 0/0, which gives NaN: int8 can't store NaN. If
-# you clamp the scale, use 1e-12 or less, so that tensors of tiny numbers are also quantized
-# correctly. Don't change `x`.
+# A tensor of zeros must come back as zeros. Avoid 0/0: it gives NaN, which int8 can't store. If you
+# clamp the scale, use 1e-12 or less, so that tensors of tiny numbers are also quantized correctly.
+# Don't change `x`.
 
 
 # %%
@@ -131,7 +131,7 @@ print(normal.icdf(torch.linspace(0, 1, 16)))  # icdf: from a probability to its 
 # </details>
 #
 # Which endpoints should you use? If you cut the curve into 16 equal shares, the middle of the last
-# one is at probability 31/32; with 15 shares, it is at 29/30. NF4 uses the mean of these two
+# share is at probability 31/32; with 15 shares, it is at 29/30. NF4 uses the mean of these two
 # probabilities, 0.9677083, at the upper end and mirrors it at the lower end.
 
 # %%
@@ -139,7 +139,7 @@ offset = 0.9677083
 print(normal.icdf(torch.linspace(1 - offset, offset, 16)))
 
 # %% [markdown]
-# Now all sixteen values are finite and denser in the middle. One problem remains: which value
+# Now all sixteen values are finite and cluster in the middle. One problem remains: which value
 # represents an exact zero?
 #
 # <details><summary>Answer</summary>
@@ -388,7 +388,7 @@ if lab.experiment("Compare your bytes with bitsandbytes", 12, needs=["4.2", "4.3
 #
 # Then `absmax[i]` is approximately `q[i] * scale[i // group] + offset`. If all scales are equal,
 # the differences are zero, so clamp the divisor to a minimum of 1e-12 or less to avoid NaN. Don't
-# change `absmax`. (bitsandbytes does the same with a table of 256 values, denser near zero.)
+# change `absmax`. (bitsandbytes does the same with a table of 256 values concentrated near zero.)
 #
 # `bits_per_param` returns the bits per weight: 4 bits for the code plus the weight's share of the
 # scales. Without double quantization, `block` weights share one fp32 scale. With double
@@ -662,8 +662,8 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 # each adapter on its own base, QLoRA's loss is only 0.01 to 0.04 above LoRA's: QLoRA's adapter has
 # learned to compensate for the rounding.
 #
-# Merging a QLoRA adapter into the original 16-bit weights moves it in the same way. Lab 6 measures
-# the cost.
+# Merging a QLoRA adapter into the original 16-bit weights also changes its base. Lab 6 measures the
+# cost.
 #
 # ## Will it fit?
 
@@ -683,7 +683,7 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 # | `"qlora"` | base in NF4, adapter in fp32 | as for LoRA | as for LoRA |
 #
 # A number takes 4 bytes in fp32 and 2 bytes in bf16. For NF4 with double quantization, use the bits
-# per weight from exercise 4.5, and count the whole base as packed. `n_params` is the number of
+# per weight from exercise 4.5, and treat the whole base as packed. `n_params` is the number of
 # parameters in the base, and `n_trainable` is the number in the adapter. Full fine-tuning has no
 # adapter: all parameters train, so `n_trainable` equals `n_params`.
 
@@ -756,7 +756,7 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
 # %% [markdown]
 # "QLoRA trains a 70B model on one 48 GB card" is true with checkpointing and few tokens per step:
 # in the simulation, 512 tokens fit with 20% to spare, while 2,048 don't. The line on each bar shows
-# this margin. (GPU labels say GB but mean GiB, 2^30 bytes; error correction takes some.) On the
+# this margin. (On GPU labels, GB means GiB, 2^30 bytes; error correction uses some memory.) On the
 # command line, `labkit memory llama-2-70b --method qlora --checkpointing` simulates the second bar.
 #
 # ## With a GPU

@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Lab 7 · Your own data, shipped
 #
-# You can train an adapter. In this lab, you train one on rows that nobody has cleaned and serve it
+# You know how to train an adapter. In this lab, you train one on uncleaned data and serve it
 # without PEFT. Training and serving can fail silently: a row may teach nothing, a question may be
 # in both training and test data, or a server may build a different prompt from the same messages.
-# You take a file of messages all the way to a server with three adapters, and check each step.
+# You take a file of messages all the way to a server with three adapters, checking each step.
 #
 # {{ time }}
 
@@ -52,7 +52,7 @@ from labkit.training.scoring import said
 #
 # A housing office has saved 437 messages. Tenants report what is broken, and a clerk replies with a
 # trade, a room, an apartment, a day and a time. Tenants also mention other rooms, apartments and
-# days. A script generated the file for this course, including typical faults.
+# days. A script generated this file for the course and included typical faults.
 #
 # To use **your own file**, set `DATA` to its path. The file must be JSONL, with `messages` in every
 # row as below. If the answers in your file have no parts, set `FIELDS` to `[]`. The cells up to
@@ -76,7 +76,7 @@ if lab.experiment("The file, opened", 1):
 
 # %% [markdown]
 # Some rows would teach the model nothing, or the wrong thing. Read fifty rows, then write a
-# function that checks all of them.
+# function that checks every row.
 
 # %% [markdown]
 # ### Exercise 7.1 · `audit`
@@ -150,7 +150,7 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 # before you drop them: you can shorten a long *question* from the front, as `fit` did in lab 3.
 #
 # Eight of our questions occur twice, with different times in the answers. Only the office knows
-# which time is right. Whichever time the model gives, one of the rows counts it as wrong.
+# which time is right. Whichever time the model gives counts as wrong for one of the two rows.
 # (`labkit data` lists such rows in your own file, along with wrong roles and missing system
 # messages.)
 #
@@ -168,10 +168,10 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 #
 # - **no prompt appears on both sides.** Two rows have the same prompt if their joined user messages
 #   are the same except for case and whitespace. System messages and answers don't matter;
-# - the test side contains `share` of the *rows*, give or take the size of the largest group of rows
-#   with the same prompt (a hash threshold achieves this only on average);
-# - the same rows, in any order, always give the same test rows, in every run of Python and however
-#   often you call `split`. A different `seed` gives different test rows.
+# - the test side contains a fraction `share` of the *rows*, give or take the size of the largest
+#   group of rows with the same prompt (a hash threshold achieves this only on average);
+# - the same rows, in any order, always give the same test rows, in every run of Python and on every
+#   call. A different `seed` gives different test rows.
 #
 # Each row ends up on exactly one side, unchanged. Draw random numbers from your own generator,
 # `random.Random(seed)`, because other code uses Python's global generator.
@@ -241,15 +241,15 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
 # %% [markdown]
 # Some tenants sent a message twice, or got two answers. A coin toss per row puts some of these
 # pairs on different sides, so the score could reward memorization. Your split avoids that, but it
-# misses paraphrases, and adding one row can reshuffle it. `labkit train` hashes each prompt
+# misses paraphrases, and adding one row can reshuffle the others. `labkit train` hashes each prompt
 # instead, so adding a row moves hardly any others.
 #
 # ## Baseline, training and score
 #
 # Before you train, try a baseline that needs no training: a look-up. It finds the training question
-# whose words overlap most with the new question's, and copies its answer. Then it corrects each
-# part of this answer: if the new question mentions a value known from training, the look-up uses
-# that value (the first, if there are several).
+# whose words overlap most with the new question, and copies its answer. Then it corrects each part
+# of this answer: if the new question mentions values known from training, the look-up uses the
+# first.
 
 
 # %%
@@ -331,13 +331,13 @@ if lab.experiment("The office's adapter, and its score", 55, needs=["7.1", "7.2"
 # The look-up gets about three quarters of the apartments and times right, but half of its trades
 # are wrong, because a message describes the fault without naming the trade. The look-up also takes
 # the first day mentioned, even one the tenant rules out. Across three seeds, the adapter gets more
-# than nine in ten answers right, and the look-up at most one in ten
+# than nine in ten answers right, and the look-up gets at most one in ten
 # ([evidence](../docs/evidence/07_ship.md#the-score)).
 #
 # How precise is such a score? If a fraction $p$ of $n$ independent answers is right, its standard
-# error is $\sqrt{p (1 - p) / n}$: four percentage points for 80% of 100. (The figures use the
-# Wilson interval, which also works at 0%.) To compare two models on the same rows, count the rows
-# that only the first model gets right ($b$) and those that only the second gets right ($c$). The
+# error is $\sqrt{p (1 - p) / n}$: four percentage points for 80 of 100. (The figures use the Wilson
+# interval, which also works at 0%.) To compare two models on the same rows, count the rows that
+# only the first model gets right ($b$) and those that only the second gets right ($c$). The
 # difference $b - c$ has a standard error of about $\sqrt{b + c}$.
 #
 # ## The same model, different prompts
@@ -391,38 +391,40 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
     guess_template.compare(100 * right_by_way["Llama 2's template"] / len(few))
 
 # %% [markdown]
-# Across three seeds, a doubled first token costs at most two of about 105 answers. With the same
-# seeds, a missing generation prompt or a different system message costs between none and about half
-# of the answers; in a fourth run, it cost most or all. Without the generation prompt, the model may
-# write the header of its turn itself, and then even a right answer counts as wrong. With Llama 2's
-# template or no template, most answers are wrong in every run
+# Across three seeds, a doubled first token costs at most two of about 105 answers. A missing
+# generation prompt or a different system message costs few or no answers with one seed, up to about
+# half with the other two, and most or all in a fourth run. Without the generation prompt, the model
+# may write the header of its turn itself, and then even a right answer counts as wrong. With Llama
+# 2's template or no template, most answers are wrong in every run
 # ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). A model can tolerate a wrong
 # prompt, so good answers don't prove that the prompt is right.
 #
-# Don't test a server by reading a few answers. Ask the server for the token *ids* it makes from
-# your messages, and compare them with the ids from training.
+# Don't test a server by reading a few answers. Ask it for the token *ids* it builds from your
+# messages, and compare them with the ids from training.
 #
 # ## One file for other programs
 #
 # So far, every model has run in transformers. llama.cpp, Ollama and LM Studio read a single GGUF
-# file with weights, tokenizer and chat template. To write a GGUF file, you must know its row order.
+# file with the weights, tokenizer and chat template. To write a GGUF file, you must know its row
+# order.
 #
 # Rotary position embeddings rotate pairs of entries in q and k by an angle that grows with the
 # position. For the Llama family, transformers pairs the first half of a head with the second: in a
-# head of 64 entries, 0 is paired with 32. llama.cpp pairs neighbors, such as 0 and 1. The GGUF file
-# therefore stores the weight rows of q and k in a different order, so both programs rotate the same
-# pairs. (For Qwen, llama.cpp also pairs the two halves, so no rows move.)
+# head of 64 entries, entry 0 is paired with entry 32. llama.cpp pairs neighbors, such as entries 0
+# and 1. The GGUF file therefore stores the weight rows of q and k in a different order, so that
+# both programs rotate the same pairs. (For Qwen, llama.cpp also pairs the two halves, so no rows
+# move.)
 
 # %% [markdown]
 # ### Exercise 7.3 · `rotary_rows`
 #
 # ●●○ · 8 min · 2 points
 #
-# `w` is the weight of q or k, with shape `(d_out, d_in)`: `n_heads` heads of equal size, stacked
-# along the rows. In each head, interleave the two halves: row 0 of the first half, row 0 of the
-# second half, row 1 of the first, and so on. Don't change the values or the dtype. The function
-# must also work for LoRA's B, with shape `(d_out, r)`, because the rows of $BA$ move with those of
-# $W$. (Does A change at all?)
+# `w` is the weight of q or k, with shape `(d_out, d_in)`. Its rows are `n_heads` stacked heads of
+# equal size. In each head, interleave the two halves: row 0 of the first half, row 0 of the second,
+# row 1 of the first, and so on. Don't change the values or the dtype. The function must also work
+# for LoRA's B, with shape `(d_out, r)`, because the rows of $BA$ move with those of $W$. (Does A
+# change at all?)
 #
 # <details><summary>Hint</summary>
 #
@@ -446,11 +448,11 @@ check.orders(rotary_rows)
 # %% [markdown]
 # A stays the same, because it reads the layer's input, whose order doesn't change.
 #
-# Next, merge the adapter and write the model in several formats. Q8_0 stores 32 weights as 8-bit
-# integers with one shared scale (8.5 bits per weight). Q4_0 uses 4-bit integers (4.5 bits per
-# weight), but keeps the embeddings in Q8_0. Compare each file with the fp32 model by its KL on the
-# held-out answers (lab 6) and its number of right answers. The last row shows what an engine would
-# compute from a file without the reordering.
+# Merge the adapter and write the model in several formats. Q8_0 stores 32 weights as 8-bit integers
+# with one shared scale (8.5 bits per weight). Q4_0 uses 4-bit integers (4.5 bits per weight), but
+# keeps the embeddings in Q8_0. Compare each file with the fp32 model by its KL on the held-out
+# answers (lab 6) and its number of right answers. The last row shows what an engine would compute
+# from a file without reordered rows.
 
 
 # %%
@@ -529,9 +531,9 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
 #
 # ## Three customers
 #
-# A merged file serves one customer. To serve several, keep one base model in memory with several
-# adapters, and let each request name its adapter. Two more customers send the same messages, but
-# one wants JSON and the other a sentence. Train an adapter for each.
+# A merged file serves one customer. To serve several customers, keep one base model in memory with
+# several adapters, and let each request name its adapter. Two more customers send the same
+# messages, but one wants JSON and the other wants a sentence. Train an adapter for each.
 
 
 # %%
@@ -582,7 +584,7 @@ if lab.experiment("An adapter for each customer", 66, needs=["7.1", "7.2"]):
 # tokens. The tokenizer is `model.tokenizer`. Leave the model and tokenizer unchanged, including
 # training mode, padding side and generation config.
 #
-# There are five more pitfalls. Open one hint at a time.
+# There are five pitfalls. Open one hint at a time.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -731,17 +733,17 @@ if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
     guess_batch.compare(times["one by one"][3] / times["grouped"][3])
 
 # %% [markdown]
-# (These timings exclude the product with the base weight.) Going row by row takes one call per row.
-# Copying the factors means writing and reading $n$ pairs of factors. Grouping takes two products
-# per adapter, however many rows the adapter has, plus finding its rows. Grouping pays off when many
-# rows share few adapters. On a GPU, [Punica](https://arxiv.org/abs/2310.18547) and
+# (These timings exclude the product with the base weight.) The row-by-row version takes one call
+# per row. Copying the factors means writing and reading $n$ pairs of factors. Grouping finds each
+# adapter's rows and takes two products per adapter, however many rows it has. Grouping pays off
+# when many rows share few adapters. On a GPU, [Punica](https://arxiv.org/abs/2310.18547) and
 # [S-LoRA](https://arxiv.org/abs/2311.03285) go one step further: one kernel launch per product
 # handles all rows and reads each row's factors in place. vLLM includes such kernels.
 #
 # ## A real server
 #
 # llama.cpp can serve several adapters on one base model, and the package `xllamacpp` includes its
-# server. Write the base and each adapter to its own GGUF file (reorder the rows of B in q and k by
+# server. Write the base and each adapter to its own GGUF file (reorder the rows of B for q and k by
 # the same rule), and start *one* server. Each request names its adapter in a `lora` field, which an
 # OpenAI client can send.
 
@@ -801,8 +803,8 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
 
 # %% [markdown]
 # Most answers are identical to PEFT's (59 of 60 in one run). A few may differ, because the server
-# uses a different 16-bit format and order of addition, so nearly tied tokens can swap places. An
-# answer in another customer's format means that the wrong adapter was used.
+# uses a different 16-bit format and adds in a different order, so nearly tied tokens can swap
+# places. An answer in another customer's format means that the wrong adapter was used.
 #
 # This version of llama.cpp ignores an unknown adapter number and answers with the base model, so
 # look up adapter names before you send a request, as `server.choosing` does. Engines also reuse
@@ -812,7 +814,7 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
 # `cache_prompt: false`.
 #
 # This version of llama.cpp batches only requests for the same adapter, so requests for different
-# adapters take turns. Ollama doesn't run a GGUF file's chat template. Without a `TEMPLATE` in the
+# adapters take turns. Ollama doesn't apply a GGUF file's chat template. Without a `TEMPLATE` in the
 # Modelfile, it picks a known template that looks similar, or none.
 #
 # `labkit train FILE` and `labkit ship FOLDER` do all of this for your own file: see
@@ -868,7 +870,7 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
 #
 # - (a) The rank: the adapter learned too little for a server's many requests.
 # - (b) The sampling: each engine implements greedy decoding in its own way.
-# - (c) The token ids the server makes from the messages: its template may differ from yours.
+# - (c) The token ids the server builds from the messages: its template may differ from yours.
 # - (d) The merge: rounding to 16 bits lost the update when the file was written.
 #
 # **q2. You write a GGUF file but leave the rows of q and k in transformers' order. What happens?**
@@ -910,8 +912,8 @@ check.quiz(quiz)
 #
 # - Audit a file before you train on it: rows with nothing to learn or no end token raise no error.
 # - Split by prompt, independently of the file's order. Score a baseline that needs no training.
-# - A GGUF file contains weights, tokenizer and template. For the Llama family, the rows of q and k
-#   are reordered.
+# - A GGUF file contains the weights, tokenizer and template. For the Llama family, the rows of q
+#   and k are reordered.
 # - An adapter is small compared with its base model. Each request names its adapter, and an engine
 #   with a batched LoRA product serves all adapters together.
 # - When a server gives bad answers, compare the token ids first.

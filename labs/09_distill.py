@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Lab 9 · Learn without forgetting
 #
-# An adapter learns one task. What happens to the model's other skills? After training on `home`
-# alone, ask the model why we have leap years: it may well answer with a JSON intent. In this lab,
-# you train the model to answer everyday questions almost like its base again, without a single
+# An adapter learns one task. What happens to the model's other skills? Train the model on `home`
+# alone, then ask why we have leap years: it may well answer with a JSON intent. In this lab, you
+# train the model to answer everyday questions almost like its base again, without using a single
 # written answer.
 #
 # You already have a teacher in memory: with the adapter switched off, the model is the base model,
@@ -107,10 +107,10 @@ if lab.experiment("An adapter for home alone", 55):
 # example showed when *not* to use JSON.
 #
 # The base's knowledge isn't lost: with the adapter off, the model answers as before. But you want
-# one model that handles both commands and chat. The usual solution adds everyday instructions with
-# written answers to the training data. Somebody has to write or collect this data, and the model
-# picks up the writer's style. Here, however, the model has nothing new to learn about chat: it only
-# has to answer as before.
+# one model that handles both commands and chat. The usual solution is to add everyday instructions
+# with written answers to the training data. Somebody has to write or collect this data, and the
+# model picks up the writer's style. Here, however, the model has nothing new to learn about chat:
+# it only has to answer as before.
 #
 # ## How far apart are two models?
 #
@@ -176,8 +176,8 @@ check.kl(token_kl)
 # ## The student answers, the teacher scores
 #
 # On which texts should the student agree with the teacher? What a model has already written affects
-# what it writes next. A student that begins with `{"intent"` must continue a text that no good
-# written answer contains. In *on-policy* training, the student generates the answers, and training
+# what it writes next. A student that begins with `{"intent"` must continue text that appears in no
+# good written answer. In *on-policy* training, the student generates the answers, and training
 # corrects its mistakes ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)). Below, you will
 # test whether this helps here.
 #
@@ -257,14 +257,14 @@ if lab.experiment("Every token, marked", 5, needs=["9.1", "9.2"]):
     display(figures.marked(tokens, far))
 
 # %% [markdown]
-# The KL is large at the opening `{"`, because the teacher wouldn't begin an answer like this. Where
+# The KL is large at the opening `{"`, because the teacher wouldn't begin an answer that way. Where
 # both models expect the same token, such as the second part of a word, the KL is near 0. Training
 # lowers these bars.
 #
 # ## One step: the task loss and the KL
 #
 # If you train the student only to match its base, it will match the base and forget `home`. So each
-# step uses two batches, commands for the task loss and everyday prompts for the KL:
+# step uses two batches: commands for the task loss and everyday prompts for the KL:
 #
 # $$\text{loss} = \text{task loss} + \text{weight} \cdot \text{KL}$$
 #
@@ -368,14 +368,14 @@ if lab.experiment("Distillation from its own base", 65, needs=["9.1", "9.2", "9.
 # ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The distilled models got
 # 41, 46 and 36 of 100 commands right, compared with 39, 35 and 33 at the start. Models trained for
 # eight more steps on `home` alone got 36, 32 and 38. On average, the score on `home` rose by 5 ± 12
-# answers, so these runs can't rule out a loss of several. Read the answers: one without a brace
-# isn't necessarily good.
+# answers, so these runs can't rule out a loss of several answers. Read the answers: those without a
+# brace aren't necessarily good.
 #
 # Be careful with automatic scores: a JSON intent passes some of the checks in `chat`, such as "at
 # most 30 words".
 #
-# **Turn it: task, weight, steps, rate.** The default setting leaves out the task loss. Then try
-# `{"weight": 0.1}` or `{"steps": 4}`.
+# **Turn it: task, weight, steps, rate.** Start with the default, which leaves out the task loss.
+# Then try `{"weight": 0.1}` or `{"steps": 4}`.
 
 # %% tags=["experiment"]
 knobs = {"learned": ()}
@@ -386,8 +386,9 @@ if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
     display(figures.kept(found))
 
 # %% [markdown]
-# Without task batches, the student moves toward its base. The JSON disappears, but so does most of
-# `home`, because the loss no longer rewards `home` and commands go through the same weights.
+# Without task batches, the student moves toward its base. The JSON disappears, but so do most right
+# answers on `home`, because the loss no longer rewards `home` and commands go through the same
+# weights.
 #
 # ## Whose answers?
 #
@@ -395,8 +396,8 @@ if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
 # before training. Or you could train on the written answers in `chat` with plain cross-entropy, as
 # people do when they mix in general data.
 #
-# **Turn it: whose answers.** The default setting trains on the written answers in `chat`, without
-# the KL. Then let the base answer: `{"sample": from_base(sampler())}`.
+# **Turn it: whose answers.** Start with the default, which trains on the written answers in `chat`
+# without the KL. Then let the base answer: `{"sample": from_base(sampler())}`.
 
 
 # %%
@@ -423,9 +424,9 @@ if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
 # differs: about 0.2 nats per token with the student's own answers or the base's, and 0.57 nats with
 # the written answers ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). On
 # the student's own answers, training minimizes this KL directly. On the base's answers, training
-# minimizes the same divergence at other prefixes. (Training on written answers uses cross-entropy,
-# so its loss differs, too.) You need no written answers. It made no measurable difference here
-# whether the student or the base generated the answers.
+# minimizes the same divergence after other prefixes. (Training on written answers uses
+# cross-entropy, so its loss differs, too.) You need no written answers. It made no measurable
+# difference here whether the student or the base generated the answers.
 #
 # ## A loss that was too good
 #
@@ -440,9 +441,9 @@ if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
 # **A bug hunt** based on [peft #430](https://github.com/huggingface/peft/issues/430)
 # ("`get_base_model()` is returning the base model with the LoRA still applied"). `drift` should
 # measure how far a `PeftModel` is from its base. It should return the reverse KL per token over the
-# answers in `batch`, as a float that is the same for every call. Leave the model's mode unchanged.
-# `batch` is a dict like the one from `sample` in 9.2. The function has two bugs, each with its own
-# symptom:
+# answers in `batch`, as a float that is the same on every call. Leave the model's mode unchanged.
+# `batch` is a dict like the one that `sample` returned in 9.2. The function has two bugs, each with
+# its own symptom:
 #
 # - In eval mode, `drift` returns exactly 0, no matter what the adapter has learned.
 # - In train mode, two calls on the same batch return different values.
@@ -555,7 +556,7 @@ if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4
 # - (d) Whether the run used written answers by mistake.
 #
 # **q4. The teacher gives each of two answers a probability of one half. The student nearly always
-# gives the first answer, and the second one otherwise. Which statement is true?**
+# gives the first answer, and otherwise gives the second. Which statement is true?**
 #
 # - (a) The forward KL is small, and the reverse KL is large.
 # - (b) Both KLs are zero, because the teacher finds the student's answer likely.
