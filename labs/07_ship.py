@@ -654,9 +654,9 @@ if lab.experiment("One message, three adapters", 5, needs=["7.1", "7.2", "7.4"])
 #
 # A layer multiplies all rows of a mixed batch by the same base weight. It then adds $s_k B_k A_k x$
 # from each row's own adapter $k$. Return these terms, with shape `(n, d_out)`, in the dtype of `x`.
-# The inputs are the rows `x`, the stacked factors of all adapters in the same dtype, and their
-# `scaling`, which may be fp32 when everything else is bf16. `index` contains the adapter number of
-# each row. **-1 means no adapter**: return zeros for such a row.
+# The inputs are the rows `x`, the stacked factors of all adapters (in the dtype of `x`), and the
+# adapters' `scaling`, which may be fp32 even if the rest is bf16. `index` contains the adapter
+# number of each row. **-1 means no adapter**: return zeros for such a row.
 #
 # Group the rows by adapter, and compute two matrix products per adapter, on its own rows only. You
 # may loop over adapters in Python, but not over rows. Don't build a tensor of `d_out` × `d_in`
