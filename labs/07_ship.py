@@ -147,10 +147,10 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 # %% [markdown]
 # None of these rows would raise an error. A truncated answer doesn't teach the model to stop, and a
 # blank answer teaches it to say nothing. We drop these rows. In your own file, look at faulty rows
-# before you drop them: you can shorten a long *question* from the front, as `fit` did in lab 3.
+# before dropping them: you can shorten a long *question* from the front, as `fit` did in lab 3.
 #
 # Eight of our questions occur twice, with different times in the answers. Only the office knows
-# which time is right. Whichever time the model gives counts as wrong for one of the two rows.
+# which time is right. Whichever time the model gives counts as wrong for one of the rows.
 # (`labkit data` lists such rows in your own file, along with wrong roles and missing system
 # messages.)
 #
@@ -167,7 +167,7 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 # Return two lists, `(train, test)`, such that
 #
 # - **no prompt appears on both sides.** Two rows have the same prompt if their joined user messages
-#   are the same except for case and whitespace. System messages and answers don't matter;
+#   match except for case and whitespace. System messages and answers don't matter;
 # - the test side contains a fraction `share` of the *rows*, give or take the size of the largest
 #   group of rows with the same prompt (a hash threshold achieves this only on average);
 # - the same rows, in any order, always give the same test rows, in every run of Python and on every
@@ -248,8 +248,7 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
 #
 # Before you train, try a baseline that needs no training: a look-up. It finds the training question
 # whose words overlap most with the new question, and copies its answer. Then it corrects each part
-# of this answer: if the new question mentions values known from training, the look-up uses the
-# first.
+# of this answer: if the new question mentions values from training, the look-up uses the first.
 
 
 # %%

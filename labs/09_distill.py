@@ -15,16 +15,16 @@
 #
 # An adapter learns one task. What happens to the model's other skills? Train the model on `home`
 # alone, then ask why we have leap years: it may well answer with a JSON intent. In this lab, you
-# train the model to answer everyday questions almost like its base again, without using a single
-# written answer.
+# train the model to answer everyday questions almost like its base again, without any written
+# answers.
 #
 # You already have a teacher in memory: with the adapter switched off, the model is the base model,
 # which still knows how to answer. So let the tuned model answer, compute the base's probabilities
 # for each next token, and train toward those probabilities. This is *on-policy distillation* ([Lu
 # et al. 2025](https://thinkingmachines.ai/blog/on-policy-distillation/)) with the base as the
-# teacher. (Lu et al. estimate the KL from sampled tokens; you will compute it over the whole
-# vocabulary.) You will write the loss, the sampling function and the training step. You will also
-# fix a measurement that returns zero because it compares the student with itself.
+# teacher. (Lu et al. estimate the KL from sampled tokens; you compute it over the whole
+# vocabulary.) You write the loss, the sampling function and the training step. You also fix a
+# measurement that returns zero because it compares the student with itself.
 #
 # {{ time }}
 
@@ -49,8 +49,7 @@ from labkit.training import fast, generation, loop, models, packing, rollouts, t
 # %% [markdown]
 # ## An adapter that answers in JSON
 #
-# First, train a LoRA only on spoken commands and their JSON intents, for 40 steps of eight rows
-# each.
+# Train a LoRA only on spoken commands and their JSON intents, for 40 steps of eight rows each.
 
 
 # %%
@@ -109,8 +108,8 @@ if lab.experiment("An adapter for home alone", 55):
 # The base's knowledge isn't lost: with the adapter off, the model answers as before. But you want
 # one model that handles both commands and chat. The usual solution is to add everyday instructions
 # with written answers to the training data. Somebody has to write or collect this data, and the
-# model picks up the writer's style. Here, however, the model has nothing new to learn about chat:
-# it only has to answer as before.
+# model picks up the writer's style. Here, the model has nothing new to learn about chat: it only
+# has to answer as before.
 #
 # ## How far apart are two models?
 #
@@ -179,7 +178,7 @@ check.kl(token_kl)
 # what it writes next. A student that begins with `{"intent"` must continue text that appears in no
 # good written answer. In *on-policy* training, the student generates the answers, and training
 # corrects its mistakes ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)). Below, you will
-# test whether this helps here.
+# test whether this helps.
 #
 # In lab 8, each answer got a single reward, and you needed groups of eight to see which answers
 # were better. Here, the teacher provides a whole distribution for every token.
@@ -429,8 +428,8 @@ if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
 #
 # ## A loss that was too good
 #
-# Suppose a distillation run reports a KL of nearly 0 from the first step. The run looks like a
-# success, but the model still answers in JSON.
+# Suppose a distillation run reports a KL of nearly 0 from the first step. It looks successful, but
+# the model still answers in JSON.
 
 # %% [markdown]
 # ### Exercise 9.4 · `drift`
@@ -441,8 +440,8 @@ if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
 # ("`get_base_model()` is returning the base model with the LoRA still applied"). `drift` should
 # measure how far a `PeftModel` is from its base. It should return the reverse KL per token over the
 # answers in `batch`, as a float that is the same on every call. Leave the model's mode unchanged.
-# `batch` is a dict like the one that `sample` returned in 9.2. The function has two bugs, each with
-# its own symptom:
+# `batch` is like the dict that `sample` returned in 9.2. The function has two bugs, each with its
+# own symptom:
 #
 # - In eval mode, `drift` returns exactly 0, no matter what the adapter has learned.
 # - In train mode, two calls on the same batch return different values.
