@@ -268,7 +268,7 @@ def round_trip(adapter_state, load_adapter_, LoRALinear):
     expect_right(answers, {where: data}, _state, probes.state)
     where = "after load_adapter_ of a state that fits"
     expect_right(answers, {where: data}, _loaded, probes.loaded)
-    # the second ones of a kind: what a loop copies first
+    # a loop that copies as it compares has changed the model before it comes to some of these
     places = ("1.0.A", "0.2.A", "0.2.A", "0.2.A", "0.2.B", "1.0.A", "1.0.A", "1.0.B")
     misfits = [*probes.MISFITS, *list(probes.MISFITS)[-2:]]
     cases = {

@@ -1,4 +1,4 @@
-"""The first page: its addresses, its labs, its pictures, and its numbers.
+"""The first page: its addresses, its labs, its answers, and its numbers.
 
 Something measured each number in README: the run in docs/pictures/run.json, a file in
 labkit/measured, or a table in docs. Where that says something else now, README is stale.

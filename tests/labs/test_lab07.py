@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from labkit import measured
 from labkit.checks import lab07 as check
 
 # --- 7.1 -----------------------------------------------------------------------------------
@@ -320,3 +321,9 @@ WRONG = [
     (check.routes, lambda m, p, n: route(copy.deepcopy(m), p, n), "copies the whole model"),
     (check.batches, batched_by_mask, "rows in the products should be at most 8, not 32"),
 ]
+
+
+def test_another_template_costs_nearly_all_answers_in_every_run():
+    runs = measured.by_run("ship")
+    assert (runs["asked: as in training"] >= 0.9 * runs["n"]).all()
+    assert (runs["asked: Llama 2's template"] < 0.1 * runs["n"]).all()
