@@ -47,14 +47,20 @@ def stops(counts: dict[str, int], losses: dict[str, Sequence[float]], n: int) ->
     """Answers of `n` that don't stop, by labels, each with the last loss of its run in nats."""
     named = {f"{name}\nfinal loss {losses[name][-1]:.2f}": count for name, count in counts.items()}
     given, *_ = named
-    fig, ax = titled("The loss doesn't show which model stops")
+    low, high = sorted(losses[name][-1] for name in counts)
+    alike = high < 1.5 * low
+    title = "The loss doesn't show which model stops" if alike else "The labels decide what stops"
+    fig, ax = titled(title)
     counted(ax, named, n, "answers that don't stop", roles={given: "mistake"}, top=n)
     return fig
 
 
 def checkpointed(runs: dict[str, tuple[Sequence[float], float, Sequence[bool]]]) -> Figure:
     """Activations and trained B by {way: (losses in nats, bytes at the peak, which B moved)}."""
-    title = "Both checkpointed runs save memory, but one doesn't train the blocks"
+    title = "Both checkpointed runs save memory"
+    title += (
+        "" if all(all(run[2]) for run in runs.values()) else ", but one doesn't train the blocks"
+    )
     fig, (left, right) = titled(title, 2)
     named = {f"{way}\nloss {run[0][0]:.2f}\nto {run[0][-1]:.2f}": run for way, run in runs.items()}
     roles = {name: "mistake" for name in named if name.startswith("given")}
