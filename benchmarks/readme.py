@@ -83,7 +83,7 @@ def answers(build: Path, stem: str, title: str) -> dict:
         "code": code_until(stem, title),
         "machine": head.splitlines()[0],
         "headline": headline,
-        "rows": [[row[0], *(cell.strip("✓✗ ") for cell in row[2:])] for row in rows],
+        "rows": [[row[0], *(row[k].strip("✓✗ ") for k in (2, -1))] for row in rows],
     }
 
 

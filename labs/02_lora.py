@@ -357,8 +357,9 @@ if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
 #
 # ## A task to learn
 #
-# First, see how the base model answers the test commands. None of the 60 test answers occurs in the
-# training data, and the test commands use different sentence patterns.
+# None of the 60 test answers occurs in the training data, and the test commands use different
+# sentence patterns. Do you need to train at all? Perhaps it's enough to show the base model a few
+# commands with their answers in the prompt.
 
 
 # %%
@@ -367,7 +368,8 @@ def right(answers):
     exact = intent = 0
     for answer, wanted in zip(answers, unseen["answer"], strict=True):
         exact += answer == wanted
-        intent += answer.split(",")[0] == wanted.split(",")[0]  # the first field is the intent
+        fields = [text.strip("{}").split(",") for text in (answer, wanted)]
+        intent += fields[0][0] == fields[1][0]  # the first field is the intent
     return exact, intent
 
 
@@ -377,17 +379,26 @@ def count_params(model):
     return sum(p.numel() for p in params if p.requires_grad), sum(p.numel() for p in params)
 
 
+# %% [markdown]
+# **Turn it: examples.** How many of the 60 answers will be right with 8 examples in the prompt? Run
+# the cell, then try 24.
+
 # %% tags=["experiment"]
-if lab.experiment("What the base model answers", 10):
+examples = 8
+if lab.experiment("What the base model answers", 12):
     model, tokenizer = models.load()
-    base_answers = generation.answers(model, tokenizer, unseen["messages"])
-    print(f"{right(base_answers)[0]} of {len(unseen)} answers are right. The first:")
-    print(f"{unseen['text'][0]} → {base_answers[0]}")
+    rows = home.shuffle(seed=lab.seed).select(range(examples))
+    shots = [message for row in rows for message in row["messages"]]
+    said = {}  # {model: its answers}
+    for kind, start in (("base model", []), (f"{examples} examples", shots)):
+        conversations = [start + messages for messages in unseen["messages"]]
+        said[kind] = generation.answers(model, tokenizer, conversations)
+        print(f"{kind}: {right(said[kind])[0]} of {len(unseen)} right. The first:", said[kind][0])
 
 # %% [markdown]
-# The base model knows English, but it has never seen your intents, so it's no surprise that no
-# answers are right. Now train rank-8 LoRA on all seven linear layers of every block, for 50 steps
-# with 16 commands each. What must the first step's loss be?
+# With examples, the base model answers in JSON, but it makes up intents and fields. Now train
+# rank-8 LoRA on all seven linear layers of every block, for 50 steps with 16 commands each. What
+# must the first step's loss be?
 
 # %%
 guess_right = lab.predict("After 50 steps, how many of the 60 answers match word for word?", None)
@@ -406,10 +417,10 @@ if lab.experiment("Your LoRA learns `home`", 83, needs=["2.2", "2.4"]):
 # %% tags=["experiment", "cover"]
 if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
     lora_answers = generation.answers(model, tokenizer, unseen["messages"])
-    counts = {"base model": right(base_answers), "your LoRA": right(lora_answers)}
+    said["your LoRA"] = lora_answers
+    counts = {kind: right(answers) for kind, answers in said.items()}
     display(figures.right_answers(counts, len(unseen), guess_right))
     guess_right.compare(right(lora_answers)[0])
-    said = {"base model": base_answers, "your LoRA": lora_answers}
     display(compare_answers(unseen["text"], unseen["answer"], said, rows=3))
 
 # %% [markdown]
@@ -812,6 +823,7 @@ lab.score()
 if lab.experiment("The result in one line", 0, needs=["2.2", "2.4"]):
     lab.headline(
         f"own LoRA, {trainable / 1e6:.1f}M parameters: right answers to unseen commands "
-        f"{right(base_answers)[0]} → {right(lora_answers)[0]} of {len(unseen)} "
-        f"in {curve.seconds[-1]:.0f} s of training"
+        f"{right(said['base model'])[0]} → {right(lora_answers)[0]} of {len(unseen)} "
+        f"in {curve.seconds[-1]:.0f} s of training; "
+        f"{right(said[f'{examples} examples'])[0]} with {examples} examples in the prompt"
     )

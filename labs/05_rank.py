@@ -192,7 +192,8 @@ if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
     for rule, factor in factors.items():
         helps[rule] = []
         for r in (4, 8, 16, 32, 64):
-            steps = [first_update(G, A[:r], r, factor(r) * r, lr=1e-3) for A in drawn]
+            alpha = factor(r) * r
+            steps = [first_update(G, A[:r], r, alpha, lr=1e-3) for A in drawn]
             helps[rule].append(-sum((G * step).sum().item() for step in steps))
     display(figures.first_steps([4, 8, 16, 32, 64], helps, guess_step))
     guess_step.compare(helps["alpha = 2r"][-1] / helps["alpha = 2r"][0])
@@ -480,11 +481,11 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 # %% [markdown]
 # These runs are on `home`, with adapters at r=16 (r=32 for MiSS, to match their size). Each method
 # uses its best learning rate, chosen on the held-out commands themselves. We couldn't distinguish
-# any variant from LoRA: with three seeds, the intervals extend 7% to 28% in each direction. Lee et
-# al. ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each other
-# once the learning rate is tuned. In our runs, full fine-tuning beats LoRA by 12%. (In our coarser
-# sweep of ranks, the difference was 10% ± 20%.) When all methods use the same learning rate, they
-# differ by much more ([evidence](../docs/evidence/05_rank.md#variants)).
+# any variant from LoRA: with three seeds, the 95% intervals extend 7% to 28% in each direction. Lee
+# et al. ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each
+# other once the learning rate is tuned. In our runs, full fine-tuning beats LoRA by 12%. (In our
+# coarser sweep of ranks, the difference was 10% ± 20%.) When all methods use the same learning
+# rate, they differ by much more ([evidence](../docs/evidence/05_rank.md#variants)).
 #
 # ## A case: 48 kinds of tickets
 #
@@ -611,6 +612,6 @@ if lab.experiment("The result in one line", 0, needs=["5.3"]):
     spans = {rule: max(losses) - min(losses) for rule, losses in found.items()}
     lab.headline(
         f"r = 4 to 64 at one rate: losses differ by {spans['alpha = 2r']:.2f} with alpha = 2r "
-        f"and by {spans['alpha = 32']:.2f} with alpha = 32; best rates at alpha = 32, by rank: "
+        f"and by {spans['alpha = 32']:.2f} with alpha = 32; best rates in your last grid, by rank: "
         f"{', '.join(f'{rate:g}' for rate in table.idxmin(axis=1))}"
     )

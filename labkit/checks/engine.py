@@ -231,8 +231,8 @@ def _difference(got, right, named):
     if isinstance(right, list) and all(type(x) is str for x in [*got, *right]):
         missing, extra = ([x for x in a if x not in b] for a, b in ((right, got), (got, right)))
         if missing or extra:
-            words = (f"should {'include' if missing else 'not include'} ", missing or extra)
-            return words[0] + ", ".join(words[1][:3]) + (", …" if len(words[1]) > 3 else "")
+            verb, found, most = "include" if missing else "not include", missing or extra, 2 - named
+            return f"should {verb} {', '.join(found[:most])}" + (", …" if len(found) > most else "")
     if isinstance(right, dict):
         key = next((k for k in right if not same(got.get(k), right[k], 1e-4)), None)
         return f"at {key!r} {_difference(got.get(key), right[key], named)}" if key else "is wrong"
@@ -294,4 +294,5 @@ def _short(value):
     if isinstance(value, torch.Tensor):
         value = _plain(value) if value.numel() else "an empty tensor"
     text = f"{value:.6g}" if type(value) is float else f"{value:,}" if type(value) is int else value
+    text = "NaN" if text == "nan" else text
     return str(text) if len(str(text)) <= 90 else f"{str(text)[:87]}…"

@@ -81,7 +81,7 @@ def sweeps(sweep):
     cases = {
         "for one rank and one learning rate": (ranks[:1], rates[:1], "twice", ["loss"]),
         "for 3 ranks and 2 learning rates": (ranks, rates, "twice", ["loss"]),
-        "for 2 ranks, 2 learning rates, alpha = 24 at each rank, and results accuracy and steps": (
+        "when train_fn returns accuracy and steps, with alpha = 24": (
             *(ranks[:0:-1], rates, "fixed", ["accuracy", "steps"]),
         ),
     }
@@ -99,7 +99,7 @@ def _runs(ranks, rates, rule, results):
         "the return value": "a DataFrame",
         "the calls of train_fn per pair": 1,
         "the number of runs": len(pairs),
-        "the type of `rank` in the runs": "int",
+        "the type of the rank that train_fn gets": "int",
         "the runs (rank, learning rate)": sorted(pairs),
         **{f"alpha in the runs at rank {rank}": f"{_alpha(rule, rank)}" for rank in ranks},
         "the seed of the runs": "one int for all of them",
@@ -113,7 +113,8 @@ def _table(ranks, rates, rule, results):
             numbers = [(i + 1) * rank + rate for i in range(len(results))]
             cells = [rank, _alpha(rule, rank), rate, *numbers]
             rows.append(probes.row(names, [f"{number:.6g}" for number in cells]))
-    facts = {"the columns with dicts in them": "none", "the columns": names}
+    facts = {"the columns with dicts in them": "none", "the columns in the index": "none"}
+    facts["the columns"] = names
     return facts | {"the number of rows": len(rows), "the rows": sorted(rows)}
 
 

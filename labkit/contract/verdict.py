@@ -90,16 +90,19 @@ def _judge(session, check, objects, exercise):
         lent = _verdict(session, check, given, exercise["points"])
     if own and (lent.status, lent.message) == (own.status, own.message):
         return own
-    if own and lent[:2] == own[:2] == ("failed", own.earned) and not _uses(session, sources):
+    used = _used(session, sources, objects)
+    if own and lent[:2] == own[:2] == ("failed", own.earned) and not used:
         return own
-    note = f"judged with the course's code for {_listed(list(sources))}, which {_is(sources)} open"
+    listed = _listed(used or list(sources))
+    note = f"tested with the course's code for {listed}, which you haven't solved yet"
     return lent._replace(message=f"{lent.message} ({note})" if lent.message else note)
 
 
-def _uses(session, sources):
-    """Whether the course's own answer mentions an object of `sources`; True if there is none."""
+def _used(session, sources, objects):
+    """The ids in `sources` that the check or the course's own answer uses; all if it has none."""
     words = re.findall(r"\w+", session.reference(session.exercise) or "")
-    return not words or any(name in words for id in sources for name in NAMES[id])
+    used = {*words, *objects}
+    return [id for id in sources if not words or used.intersection(NAMES[id])]
 
 
 def _listed(several):

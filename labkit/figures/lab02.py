@@ -94,12 +94,12 @@ def _alpha(label):
 def right_answers(counts: dict[str, tuple[int, int]], n: int, guess: Guess) -> Figure:
     """Answers of `n` that are exactly right, and those with the right intent, with intervals.
 
-    counts: {model: (exact, intent)}, base model first. guess: the last one's exact answers.
+    counts: {model: (exact, intent)}, the trained one last. guess: its exact answers.
     """
     *_, (exact, _) = counts.values()
     title = f"After training, {exact / n:.0%} of the answers match word for word"
     fig, axes = titled(title, n_columns=2, sharey=True)
-    roles = {next(iter(counts)): "base"}
+    roles = dict.fromkeys(list(counts)[:-1], "base")
     for k, ax in enumerate(axes):
         some = {label: pair[k] for label, pair in counts.items()}
         counted(ax, some, n, "answers", roles, 1.1 * n, guess if k == 0 else None)

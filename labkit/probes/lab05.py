@@ -38,7 +38,7 @@ def _text(value):
     if isinstance(value, float):
         return f"{value:.6g}"
     if callable(value):
-        return "a function: call it"
+        return "a function: call alpha_of(rank)"
     return repr(value) if isinstance(value, str | bool | None) else kind(value)
 
 
@@ -76,7 +76,8 @@ def runs(sweep, ranks, learning_rates, rule, names):
     facts["the calls of train_fn per pair"] = max(map(pairs.count, pairs), default=1)
     facts["the number of runs"] = len(calls)
     kinds = sorted({type(rank).__name__ for rank, *_ in calls} - {"int"})
-    facts["the type of `rank` in the runs"] = " or ".join(kinds) or "int"
+    kinds = [f"{k} (pandas turns a row's ints into floats)" if "float" in k else k for k in kinds]
+    facts["the type of the rank that train_fn gets"] = " or ".join(kinds) or "int"
     facts["the runs (rank, learning rate)"] = sorted(set(pairs))
     for rank in ranks:
         alphas = dict.fromkeys(_text(alpha) for r, alpha, *_ in calls if r == rank)
@@ -93,14 +94,15 @@ def _seed(seeds):
 
 def table(sweep, ranks, learning_rates, rule, names):
     """The required columns of `sweep`'s table, and its rows as text."""
-    frame, _ = _swept(sweep, ranks, learning_rates, rule, names)
+    frame, calls = _swept(sweep, ranks, learning_rates, rule, names)
     names, found = ["rank", "alpha", "learning_rate", *names], list(map(str, frame.columns))
     columns = [n if found.count(n) == 1 else f"{n} twice" for n in names if n in found]
     dicts = frame.map(lambda cell: isinstance(cell, dict)).any()
     dicts = ", ".join(str(n) for n, is_one in dicts.items() if is_one) or "none"
-    facts = {"the columns with dicts in them": dicts, "the columns": columns}
-    facts["the number of rows"] = len(frame)
-    if columns != names or dicts != "none":
+    index = ", ".join(n for n in names if n in frame.index.names) or "none"
+    facts = {"the columns with dicts in them": dicts, "the columns in the index": index}
+    facts |= {"the columns": columns, "the number of rows": len(frame)}
+    if columns != names or dicts != "none" or len(frame) != len(calls):
         return facts
     rows = zip(*(map(_text, frame[name].tolist()) for name in names), strict=True)
     return facts | {"the rows": sorted(row(names, cells) for cells in rows)}

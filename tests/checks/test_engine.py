@@ -44,7 +44,7 @@ def rows(monkeypatch):
         (lambda a, b: right(a, b) | {"the sum": a - b}, "the sum should be 5, not -1: the sides"),
         (lambda a, b: right(a, b) | {"x": 1 / 0}, "division by zero"),
         (lambda a, b: right(a, b) | {"the area": a * b if a < 3 else 0.0}, "for a = 5, b = 1, the"),
-        (lambda a, b: right(a, b) | {"the area": math.nan}, "the area should be 6, not nan"),
+        (lambda a, b: right(a, b) | {"the area": math.nan}, "the area should be 6, not NaN"),
         (lambda a, b: None, "for a = 2, b = 3, the area should be a float, not None"),
     ],
 )

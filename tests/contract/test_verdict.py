@@ -107,7 +107,7 @@ def test_an_open_exercise_is_stood_in_for(double, learner, capsys):
     if double:
         learner["double"] = double
     quadrupled(learner["quadruple"])
-    assert "judged with the course's code for 99.1" in capsys.readouterr().out
+    assert "tested with the course's code for 99.1" in capsys.readouterr().out
     assert contract.session.records["99.4"]["earned"] == 2
     assert learner.get("double") is double, "what stood in is gone afterwards"
 
@@ -120,7 +120,7 @@ def test_what_stands_in_is_an_argument_too(learner):
 def test_what_stands_in_mends_no_answer_and_no_stub(learner, rejects, not_written):
     learner["double"] = stub
     told = rejects(quadrupled, eval("lambda x: double(x)", learner))
-    assert "quadruple(3) gave 6, wanted 12 (judged with the course's code for 99.1" in told
+    assert "quadruple(3) gave 6, wanted 12 (tested with the course's code for 99.1" in told
     contract.session.records.clear()
     not_written(quadrupled, stub)
 

@@ -11,7 +11,9 @@ from labkit.grading.row import Exercise, Row
 
 NUMBER = re.compile(r"-?\d[\d.,]*(e[+-]?\d+)?")
 RIGHT = re.compile(r"\d+ of \d+ right$|\w+ \w, right: ")  # lines of a quiz's message
-LENT = re.compile(r" ?\(?judged with the course's code for [\d., and]+, which (is|are) open\)?$")
+LENT = re.compile(
+    r" ?\(?tested with the course's code for [\d., and]+, which you haven't solved yet\)?$"
+)
 FEW = 10  # fewer submissions give no correlation
 LONGEST = 240  # characters of a message on the class page
 

@@ -277,8 +277,8 @@ def test_each_fault_of_a_message_counts_once_and_what_is_nobodys_mistake_does_no
     quiz += ["0 of 3 right\nq1 c, not quite: well.\nq2 a, not quite: no."]
     wanted = [(2, "q2 a, not quite: no."), (1, "q1 c, not quite: well.")]
     assert summary.frequent(quiz) == wanted
-    one, two = "2.2, which is open", "2.1 and 2.2, which are open"
-    lent = [f"judged with the course's code for {ids}" for ids in (one, two)]
+    lent = "tested with the course's code for {}, which you haven't solved yet"
+    lent = [lent.format(ids) for ids in ("2.2", "2.1 and 2.2")]
     told = [*lent, *(f"B is None ({how})" for how in lent), "B is None"]
     assert summary.frequent(told) == [(3, "B is None")]
     told = ["\n".join(["it is 3 times too large"] * 27), "it is 4 times too large\nB is None", ""]

@@ -120,7 +120,7 @@ def test_an_open_exercise_costs_its_own_points_and_no_others(kind, graded):
     row, records = graded(data=json.dumps(book).encode())
     assert [id for id, r in records.items() if r["status"] != "passed"] == ["2.2"]
     assert row["earned"] == row["possible"] - 3
-    assert "judged with the course's code for 2.2" in records["2.4"]["message"]
+    assert "tested with the course's code for 2.2" in records["2.4"]["message"]
 
 
 FORGERIES = {
