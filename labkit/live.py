@@ -78,7 +78,7 @@ class Curves:
 
     Call `curves.add(reward=…, kl=…)` once per step, always with the same names. `values[name]` and
     `seconds` (since the start, after each step) remain for later plots. The figure is below a
-    progress line and redrawn from time to time; `labels` maps each name to its axis label.
+    progress line and redrawn from time to time; `labels` names the axis of each quantity to draw.
     Without `picture` only the line is shown, for use when a later figure shows the curve.
     """
 
@@ -127,23 +127,15 @@ class Curves:
 
 
 class Curve(Curves):
-    """A live loss curve: call `curve.add(loss)` once per step; `losses` keeps all values."""
+    """A progress line with the loss: call `curve.add(loss)` per step; `losses` keeps all values."""
 
-    def __init__(self, title: str, steps: int, picture: bool = True):
-        super().__init__(title, steps, picture=picture)
+    def __init__(self, title: str, steps: int):
+        super().__init__(title, steps, picture=False)
         self.losses = self.values["loss"] = []
 
     def add(self, loss: SupportsFloat) -> None:
         """Record the loss of one step."""
         super().add(loss=loss)
-
-    def _note(self):
-        return f" · loss {self.losses[-1]:.3f}"
-
-    def _figure(self):
-        from labkit import plots
-
-        return plots.growing_loss(self.losses, self.steps, self.title)
 
 
 def _line(label, done, total, seconds, note=""):

@@ -11,12 +11,9 @@ from typing import Any
 
 import jinja2
 import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
 from IPython import get_ipython
 from IPython.core.pylabtools import retina_figure
 from IPython.display import HTML
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colors: distinguishable for color-blind readers and in gray print
@@ -32,6 +29,7 @@ ROLES = {
 }
 VARIANTS = ["#0072B2", "#7F7F00", "#332288", "#8C564B", "#000000"]  # settings of one method
 PARTS = ["#999999", "#F0E442", "#6A3D9A", "#56B4E9", "#5C4033", "#DDDDDD"]  # of a stacked bar
+BESIDE = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind text that crosses lines
 ANSWERS = Path(__file__).parent / "templates" / "answers.html.j2"
 
@@ -96,46 +94,6 @@ def headed(fig: Figure, title: str) -> Figure:
     return fig
 
 
-def smooth(values: Sequence[float], weight: float = 0.8) -> np.ndarray:
-    """The bias-corrected exponential moving average of `values`, as an array."""
-    return pd.Series(values).ewm(alpha=1 - weight).mean().to_numpy()
-
-
-def weight_for(steps: int) -> float:
-    """The weight of `smooth` for a loss curve: smaller for short runs, since the average lags."""
-    return 0.8 if steps > 60 else 0.4
-
-
-def likely(shares: np.ndarray, n: int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """The Wilson interval (lower, upper) for shares of n, 95% at z = 1.96; also valid at 0 of n."""
-    far = z**2 / n
-    half = np.sqrt(far * (shares * (1 - shares) + far / 4))
-    low, high = (shares + far / 2 - half) / (1 + far), (shares + far / 2 + half) / (1 + far)
-    return np.minimum(low, shares), np.maximum(high, shares)  # at n of n, rounding ends below 1
-
-
-def traced(ax: Axes, values: Sequence[float], color: str, weight: float = 0.8, **options) -> None:
-    """Plot `values` faintly against the step, with their `smooth` line drawn with `options`."""
-    x = range(1, len(values) + 1)
-    ax.plot(x, values, color=color, alpha=0.3, lw=1)
-    ax.plot(x, smooth(values, weight), color=color, **options)
-
-
-def growing_loss(losses: Sequence[float], steps: int, title: str) -> Figure:
-    """A figure of the loss so far against the step, with room for the remaining `steps`."""
-    fig, ax = figure(height=2.6)
-    weight = weight_for(steps)
-    traced(ax, losses, PALETTE[0], weight)
-    ax.set(xlim=(1, max(steps, 2)), ylim=(0, None), xlabel="step", ylabel="loss (nats per token)")
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    if 1 < steps <= len(losses):
-        mean = smooth(losses, weight)
-        title += f": loss {mean[0]:.2f} → {mean[-1]:.2f} (running mean)"
-    ax.set_title(title)
-    ax.legend(["each step", "running mean"], fontsize=9, loc="upper right")
-    return fig
-
-
 def growing(
     values: dict[str, Sequence[float]],
     steps: int,
@@ -144,12 +102,12 @@ def growing(
 ) -> Figure:
     """A figure of `values`, {name: numbers so far}, against the step, with one panel per label.
 
-    `labels` names the axis of each quantity (default: its name); quantities with the same label
-    share a panel. At most three panels per row, for narrow screens.
+    `labels` names the axis of each quantity to draw (default: all, by their names); quantities with
+    the same label share a panel. At most three panels per row, for narrow screens.
     """
     panels = {}  # label -> names
-    for name in values:
-        panels.setdefault((labels or {}).get(name, name), []).append(name)
+    for name, label in (labels or {name: name for name in values}).items():
+        panels.setdefault(label, []).append(name)
     n_rows = -(-len(panels) // 3)
     n_columns = -(-len(panels) // n_rows)
     fig, axes = figure(n_columns, height=2.2 * n_rows, n_rows=n_rows, squeeze=False)
@@ -161,7 +119,11 @@ def growing(
         ax.set(xlim=(0.8, max(steps, 2) + 0.2), xlabel="step", ylabel=label)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if len(names) > 1:
-            ax.legend(ax.lines[1:], names)
+            for name, line in zip(names, ax.lines[1:], strict=True):
+                end, color = (len(values[name]), values[name][-1]), line.get_color()
+                rank = sorted(names, key=lambda name: values[name][-1]).index(name)
+                above = 11 * rank - 5.5 * (len(names) - 1)  # names don't overlap
+                ax.annotate(name, end, (6, above), color=color, **BESIDE)
         elif not any(values[names[0]]):
             ax.set_ylim(-0.2, 1)  # else the line is on the frame
             ax.text(0.5, 0.5, "0 in each step", transform=ax.transAxes, ha="center", color=INK)

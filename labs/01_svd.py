@@ -139,7 +139,7 @@ check.errors(relative_error)
 # %% tags=["experiment"]
 if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
     photo = figures.photograph()  # grayscale, (300, 256)
-    shown = [1, 2, 5, 10, 20, 50, 100, 256]
+    shown = [1, 5, 10, 20, 50, 256]
     pictures = {r: best_rank_r(photo, r) for r in shown}
     display(figures.rank_grid(pictures, {r: relative_error(photo, r) for r in shown}))
 
@@ -154,10 +154,10 @@ if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
 # %% tags=["experiment"]
 if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
 
-    @interact(r=IntSlider(10, min=1, max=256, continuous_update=False))
+    @interact(r=IntSlider(30, min=1, max=256, continuous_update=False))
     def show(r):
         title = f"r = {r} · error {relative_error(photo, r):.1%}"
-        return figures.one_picture(best_rank_r(photo, r), title)
+        return figures.beside(best_rank_r(photo, r), photo, title)
 
 # %% [markdown]
 # ## What does a low rank cost?
@@ -382,6 +382,7 @@ guess_update = lab.predict(
 
 # %% tags=["experiment"]
 if lab.experiment("How many directions the update takes", 5, needs=["1.4"]):
+    spread["rank 8"] = {n.split(".")[-2]: [800 / min(start[n].shape)] for n in fifth[:7]}
     spread["update"] = shares_by_kind({n: tuned[n] - start[n] for n in fifth})
     display(figures.energy_ranks(spread, guess_update))
     guess_update.compare(figures.median(spread["update"]))
@@ -426,7 +427,8 @@ if lab.experiment("Every update cut to rank r", 60, needs=["1.1", "1.4", "1.5"])
     for r in cut_ranks:
         energy[r] = cut_to(r)
     cuts = {r: right[f"cut to rank {r}"] for r in energy}
-    display(figures.cuts(energy, cuts, right["full"], len(unseen), guess_cut))
+    stored = measured.load("svd")
+    display(figures.cuts(energy, cuts, right["full"], stored, guess_cut))
     if 8 in cuts:
         guess_cut.compare(cuts[8])
 
@@ -452,9 +454,9 @@ if lab.experiment("LoRA of rank 8 on the same batches", 90, needs=["1.1", "1.4",
     print(f"LoRA trains {n_lora:,} parameters, not {sum(W.numel() for W in start.values()):,}")
     fine_tune(student, "LoRA, r = 8, on home", 5e-3)
     judge("LoRA, r = 8", student)
-    shown = ["base", "full", "cut to rank 8", "LoRA, r = 8"]
-    display(figures.right_answers({name: right[name] for name in shown}, len(unseen)))
-    answers = {name: said[name] for name in shown}
+    lora = right["LoRA, r = 8"]
+    display(figures.cuts(energy, cuts, right["full"], stored, guess_cut, lora))
+    answers = {name: said[name] for name in ("base", "full", "cut to rank 8", "LoRA, r = 8")}
     display(compare_answers(unseen["text"], unseen["answer"], answers, rows=3))
 
 # %% [markdown]
@@ -485,7 +487,7 @@ if lab.experiment("Do the two go the same way?", 5, needs=["1.1", "1.4", "1.5"])
     print(f"90% of LoRA's energy is in {sorted(needed)[len(needed) // 2]} of its 8 directions")
     chance = [8 / len(start[n]) for n in fifth]
     own = [energy_within(tuned[n] - start[n], tuned[n] - start[n], 8) for n in fifth]
-    display(figures.overlap(shares, own, measured.load("svd"), chance, guess_shared))
+    display(figures.overlap(shares, own, stored, chance, guess_shared))
     guess_shared.compare(100 * torch.tensor(shares).median().item())
 
 # %% [markdown]
@@ -576,7 +578,7 @@ if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
     dims = [1, 2, 5, 10, 20, 50, 100, 200, 300, 500]
     found = {d: fit(d) for d in live.progress(dims, "subspaces")}
     full = fit(None)[0]
-    display(figures.intrinsic({d: a for d, (a, _) in found.items()}, full))
+    display(figures.intrinsic({d: a for d, (a, _) in found.items()}, full, n_params=14_098))
     print(f"rank of the first layer's update at d = 1: {found[1][1]} (the maximum is 24)")
 
 # %% [markdown]

@@ -410,9 +410,9 @@ if lab.experiment("Your LoRA learns `home`", 83, needs=["2.2", "2.4"]):
     inject(model, everything, r=8, alpha=16)
     trainable, total = count_params(model)
     print(f"{trainable:,} of {total:,} parameters train: {trainable / total:.1%}")
-    curve = live.Curve("Your LoRA on home", steps=50)
+    curve = live.Curves("Your LoRA on home", 50, {"loss": "loss (nats per token)"})
     for loss in train(model, loop.batches(home, tokenizer, size=16, steps=50), 50, 5e-3):
-        curve.add(loss)
+        curve.add(loss=loss)
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
@@ -425,9 +425,9 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # The curve starts at the base model's loss, because `B` starts at zero. You trained less than 2% of
-# the parameters. Most wrong answers still have the right intent. Full fine-tuning reaches a
-# slightly lower held-out loss with each of three seeds, but the number of right answers shows no
-# clear difference ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
+# the parameters. Full fine-tuning reaches a slightly lower held-out loss with each of three seeds,
+# but the number of right answers shows no clear difference
+# ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
 #
 # ### Rank and alpha
 #

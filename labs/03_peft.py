@@ -34,7 +34,6 @@ import math
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
@@ -82,10 +81,9 @@ if lab.experiment("The task and the tokenizer", 4):
 #   difference from computing it on every token
 #   ([evidence](../docs/evidence/03_peft.md#where-the-loss-belongs)). `rows` is a `Dataset` whose
 #   `messages` column contains conversations; the last message of each conversation is the answer.
-#   Given a `messages` column, TRL would train on every token, including the user's. Instead, create
-#   two columns, `prompt` and `completion`, both with lists of messages: TRL then trains only on the
-#   completion.
-# - Save the adapter to `output_dir` with the trainer's `save_model()`.
+#   Given a `messages` column, TRL would train on every token. Instead, create two columns, `prompt`
+#   and `completion`, both with lists of messages: TRL then trains only on the completion.
+# - Call the trainer's `train()`, then `save_model()`, which saves the adapter to `output_dir`.
 #
 # Other useful settings: `gradient_checkpointing=False` speeds up training (see exercise 3.5),
 # `report_to="none"` sends nothing to tracking services, and `logging_steps=1` logs the loss at each
@@ -170,7 +168,7 @@ guess_rate = lab.predict(question, None)
 rates = [2e-5, 2e-3]
 if lab.experiment("Two learning rates", 45, needs=["3.1"]):
     for rate in rates:
-        rate_runs[f"{rate:g}"] = short_run(f"rate {rate:g}", learning_rate=rate)
+        rate_runs[rate] = short_run(f"rate {rate:g}", learning_rate=rate)
     display(figures.rates(rate_runs, guess_rate))
     guess_rate.compare(next(iter(rate_runs.values()))[-1])
 
@@ -218,7 +216,7 @@ targets = {"q, v": ["q_proj", "v_proj"], "all-linear": "all-linear"}
 if lab.experiment("Which layers to adapt", 20, needs=["3.1"]):
     for label, names in targets.items():
         target_runs[label] = short_run(label, names)
-    display(figures.targets(target_runs))
+    display(figures.targets(target_runs, rate_runs.get(2e-5)))
 
 # %% [markdown]
 # In this run, the model learns faster with `all-linear`, which also trains five times as many
@@ -307,8 +305,8 @@ if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
 # **Bug hunt**, based on [trl #976](https://github.com/huggingface/trl/issues/976): *"the resulting
 # model I created does not generate the stop token"*. Fix the code:
 #
-# - Label every prompt token with -100. `prompt_lengths` contains the number of real prompt tokens
-#   in each row.
+# - Label every prompt token with -100. `prompt_lengths` counts each row's prompt tokens, without
+#   padding.
 # - Label all padding with -100, whatever its token id and whichever side it is on.
 # - Label every other token with its own id, **including the end token** and any token after it,
 #   such as a line break.
@@ -358,8 +356,8 @@ if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.2"]):
     display(figures.loss_tokens(tokens, [y != -100 for y in row["labels"]]))
     your_run = train_on(answer_labels)
     unstopped["your labels"] = endless(continued(your_run.model, "\n"))
-    run_losses = {"given labels": given_run.losses, "your labels": your_run.losses}
-    display(figures.stops(unstopped, run_losses, len(unseen)))
+    last = {"given labels": given_run.losses[-1], "your labels": your_run.losses[-1]}
+    display(figures.stops(unstopped, last, len(unseen)))
 
 # %% [markdown]
 # Here, a single label per row decides whether the model learns to stop. The loss can't show this
@@ -457,7 +455,7 @@ def damage(cut, max_length):
         learned = [label for label in cut(prompt, answer, max_length)[1] if label != -100]
         empty += not learned
         unended += bool(learned) and learned[-1] != tokenizer.eos_token_id
-    return {"train on nothing": empty, "have no end": unended}
+    return {"train on nothing": empty, "lost their end": unended}
 
 
 # %%
@@ -467,7 +465,7 @@ guess_empty = lab.predict("If rows are cut to 64 tokens, how many of 960 have no
 if lab.experiment("What is left of a row", 3):
     tickets = tasks.load("tickets", "train")
     lost = {n: damage(cut_on_the_right, n) for n in (48, 64, 96, 128, 192)}
-    display(pd.DataFrame(lost).rename_axis(columns="max_length"))
+    display(figures.damage(lost, len(tickets)))
     guess_empty.compare(lost[64]["train on nothing"])
 
 # %% [markdown]
@@ -521,8 +519,8 @@ check.keeps_answer(fit)
 
 # %% tags=["experiment"]
 if lab.experiment("What is left of a row after your cut", 3, needs=["3.4"]):
-    lost = {n: damage(fit, n) for n in (48, 64, 96, 128, 192)}
-    display(pd.DataFrame(lost).rename_axis(columns="max_length"))
+    left = [f"{rows} rows {what}" for what, rows in damage(fit, 48).items()]
+    print(f"cut to 48 tokens: {', '.join(left)}")
 
 # %% [markdown]
 # Now no row loses its answer. In exchange, a long row loses the front of its prompt, including the
@@ -647,13 +645,13 @@ guess_loaded = lab.predict("With this code, how many of 60 answers will be right
 # %% tags=["experiment"]
 if lab.experiment("Load the adapter with the buggy code", 15, needs=["3.1"]):
     again = loaded_as_some_do(models.load()[0], "build/home-lora")
-    reloaded = {"as trained": right, "loaded with bugs": count_right(ask(again))}
+    doubled = count_right(ask(again))
     ids = torch.tensor([loop.prompt_ids(tokenizer, unseen[0]["messages"])], device=again.device)
     with torch.no_grad():
         first, second = (again(ids).logits for _ in range(2))
     print(f"the same question twice: logits differ by up to {(first - second).abs().max():.2f}")
-    display(figures.reloaded(reloaded, len(unseen), guess_loaded))
-    guess_loaded.compare(reloaded["loaded with bugs"])
+    display(figures.reloaded(right, doubled, len(unseen), guess_loaded))
+    guess_loaded.compare(doubled)
 
 # %% [markdown]
 # This code has two bugs but raises no error. The update is applied twice, and dropout is on, so the

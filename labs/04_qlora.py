@@ -307,12 +307,13 @@ if lab.experiment("Read with rounded weights", 45, needs=["4.2", "4.3"]):
     for book, block in formats:
         for m, w in live.progress(list(zip(linear, kept, strict=True)), f"{book}, {block}"):
             m.weight.data = round_trip(w.cpu(), books[book], block).to(w)
-        format_losses[f"{book}\nblocks of {block}"] = text_losses(model)
+        name = book if block == 64 else f"{book}, blocks of {block}"
+        format_losses[name] = text_losses(model)
     for m, w in zip(linear, kept, strict=True):
         m.weight.data = w
     extra = {name: added(loss, unrounded, n_tokens) for name, loss in format_losses.items()}
     display(figures.added_loss(extra, guess_nats))
-    guess_nats.compare(extra.get("NF4\nblocks of 64", [float("nan")])[0])
+    guess_nats.compare(extra.get("NF4", [float("nan")])[0])
 
 # %% [markdown]
 # INT4 adds about one and a half times as much loss as NF4. We found no clear difference between FP4
@@ -609,7 +610,7 @@ home, unseen = tasks.load("home"), tasks.draw("home", "test", 60)
 
 def train(model, title, steps=20, make=torch.optim.AdamW, words=None):
     """Train the adapter on `home` in place; return its curve. words: another tokenizer."""
-    curve = live.Curve(title, steps, picture=False)
+    curve = live.Curve(title, steps)
     batches = loop.batches(home, words or tokenizer, 16, steps)
     for loss in loop.train(model, batches, steps, 2e-3, make):
         curve.add(loss)
@@ -744,7 +745,7 @@ if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
 # states in 8 bits and moves them to the CPU when the GPU is full.
 
 # %% tags=["experiment"]
-tries = [dict(), dict(checkpointing=True), dict(checkpointing=True, batch=4)]
+tries = [dict(), dict(checkpointing=True), dict(checkpointing=True, batch=8)]
 if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
     peaks = {}
     for changes in live.progress(tries, "settings"):
@@ -755,8 +756,8 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
 
 # %% [markdown]
 # "QLoRA trains a 70B model on one 48 GB card" is true with checkpointing and few tokens per step:
-# in the simulation, 512 tokens fit with 20% to spare, while 2,048 don't. The line on each bar shows
-# this margin. (On GPU labels, GB means GiB, 2^30 bytes; error correction uses some memory.) On the
+# in the simulation, 512 tokens fit with 20% to spare, while 4,096 don't. The dotted boxes show this
+# margin. (On GPU labels, GB means GiB, 2^30 bytes; error correction uses some memory.) On the
 # command line, `labkit memory llama-2-70b --method qlora --checkpointing` simulates the second bar.
 #
 # ## With a GPU

@@ -255,10 +255,9 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.3"]):
     display(figures.number_line(on_grids, dW[i, j].item()))
 
 # %% [markdown]
-# The gray ticks are the grid's values. The ring is the old weight, the dot is the new weight, and
-# the arrow is the update. The band is the *dead zone*: a sum that lands there is rounded back to
-# the old weight. On the bf16 grid, the update is longer than a step, so it survives. On the NF4
-# grid, it is a small fraction of a step, so the weight doesn't move.
+# The gray ticks are the grid's values. A sum that lands in the *dead zone* is rounded back to the
+# old weight. On the bf16 grid, the update is longer than a step, so it survives. On the NF4 grid,
+# it is a small fraction of a step, so the weight doesn't move.
 #
 # **Turn it: the size of the update.** The next cell rounds a whole layer to each grid, then adds
 # updates of several sizes. For the dashed line, the cell skips the first rounding. The dotted line
@@ -274,8 +273,9 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
     for grid, store in live.progress(grids.items(), "grids", len(grids)):
         there = store(W).float()  # on the grid
         shares[grid] = [100 * arrives(there, size * unit, store) for size in sizes]
-    shares["NF4, original weights"] = [100 * arrives(W, size * unit, nf4) for size in sizes]
-    display(figures.arrivals(sizes, shares, (dW.norm() / W.norm()).item(), guess_arrives))
+    shares["NF4, weights between values"] = [100 * arrives(W, size * unit, nf4) for size in sizes]
+    home = (dW.norm() / W.norm()).item(), 100 * arrives(nf4(W), dW, nf4)
+    display(figures.arrivals(sizes, shares, home, guess_arrives))
     guess_arrives.compare(100 * arrives(W.bfloat16().float(), 1e-3 * unit, grids["bf16"]))
 
 # %% [markdown]
@@ -342,7 +342,8 @@ def dequantized(W, A, B):
     """Round W to NF4 and add the update in fp32, with your `merge_quantized`."""
     packed, state = bnb.quantize_4bit(W, blocksize=64, quant_type="nf4")
     codes = torch.stack([packed >> 4, packed & 15], dim=-1).flatten()[: W.numel()]
-    return merge_quantized(codes, state.absmax, state.code, A, B, len(A), W.shape)
+    alpha = len(A)  # alpha = r, because B already includes the scaling
+    return merge_quantized(codes, state.absmax, state.code, A, B, alpha, W.shape)
 
 
 def original(W, A, B):
@@ -378,7 +379,7 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
     for way, change in live.progress(ways.items(), "merges", len(ways)):
         share, _, logits = said(changed(change, pairs["home"]), tokenizer, commands)
         right[way], kls[way] = round(60 * share), kl_divergence(wanted, logits)
-    display(figures.merges(kls, right, 60, guess_merge))
+    display(figures.merges(kls, right, measured.by_run("merging").loc["lab"], guess_merge))
     guess_merge.compare(right["original, 16 bits"])
 
 # %% [markdown]
@@ -605,17 +606,16 @@ if lab.experiment("Two adapters in one", 70, needs=["6.5", "6.6", "6.7"]):
 
 # %% [markdown]
 # Mixing trades one job for the other: as the weight of `tickets` grows, the `tickets` loss falls
-# and the `home` loss rises. With three other seeds, the mixtures got this many of 80 answers right
-# ([evidence](../docs/evidence/06_merging.md#the-mixtures)):
-#
-# | mixture | `home` (alone: 41, 50, 46) | `tickets` (alone: 21, 14, 19) |
-# |---|---|---|
-# | `cat`, 1 : 0.25 | 42, 49, 42 | 0, 0, 0 |
-# | `cat`, 1 : 0.5 | 39, 36, 38 | 10, 6, 6 |
-# | `cat`, 1 : 1 | 8, 0, 3 | 19, 11, 16 |
-# | TIES, 1 : 1 | 26, 3, 28 | 18, 16, 11 |
-#
-# At 1 : 0.5, the mixture keeps most of the right answers on `home` and about two fifths of those on
+# and the `home` loss rises. The next figure shows the right answers with three other seeds. Alone,
+# the adapters get 46 and 18 of 80 right, on average
+# ([evidence](../docs/evidence/06_merging.md#the-mixtures)).
+
+# %% tags=["experiment"]
+if lab.experiment("How many right answers are left?", 0, needs=["6.5", "6.6", "6.7"]):
+    display(figures.kept(measured.by_run("merging").loc["mixtures"]))
+
+# %% [markdown]
+# At 1 : 0.5, `cat` keeps most of the right answers on `home` and about two fifths of those on
 # `tickets`. Despite its cross terms, `linear` does about as well as `cat` here. The cut to rank 8
 # hurts only `tickets`, whose loss rises by about 40%. At 1 : 1, TIES keeps more of `home` than
 # `cat` does, and about as much of `tickets`.

@@ -86,8 +86,8 @@ if lab.experiment("The file, opened", 1):
 # Return a dict that lists, for each fault, the indices of the rows that have it, in ascending
 # order. As in lab 3, a row's prompt is every message except the last, plus the generation prompt.
 # Tokenize the whole conversation, truncate it to `max_length` tokens, and drop the prompt's tokens
-# from the front. The model learns the remaining tokens. (TRL does the same with columns `prompt`
-# and `completion`.)
+# from the front. The model learns the remaining tokens. (The template writes a line break after
+# every end token.)
 #
 # - `truncated`: the conversation has more than `max_length` tokens;
 # - `trains_on_nothing`: no token ids are learned, or the last answer is blank, so the model learns
@@ -166,10 +166,10 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 #
 # Return two lists, `(train, test)`, such that
 #
-# - **no prompt appears on both sides.** Two rows have the same prompt if their joined user messages
-#   match except for case and whitespace. System messages and answers don't matter;
-# - the test side contains a fraction `share` of the *rows*, give or take the size of the largest
-#   group of rows with the same prompt (a hash threshold achieves this only on average);
+# - **no prompt appears on both sides.** Two rows have the same prompt if their user messages match
+#   except for case and whitespace (collapsed or removed). System messages and answers don't matter;
+# - the test side contains a fraction `share` of the *rows*. It may be off by the largest group of
+#   rows with the same prompt. A hash threshold is right only on average;
 # - the same rows, in any order, always give the same test rows, in every run of Python and on every
 #   call. A different `seed` gives different test rows.
 #

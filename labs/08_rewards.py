@@ -209,9 +209,9 @@ check.dpo(dpo_loss)
 #
 # - Don't record gradients: nothing is trained here, and the autograd graph would cost memory.
 # - Run the model in eval mode, because dropout in the base would add noise.
-# - Leave the model in the same mode and with the same adapter active, **even after an exception**,
-#   including a keyboard interrupt. Otherwise, a notebook would keep training a model without its
-#   adapter and raise no error.
+# - Leave the model in the same mode and with the same adapter active, whatever its name, **even
+#   after an exception**, including a keyboard interrupt. Otherwise, a notebook would silently keep
+#   training a model without its adapter.
 #
 # <details><summary>Hint</summary>
 #
@@ -266,15 +266,13 @@ def adamw(model, rate):
     )
 
 
-def train_dpo(pairs_of_answers, rate, beta, steps=12, seed=0):
+def train_dpo(pairs_of_answers, rate, beta, steps=12, seed=0, picture=True):
     """Train for `steps` steps of 6 pairs -> (the model after DPO, its training curves)."""
     policy = adapted(model, r=16, seed=seed)
-    optimizer, batches = (
-        adamw(policy, rate),
-        pairs.batches(pairs_of_answers, tokenizer, 6, steps, seed),
-    )
+    optimizer = adamw(policy, rate)
+    batches = pairs.batches(pairs_of_answers, tokenizer, 6, steps, seed)  # chosen answers first
     labels = dict.fromkeys(["chosen", "rejected"], "log-probability\ngained, nats")
-    curves = live.Curves("DPO", len(batches), {"loss": "DPO loss, nats"} | labels)
+    curves = live.Curves("DPO", len(batches), labels, picture)
     for batch in batches:
         with fast.layers(policy), trees.forward(policy):  # same result up to rounding, but faster
             logits = policy(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -316,9 +314,9 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
 # %% [markdown]
 # Answers are less than half as long after DPO, in this run and three others
 # ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)). Read the answers, because
-# the pairs favored shorter answers and nothing else. In the right panel of the curves, *both*
-# chosen and rejected answers lose probability. The loss falls because the rejected answers lose
-# more. Razin et al. ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
+# the pairs favored shorter answers and nothing else. In the training curves, *both* chosen and
+# rejected answers lose probability. The loss falls because the rejected answers lose more. Razin et
+# al. ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
 #
 # TRL's default learning rate for DPO is 1e-6, and its LoRA example uses 5e-6. We use 5e-4, because
 # we train on 72 pairs rather than tens of thousands.
@@ -330,7 +328,7 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
 # %% tags=["experiment"]
 wish, beta, rate = "longer", 0.1, 5e-4
 if lab.experiment("Other pairs, beta or rate", 50, needs=["8.1", "8.2", "8.3"]):
-    turned, _ = train_dpo(pairs_of(wish), rate, beta)
+    turned, _ = train_dpo(pairs_of(wish), rate, beta, picture=False)
     tokens[f"{wish}, beta {beta:g}" + (f", rate {rate:g}" if rate != 5e-4 else "")] = lengths(
         turned
     )
@@ -485,10 +483,9 @@ check.clipped(grpo_loss)
 #
 # - Return 1 if and only if both contain the same data. The order of the keys and the whitespace
 #   between them don't matter. Neither `true` nor `"1"` equals `1`.
-# - Return 0 if the answer isn't a JSON object (a model can write anything), or if it is an object
-#   without a right key.
-# - Each right key raises the reward.
-# - Each unwanted key lowers the reward, but never below 0.
+# - Return 0 if the answer isn't a JSON object (a model can write anything) or has no right key.
+# - Each right key raises the reward, and each unwanted key lowers it, except where `max(0.0, ...)`
+#   keeps it at 0.
 # - A wanted key with a wrong value earns no more than leaving the key out.
 #
 # Many formulas satisfy these rules. One more rule blocks a common hack: an answer that **names all
@@ -638,8 +635,7 @@ def train_grpo(worth, samples=8, rate=5e-4, r=1, steps=12, seed=0):
     """Run GRPO from the warm start, 64 answers per step -> (the model, its training curves)."""
     policy, sample = adapted(start, r, seed), sampler(seed)
     optimizer, commands = adamw(policy, rate), tasks.load("home").sort("intent")
-    labels = {"reward": "mean reward paid", "equal": "share of groups\nwith equal rewards"}
-    curves = live.Curves(f"GRPO, {worth.__name__}", steps, labels)
+    curves = live.Curves(f"GRPO, {worth.__name__}", steps, {"reward": "mean reward paid"})
     draws = rollouts.prompts(commands, 64 // samples, steps, seed)
     for prompts in draws:
         curves.add(**grpo_step(policy, optimizer, sample, earns(worth), prompts, samples))
@@ -700,12 +696,12 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_grpo.compare(sum(found["GRPO"]["sampled"]) / 400)
 
 # %% [markdown]
-# After GRPO, sampled answers earn more. With three other seeds, the gains were 0.08, 0.08 and 0.04,
-# each with a standard error of 0.02 ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)).
-# Greedy answers didn't reliably improve: in these three runs, 37 of 100 were right before GRPO, and
-# 32, 32 and 30 after it. Your run may differ: one of ours ended with 44 right. From a weaker start,
-# greedy answers improved, too: their reward rose by 0.06 after 768 rewarded answers, and by 0.08
-# after 128 written answers
+# After GRPO, sampled answers earn more. With three other seeds (rings), the gains were 0.08, 0.08
+# and 0.04, each with a standard error of 0.02
+# ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers didn't reliably improve:
+# in these three runs, 37 of 100 were right before GRPO, and 32, 32 and 30 after it. Your run may
+# differ: one of ours ended with 44 right. From a weaker start, greedy answers improved, too: their
+# reward rose by 0.06 after 768 rewarded answers, and by 0.08 after 128 written answers
 # ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). Researchers disagree on
 # whether rewards can teach a model to give answers it could not give before ([Yue et al.
 # 2025](https://arxiv.org/abs/2504.13837)).
@@ -733,13 +729,13 @@ guess_keys = lab.predict(
 # %% tags=["experiment", "cover"]
 if lab.experiment("Another reward", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
     worth = complete  # or your own reward
-    policy, other_curves = train_grpo(worth, steps=8)
+    policy, _ = train_grpo(worth, steps=8)
     found[f"paid {worth.__name__}"] = marks(policy)
     answers = generation.answers(policy, tokenizer, some["messages"], 40)
     for row, text in zip(some, answers, strict=True):
         pay, value = (earned(text, row["answer"]) for earned in (worth, reward))
         print(f"{row['text']}\n  paid {pay:.1f}, your reward {value:.2f}: {text}")
-    display(figures.hacked(found, other_curves.values["reward"], guess_keys))
+    display(figures.hacked(found, guess_keys))
     guess_keys.compare(list(found.values())[-1]["keys"])
 
 # %% [markdown]

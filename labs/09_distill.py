@@ -97,7 +97,7 @@ if lab.experiment("An adapter for home alone", 55):
     answers = {"base": generation.answers(base, tokenizer, some, 48)}
     answers["home alone"] = generation.answers(tuned, tokenizer, some, 48)
     display(compare_answers([messages[0]["content"] for messages in some], None, answers))
-    display(figures.kept(found, guess_json))
+    print("unwanted JSON: {json} of 60, right on home: {home} of 100".format(**found["home alone"]))
     guess_json.compare(found["home alone"]["json"])
 
 # %% [markdown]
@@ -135,9 +135,8 @@ if lab.experiment("An adapter for home alone", 55):
 # ●●○ · 9 min · 3 points
 #
 # Both logit tensors have shape `(b, n, vocab)`. `mask`, of shape `(b, n)`, is True at the positions
-# that count. Return the mean KL divergence over these positions, in nats, as a scalar tensor.
-# Weight these positions equally. Compute the reverse KL by default and the forward KL if
-# `reverse=False`.
+# that count. Return the mean KL divergence over all these positions together, in nats, as a scalar
+# tensor. Compute the reverse KL by default and the forward KL if `reverse=False`.
 #
 # Gradients must flow back to the student's logits. Compute the KL in fp32, even for bf16 logits.
 # With logits in the hundreds, some probabilities are 0 in fp32, but neither the result nor the
@@ -327,7 +326,9 @@ check.steps(distill_step)
 
 
 # %%
-def distill(start, name, sample, learned=("home",), steps=8, rate=1e-3, weight=1.0, seed=0):
+def distill(
+    start, name, sample, learned=("home",), steps=8, rate=1e-3, weight=1.0, seed=0, picture=True
+):
     """Train a copy of `start` for `steps` steps on the tasks `learned` and the KL from its base."""
     model = copy.deepcopy(start).train()
     optimizer = torch.optim.AdamW(
@@ -335,7 +336,7 @@ def distill(start, name, sample, learned=("home",), steps=8, rate=1e-3, weight=1
     )
     asked = loop.drawn(tasks.load("chat").to_list(), 8, steps, seed)
     batches = [loop.batches(tasks.load(t), tokenizer, 8, steps, seed=9 + seed) for t in learned]
-    curves = live.Curves(name, steps, {"task": "task loss, nats", "kl": "KL from the\nbase, nats"})
+    curves = live.Curves(name, steps, dict.fromkeys(["task", "kl"], "nats per token"), picture)
     for step, prompts in enumerate(asked):
         packed = [next(each) for each in batches]
 
@@ -344,8 +345,7 @@ def distill(start, name, sample, learned=("home",), steps=8, rate=1e-3, weight=1
 
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
         with fast.layers(model), trees.forward(model):  # same result up to rounding, but faster
-            noted = distill_step(model, optimizer, task_loss, prompts, sample, weight)
-        curves.add(kl=noted["kl"], **({"task": noted["task"]} if learned else {}))
+            curves.add(**distill_step(model, optimizer, task_loss, prompts, sample, weight))
     return model.eval()
 
 
@@ -361,9 +361,10 @@ if lab.experiment("Distillation from its own base", 65, needs=["9.1", "9.2", "9.
     display(figures.kept(found, guess_kept))
     guess_kept.compare(found["distilled"]["json"])
 
-# %% [markdown] The unwanted JSON is gone, and the model still handles `home`. In three other runs,
-# the models answered 42, 34 and 40 of 60 instructions with unwanted JSON before distillation, and
-# none after ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The distilled
+# %% [markdown]
+# The unwanted JSON is gone, and the model still handles `home`. In three other runs (rings), the
+# models answered 42, 34 and 40 of 60 instructions with unwanted JSON before distillation, and none
+# after ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The distilled
 # models got 41, 46 and 36 of 100 commands right, compared with 39, 35 and 33 at the start. Models
 # trained for eight more steps on `home` alone got 36, 32 and 38. On average, the score on `home`
 # rose by 5 ± 12 answers, so these runs can't rule out a loss of several answers. Read the answers:
@@ -379,7 +380,7 @@ if lab.experiment("Distillation from its own base", 65, needs=["9.1", "9.2", "9.
 knobs = {"learned": ()}
 if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
     name = ", ".join("without home" if v == () else f"{k} {v}" for k, v in knobs.items())
-    students[name] = distill(tuned, name, sampler(), **knobs)
+    students[name] = distill(tuned, name, sampler(), picture=False, **knobs)
     found[name] = marks(students[name])
     display(figures.kept(found))
 
@@ -413,9 +414,9 @@ def from_base(sample):
 source = {"learned": ("home", "chat"), "weight": 0.0}
 if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
     name = "written answers" if "learned" in source else "the base's answers"
-    students[name] = distill(tuned, name, **{"sample": sampler()} | source)
+    students[name] = distill(tuned, name, picture=False, **{"sample": sampler()} | source)
     found[name] = marks(students[name])
-    display(figures.kept(found))
+    print("unwanted JSON: {json} of 60, right on home: {home} of 100".format(**found[name]))
 
 # %% [markdown]
 # Almost no JSON is left, no matter who writes the training answers. The final KL from the base

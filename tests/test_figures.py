@@ -46,8 +46,8 @@ def test_curves_accumulate_and_the_newest_is_strong_and_names_do_not_overlap():
     runs = {"one": falls, "two": rises, "gone": [*falls[:9], float("nan")]}
     _, ax = forms.titled("A title")
     forms.curves(ax, runs, "loss")
-    assert len(ax.lines) == 2 * len(runs)  # each step, and a mean
-    widths = [line.get_linewidth() for line in ax.lines[1::2]]
+    assert len(ax.lines) == len(runs)
+    widths = [line.get_linewidth() for line in ax.lines]
     assert widths[0] == widths[1] < widths[2]
     assert [text.get_text().split(":")[0] for text in ax.texts] == list(runs)
     assert ax.texts[-1].get_text() == "gone: diverged"

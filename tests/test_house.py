@@ -24,7 +24,7 @@ MAY = {
     "live": "plots",
     "data": "",
     "tasks": "download training",
-    "memory": "download plots",
+    "memory": "download figures plots",
     "training": "data download fingerprint live memory",
     "own": "data memory training",
     "probes": "contract",

@@ -225,9 +225,9 @@ def test_what_waits_to_be_written_or_is_lent_is_named(capsys):
 
 
 def test_curves_keep_each_quantity_and_end_in_one_picture_or_are_lines(shown, monkeypatch, capsys):
-    curves = live.Curves("training", 2, {"kl": "KL, nats"})
+    curves = live.Curves("training", 2, {"reward": "reward", "kl": "KL, nats"})
     for reward, kl in ((0.1, 0.0), (0.3, 0.02)):
-        curves.add(reward=reward, kl=torch.tensor(kl))
+        curves.add(reward=reward, kl=torch.tensor(kl), share=0.5)  # without a label: not drawn
     assert curves.values["reward"] == [0.1, 0.3]
     assert curves.values["kl"] == pytest.approx([0.0, 0.02])
     (figure,) = [thing for thing in shown if hasattr(thing, "savefig")]

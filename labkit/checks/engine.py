@@ -189,7 +189,7 @@ def same(got: object, right: object, tol: float) -> bool:
         alike = isinstance(got, list | tuple) and len(got) == len(right)
         return alike and all(same(g, r, tol) for g, r in zip(got, right, strict=True))
     if type(right) is float and type(got) is float:
-        near = got == right or abs(got - right) <= tol * max(abs(right), 1e-8)
+        near = math.isclose(got, right, rel_tol=tol, abs_tol=tol * 1e-8)
         return near or (math.isnan(got) and math.isnan(right))
     if isinstance(right, Raised) and isinstance(got, Raised):
         return got.partition(" (line ")[0] == right.partition(" (line ")[0]
@@ -204,8 +204,8 @@ def describe(case: Case, message: str, tol: float) -> str:
     noun = _first_wrong(case, tol)
     got, right = case.got.get(noun), case.right.get(noun)
     if noun == "":  # what an exception may mean in general is less than a message says
-        said = re.sub(r"^it raised (\w+): (.*)$", r"it raised \1 (\2)", got.partition("; ")[0])
-        said = said if message else got
+        raised = r"^it raised (\w+): (.*?)(; .*| \(line .*)?$"
+        said = re.sub(raised, r"it raised \1 (\2)", got) if message else got
     else:
         said = f"{noun} {_difference(got, right, bool(message))}"
         said = said.replace(") should be ", ") should ") if noun.endswith("()") else said
@@ -224,8 +224,8 @@ def _difference(got, right, named):
     if isinstance(right, torch.Tensor):
         return _unlike(got, right, named)
     if type(got) is not type(right):
-        call = isinstance(got, torch.Tensor) and got.numel() == 1 and not named
-        return f"should be {_kind(right)}, not {_kind(got)}" + (": call .item()" if call else "")
+        call = ": call .item()" if isinstance(got, torch.Tensor) and got.numel() == 1 else ""
+        return f"should be {_kind(right)}, not {_kind(got)}" + ("" if named else call)
     if type(right) is float and not named and abs(got - right) < 2e-3 * abs(right):
         return f"is nearly right, {_short(got)} instead of {_short(right)}: is it rounded?"
     if isinstance(right, list) and all(type(x) is str for x in [*got, *right]):
@@ -236,6 +236,8 @@ def _difference(got, right, named):
     if isinstance(right, dict):
         key = next((k for k in right if not same(got.get(k), right[k], 1e-4)), None)
         return f"at {key!r} {_difference(got.get(key), right[key], named)}" if key else "is wrong"
+    if (got, right) == ("changed", "unchanged"):
+        return "should not change"
     return f"should be {_short(right)}, not {_short(got)}"
 
 
@@ -248,7 +250,7 @@ def _unlike(got, right, named):
         return f"should have shape {tuple(right.shape)}, not {tuple(got.shape)}{hint}"
     if got.is_complex():
         return "should contain real numbers, not complex ones"
-    if right.numel() <= 4:
+    if right.numel() <= 4 and _short(got) != _short(right):
         return f"should be {_short(right)}, not {_short(got)}"
     if named:
         return "is wrong"
@@ -265,20 +267,20 @@ def _relation(got, right):
     if right.ndim > 1 and same(got, right.mT, 1e-3):
         return "is transposed"
     if same(got, right, 1e-2):
-        return "is right up to rounding: did you round a constant, or compute in 16 bits?"
+        return "is close, but something was rounded on the way, for example to 16 bits"
     if same(got, factor * right, 1e-3):
         return f"is {factor:.3g} times as large as it should be" if factor else "is all zeros"
     worst = (got - right).abs().argmax()
     yours, wanted = got.flatten()[worst], right.flatten()[worst]
-    return f"is {yours:.4g} where it should be {wanted:.4g} (the entry with the largest error)"
+    place = [int(i) for i in torch.unravel_index(worst, right.shape)]
+    return f"is {yours:.4g} at {place}, where it should be {wanted:.4g} (the largest error)"
 
 
 def _kind(value):
     """A value's type, in words."""
     words = {"Tensor": "a tensor", "int": "an int", "str": "a string", "bool": "True or False"}
     words |= {"NoneType": "None", "list": "a list or tuple"}
-    kind = type(value).__name__
-    return words.get(kind, f"a {kind}")
+    return words.get(type(value).__name__, f"a {type(value).__name__}")
 
 
 def _plain(tensor):
@@ -293,6 +295,6 @@ def _short(value):
     """A value in a few characters."""
     if isinstance(value, torch.Tensor):
         value = _plain(value) if value.numel() else "an empty tensor"
-    text = f"{value:.6g}" if type(value) is float else f"{value:,}" if type(value) is int else value
-    text = "NaN" if text == "nan" else text
+    text = f"{value:,}" if type(value) is int else value
+    text = f"{value:.6g}".replace("nan", "NaN") if type(value) is float else text
     return str(text) if len(str(text)) <= 90 else f"{str(text)[:87]}…"

@@ -25,7 +25,7 @@ def trains(train_adapter):
     roles = [("user", "assistant"), ("system", "user", "assistant"), ("user", "assistant") * 2]
     for n in (11, 20):
         talks = [_talk(rng, roles[i % 3], 1, 3) for i in range(n)]
-        cases[f"after train_adapter of {n} rows"] = talks, draw(5, 50, rng) / 1000
+        cases[f"after train_adapter on {n} rows"] = talks, draw(5, 50, rng) / 1000
     expect_right(train_adapter, cases, _trained, probes.trained)
 
 
@@ -48,13 +48,14 @@ def _trained(talks, learning_rate):
         "the rows in each step": str([min(8, len(talks) - i) for i in range(0, len(talks), 8)]),
         "the learning rate": learning_rate,
         "the precision of the run": "the model's own (bf16=False)",
+        "each row": "written with the chat template",
     }
     answers = [f"{talk[-1]['content']} <end>" for talk in talks[: probes.SHOWN]]
     facts |= dict(zip(map(probes.labeled, talks), answers, strict=False))
     return facts | {
         "the number of other rows with wrong labels": "0",
         "the layers whose B moved": LAYERS,
-        "the files in output_dir": adapters.FILES,
+        "the files in output_dir": " and ".join(adapters.FILES),
         "the saved adapter": "the trained one",
     }
 
@@ -106,8 +107,9 @@ def _labels(input_ids, attention_mask, prompt_lengths):
     for row, real in enumerate(attention_mask.tolist()):
         places = [i for i, is_real in enumerate(real) if is_real][int(prompt_lengths[row]) :]
         labels[row, places] = input_ids[row, places]
-    kind = {"the return value": "a Tensor", "its dtype": "int64"}
-    return kind | {"its shape": str(tuple(labels.shape))} | probes.by_row(labels)
+    kind = {"the return value": "a Tensor", "the dtype of the labels": "int64"}
+    shape = {"the shape of the labels": str(tuple(labels.shape))}
+    return kind | shape | probes.by_row(labels)
 
 
 @exercise("3.3", points=2)
@@ -198,7 +200,7 @@ def _step(seed, targets, ids):
         "the A and B that get a gradient": sorted(grads),
         "the checkpointed blocks": ["model.layers.0", "model.layers.1"],
         "the most runs of a block in a step": 2,
-        "each block": "computed again by itself, one at a time",
+        "the blocks": "recomputed one at a time",
         "the loss": loss,
         "the gradient of A and B": adapters.flat(grads),
         "the weights": "left as they were",
@@ -231,7 +233,7 @@ def _loaded(seed, r, targets, ids):
     return {
         "the return value": "a PeftModel",
         "the number of adapters": 1,
-        "the mode": "eval()",
+        "the model": "in eval mode",
         "the parameters that train": [],
         "the model under the adapter": "`base` itself",
         "the number of PeftModels": 1,

@@ -22,7 +22,7 @@ def factors(rng, d_out, d_in, r):
 
 def _tensor(result, dtype=torch.float32):
     kind = {"the return value": "a tensor", "its dtype": str(dtype).removeprefix("torch.")}
-    return kind | {"its numbers": "finite", "the result": result}
+    return kind | {"its numbers": probes.SOUND, "the result": result}
 
 
 @exercise("6.1", points=1)
@@ -31,9 +31,11 @@ def merges(merged_weight):
     rng = generator()
     by_hand = torch.tensor([[10.0]]), torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0, 4.0]])
     cases = {"for W = [[10]], A = [[1], [3]], B = [[2, 4]], alpha = 3": (*by_hand, 3)}
-    for alpha in (23, 3):
+    for alpha in (23, 3, 0):
         data = randn(24, 40, rng=rng), *factors(rng, 24, 40, 5)
         cases[f"for W in fp32, r = 5, alpha = {alpha}"] = (*data, alpha)
+    expect_right(merged_weight, cases, _merged, probes.merged)
+    cases = {}
     for alpha in (11, 3):
         W = _whole(99, rng, 7, 5) / 8
         A, B = _whole(511, rng, 4, 5) / 256, _whole(511, rng, 7, 4) / 256
@@ -48,7 +50,7 @@ def _whole(most, rng, *shape):
 
 def _merged(W, A, B, alpha):
     merged = W.double() + alpha / len(A) * B.double() @ A.double()
-    return _tensor(merged.float().to(W.dtype), W.dtype) | {"W after the call": "unchanged"}
+    return {"the merged weight": "a new tensor"} | _tensor(merged.float().to(W.dtype), W.dtype)
 
 
 @exercise("6.2", points=2)
@@ -57,15 +59,16 @@ def divergence(kl_divergence):
     rng = generator()
     p, q = torch.tensor([[0.5, 0.5]]).log() + 1, torch.tensor([[0.25, 0.75]]).log() - 1
     cases = {"for one token with p = (0.5, 0.5) and q = (0.25, 0.75)": (p, q)}
-    for shape in ((9, 13), (2, 5, 31), (3, 2, 4, 13)):
-        pair = randn(*shape, rng=rng) * 2, randn(*shape, rng=rng) * 2
-        cases[f"for logits of shape {shape}"] = pair
-    for scale in (300, 1e4):
+    large = "for logits near {:g} (log_softmax needs no clamp and no epsilon)"
+    for scale, what in ((2, "for logits of shape (9, 13)"), (300, large), (1e4, large)):
         pair = randn(9, 13, rng=rng) * scale, randn(9, 13, rng=rng) * scale
-        cases[f"for logits near {scale:g}, where some probabilities are 0 in fp32"] = pair
+        cases[what.format(scale)] = pair
     expect_right(kl_divergence, cases, _divergence, tol=1e-3)
     p = randn(64, 101, rng=rng) * 3
     cases = {"for p and q that hardly differ": (p, p + 2e-2 * randn(64, 101, rng=rng))}
+    for shape in ((2, 5, 31), (3, 2, 4, 13)):
+        pair = randn(*shape, rng=rng) * 2, randn(*shape, rng=rng) * 2
+        cases[f"for logits of shape {shape}"] = pair
     expect_right(kl_divergence, cases, _divergence, tol=5e-3)
 
 
@@ -79,35 +82,35 @@ SHAPE = (24, 40)
 
 @exercise("6.3", points=2)
 def survives(arrives):
-    """the least-squares share of dW, in fp32: 1 if everything arrives, 0 if nothing moves"""
+    """the share of dW that survives, in fp32: 1 if all of it does, 0 if no weight moves"""
     rng = generator()
     W, dW = randn(*SHAPE, rng=rng), 0.1 * randn(*SHAPE, rng=rng) + 0.02
     even = (4 * W).round() / 4
     steps = dW.sign() * (0.13 + 0.05 * torch.rand(SHAPE, generator=rng))
-    two = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.75, 0.25], [0.25, 0.75]])
+    by_hand = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.75, 0.25], [0.25, 0.75]])
+    where = "for W = [[1, 2], [3, 4]], dW = [[0.75, 0.25], [0.25, 0.75]], a store of whole numbers"
     sign = randn(*SHAPE, rng=rng).sign()
     cases = {
-        "for W = [[1, 2], [3, 4]], dW = [[0.75, 0.25], [0.25, 0.75]], a store of whole numbers": (
-            *(*two, 1.0),
-        ),
+        where: (*by_hand, 1.0),
         "for a store that keeps every number": (W, dW, "exact"),
         "for a grid that W is on, where each step of dW is just long enough": (even, steps, 0.25),
         "for a grid that W is on": (even, 0.7 * dW, 0.25),
         "for a grid that W is not on": (W, dW, 0.25),
         "for a store that scales each block": (W, dW, "blocks"),
         "for a store that returns bf16": (W, 0.03 * dW, "bf16"),
-        "for a store that scales each block, where W moves against dW": (*_against(rng), "blocks"),
         "where dW is too short to move anything": (even, dW.clamp(-0.12, 0.12), 0.25),
         "for a store that returns bf16, where W is tiny": (sign / 512, sign - sign / 512, "bf16"),
     }
     expect_right(arrives, cases, _arrived, probes.arrived, tol=1e-3)
-    cases, halfway = {}, 0.9998 * (1 + 2**-8)  # a norm of dW that bf16 rounds by half a step
+    against = "for a store that scales each block, where W moves against dW"
+    cases = {against: (*_against(rng), "blocks")}
+    halfway = 0.9998 * (1 + 2**-8)  # a norm of dW that bf16 rounds by half a step
     for dtype, norm in ((torch.bfloat16, 0.03), (torch.float16, 3e-3), (torch.bfloat16, halfway)):
         W, dW = randn(*SHAPE, rng=rng), randn(*SHAPE, rng=rng)
         dW = dW / dW.norm() * norm
         for store, what in (("exact", "an exact store"), (2**-12, "a fine grid")):
-            where = f"for W and dW in {str(dtype)[6:]}, with |dW| = {norm:.3g} and {what}"
-            cases[where] = W.to(dtype), dW.to(dtype), store
+            where = f"for W and dW in {str(dtype)[6:]} (convert both to fp32, and add no epsilon)"
+            cases[f"{where}, with |dW| = {norm:.3g} and {what}"] = W.to(dtype), dW.to(dtype), store
     expect_right(arrives, cases, _arrived, probes.arrived, tol=3e-3)
 
 
@@ -128,17 +131,21 @@ def _arrived(W, dW, name):
     after, before = (probes.stored(x, name).double() for x in (W + dW, W))
     columns = (x.double().reshape(-1, 1) for x in (dW, after - before))
     share = torch.linalg.lstsq(*columns).solution.item()
-    return {"the result": 0.0 if abs(share) < 1e-9 else share}
+    return {"the sum W + dW": "a new tensor", "the result": 0.0 if abs(share) < 1e-9 else share}
 
 
 @exercise("6.4", points=2)
 def merges_quantized(merge_quantized):
     """decodes block by block and adds in fp32, so a small update survives"""
     rng = generator()
-    codes, B = torch.tensor([3, 0, 10, 7], dtype=torch.uint8), torch.tensor([[1 / 32], [0.0]])
-    by_hand = codes, torch.tensor([2.0]), torch.arange(16) / 8, torch.eye(1, 2), B
-    where = "for W4 = [3, 0, 10, 7], absmax = [2], codebook = [0, 1/8, 2/8, ...], "
-    cases = {f"{where}update [[1/16, 0], [0, 0]]": (*by_hand, 2, (2, 2))}
+    codes, B = torch.tensor([3, 0, 10, 7], dtype=torch.uint8), torch.tensor([[0.25], [0.0]])
+    by_hand = codes, torch.tensor([4.0]), torch.arange(16) / 2, torch.eye(1, 2), B
+    where = "for W4 = [3, 0, 10, 7], absmax = [4], codebook = [0, 1/2, 1, ...], "
+    cases = {f"{where}A = [[1, 0]], B = [[1/4], [0]], alpha = 3": (*by_hand, 3, (2, 2))}
+    expect_right(merge_quantized, cases, _merged_quantized, probes.merged_quantized)
+    where = "for 150 codes of value 1, absmax = [1, 2, 3] (one entry per 64 codes of the flat W4)"
+    blocks = torch.zeros(150).byte(), torch.arange(1.0, 4), torch.ones(16), torch.zeros(1, 75)
+    cases = {f"{where} and shape (2, 75)": (*blocks, torch.zeros(2, 1), 1, (2, 75))}
     for shape, alpha in (((24, 40), 29), ((7, 50), 3)):
         A, B = factors(rng, *shape, 5)  # times 2e-4: the update is far shorter than a step
         data = *_quantized(rng, math.prod(shape)), A, B * 2e-4, alpha, shape
@@ -167,7 +174,7 @@ ONES = [(torch.ones(1, 3), torch.ones(1, 1))] * 2
 def combines(combine_linear, combine_cat):
     """cat sums the weighted updates; linear sums the As and the Bs with square roots of weights"""
     rng, answers = generator(), (combine_linear, combine_cat)
-    linear = [([3, 3], [0.6, 0.7]), ([4, 4, 4], [0.9, 0.0, 0.4]), ([3, 3], [1.0, 0.5])]
+    linear = [([3, 3], [0.6, 0.7]), ([4, 4, 4], [0.9, 0.0, 0.4]), ([3, 3], [0.0, 0.0])]
     cat = [([3, 3], [0.6, 0.7]), ([2, 4, 3], [1.5, -0.5, 0.7]), ([2, 3], [0.0, 1.2])]
     with part():
         cases = _mixes("combine_linear", linear, rng)
@@ -177,14 +184,16 @@ def combines(combine_linear, combine_cat):
 
 def _mixes(name, mixes, rng):
     """Adapters and weights: two adapters of ones, those in `mixes`, and one with weight 1."""
-    cases = {f"for {name} of ([[1, 1, 1]], [[1]]) twice, with weights [4, 9]": (ONES, [4.0, 9.0])}
+    ones = "and two adapters A = [[1, 1, 1]], B = [[1]]"
+    cases = {f"for {name} with weights [4, 9] {ones}": (ONES, [4.0, 9.0])}
     for ranks, weights in [*mixes, ([3], [1.0])]:
         adapters = [factors(rng, 24, 40, r) for r in ranks]
-        cases[f"for {name} of ranks {ranks} with weights {weights}"] = adapters, weights
+        hint = " (scale only A or only B: -0.5 has no real root)" if -0.5 in weights else ""
+        cases[f"for {name} with ranks {ranks} and weights {weights}{hint}"] = adapters, weights
     return cases
 
 
-MADE = {"the adapters after the call": "unchanged", "A and B": "new tensors"}
+NEW = {"each factor": "a new tensor"}
 
 
 def _pair(r, product):
@@ -192,7 +201,7 @@ def _pair(r, product):
     d_out, d_in = product.shape
     types = {"the return value": "a pair (A, B)"} | {f"the type of {M}": "a tensor" for M in "AB"}
     shapes = {"the shape of A": str((r, d_in)), "the shape of B": str((d_out, r))}
-    return types | shapes | {"the numbers in A and B": "finite", "B @ A": product}
+    return types | shapes | {"the numbers in A and B": probes.SOUND, "B @ A": product}
 
 
 def _added(adapters, weights):
@@ -202,13 +211,13 @@ def _added(adapters, weights):
         for (A, _), v in zip(adapters, weights, strict=True)
         for (_, B), w in zip(adapters, weights, strict=True)
     ]
-    return _pair(len(adapters[0][0]), sum(terms)) | MADE
+    return NEW | _pair(len(adapters[0][0]), sum(terms))
 
 
 def _stacked(adapters, weights):
     pairs = zip(adapters, weights, strict=True)
     update = sum(w * B.double() @ A.double() for (A, B), w in pairs)
-    return _pair(sum(len(A) for A, _ in adapters), update) | MADE
+    return NEW | _pair(sum(len(A) for A, _ in adapters), update)
 
 
 @exercise("6.6", points=3)
@@ -220,9 +229,10 @@ def recompresses(recompress):
     for d_out, d_in, R, r in ((9, 7, 4, 2), (6, 15, 5, 1), (14, 5, 4, 3), (8, 9, 3, 3)):
         A, B = _distinct(rng, d_out, d_in, R, r)
         cases[f"for A {(R, d_in)}, B {(d_out, R)}, r = {r}"] = A, B, r
+    expect_right(recompress, cases, _recompressed, probes.recompressed, tol=1e-3)
     A, B = factors(rng, 9, 8, 4)
     M = randn(4, 2, rng=rng) @ randn(2, 4, rng=rng)
-    cases["for A (4, 8), B (9, 4) of rank 2, r = 2"] = A, B @ M, 2
+    cases = {"for A (4, 8), B (9, 4) of rank 2, r = 2": (A, B @ M, 2)}
     cases["for A (4, 8) of rank 2, B (9, 4), r = 3"] = M @ A, B, 3
     A, B = _distinct(rng, 4, 9, 6, 3)
     cases["for A (6, 9), B (4, 6), r = 3"] = A, B, 3
@@ -250,17 +260,18 @@ def _recompressed(A, B, r):
 def merges_by_sign(ties):
     """equals PEFT's ties: trims each update, takes the sum's sign, averages values that agree"""
     rng = generator()
-    by_hand = [torch.tensor([t]) for t in ([4.0, -3.0, 1.0, 2.0], [-4.0, -1.0, 2.0, 3.0])]
-    where = "for updates [[4, -3, 1, 2]] and [[-4, -1, 2, 3]], density 0.75"
-    cases = {where: (by_hand, 0.75)}
+    by_hand = [*torch.tensor([[[2.0, -3, 1, 4]], [[-2, 4, 3, 1]], [[-1, -3, -4, 2]]])]
+    cases = {"for one update [[2, -3, 1, 4]] (only trimmed), density 0.75": (by_hand[:1], 0.75)}
+    where = "for updates [[2, -3, 1, 4]], [[-2, 4, 3, 1]] and [[-1, -3, -4, 2]], density 0.75"
+    expect_right(ties, cases | {where: (by_hand, 0.75)}, _ties, probes.merged_by_sign)
+    updates = [_with_zeros(rng) for _ in range(draw(3, 4, rng))]
+    cases = {"for updates with many zeros, density 1": (updates, 1.0)}
     for n, shape, density in (
         *((2, (5, 7), 0.5), (3, (5, 7), 0.5), (3, (4, 3), 0.3), (3, (5, 7), 1.0)),
         *((2, (7, 5), 1.0), (4, (9, 6), 0.3)),
     ):
         updates = [randn(*shape, rng=rng) * (i + 1) for i in range(n)]
         cases[f"for {n} updates of shape {shape}, density {density:g}"] = updates, density
-    updates = [_with_zeros(rng) for _ in range(draw(3, 4, rng))]
-    cases["for updates with many zeros, density 1"] = updates, 1.0
     expect_right(ties, cases, _ties, probes.merged_by_sign)
 
 
@@ -273,7 +284,7 @@ def _ties(updates, density):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that density 1 trims nothing
         merged = merge_utils.ties(updates, torch.ones(len(updates)), density, "total")
-    return {"the return value": "a tensor", "its numbers": "finite", "the result": merged}
+    return {"the return value": "a tensor", "its numbers": probes.SOUND, "the result": merged}
 
 
 @exercise("6.8", points=3)

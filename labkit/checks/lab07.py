@@ -21,7 +21,7 @@ def audits(audit):
     """lists every row with a planted fault under the fault's name, and no clean row"""
     rng = generator()
     clean, faulty = [_row(rng, 12, 2), _row(rng, 8, 3)], _planted(rng)
-    cases = {"for an empty list of rows": ([], LENGTH), "for two clean rows": (clean, LENGTH)}
+    cases = {"for an empty list": ([], LENGTH), "for two clean rows that fit": (clean, LENGTH)}
     for what, rows in faulty.items():
         which = ("row 1", "rows 1 and 2", "rows 1 to 3")[len(rows) - 1]
         cases[f"with {what} in {which}"] = [clean[0], *rows, clean[1]], LENGTH
@@ -29,8 +29,9 @@ def audits(audit):
     order = torch.randperm(len(rows), generator=rng).tolist()
     cases[f"for {len(rows)} mixed rows"] = [rows[i] for i in order], LENGTH
     starts = [_row(rng, LENGTH - 1 - 4), _row(rng, LENGTH - 2), clean[0]]
-    cases["with a BOS from the template and one from the tokenizer"] = starts, LENGTH, "bos"
+    cases["with a tokenizer that adds a second BOS to the template's text"] = starts, LENGTH, "bos"
     cases["with a template that writes no end token"] = clean, LENGTH, "endless"
+    cases["for max_length = 1"] = clean, 1
     expect_right(audit, cases, _audited, probes.audited)
 
 
@@ -48,22 +49,24 @@ def _messages(*turns):
 def _planted(rng):
     """`{a property of the rows, such as a fault: rows}`."""
 
-    def two(first, last):
-        turns = _row(rng, 8, first)["messages"] + last["messages"]
-        return [_messages(("system", "now"), *(tuple(m.values()) for m in turns))]
+    def two(first, last, system="now"):
+        turns = (_row(rng, 8, first)["messages"] if first else []) + last["messages"]
+        return [_messages(("system", system), *(tuple(m.values()) for m in turns))]
 
     return {
         "exactly max_length tokens": [_row(rng, LENGTH - 4)],
         "two turns": two(1, _row(rng, 7, 1)),
         "a blank answer": [_row(rng, 10, blank) for blank in ("", "  ", "\n")],
-        "a cut answer": [_row(rng, LENGTH - 3, 4), _row(rng, LENGTH - 2)],
+        "a cut answer": [_row(rng, LENGTH - 3, 4), _row(rng, LENGTH - 2), _row(rng, 8, LENGTH + 1)],
         "a prompt longer than max_length": [_row(rng, LENGTH + n) for n in (1, 5)],
         "a prompt of exactly max_length tokens": [_row(rng, LENGTH)],
         "a prompt of max_length - 1 tokens": [_row(rng, LENGTH - 1, 3)],
         "only the line break after the end token cut off": [_row(rng, LENGTH - 3)],
         "a blank answer to a prompt that fills max_length": [_row(rng, LENGTH + 1, "")],
         "a cut answer of line breaks": [_row(rng, LENGTH - 4, "\n" * 9)],
-        "two turns and the second answer cut off": two(1, _row(rng, LENGTH)),
+        "two turns and the second answer cut off": two(1, _row(rng, 12)),
+        "two turns that fill max_length before the second answer": two(1, _row(rng, 14)),
+        "a long system message": two(0, _row(rng, 10), tiny.words(rng, LENGTH - 14)),
         "two turns and a blank second answer": two(1, _row(rng, 7, " ")),
         "two turns and a blank first answer": two(" ", _row(rng, 7, 1)),
         "a blank question": [_messages(("user", " "), ("assistant", tiny.words(rng, 2)))],
@@ -94,7 +97,7 @@ def _audited(rows, max_length, style=""):
 def parts(split):
     """no prompt is on both sides, the order of the rows does not matter, and the share is right"""
     rng, cases = generator(), {}
-    for how in _turns("", 0):
+    for how in _turns("", 0, 0):
         rows, groups = _rows(rng, [2] * 24, how)
         where = f"for 24 prompts of two rows each that {how}"
         cases[where] = rows, groups, 0.5, [3, 4]
@@ -110,16 +113,15 @@ def parts(split):
     expect(fair, f"{where}, a third call splits the rows differently")
 
 
-def _turns(question, k):
+def _turns(question, k, group):
     """`{how a prompt's rows relate: [(role, content), …] before the answer}`, for its row k."""
     user, odd = ("user", question), k % 2
     hello = [("user", "good morning"), ("assistant", "Yes?" if odd else "Hello.")]
     return {
         "differ in their answers": [user],
         "differ in case": [("user", question.title() if odd else question)],
-        "differ in white space": [
-            ("user", "  ".join(question.split()) + "\n" if odd else question)
-        ],
+        "differ in whitespace": [("user", "  ".join(question.split()) + "\n" if odd else question)],
+        "differ only in punctuation": [("user", "the lamp" + "?" * group)],
         "differ in the system message": [("system", f"Home {k}.")] * odd + [user],
         "differ in an earlier answer": [*hello, user],
         "begin with the same user turn": [*hello[:1], ("assistant", "Yes?"), user],
@@ -128,19 +130,19 @@ def _turns(question, k):
 
 
 def _rows(rng, sizes, how="differ in their answers"):
-    """Rows in random order, `sizes` of them per prompt, and the number of each row's prompt."""
+    """Rows in random order, `sizes` of them per prompt; `{source: the number of its prompt}`."""
     questions = {}
     while len(questions) < len(sizes):
         questions[tiny.words(rng, 3, 6)] = None
-    rows, groups = [], []
+    rows, groups = [], {}
     for group, (question, size) in enumerate(zip(questions, sizes, strict=True)):
         for k in range(size):
             answer = ("assistant", f"{tiny.words(rng, 2)} {len(rows)}")
-            row = _messages(*_turns(question, k)[how], answer)
-            rows.append(row | {"source": f"mail {len(rows)}"})
-            groups.append(group)
+            row, source = _messages(*_turns(question, k, group)[how], answer), f"mail {len(rows)}"
+            rows.append(row | {"source": source})
+            groups[source] = group
     order = torch.randperm(len(rows), generator=rng).tolist()
-    return [rows[i] for i in order], [groups[i] for i in order]
+    return [rows[i] for i in order], groups
 
 
 @exercise("7.3", points=2)
@@ -180,7 +182,7 @@ def routes(route):
     one = "for one prompt, a model in eval mode, and a tokenizer that adds no first token"
     cases = {f"for {len(NAMES)} prompts": (seed, prompts, NAMES)}
     cases[one] = seed, prompts[:1], NAMES[:1], False
-    expect_right(route, cases, _routed, serving.routed)
+    expect_right(route, cases, _routed, probes.routed)
 
 
 def _asked(rng):
@@ -230,7 +232,7 @@ def batches(batched_lora):
     rng = generator()
     x, A = torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[[1.0, 1]], [[1, -1]]])
     by_hand = x, A, torch.ones(2, 1, 1), torch.tensor([2.0, 0.5]), torch.tensor([1, 0])
-    factors = "A = [[[1, 1]], [[1, -1]]], B = [[[1]], [[1]]]"
+    factors = "A = [[[1, 1]], [[1, -1]]], B of ones"
     cases = {f"for x = [[1, 2], [3, 4]], {factors}, scaling = [2, 0.5], index = [1, 0]": by_hand}
     for where, index, r in (
         ("for 9 rows of 4 adapters in mixed order", [2, 0, 3, 1, 1, 0, 3, 2, 0], 3),
@@ -246,15 +248,14 @@ def batches(batched_lora):
     *double, index = _batch(rng, six, 7, 5, 3)
     cases["for 6 rows in fp64"] = *(t.double() for t in double), index
     expect_right(batched_lora, cases, _batched, probes.batched)
-    *low, scaling, index = _batch(rng, six, 48, 40, 3)
+    *low, scaling, index = _batch(rng, six, 48, 48, 3)
     cases = {"for x, A, B in bf16, scaling in fp32": (*(t.bfloat16() for t in low), scaling, index)}
     expect_right(batched_lora, cases, _batched, probes.batched, tol=3e-2)
     # groups of equal size: a batch padded to (k, most rows, d) wastes nothing here
     wide = _batch(rng, [0, 1, 2, 3] * 2, 256, 256, 2)
     cases = {"for d_in = d_out = 256": (*wide, 256 * 256, "a (d_out, d_in) matrix")}
     index = torch.arange(-1, 4).repeat(100)[torch.randperm(500, generator=rng)].tolist()
-    copies = "A[index], a copy of A for every row"
-    cases["for 500 rows"] = *_batch(rng, index, 32, 32, 8), 500 * 8 * 32, copies
+    cases["for 500 rows"] = *_batch(rng, index, 32, 32, 8), 500 * 8 * 32, "A[index]"
     expect_right(batched_lora, cases, _work, probes.batched_work)
 
 

@@ -107,7 +107,7 @@ def preference(policy_chosen, policy_rejected, reference_chosen, reference_rejec
     loss = torch.logaddexp(torch.zeros_like(x), -x).mean()
     slope = -beta * torch.sigmoid(-x) / len(x)
     loss, slope = (value.where(value.abs() > 1e-6, 0) for value in (loss, slope))
-    size = {"the size of the loss": "above 100"} if loss > 100 else {}
+    size = {"the loss in nats": "about 500"} if loss > 100 else {}
     return size | _facts("the loss", loss, {"policy_chosen": slope, "policy_rejected": -slope})
 
 
@@ -248,14 +248,13 @@ def rewards(reward):
         for law in (_fixed, _part, _extra, _wrong_values, _kinds, _every_key):
             for what, said, wanted, *obeys in law(data, rng):
                 answer, wanted, *obeys = map(_json, (said, wanted, *obeys))
-                where = f"for the answer {_short(answer)}, {what}, to {wanted}"
+                where = f"for the answer {_short(answer)} ({what}) where {wanted} is wanted"
                 cases[where] = answer, wanted, *obeys
     expect_right(reward, cases, _obeyed, probes.earned)
 
 
 def _obeyed(answer, wanted, law, than="", *others):
-    facts = {"the return value": "a float", "the range of the reward": "0 to 1"}
-    return facts | {"the reward": f"{law} {than}".strip()}
+    return {"the return value": "a float", "the reward": f"{law} {than}".strip()}
 
 
 def _drawn(rng):
@@ -295,11 +294,11 @@ def _fixed(data, rng):
         ("with blanks", json.dumps(data), "1"),
         ("in another order", back, "1"),
         ("on several lines", f" {json.dumps(back, indent=1)}\n", "1"),
-        ("without keys", {}, "0"),
-        ("whose values are wrong", {key: _other(value) for key, value in data.items()}, "0"),
-        ("whose keys are all unwanted", strange, "0"),
+        ("no keys", {}, "0"),
+        ("all values are wrong", {key: _other(value) for key, value in data.items()}, "0"),
+        ("all keys are unwanted", strange, "0"),
         ("with other keys", {f"{key}_": value for key, value in data.items()}, "0"),
-        ("which is not JSON", "I turned it on.", "0"),
+        ("not JSON", "I turned it on.", "0"),
         ("an empty text", "", "0"),
         ("JSON that is cut off", whole[:-1], "0"),
         ("with words after the JSON", f"{whole} I hope this helps", "0"),
@@ -321,8 +320,9 @@ def _part(data, rng):
     for n in range(1, len(data)):
         said = {key: data[key] for key in order[:n]}
         less, key = {key: data[key] for key in order[: n - 1]}, order[n - 1]
-        yield f"{n} right", said, data, "higher than", f"without {key}" if less else "for {}", less
-        yield f"{n} right of {len(data)}", said, data, "less than 1"
+        what, than = f"{n} right key{'s'[: n - 1]}", f'without "{key}"' if less else "for {}"
+        yield what, said, data, "higher than", than, less
+        yield f"{n} of {len(data)} keys", said, data, "less than 1"
 
 
 def _extra(data, rng):
@@ -332,12 +332,14 @@ def _extra(data, rng):
     for said, what in ((data, "all"), (half, "half")):
         for key in others[:2]:
             more = said | {key: _value(key, rng)}
-            yield f"{what} right and {key}", more, data, "lower than", f"without {key}", said
+            both, than = f'{what} right, plus an unwanted "{key}"', f'without "{key}"'
+            yield both, more, data, "lower than", than, said
             said = more
     one = {key: _value(key, rng)}
-    law, than = "at least as high as", "for half of them"
-    yield "all right and one key too many", data | one, data, law, than, half | one
-    yield f"with {key} null", data | {key: None}, data, "lower than", f"without {key}", data
+    law, than = "at least as high as", "with half of the right keys"
+    yield "all right, plus one unwanted key", data | one, data, law, than, half | one
+    what, than = f'all right, plus "{key}": null', f'without "{key}"'
+    yield what, data | {key: None}, data, "lower than", than, data
 
 
 def _wrong_values(data, rng):
@@ -346,8 +348,8 @@ def _wrong_values(data, rng):
     for keys in {tuple(most), (most[0],)}:
         right = {key: data[key] for key in keys}
         for given in (_other(data[last]), None):
-            what, said = f"with a wrong value of {last}", right | {last: given}
-            yield what, said, data, "at most as high as", f"without {last}", right
+            what, said = f'a wrong value of "{last}"', right | {last: given}
+            yield what, said, data, "at most as high as", f'without "{last}"', right
 
 
 def _kinds(data, rng):
@@ -357,15 +359,15 @@ def _kinds(data, rng):
     kinds = (1, True), (0, False), (True, 1), (12, "12"), ("12", 12), ("on", "On"), ("on", "on ")
     for goal, said in kinds:
         what, law = f"{json.dumps(said)} instead of {json.dumps(goal)}", "at most as high as"
-        yield what, rest | {key: said}, rest | {key: goal}, law, f"without {key}", rest
-    yield f"without {key}, where null is wanted", rest, rest | {key: None}, "less than 1"
+        yield what, rest | {key: said}, rest | {key: goal}, law, f'without "{key}"', rest
+    yield f'without "{key}"', rest, rest | {key: None}, "less than 1"
 
 
 def _every_key(data, rng):
     """An answer with every possible key, the wanted ones right, earns less than an honest half."""
     items, n = list(data.items()), len(data) // 2
     every = {key: _value(key, rng) for key in KEYS} | data
-    than, *halves = "for only half of the right ones", dict(items[:n]), dict(items[-n:])
+    than, *halves = "for half of the right keys", dict(items[:n]), dict(items[-n:])
     yield f"all {len(KEYS)} keys", every, data, "lower than", than, *halves
 
 
@@ -408,11 +410,11 @@ def _stepped(seed, rewards, scale, stale):
         "the arguments of sample": "model, prompts, samples",
         "the answers without a score": [],
         "the number of calls of optimizer.step": 1,
-        **({"the gradient at the step": "not zero"} if gains.any() else {}),
+        **({"optimizer.step()": "get a gradient"} if gains.any() else {}),
         "the change of the weights": moved / moved.norm().clamp(min=1.0),
         "the return value": "a dict",
-        '["reward"] of the result': paid.mean().item(),
-        '["equal"] of the result': (paid.amax(1) == paid.amin(1)).double().mean().item(),
+        'result["reward"]': paid.mean().item(),
+        'result["equal"]': (paid.amax(1) == paid.amin(1)).double().mean().item(),
         "the keys of the result": ["equal", "reward"],
     }
 

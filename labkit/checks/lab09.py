@@ -26,11 +26,10 @@ def kl(token_kl):
     cases["where every position counts"] = student, teacher, torch.ones_like(mask)
     cases["where the two models are the same"] = student, student, mask
     expect_right(token_kl, cases, _distance, probes.distance)
-    cases = {
-        f"for logits in the hundreds, reverse={way}": (100 * student, 100 * teacher, mask, way)
-        for way in (True, False)
-    }
-    cases["for logits in bf16"] = student.bfloat16(), teacher.bfloat16(), mask
+    where, cases = "for logits in the hundreds, where softmax underflows to 0 (use log_softmax)", {}
+    for way in (True, False):
+        cases[f"{where}, and reverse={way}"] = 100 * student, 100 * teacher, mask, way
+    cases["for bf16 logits, converted to fp32 first"] = student.bfloat16(), teacher.bfloat16(), mask
     expect_right(token_kl, cases, _far, probes.far)
 
 
@@ -86,9 +85,10 @@ def _sampled(seed, batch, prompts, training):
         "the mode when scoring": "eval()",
         "the return value": "a dict",
         "the entries of the result": sorted([*batch, "teacher_logits"]),
+        "the kind of teacher_logits": "a tensor",
         "gradients of teacher_logits": "off",
-        "teacher_logits in training": "usable",
-        "teacher_logits": policies.base_logits(seed, batch),
+        "inference mode when scoring": "off",
+        "teacher_logits": policies.base_logits(seed, batch) * batch["attention_mask"][..., None],
         "the entries that sample gave": "unchanged",
     } | policies.unchanged(training)
 
@@ -101,7 +101,7 @@ def steps(distill_step):
     for name, weight, stale in (
         ("with its default weight", None, False),
         ("with a weight of 0.25", 0.25, False),
-        ("for a model with leftover gradients", 2.0, True),
+        ("for a model in eval() with leftover gradients", 2.0, True),
     ):
         batch, task = policies.batch(rng, "right"), torch.randint(2, 20, (2, 5), generator=rng)
         cases[name] = seed, batch, task, weight, stale
@@ -109,7 +109,7 @@ def steps(distill_step):
 
 
 def _stepped(seed, batch, task, weight, stale):
-    model = probes.learner(seed).double()
+    model = probes.learner(seed, training=not stale).double()
     with torch.enable_grad():
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         of_task = probes.task_loss_of(model, task)
@@ -124,11 +124,14 @@ def _stepped(seed, batch, task, weight, stale):
     return {
         "the number of calls of sample": 1,
         "the number of calls of task_loss": 1,
+        "the argument of task_loss": "the model",
         "the number of calls of optimizer.step": 1,
         "the return value": "a dict",
+        "the mode of passes with gradients": probes.MODES[not stale],
         '["task"] of the result': of_task.item(),
         '["kl"] of the result': far.item(),
         "the change of the weights": moved / moved.norm().clamp(min=1.0),
+        "the mode afterwards": probes.MODES[not stale],
     }
 
 
@@ -150,8 +153,8 @@ def _drifted(seed, batch, training):
     mask = batch["labels"][:, 1:] != policies.IGNORED
     teacher = policies.base_logits(seed, batch)
     far = _distance(logits[:, :-1], teacher[:, :-1], mask)["the KL"].item()
-    facts = {"the return value": "a float", "the number of a second call": "the same"}
-    return facts | {"the KL": far} | policies.unchanged(training)
+    facts = {"the return value": "a float"} | policies.unchanged(training)
+    return facts | {"the result of a second call": "the same", "the KL": far}
 
 
 @exercise("9.5", points=4)

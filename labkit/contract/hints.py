@@ -10,7 +10,7 @@ SHORT |= {"F": "torch.nn.functional as F", "nn": "torch.nn as nn", "tqdm": "tqdm
 TURN = "is a transpose (.T) missing, or is there one too many?"
 SEVERAL = "this tensor has several elements: sum them, pick one, or loop over them"
 GRAD = "change it in place, under torch.no_grad()"
-PARAMETERS = "the call and your def line have different parameters; keep the ones given in the cell"
+PARAMETERS = "the call doesn't fit the def line; keep the parameters given in the cell"
 ENTRIES = "check the two shapes (* and + work element by element; @ is the matrix product)"
 HINTS = {  # part of an exception's text: a likely cause
     "shapes cannot be multiplied": TURN,
@@ -23,7 +23,8 @@ HINTS = {  # part of an exception's text: a likely cause
     "return_types": "max and min over an axis return a pair: take .values, or use amax and amin",
     "'torch.Size'": "a shape has several sizes; numel() is their product",
     "is ambiguous": "`if`, `and`, `or` and `max` need one truth value, but this array has many",
-    "shape of the mask": "a uint8 index is used as a mask: convert it with .long()",
+    "shape of the mask": "slice the mask like the tensor that it selects from (a uint8 index "
+    "also counts as a mask: convert it with .long())",
     "leaf Variable that requires grad": "change it under torch.no_grad()",
     "non-leaf Tensor": GRAD,
     "as parameter 'weight'": GRAD,

@@ -163,6 +163,8 @@ def to_notebook(text: str, name: str, project: dict) -> str:
     cells = jupytext.reads(text, fmt="py:percent").cells
     if not cells or cells[0].cell_type != "markdown" or not cells[0].source.startswith("# "):
         raise BuildError("line 1: the first cell must be markdown and begin with the title, '# …'")
+    if lost := [title for cell in cells if (title := cell.metadata.get("title"))]:
+        raise BuildError(f"begin the text on the line after `# %% [markdown]`: {lost[0]}")
     title, _, rest = cells[0].source.partition("\n")
     cells[0].source = "\n\n".join(part for part in (title, badge(name, project), rest) if part)
     cells.insert(1, nbformat.v4.new_code_cell(bootstrap(project)))

@@ -1,4 +1,4 @@
-"""Chart types shared by all labs' figures: bars, stacks, curves, dots, heatmap.
+"""Chart types shared by all labs' figures: bars, stacks, curves, dots.
 
 Each function draws into axes from `titled`. A color represents a role (`labkit.plots.ROLES`). A
 value is a number, or `(number, low, high)` with the ends of its 95% interval.
@@ -14,21 +14,15 @@ from matplotlib.ticker import MaxNLocator
 
 from labkit.figures.guess import Guess
 from labkit.plots import (
+    BESIDE,
     INK,
-    PAPER,
     PARTS,
     ROLES,
     VARIANTS,
     figure,
     headed,
-    likely,
-    smooth,
-    traced,
-    weight_for,
 )
 
-STEP = "step (faint: each step's loss, solid: running mean)"
-FEW = 20  # steps; a shorter run is drawn without a running mean
 Value = float | tuple[float, float, float]
 
 
@@ -46,22 +40,19 @@ def look(role: str) -> dict[str, str | None]:
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean of at least two values with the ends of its 95% t-interval: (mean, low, high)."""
-    n = len(values)
-    return t_interval(np.mean(values), np.std(values, ddof=1) / np.sqrt(n), n)
-
-
-def t_interval(mean: float, error: float, n: int) -> tuple[float, float, float]:
-    """The 95% t-interval of a mean of n values with a standard error: (mean, low, high)."""
     from scipy.special import stdtrit  # here: installed by "jupyter" and on Colab, not by labkit
 
-    half = stdtrit(n - 1, 0.975) * error
+    n, mean = len(values), np.mean(values)
+    half = stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n)
     return mean, mean - half, mean + half
 
 
-def wilson(count: float, n: int) -> tuple[float, float, float]:
-    """A count out of `n`, with the ends of Wilson's 95% interval."""
-    low, high = likely(count / n, n)
-    return count, n * low, n * high
+def wilson(count: float, n: int, z: float = 1.96) -> tuple[float, float, float]:
+    """A count out of `n`, with the ends of Wilson's 95% interval; also valid at 0 of n."""
+    share, far = count / n, z**2 / n
+    half = np.sqrt(far * (share * (1 - share) + far / 4))
+    low, high = ((share + far / 2 + side * half) / (1 + far) for side in (-1, 1))
+    return count, n * min(low, share), n * max(high, share)  # at n of n, rounding ends below 1
 
 
 def pm(values: Sequence[float], digits: int = 3) -> str:
@@ -79,16 +70,16 @@ def bars(
     top: float = 0,
     guess: Guess | None = None,
 ) -> None:
-    """Draw a bar per label, with its value above; `ylabel` says that lines are 95% intervals.
+    """Draw a bar per label, with its value; `ylabel` says that lines are 95% intervals.
 
     roles: {label: role}, by default "LoRA". top: the axis reaches at least this far.
     """
     for x, (label, value) in enumerate(values.items()):
         height, low, high = _ends(value)
-        ax.bar(x, height, 0.55, **look((roles or {}).get(label, "LoRA")))
+        ax.bar(x, height, min(0.55, 0.2 * len(values)), **look((roles or {}).get(label, "LoRA")))
         if high > low:
-            ax.errorbar(x, height, [[height - low], [high - height]], color=INK, capsize=4, lw=1.2)
-        _above(ax, x, high, text.format(height))
+            ax.errorbar(x, height, [[height - low], [high - height]], color=INK, lw=1.2)
+        _above(ax, x, height, text.format(height), ha="right" if high > low else "center")
         top = max(top, 1.15 * high)
     _upright(ax, list(values), ylabel, top, guess)
 
@@ -114,21 +105,26 @@ def stacks(
     text: str = "{:.3g}",
     guess: Guess | None = None,
 ) -> None:
-    """Draw a stacked bar per row {category: value} with its total above, and a legend.
+    """Draw a stacked bar per row {category: value} with its total above.
 
-    Colors follow the order of the first row's categories; invisibly small categories are omitted.
+    Each category is named beside the bar where it is largest. Colors follow the order of the first
+    row's categories; invisibly small categories are omitted.
     """
     x, floor = np.arange(len(rows)), np.zeros(len(rows))
-    largest = max(sum(row.values()) for row in rows.values())
+    largest, names = max(sum(row.values()) for row in rows.values()), {}  # {bar: [(name, y)]}
     for category, color in zip(next(iter(rows.values())), PARTS, strict=False):
         heights = np.array([row.get(category, 0) for row in rows.values()])
         if heights.max() > 0.003 * largest:
-            how = {"color": color, "edgecolor": "white", "label": category}
-            ax.bar(x, heights, 0.55, bottom=floor, **how)
+            ax.bar(x, heights, 0.5, bottom=floor, color=color, edgecolor="white", lw=0.4)
+            at = int(heights.argmax())
+            names.setdefault(at, []).append((category, floor[at] + heights[at] / 2))
         floor += heights
+    for at, named in names.items():
+        places = spread([y for _, y in named], 0.07 * largest, largest)
+        for (category, _), y in zip(named, places, strict=True):
+            ax.text(at + 0.28, y, category, va="center", color=INK, fontsize=9)
     for place, total in zip(x, floor, strict=True):
         _above(ax, place, total, text.format(total))
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), reverse=True)  # in the order of the stack
     _upright(ax, list(rows), ylabel, 1.15 * largest, guess)
 
 
@@ -137,16 +133,18 @@ def _ends(value):
     return np.broadcast_to(np.asarray(value, dtype=float), 3)
 
 
-def _above(ax, x, y, text, points=4):
-    how = {"textcoords": "offset points", "ha": "center", "color": INK, "bbox": PAPER}
-    ax.annotate(text, (x, y), (0, points), **how)
+def _above(ax, x, y, text, ha="center", points=3):
+    """Write `text` above (x, y), to the left of an interval if `ha` is "right"."""
+    how = {"textcoords": "offset points", "ha": ha, "color": INK}
+    ax.annotate(text, (x, y), (-4 if ha == "right" else 0, points), **how)
 
 
 def _upright(ax, labels, ylabel, top, guess):
-    """Set up the axes of bars: start at 0, and leave room for a guess's label on the right."""
+    """Set up the axes of bars: from 0, the unit on top, room for a guess's label on the right."""
     guessed = guess is not None and guess.value is not None
     ax.set_xticks(range(len(labels)), labels)
-    ax.set(ylabel=ylabel, ylim=(0, top), xlim=(-0.5, len(labels) - (-0.1 if guessed else 0.5)))
+    ax.set_title(ylabel, fontsize=9.5, weight="normal", color=INK)
+    ax.set(ylim=(0, top), xlim=(-0.5, len(labels) - (-0.1 if guessed else 0.5)))
     ax.grid(axis="x", visible=False)
     if guessed:
         guess.draw(ax)
@@ -158,8 +156,9 @@ def curves(
     ylabel: str,
     top: float | None = None,
     colors: Sequence[str] = VARIANTS,
+    bold: bool = True,
 ) -> None:
-    """Plot losses by step, labeled at their ends; the last run is bold, earlier runs are thin.
+    """Plot losses by step, labeled at their ends; with `bold`, the last run stands out.
 
     The axis ends at the largest value or at `top` (default: 3 times the smallest first loss), so a
     diverging run does not flatten the others.
@@ -167,29 +166,20 @@ def curves(
     top = top or 3 * np.nanmin([losses[0] for losses in runs.values()])
     top = min(top, 1.05 * max(map(np.nanmax, runs.values())))
     right = max(2, *(len(losses) for losses in runs.values()))
-    for i, (label, losses) in enumerate(runs.items()):
-        new = label == list(runs)[-1]
-        width = {"lw": 2.6, "zorder": 3} if new else {"lw": 1.6}
-        traced(ax, losses, colors[i % len(colors)], _weight(losses), **width)
     heights = spread([min(final(losses), top) for losses in runs.values()], 0.08 * top, top)
-    for i, (label, height) in enumerate(zip(runs, heights, strict=True)):
-        how = {"color": colors[i % len(colors)], "va": "center", "annotation_clip": False}
-        weight = "bold" if label == list(runs)[-1] else None
-        end = final(runs[label])
-        text = f"{label}: {end:.2f}" if end < np.inf else f"{label}: diverged"
-        ax.annotate(text, (right, height), (6, 0), textcoords="offset points", weight=weight, **how)
-    ax.set(xlim=(1, right), ylim=(0, top), xlabel=STEP if right > FEW else "step", ylabel=ylabel)
+    for i, ((label, losses), height) in enumerate(zip(runs.items(), heights, strict=True)):
+        new, color = bold and i == len(runs) - 1, colors[i % len(colors)]
+        ax.plot(range(1, len(losses) + 1), losses, color=color, lw=2.8 if new else 2)
+        text = f"{label}: {final(losses):.2f}" if final(losses) < np.inf else f"{label}: diverged"
+        weight = "bold" if new else None
+        ax.annotate(text, (right, height), (6, 0), color=color, weight=weight, **BESIDE)
+    ax.set(xlim=(1, right), ylim=(0, top), xlabel="step", ylabel=ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def final(losses: Sequence[float]) -> float:
-    """The running mean at the last step; infinite if the last loss is infinite or NaN."""
-    ended = np.isfinite(losses[-1])
-    return float(smooth(losses, _weight(losses))[-1]) if ended else float("inf")
-
-
-def _weight(losses):
-    return weight_for(len(losses)) if len(losses) > FEW else 0.0
+    """The last loss; infinite if it is NaN."""
+    return float(losses[-1]) if np.isfinite(losses[-1]) else float("inf")
 
 
 def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
@@ -211,34 +201,24 @@ def dots(
     xlabel: str,
     roles: dict[str, str] | None = None,
     text: str = "{:.2g}",
+    others: dict[str, Sequence[float]] | None = None,
 ) -> None:
-    """Draw a point per row with its 95% interval and its value above; the first row is on top."""
+    """Draw a point per row with its 95% interval, with its value; the first row is on top.
+
+    roles: {label: role or color}. others: {label: values of other runs}, drawn as rings; `xlabel`
+    says so.
+    """
     for y, (label, value) in enumerate(values.items()):
         center, low, high = _ends(value)
-        color = ROLES[(roles or {}).get(label, "LoRA")]
+        role, rest = (roles or {}).get(label, "LoRA"), list((others or {}).get(label, ()))
+        color = ROLES.get(role, role)
         ends = [[center - low], [high - center]] if high > low else None
-        ax.errorbar(center, y, xerr=ends, capsize=4, fmt="o", ms=8, color=color)
-        _above(ax, center, y, text.format(center), 8)
+        ax.errorbar(center, y, xerr=ends, fmt="o", ms=8, color=color)
+        ax.plot(rest, [y] * len(rest), "o", ms=5, mfc="none", mec="#777777", zorder=5)
+        if rest:
+            _above(ax, center, y, text.format(center), points=7)
+        else:
+            ax.annotate(text.format(center), (max(center, high), y), (8, 0), color=INK, **BESIDE)
     ax.set_yticks(range(len(values)), list(values))
-    ax.set(xlabel=xlabel, ylim=(len(values) - 0.5, -0.6))
-    ax.margins(x=0.1)
-
-
-def heatmap(
-    ax: Axes,
-    matrix: np.ndarray,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    label: str,
-    text: str = "{:.2g}",
-) -> None:
-    """Draw a matrix (len(rows), len(columns)) with its numbers; `label` names their unit."""
-    matrix = np.asarray(matrix)
-    image = ax.imshow(matrix, cmap="Blues", aspect="auto")
-    for (i, j), value in np.ndenumerate(matrix):
-        color = "white" if image.norm(value) > 0.6 else INK
-        ax.text(j, i, text.format(value), ha="center", va="center", color=color)
-    ax.set_xticks(range(len(columns)), columns)
-    ax.set_yticks(range(len(rows)), rows)
-    ax.grid(visible=False)
-    ax.figure.colorbar(image, ax=ax, label=label)
+    ax.set(xlabel=xlabel, ylim=(len(values) - 0.5, -0.5))
+    ax.margins(x=0.12)

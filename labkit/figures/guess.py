@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from matplotlib.transforms import offset_copy
-
 from labkit.plots import INK, PAPER
 
 if TYPE_CHECKING:
@@ -54,13 +52,12 @@ class Guess:
             ends = (min(low, below), max(high, value + room / 8))
             put(*(10**end if log else end for end in ends))
         text = f"your guess: {as_text(self.value)}" + ("" if inside else ", off the chart")
-        style = {"color": INK, "fontsize": 9, "clip_on": True, "bbox": PAPER | {"alpha": 0.8}}
+        style = {"color": INK, "fontsize": 9, "bbox": PAPER | {"alpha": 0.8}}
         if axis == "y":
-            side = {"va": "top" if where == high else "bottom", "ha": "right"}
+            side = {"va": "top" if where == high else "bottom", "ha": "right", "clip_on": True}
             return ax.text(0.99, place, text, transform=ax.get_yaxis_transform(), **side, **style)
-        side = {"va": "top", "ha": "right", "rotation": 90}
-        shifted = offset_copy(ax.get_xaxis_transform(), ax.figure, x=-3, units="points")
-        return ax.text(place, 0.99, text, transform=shifted, **side, **style)
+        side = {"va": "bottom", "ha": "center"}
+        return ax.text(place, 1, text, transform=ax.get_xaxis_transform(), **side, **style)
 
 
 def noted(question: str, given: object) -> Guess:

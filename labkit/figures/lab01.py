@@ -10,11 +10,13 @@ import torch
 from matplotlib import cbook
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import counted, dots, titled
-from labkit.figures.guess import Guess
-from labkit.plots import INK, PAPER, ROLES
+from labkit.figures.forms import dots, titled
+from labkit.figures.forms import spread as spread_out
+from labkit.figures.guess import Guess, as_text
+from labkit.plots import BESIDE, INK, PAPER, ROLES
 
-SERIES = {"weights": ("base", "o"), "random": ("base", "_"), "update": ("full", "s")}
+SERIES = {"weights": ("base", "o"), "random": (INK, "_"), "update": ("full", "s")}
+SERIES["rank 8"] = ("LoRA", "_")
 
 
 def photograph() -> torch.Tensor:
@@ -31,14 +33,15 @@ def rank_grid(pictures: dict[int, torch.Tensor], errors: dict[int, float]) -> Fi
         title = f"At rank {good} and above, the error is below a tenth"
     fig, axes = titled(title, -(-len(pictures) // 2), width=9.5, height=6.0, n_rows=2)
     for ax, r in zip(axes.flat, pictures, strict=False):
-        _picture(ax, pictures[r], f"r = {r} · error {errors[r]:.1%}")
+        _picture(ax, pictures[r], f"r = {r} · error {errors[r]:.0%}")
     return fig
 
 
-def one_picture(picture: torch.Tensor, title: str) -> Figure:
-    """One gray picture under its title."""
-    fig, ax = titled("", width=3.4, height=4.0)
-    _picture(ax, picture, title)
+def beside(picture: torch.Tensor, original: torch.Tensor, title: str) -> Figure:
+    """One gray picture under its title, next to the original."""
+    fig, (left, right) = titled("", 2, width=6.8, height=4.0)
+    _picture(left, picture, title)
+    _picture(right, original, "original")
     return fig
 
 
@@ -86,67 +89,72 @@ def median(kinds: dict[str, list[float]]) -> float:
 def energy_ranks(spread: dict[str, dict[str, list[float]]], guess: Guess) -> Figure:
     """Directions that have 90% of the energy, in %: {"weights", "random", …: {kind: percents}}.
 
-    One dot per block; a random matrix is a dash. The guess is for the last series' median.
+    One dot per block; "random" and "rank 8" are dashes. The guess is for the last series' median.
     """
     last = "update" if "update" in spread else "weights"
     what = {"weights": "weight matrix", "update": "update"}[last]
     title = f"A typical {what} needs {median(spread[last]):.0f}% of its directions"
-    fig, ax = titled(f"{title} for nine tenths of its energy", height=3.6)
-    for name, kinds in spread.items():
+    fig, ax = titled(title, height=3.6)
+    ends = spread_out([median({"": list(kinds.values())[-1]}) for kinds in spread.values()], 6, 100)
+    for (name, kinds), end in zip(spread.items(), ends, strict=True):
         role, marker = SERIES[name]
         for x, shares in enumerate(kinds.values()):
             places = x + (np.linspace(-0.25, 0.25, len(shares)) if len(shares) > 1 else np.zeros(1))
-            size, color = 420 if marker == "_" else 18, ROLES[role]
-            label = {"random": "a random matrix"}.get(name, name) if x == 0 else None
-            ax.scatter(places, shares, size, color, marker, label=label)
+            ax.scatter(places, shares, 420 if marker == "_" else 18, ROLES.get(role, role), marker)
+        name = {"random": "random matrix"}.get(name, name)
+        ax.annotate(name, (len(kinds) - 0.6, end), (4, 0), color=ROLES.get(role, role), **BESIDE)
     ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
-    ax.set(ylabel="% of the directions", ylim=(0, 100), xlim=(-0.6, len(kinds) - 0.4))
+    ax.set(ylim=(0, 100), xlim=(-0.6, len(kinds) - 0.4))
+    ax.set_ylabel("% of the directions\nwith 90% of the energy")
     ax.set_xlabel("kind of matrix (one dot per block, first block on the left)")
     ax.grid(axis="x", visible=False)
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=0.7)
     guess.draw(ax)
     return fig
 
 
 def cuts(
-    energy: dict[int, float], right: dict[int, int], full: int, n: int, guess: Guess
+    energy: dict[int, float],
+    right: dict[int, int],
+    full: int,
+    runs: pd.DataFrame,
+    guess: Guess,
+    lora: int | None = None,
 ) -> Figure:
-    """Energy (share) and right answers of `n` that remain after a cut to each rank.
+    """Energy (share) and right answers after a cut to each rank, in % of the whole update's.
 
-    full: right answers of the uncut update. guess: the answers at rank 8.
+    full: right answers of the uncut update; lora: those of rank-8 LoRA. runs: measured/svd.csv, for
+    the seeds drawn as rings. guess: the answers at rank 8.
     """
-    ranks = sorted(energy)
-    best = right.get(8, right[ranks[-1]])
-    kept = 8 if 8 in right else ranks[-1]
-    title = f"After a cut to rank {kept}, the model keeps {_share(best, full)} of its right answers"
-    fig, (left, axis) = titled(title, 2)
-    places = range(len(ranks))
-    left.bar(places, [100 * energy[r] for r in ranks], 0.55, color=ROLES["full"])
-    left.set(ylabel="energy kept (%)", ylim=(0, 105))
-    counts = {f"{r}": right[r] for r in ranks}
-    counted(axis, counts, n, roles=dict.fromkeys(counts, "full"), top=1.05 * full)
-    axis.axhline(full, color=INK, ls=":", lw=1.5)
-    axis.text(-0.45, full, "the whole update", va="bottom", color=INK, fontsize=9)
-    guess.draw(axis)
-    for ax in (left, axis):
-        ax.set_xticks(places, ranks)
-        ax.set_xlabel("rank of the cut")
-        ax.grid(axis="x", visible=False)
-    return fig
-
-
-def _share(part, whole):
-    share = part / whole if whole else 1.0
-    return "none" if share == 0 else "all" if share >= 1 else "most" if share > 0.5 else "few"
-
-
-def right_answers(right: dict[str, int], n: int) -> Figure:
-    """Right answers of `n` by model, with 95% intervals: base, full, its cut, LoRA."""
-    *_, cut, lora = right
-    beats = "beats" if right[lora] > right[cut] else "doesn't beat"
-    fig, ax = titled(f"At the same rank, LoRA {beats} the truncated update")
-    roles = dict(zip(right, ("base", "full", "full", "LoRA"), strict=True))
-    counted(ax, right, n, roles=roles)
+    ranks, kept, scale = sorted(energy), 8 if 8 in right else max(right), 100 / max(full, 1)
+    share = "a smaller" if scale * right[kept] < 100 * energy[kept] else "no smaller"
+    title = f"A cut to rank {kept} keeps {share} share of the answers than of the energy"
+    if lora is not None:
+        beats = "beats" if lora > right[kept] else "doesn't beat"
+        title = f"At rank {kept}, LoRA {beats} the truncated update"
+    fig, ax = titled(title, height=3.6)
+    named = {"color": ROLES["full"], "bbox": PAPER, **BESIDE}
+    for name, values, how, y in (
+        ("energy", [100 * energy[r] for r in ranks], {"ls": "--", "mfc": "white"}, -9),
+        ("right answers", [scale * right[r] for r in ranks], {"ls": "-"}, 0),
+    ):
+        ax.plot(ranks, values, marker="o", color=ROLES["full"], **how)
+        ax.annotate(name, (ranks[-1], values[-1]), (8, y), **named)
+    counts = runs[runs.measure == "right"].pivot_table("value", "setting", "seed")
+    for setting, counted in (100 * counts / counts.loc["full"]).iterrows():
+        if setting.startswith("rank") or (setting == "LoRA" and lora is not None):
+            x = 8 if setting == "LoRA" else int(setting.removeprefix("rank "))
+            ax.plot([x] * len(counted), counted, "o", ms=4, mfc="white", mec="#777777", zorder=3)
+    if lora is not None:
+        ax.plot(8, scale * lora, "*", ms=15, color=ROLES["LoRA"], zorder=4)
+        ax.annotate("LoRA of rank 8", (8, scale * lora), (-12, 0), ha="right", **BESIDE)
+    elif guess.value is not None:
+        place = (kept, scale * guess.value)
+        ax.plot(*place, "x", ms=9, mew=2, color=INK, clip_on=False)
+        ax.annotate(f"your guess: {as_text(guess.value)}", place, (8, 0), fontsize=9, **BESIDE)
+    ax.axhline(100, color=INK, ls=":", lw=1.2)
+    ax.set(xscale="log", ylim=(-3, None), xlabel="rank of the cut (ring: another seed)")
+    ax.set(ylabel="% of the whole update's", xticks=ranks, xticklabels=ranks)
+    ax.minorticks_off()
     return fig
 
 
@@ -164,33 +172,41 @@ def overlap(
     """
     lora, full = 100 * np.median(shares), 100 * np.median(own)
     measured = 100 * runs[runs.study == "overlap"].groupby("measure").value.mean()
-    fig, ax = titled(f"{lora:.0f}% of LoRA's energy is in full fine-tuning's main directions")
+    times = lora / (100 * np.median(chance))
+    title = f"LoRA shares full fine-tuning's main directions: {times:.0f} times chance"
+    fig, ax = titled(title)
     values = {
-        "the full update itself": (full, *(100 * np.quantile(own, [0.25, 0.75]))),
-        "LoRA": (lora, *(100 * np.quantile(shares, [0.25, 0.75]))),
+        "highest possible\n(the full update)": full,
+        "LoRA": lora,
         "LoRA,\nother batches": measured["LoRA in full, other seed"],
         "full fine-tuning,\nother batches": measured["full in full, other seed"],
         "chance": 100 * np.median(chance),
     }
-    roles = dict.fromkeys(["the full update itself", "full fine-tuning,\nother batches"], "full")
+    roles = dict.fromkeys(
+        ["highest possible\n(the full update)", "full fine-tuning,\nother batches"], "full"
+    )
     roles["chance"] = "base"
-    dots(ax, values, "% of energy (line: middle half of matrices)", roles, "{:.0f}")
+    dots(ax, values, "% of its energy in these 8 directions (median matrix)", roles, "{:.2g}")
     ax.set_xlim(0, 100)
     guess.draw(ax, "x")
     return fig
 
 
-def intrinsic(accuracies: dict[int, float], full: float) -> Figure:
-    """Accuracy against the dimension of the subspace; full: with every parameter trained."""
+def intrinsic(accuracies: dict[int, float], full: float, n_params: int) -> Figure:
+    """Accuracy against the dimension of the subspace; full: with all `n_params` trained."""
     enough = [d for d, accuracy in accuracies.items() if accuracy >= 0.9 * full]
     best = f"{enough[0]} numbers reach" if enough else "No subspace here reaches"
     fig, ax = titled(f"{best} nine tenths of full training's accuracy")
-    ax.plot(list(accuracies), list(accuracies.values()), color=ROLES["LoRA"], marker="o", ms=5)
-    ax.axhline(full, color=ROLES["full"])
-    ax.text(1, full, "all parameters trained", va="bottom", color=INK, fontsize=9)
-    ax.axhline(0.1, color=INK, ls=":", lw=1.2)
-    ax.text(60, 0.09, "guessing among ten intents", va="top", color=INK, fontsize=9)
-    ax.set(xscale="log", xlabel="dimension d of the subspace", ylabel="accuracy", ylim=(0, 1.05))
-    ax.set_xticks(list(accuracies), [str(d) for d in accuracies])
+    dims, shares = list(accuracies), [100 * accuracy for accuracy in accuracies.values()]
+    ax.plot(dims, shares, color=ROLES["LoRA"], marker="o", ms=5)
+    ax.plot(n_params, 100 * full, "o", ms=8, color=ROLES["full"])
+    ax.annotate(f"all {n_params:,}", (n_params, 100 * full), (-10, 0), ha="right", **BESIDE)
+    for y, text in ((90 * full, "nine tenths"), (10, "guessing among ten intents")):
+        ax.axhline(y, color=INK, ls=":", lw=1.2)
+        ax.text(2 * n_params, y - 1, text, ha="right", va="top", color=INK, fontsize=9)
+    ax.set(xscale="log", xlim=(0.8, 2 * n_params), ylim=(0, 105), ylabel="accuracy (%)")
+    ax.set_xlabel("numbers trained, d")
+    ticks = [1, 10, 100, 1000, 10000]
+    ax.set_xticks(ticks, [f"{d:,}" for d in ticks])
     ax.minorticks_off()
     return fig

@@ -21,18 +21,22 @@ def low_rank(d_out: int, d_in: int, r: int) -> Figure:
     """W, B and A as boxes drawn to scale, with their shapes and sizes."""
     share = r * (d_out + d_in) / (d_out * d_in)
     fig, ax = titled(f"B and A together have {share:.1%} as many parameters as W")
-    gap = 0.32 * max(d_in, d_out)
+    gap = 0.4 * max(d_in, d_out)
     left = d_in + gap
     _box(ax, 0, 0, d_in, d_out, "base")
     _box(ax, left, 0, r, d_out, "LoRA")
-    _box(ax, left + 2.2 * r, d_out - r, d_in, r, "LoRA")
-    centered = {"ha": "center", "va": "center", "color": INK}
+    across = left + 3 * r
+    _box(ax, across, d_out + 2 * r, d_in, r, "LoRA")
+    how = {"fill": False, "ls": "--", "edgecolor": ROLES["LoRA"]}
+    ax.add_patch(Rectangle((across, 0), d_in, d_out, **how))
+    centered, middle = {"ha": "center", "va": "center", "color": INK}, across + d_in / 2
     ax.text(d_in / 2, d_out / 2, f"W\n{d_out} × {d_in}\n{d_out * d_in:,} frozen", **centered)
-    ax.text(d_in + gap / 2, d_out / 2, "+ (α/r) ·", fontsize=13, **centered)
-    ax.text(left + 1.6 * r, d_out / 2, f"B\n{d_out} × {r}\n{d_out * r:,} train", va="center")
-    text = f"A\n{r} × {d_in}\n{r * d_in:,} train"
-    ax.text(left + 2.2 * r + d_in / 2, d_out - 1.4 * r, text, ha="center", va="top")
-    ax.set(xlim=(-10, left + 3 * r + d_in), ylim=(-10, d_out + 10), aspect="equal")
+    ax.text(d_in + 0.45 * gap, d_out / 2, "+ (α/r) ·", fontsize=12, **centered)
+    ax.text(middle, d_out / 2, f"BA\n{d_out} × {d_in}\nnever stored", **centered)
+    named = {"ha": "center", "color": ROLES["LoRA"]}
+    ax.text(left, -2 * r, f"B: {d_out} × {r}\n{d_out * r:,} train", va="top", **named)
+    ax.text(middle, d_out + 4 * r, f"A: {r} × {d_in}, {r * d_in:,} train", va="bottom", **named)
+    ax.set(xlim=(-10, across + d_in + 10), ylim=(-0.2 * d_out, 1.2 * d_out), aspect="equal")
     ax.axis("off")
     return fig
 
@@ -41,15 +45,28 @@ def _box(ax: Axes, x, y, width, height, role):
     ax.add_patch(Rectangle((x, y), width, height, facecolor=ROLES[role]))
 
 
+STARTS = {"B = 0": ROLES["LoRA"], "A = 0": VARIANTS[1], "both random": ROLES["mistake"]}
+
+
 def first_losses(runs: dict[str, Sequence[float]]) -> Figure:
-    """Loss curves of the learner's initializations: {start: losses in nats}, newest last."""
-    ends = {label: final(losses) for label, losses in runs.items()}
-    best = [label for label, end in ends.items() if end <= 1.1 * min(ends.values())]
-    title = f"{' and '.join(best)} {'ends' if len(best) == 1 else 'end'} with the lowest loss"
-    if len(runs) == 1:
-        title = _what_happened(*runs, *runs.values())
-    fig, ax = titled(title)
-    curves(ax, runs, LOSS)
+    """Loss curves of the learner's initializations: {"B = 0, rate 0.01": losses}, newest last.
+
+    A color per start; at other rates than the first, dashed.
+    """
+    starts, rates = zip(*(label.split(", ") for label in runs), strict=True)
+    fast = [label for label, losses in runs.items() if max(losses[1:3]) < losses[0]]
+    title = f"{len(fast)} of {len(runs)} settings learn right away"
+    if len(fast) == 1:
+        title = f"Only {fast[0]} learns right away"
+    if len(runs) == 1 or not fast:
+        label, losses = list(runs.items())[-1]
+        title = _what_happened(label, losses)
+    fig, ax = titled(title if len(set(rates)) > 1 else title.replace(f", {rates[0]}", ""))
+    named = runs if len(set(rates)) > 1 else dict(zip(starts, runs.values(), strict=True))
+    colors = [STARTS.get(start, "#888888") for start in starts]
+    curves(ax, named, LOSS, top=20, colors=colors, bold=False)
+    for line, rate in zip(ax.lines, rates, strict=True):
+        line.set_linestyle("-" if rate == rates[0] else "--")
     return fig
 
 
@@ -76,9 +93,9 @@ def turned(runs: dict[str, Sequence[float]]) -> Figure:
     fig, ax = titled(title)
     alphas = list(dict.fromkeys(map(_alpha, runs)))  # a color each
     colors = [VARIANTS[alphas.index(_alpha(label)) % len(VARIANTS)] for label in runs]
-    curves(ax, runs, LOSS, colors=colors)
+    curves(ax, runs, LOSS, colors=colors, bold=False)
     first = _rank(next(iter(runs)))
-    for line, label in zip(ax.lines[1::2], runs, strict=True):  # the running means
+    for line, label in zip(ax.lines, runs, strict=True):
         line.set_linestyle("-" if _rank(label) == first else "--")
     return fig
 
@@ -92,19 +109,23 @@ def _alpha(label):
 
 
 def right_answers(counts: dict[str, tuple[int, int]], n: int, guess: Guess) -> Figure:
-    """Answers of `n` that are exactly right, and those with the right intent, with intervals.
+    """Answers of `n` that are exactly right, and those with the right intent (pale bars).
 
     counts: {model: (exact, intent)}, the trained one last. guess: its exact answers.
     """
-    *_, (exact, _) = counts.values()
-    title = f"After training, {exact / n:.0%} of the answers match word for word"
-    fig, axes = titled(title, n_columns=2, sharey=True)
+    exact, intent = counts[list(counts)[-1]]
+    title = f"{exact} of {n} answers match word for word"
+    if intent - exact > (n - exact) / 2:
+        title = "Most wrong answers still have the right intent"
+    fig, ax = titled(title)
     roles = dict.fromkeys(list(counts)[:-1], "base")
-    for k, ax in enumerate(axes):
-        some = {label: pair[k] for label, pair in counts.items()}
-        counted(ax, some, n, "answers", roles, 1.1 * n, guess if k == 0 else None)
-    axes[0].set(xlabel="word for word")
-    axes[1].set(xlabel="right intent", ylabel="")
+    for x, (label, (_, intent)) in enumerate(counts.items()):
+        ax.bar(x, intent, 0.55, facecolor=ROLES[roles.get(label, "LoRA")], alpha=0.3)
+        text = f"{intent} with\nright intent" if intent else ""
+        ax.text(x + 0.3, max(intent, 0.06 * n), text, va="center", fontsize=9, color=INK)
+    exact = {label: right for label, (right, _) in counts.items()}
+    counted(ax, exact, n, "answers that match", roles, 1.05 * n, guess)
+    ax.set_xlim(-0.5, len(counts) - 0.1)
     return fig
 
 
@@ -118,7 +139,9 @@ def memory(peaks: dict[str, dict[str, int]], guess: Guess) -> Figure:
     percent = f"{100 * lora / full:.0f}%"
     fig, ax = titled(f"At the same precision, LoRA's peak is {percent} of full fine-tuning's")
     in_gb = replace(guess, value=guess.value and guess.value * full / 100)
-    stacks(ax, rows, "GB at the peak of a step", "{:.2f}", in_gb)
+    stacks(ax, rows, "GB at the peak of a step (%: of full fine-tuning's)", "{:.2f}", in_gb)
+    for text, row in zip(ax.texts[-len(rows) - bool(guess.value) :], rows.values(), strict=False):
+        text.set_text(f"{text.get_text()}  ({100 * sum(row.values()) / full:.0f}%)")
     if guess.value is not None:
         text = ax.texts[-1].get_text()
         ax.texts[-1].set_text(text.replace(as_text(in_gb.value), f"{as_text(guess.value)}%"))

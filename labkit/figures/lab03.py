@@ -3,32 +3,37 @@
 from collections.abc import Sequence
 from html import escape
 
+import numpy as np
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import bars, counted, curves, titled
+from labkit.figures.forms import bars, counted, curves, look, stacks, titled
 from labkit.figures.guess import Guess
+from labkit.plots import ROLES, VARIANTS
 
 LOSS = "training loss (nats per token)"
 
 
-def rates(runs: dict[str, Sequence[float]], guess: Guess) -> Figure:
+def rates(runs: dict[float, Sequence[float]], guess: Guess) -> Figure:
     """Loss curves by learning rate: {rate: losses in nats}, newest last. guess: the first's end."""
-    lowest = runs[min(runs, key=float)]
-    named = {f"rate {rate}": losses for rate, losses in runs.items()}
-    still = lowest[-1] > 0.9 * lowest[0]
-    title = "At the lowest rate, the loss hardly falls" if still else "The loss falls at every rate"
-    fig, ax = titled(title)
-    curves(ax, named, LOSS)
+    slow = runs.get(2e-5, (1, 0))
+    title = "At TRL's default rate, the loss hardly falls"
+    fig, ax = titled(title if slow[-1] > 0.9 * slow[0] else "Training loss by learning rate")
+    names = [np.format_float_scientific(rate, trim="-", exp_digits=1) for rate in runs]
+    names = [name + " (TRL's default)" * (name == "2e-5") for name in names]
+    colors = [ROLES["mistake"] if rate == 2e-5 else VARIANTS[i % 5] for i, rate in enumerate(runs)]
+    curves(ax, dict(zip(names, runs.values(), strict=True)), LOSS, colors=colors, bold=False)
     guess.draw(ax)
     return fig
 
 
-def targets(runs: dict[str, Sequence[float]]) -> Figure:
-    """Loss curves by the layers that LoRA adapts: {targets: losses in nats}, newest last."""
-    best = min(runs, key=lambda name: sum(runs[name][-5:]))
-    fig, ax = titled(f"In this run, {best} ends with the lowest loss")
-    curves(ax, runs, LOSS)
+def targets(runs: dict[str, Sequence[float]], slow: Sequence[float] | None) -> Figure:
+    """Loss curves by the layers that LoRA adapts, {targets: losses in nats}; `slow` at 2e-5."""
+    best = min(runs, key=lambda name: sum(runs[name]))
+    title = "All linear layers learn faster than q and v alone"
+    fig, ax = titled(title if list(runs) == ["q, v", best] else f"{best} learns fastest")
+    gray = {"all-linear at 2e-5": slow} if slow else {}
+    curves(ax, gray | runs, LOSS, colors=["#999999"] * len(gray) + VARIANTS)
     return fig
 
 
@@ -43,38 +48,50 @@ def loss_tokens(tokens: Sequence[str], has_loss: Sequence[bool]) -> HTML:
     return HTML(f"<p><b>{share}</b></p><p style='font-family:monospace'>{''.join(spans)}</p>")
 
 
-def stops(counts: dict[str, int], losses: dict[str, Sequence[float]], n: int) -> Figure:
-    """Answers of `n` that don't stop, by labels, each with the last loss of its run in nats."""
-    named = {f"{name}\nfinal loss {losses[name][-1]:.2f}": count for name, count in counts.items()}
-    given, *_ = named
-    low, high = sorted(losses[name][-1] for name in counts)
-    alike = high < 1.5 * low
+def stops(counts: dict[str, int], last: dict[str, float], n: int) -> Figure:
+    """The last loss of each run, in nats, and how many of `n` answers don't stop, by labels."""
+    alike = max(last.values()) < 1.5 * min(last.values())
     title = "The loss doesn't show which model stops" if alike else "The labels decide what stops"
-    fig, ax = titled(title)
-    counted(ax, named, n, "answers that don't stop", roles={given: "mistake"}, top=n)
+    fig, (left, right) = titled(title, 2)
+    roles = {next(iter(counts)): "mistake"}
+    bars(left, last, "final training loss\n(nats per token)", roles, "{:.2f}")
+    counted(right, counts, n, "answers that don't stop", roles, top=1.1 * n)
+    return fig
+
+
+def damage(lost: dict[int, dict[str, int]], n: int) -> Figure:
+    """Rows of `n` that a cut damages, in %: {max_length: {what: rows}}, the worst damage first."""
+    rows = {f"{at} tokens": {k: 100 * x / n for k, x in row.items()} for at, row in lost.items()}
+    fig, ax = titled("Cut to 96 tokens, a tenth of the rows train on nothing")
+    stacks(ax, rows, f"damaged rows, % of {n}", "{:.0f}%")
+    for part, how in zip(ax.containers, (look("mistake"), {"facecolor": "#F3C6C6"}), strict=False):
+        for bar in part:
+            bar.set(**how)
     return fig
 
 
 def checkpointed(runs: dict[str, tuple[Sequence[float], float, Sequence[bool]]]) -> Figure:
-    """Activations and trained B by {way: (losses in nats, bytes at the peak, which B moved)}."""
+    """Activations, last loss and trained B of {way: (losses, bytes at the peak, which B moved)}."""
+    losses, peaks, moved = ({way: run[i] for way, run in runs.items()} for i in range(3))
     title = "Both checkpointed runs save memory"
-    title += (
-        "" if all(all(run[2]) for run in runs.values()) else ", but one doesn't train the blocks"
-    )
-    fig, (left, right) = titled(title, 2)
-    named = {f"{way}\nloss {run[0][0]:.2f}\nto {run[0][-1]:.2f}": run for way, run in runs.items()}
-    roles = {name: "mistake" for name in named if name.startswith("given")}
-    peaks = {k: peak / 1e6 for k, (_, peak, _) in named.items()}
-    bars(left, peaks, "activations (MB)", roles, "{:.0f}")
-    moved = {k: sum(which) for k, (_, _, which) in named.items()}
-    n = max(len(which) for _, _, which in runs.values())
-    bars(right, moved, f"trained B matrices (of {n})", roles)
+    title += "" if all(map(all, moved.values())) else ", but one doesn't train the blocks"
+    fig, axes = titled(title, 3)
+    first, *later = losses["plain"]
+    panels = {
+        "activations\n(MB)": {way: peak / 1e6 for way, peak in peaks.items()},
+        f"loss at step {1 + len(later)}\n({first:.2f} at step 1)": {k: losses[k][-1] for k in runs},
+        f"trained B matrices\n(of {len(moved['plain'])})": {k: sum(moved[k]) for k in runs},
+    }
+    for ax, (label, values) in zip(axes, panels.items(), strict=True):
+        bars(ax, values, label, {"plain": "base", "given": "mistake"})
+        ax.set_yticks([])
+        ax.spines["left"].set_visible(False)
     return fig
 
 
-def reloaded(counts: dict[str, int], n: int, guess: Guess) -> Figure:
-    """Right answers of `n` as trained, and as loaded with a mistake."""
-    *_, (wrong, count) = counts.items()
-    fig, ax = titled(f"Loaded this way, the model gets {count / n:.0%} of the answers right")
-    counted(ax, counts, n, roles={wrong: "mistake"}, guess=guess)
+def reloaded(trained: int, doubled: int, n: int, guess: Guess) -> Figure:
+    """Right answers of `n` of the trained model, and of one with the update counted twice."""
+    fig, ax = titled(f"With the update counted twice, {doubled} of {trained} right answers remain")
+    wrong = "merged,\nthen loaded again"
+    counted(ax, {"as trained": trained, wrong: doubled}, n, roles={wrong: "mistake"}, guess=guess)
     return fig

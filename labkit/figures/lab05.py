@@ -4,137 +4,145 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import bars, dots, heatmap, mean_interval, t_interval, titled, wilson
+from labkit.figures.forms import bars, spread, titled
 from labkit.figures.guess import Guess
 from labkit.measured import tables
-from labkit.plots import INK, VARIANTS
+from labkit.plots import BESIDE, INK, ROLES, VARIANTS
 
 HELD_OUT = "held-out loss (nats per token)"
+RULES = ("alpha = 2r", "alpha = 32", "alpha = 128", "rsLoRA, alpha = 32")
+COLORS = dict(zip(RULES, VARIANTS, strict=False))
 
 
 def rules(ranks: Sequence[int], losses: dict[str, Sequence[float]]) -> Figure:
     """Held-out loss against rank, one line per rule for alpha: {rule: losses}."""
-    fig, ax = titled(
-        f"With {next(iter(losses))}, rank seems to matter; with a fixed alpha, it doesn't"
-    )
-    for (rule, values), color in zip(losses.items(), VARIANTS, strict=False):
+    fig, ax = titled("With alpha = 2r, rank seems to matter; with a fixed alpha, it doesn't")
+    for rule, values in losses.items():
+        color = COLORS.get(rule, INK)
         ax.plot(ranks, values, "o-", color=color)
-        how = {"textcoords": "offset points", "color": color, "va": "bottom"}
-        ax.annotate(rule, (ranks[0], values[0]), (8, 4), **how)
-    _ranks(ax, ranks)
-    ax.set(ylabel=HELD_OUT, ylim=(0, 1.1 * max(map(max, losses.values()))))
+        ax.annotate(rule, (ranks[0], values[0]), (12, 8), color=color, **BESIDE)
+    for rank, loss in zip(ranks, losses.get("alpha = 2r", ()), strict=False):
+        ax.plot(rank, loss, "o", ms=22, color=COLORS["alpha = 2r"])
+        ax.text(rank, loss, 2 * rank, color="white", ha="center", va="center", fontsize=9)
+    ax.set(xscale="log", xticks=ranks, xticklabels=ranks, xlabel="rank", ylabel=HELD_OUT)
+    ax.set_ylim(0, 1.15 * max(map(max, losses.values())))
+    ax.minorticks_off()
     return fig
-
-
-def _ranks(ax: Axes, ranks: Sequence[int], room: float = 1.3) -> None:
-    """Set up a logarithmic axis of ranks, with room for labels on the right."""
-    ax.set(xscale="log", xlabel="rank r", xlim=(ranks[0] / 1.3, ranks[-1] * room))
-    ax.set_xticks(ranks, [str(r) for r in ranks])
-    ax.set_xticks([], minor=True)
 
 
 def first_steps(ranks: Sequence[int], helps: dict[str, Sequence[float]], guess: Guess) -> Figure:
     """How much a first step helps, by rank, as a multiple of the lowest rank's: {rule: values}."""
-    fig, ax = titled("The first step's effect is proportional to alpha at every rank")
-    for (rule, values), color in zip(helps.items(), VARIANTS, strict=False):
-        shares = np.array(values) / values[0]
-        ax.plot(ranks, shares, "o-", color=color)
-        ax.annotate(f"  {rule}", (ranks[-1], shares[-1]), color=color, va="center")
-    _ranks(ax, ranks, room=4)
-    ax.set(ylabel=f"effect of the first step,\nas a multiple of r={ranks[0]}", ylim=(0, 18))
+    fig, ax = titled("With alpha = 2r, a first step helps more at a higher rank")
+    for rule, values in helps.items():
+        color, share = COLORS.get(rule, INK), values[-1] / values[0]
+        ax.plot(ranks, np.array(values) / values[0], "o-", color=color)
+        ax.annotate(f"{rule}: × {share:.0f}", (ranks[-1], share), (8, 0), color=color, **BESIDE)
+    ax.set(xscale="log", xticks=ranks, xticklabels=ranks, xlabel="rank", xlim=(None, 4 * ranks[-1]))
+    ax.set_yscale("log", base=2)
+    ax.set(ylabel=f"effect of the first step,\nas a multiple of r={ranks[0]}", ylim=(0.8, 20))
+    ax.set_yticks([1, 2, 4, 8, 16], [f"× {times}" for times in (1, 2, 4, 8, 16)])
+    ax.minorticks_off()
     guess.draw(ax)
     return fig
 
 
 def grid(losses: pd.DataFrame) -> Figure:
-    """Held-out losses by rank (index) and learning rate (columns)."""
-    best = losses.idxmin(axis=1).unique()
-    title = (
-        "The best learning rate depends on the rank"
-        if len(best) > 1
-        else "One learning rate is best for all ranks"
-    )
-    fig, ax = titled(title)
-    rows, columns = ([f"r={r}" for r in losses.index], [f"rate {x:g}" for x in losses.columns])
-    heatmap(ax, losses.to_numpy(), rows, columns, HELD_OUT, "{:.2f}")
+    """Held-out loss against the learning rate (columns), one line per rank (index)."""
+    same = losses.idxmin(axis=1).nunique() == 1
+    which = "One learning rate is best for all ranks"
+    fig, ax = titled(which if same else "The best learning rate depends on the rank")
+    # a diverging run leaves the axis, so that it does not flatten the others
+    rates, top = list(losses), 1.1 * min(losses.max().max(), 4 * losses.min().min())
+    ends = spread(losses[rates[-1]].fillna(top).clip(upper=top), 0.08 * top, top)
+    for i, ((rank, row), end) in enumerate(zip(losses.iterrows(), ends, strict=True)):
+        how = {"color": ROLES["LoRA"], "alpha": (i + 2) / (len(losses) + 1)}
+        ax.plot(rates, row, "o-", ms=9, markevery=[row.argmin()], **how)
+        ax.annotate(f"r={rank}: {row.iloc[-1]:.2f}", (rates[-1], end), (8, 0), color=INK, **BESIDE)
+    ax.set(xscale="log", ylim=(0, top), xlabel="learning rate (dot: the best)", ylabel=HELD_OUT)
+    ax.set(xticks=rates, xticklabels=rates)
+    ax.minorticks_off()
     return fig
 
 
 def rate_against_alpha(reached: pd.DataFrame) -> Figure:
     """The rate that reaches a loss, against alpha; `reached` is from `tables.rates_reaching`."""
     slope = tables.exponent(reached)
-    fig, ax = titled(f"The learning rate you need falls roughly as alpha to the power {slope:.1f}")
-    for (rank, runs), color in zip(reached.groupby("rank"), VARIANTS, strict=False):
-        ax.plot(runs["alpha"], runs["rate"], "o", color=color, alpha=0.7, label=f"r={rank}")
-    alphas = np.array(sorted(reached["alpha"].unique()))
+    fig, ax = titled(f"With 16 times the alpha, 1/{16**-slope:.0f} of the learning rate is enough")
+    for alpha, runs in reached.groupby("alpha"):
+        place = runs["rank"].rank(method="dense")  # from left to right
+        x = alpha * 1.06 ** (place - place.median())
+        ax.plot(x, runs["rate"], "o", color=ROLES["LoRA"], alpha=0.7)
+        text = "r = " + ", ".join(map(str, runs["rank"].unique()))
+        ax.annotate(text, (x.max(), runs["rate"].max()), (8, 3), color=INK, **BESIDE)
+    alphas, rates = reached["alpha"].unique().astype(int), [0.0003, 0.001, 0.003]
     middle = np.log(reached["rate"]).mean() - slope * np.log(reached["alpha"]).mean()
     ax.plot(alphas, np.exp(middle) * alphas**slope, color=INK, lw=1.2)
-    ax.set(xscale="log", yscale="log", xlabel="alpha (each dot: one seed, interpolated)")
-    ax.legend()
-    ax.set_ylabel("learning rate that\nreaches a loss of 0.45")
-    ax.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
-    rates = [0.0003, 0.001, 0.003]
-    ax.set_yticks(rates, [f"{rate:g}" for rate in rates])
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_ticks([], minor=True)
+    ax.set(xscale="log", yscale="log", ylabel="learning rate that\nreaches a loss of 0.45")
+    ax.set(xticks=alphas, xticklabels=alphas, yticks=rates, yticklabels=rates)
+    ax.set_xlabel("alpha (each dot: one seed, interpolated)")
+    ax.minorticks_off()
     return fig
 
 
-def memory(stored: dict[str, float], guess: Guess) -> Figure:
-    """Bits stored, by setting ("r=1\\n250 pairs"), the newest last; dotted: the 6 bits per pair.
-
-    guess: in bits, of r=1.
-    """
-    available = {label: 6 * int(label.split()[1]) for label in stored}
-    least = min(stored, key=lambda label: stored[label] / available[label])
-    share, rank = stored[least] / available[least], least.split()[0]
-    fig, ax = titled(f"At {rank}, the adapter stores {share:.0%} of the bits")
-    bars(ax, stored, "bits stored", text="{:,.0f}", top=1.15 * max(available.values()), guess=guess)
-    for x, bits in enumerate(available.values()):
-        ax.plot([x - 0.4, x + 0.4], [bits, bits], color=INK, lw=1.2, ls=":")
-    ax.text(-0.4, next(iter(available.values())), "all bits", va="bottom", color=INK)
+def memory(stored: dict[tuple[int, int], float], guess: Guess) -> Figure:
+    """Bits stored, in % of 6 per pair: {(rank, pairs): bits}. guess: in percent, of r=1."""
+    shares = {(rank, n): 100 * bits / (6 * n) for (rank, n), bits in stored.items()}
+    rank, n = least = min(shares, key=shares.get)
+    fig, ax = titled(f"At r={rank}, {shares[least]:.0f}% of the bits of {n:,} pairs are stored")
+    name = "r={}\n{:,} pairs" if len({n for _, n in stored}) > 1 else "r={}"
+    values = {name.format(*setting): share for setting, share in shares.items()}
+    bars(ax, values, "bits stored (%)", text="{:.0f}%", top=115, guess=guess)
     return fig
 
 
-def bits(stored: dict[str, Sequence[float]], available: float) -> Figure:
-    """Bits stored by rank: {rank: bits by seed}; `available`: bits in the data."""
-    values = {rank: tuple(np.array(mean_interval(b)) / 1000) for rank, b in stored.items()}
-    first, (mean, *_) = next(iter(values.items()))
-    fig, ax = titled(f"At {first}, the adapter stores {1000 * mean / available:.0%} of the bits")
-    bars(ax, values, "thousands of bits stored\n(line: 95% interval)", text="{:.1f}")
-    ax.axhline(available / 1000, color=INK, lw=1, ls=":")
-    ax.text(-0.4, available / 1000, "all bits", va="bottom", color=INK)
+def bits(stored: dict[int, Sequence[float]], available: int) -> Figure:
+    """Bits stored against parameters: {rank: bits by seed}; `available`: bits in the data."""
+    sizes, values = 2112 * np.array(list(stored)), np.array(list(stored.values()))
+    rate = np.median((values / sizes[:, None])[values.mean(axis=1) < 0.95 * available])
+    fig, ax = titled(f"About {rate:.1f} bits per parameter, until all bits are stored")
+    ax.plot(sizes, values, "o", color=ROLES["LoRA"], mfc="white")
+    ends = np.array([sizes[0], available / rate])
+    ax.plot(ends, rate * ends, color=INK, lw=1.2, ls=":")
+    ax.axhline(available, color=INK, lw=1.2, ls=":")
+    ax.annotate("all bits", (sizes[0], available), (0, 8), color=INK, **BESIDE)
+    text = f"{rate:.1f} bits per parameter"
+    ax.annotate(text, (sizes[1], rate * sizes[1]), (14, -4), color=INK, **BESIDE)
+    ax.set(xscale="log", yscale="log", ylabel="bits stored", xlabel="parameters (ring: one seed)")
+    ax.set_xticks(sizes, [f"{size:,}\nr={rank}" for size, rank in zip(sizes, stored, strict=True)])
+    ax.set_yticks([1000, 2000, 4000, 6000], ["1,000", "2,000", "4,000", "6,000"])
+    ax.minorticks_off()
     return fig
 
 
-def variants(compared: dict[str, tuple[float, float]], n_seeds: int) -> Figure:
-    """Differences from LoRA in percent: {method: (mean, standard error)} over the same seeds."""
-    ordered = sorted(compared.items(), key=lambda pair: pair[1][0])
-    rows = {method: t_interval(*pair, n_seeds) for method, pair in ordered}
-    beyond = [method for method, (_, low, high) in rows.items() if low > 0 or high < 0]
-    which = f"Only {', '.join(beyond)}" if beyond else "No method"
-    fig, ax = titled(f"{which} differs from LoRA by more than chance", height=4)
-    roles = {method: "full" if method.startswith("full") else "LoRA" for method in rows}
-    xlabel = "held-out loss relative to LoRA, % (left is better; line: 95% interval)"
-    dots(ax, rows, xlabel, roles, "{:+.0f}")
-    ax.axvline(0, color=INK, lw=1)
+def variants(gaps: dict[str, Sequence[float]]) -> Figure:
+    """Differences from LoRA's loss, in percent: {method: one per seed}."""
+    fig, ax = titled("Only full fine-tuning beats LoRA for every seed", height=4)
+    for method in sorted(gaps, key=lambda method: -np.mean(gaps[method])):  # the best on top
+        color = ROLES["full"] if method.startswith("full") else "#555555"
+        ax.plot(gaps[method], [method] * len(gaps[method]), "o", color=color, mfc="white")
+        ax.plot(np.mean(gaps[method]), method, "|", color=color, ms=16, mew=2)
+    ax.axvline(0, color=ROLES["LoRA"], lw=2, zorder=0)
+    ax.annotate("LoRA", (0, len(gaps) - 0.5), (4, 0), color=ROLES["LoRA"], **BESIDE)
+    ax.set_xlabel("held-out loss relative to LoRA, % (left is better; ring: one seed, |: mean)")
     return fig
 
 
 def tickets(scores: pd.DataFrame, guess: Guess, n: int = 288) -> Figure:
     """Accuracy of each method: columns method, seed, accuracy (0 to 1). guess: in percent."""
-    values = {}
-    classical = ("zero-shot", "TF-IDF", "TF-IDF of characters")
-    for method in (*classical, "QLoRA", "LoRA", "full fine-tuning"):
-        part = n * scores.loc[scores["method"] == method, "accuracy"].to_numpy()
-        ends = mean_interval(part) if len(part) > 1 else wilson(part[0], n)
-        values[method.replace(" ", "\n", 1)] = tuple(100 * np.array(ends) / n)
-    fig, ax = titled("A non-neural classifier comes close to LoRA")
-    roles = {method.replace(" ", "\n", 1): "base" for method in classical}
-    roles |= {"QLoRA": "QLoRA", "full\nfine-tuning": "full"}
-    ylabel = f"right answers on {n} tickets, %\n(line: 95% interval)"
-    bars(ax, values, ylabel, roles, "{:.0f}", guess=guess)
+    names = {"zero-shot": "base model", "TF-IDF": "TF-IDF of words"}
+    scores = scores.assign(method=scores["method"].replace(names), share=100 * scores["accuracy"])
+    colors = {"full fine-tuning": ROLES["full"], "LoRA": ROLES["LoRA"], "QLoRA": ROLES["QLoRA"]}
+    colors |= dict.fromkeys(["TF-IDF of characters", "TF-IDF of words", "base model"], "#777777")
+    by_method = scores.groupby("method")["share"].agg(["mean", "max"]).loc[list(colors)]
+    fig, ax = titled("A non-neural classifier comes close to LoRA", height=2.8)
+    ax.barh(by_method.index, by_method["mean"], 0.6, color=colors.values())
+    for method, mean, end in by_method.itertuples():
+        ax.annotate(f"{mean:.0f}", (end, method), (8, 0), color=INK, **BESIDE)
+    seeds = scores[scores.duplicated("method", keep=False)]
+    ax.plot(seeds["share"], seeds["method"], "o", ms=5, color=INK, mfc="white")
+    ax.set(xlabel=f"right answers on {n} tickets, % (ring: one seed)", xlim=(0, 62))
+    ax.grid(axis="y", visible=False)
+    guess.draw(ax, "x")
     return fig

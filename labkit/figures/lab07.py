@@ -4,67 +4,94 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
-from labkit.figures.forms import dots, heatmap, titled, wilson
+from labkit import measured
+from labkit.figures.forms import dots, spread, titled, wilson
 from labkit.figures.guess import Guess
-from labkit.plots import VARIANTS
+from labkit.plots import BESIDE, ROLES, VARIANTS
 
 
 def scores(right: dict[str, dict[str, int]], n: int) -> Figure:
-    """Right answers of n, in %, by model and part: {model: {part: count}}; LoRA is the last."""
-    *parts, whole = right["LoRA"]
-    title = f"LoRA gets {right['LoRA'][whole] / n:.0%} of the answers right"
-    fig, ax = titled(title, height=1 + 0.6 * len(right))
-    cells = 100 / n * np.array([list(counts.values()) for counts in right.values()])
-    heatmap(ax, cells, list(right), [*parts, whole], "right answers, %", "{:.0f}")
+    """Right answers of n, in %, of the look-up and of LoRA: {model: {part: count}}."""
+    rows = {part: 100 * count / n for part, count in right["look-up"].items()}
+    rows = dict(sorted(rows.items(), key=lambda row: (row[0] == "whole answer", row[1])))
+    whole = 100 * right["LoRA"]["whole answer"] / n
+    title = "The look-up finds parts; only LoRA gets whole answers right"
+    if whole < 50 or rows["whole answer"] > whole / 2:
+        title = f"LoRA gets {whole:.0f}% of the whole answers right"
+    fig, ax = titled(title, height=0.45 * len(rows) + 1)
+    colors = {"look-up": "#777777", "LoRA": ROLES["LoRA"]}
+    for y, (part, low) in enumerate(rows.items()):
+        high = 100 * right["LoRA"][part] / n
+        ax.plot([low, high], [y, y], color="#DDDDDD", lw=4, zorder=1)
+        for (model, color), value, way in zip(colors.items(), (low, high), (-1, 1), strict=True):
+            side = {"ha": "right" if way == (-1 if low <= high else 1) else "left", "color": color}
+            away = -8 if side["ha"] == "right" else 8
+            ax.plot(value, y, "o", ms=8, color=color)
+            ax.annotate(f"{value:.0f}", (value, y), (away, 0), **side, **BESIDE)
+            if y == 0:
+                ax.annotate(model, (value, -0.6), (0, 0), ha="center", color=color, **BESIDE)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set(xlim=(-4, 106), ylim=(len(rows) - 0.5, -0.9), xlabel=f"right, % of {n} held-out rows")
     return fig
 
 
 def asked(right: dict[str, int], n: int, guess: Guess) -> Figure:
-    """Right answers of n by way of asking, training's first; Llama 2's among them."""
-    trained, *_ = right.values()
-    share = right["Llama 2's template"] / n
-    title = f"With Llama 2's template, {share:.0%} of the answers are right"
-    fig, ax = titled(title, height=0.5 * len(right) + 1.2)
-    roles = {way: "LoRA" if count >= 0.9 * trained else "mistake" for way, count in right.items()}
-    values = {way: tuple(100 * x / n for x in wilson(count, n)) for way, count in right.items()}
-    dots(ax, values, f"right answers, % of {n} (line: 95% interval)", roles, "{:.0f}%")
-    ax.set_xlim(-5, 105)
+    """Right answers of n by prompt, as in training first; rings are stored runs."""
+    runs = measured.by_run("ship").loc["lab"]
+    rest = {
+        way: 100 * runs[f"asked: {way}"] / runs["n"] for way in right if f"asked: {way}" in runs
+    }
+    order = sorted(right, key=lambda way: -np.mean([100 * right[way] / n, *rest.get(way, ())]))
+    trained, *_, worst = (100 * right[way] / n for way in order)
+    title = "Some wrong prompts cost nothing, others nearly everything"
+    if worst > 0.2 * trained:
+        title = f"The worst prompt here leaves {worst:.0f}% of the answers right"
+    fig, ax = titled(title, height=0.42 * len(right) + 1.2)
+    roles = {way: "mistake" if right[way] < 0.9 * n * trained / 100 else "LoRA" for way in right}
+    named = {"no generation prompt": "no generation prompt\n(a header counts as wrong)"}
+    values = {named.get(way, way): 100 * right[way] / n for way in order}
+    rest, roles = ({named.get(k, k): v for k, v in d.items()} for d in (rest, roles))
+    dots(ax, values, "right answers, % (ring: other runs)", roles, "{:.0f}", rest)
+    ax.set_xlim(-4, 108)
     guess.draw(ax, "x")
     return fig
 
 
 def files(made: dict[str, tuple[float, float]], n: int, guess: Guess) -> Figure:
     """Each file: KL from the first model (nats per token), and the share right of n answers."""
-    useless = made["rows not moved"][1] == 0
-    title = "If no rows are moved, no answer is right" if useless else "One model, several files"
-    fig, (left, other) = titled(title, 2, sharey=False)
+    exact, *others = made
+    useless = made["rows not moved"][1] < 0.1
+    title = "Formats cost little, rows in the wrong order everything"
+    title = title if useless else "One model, several files"
+    fig, (left, right) = titled(title, 2, height=0.4 * len(made) + 1.4, sharey=True)
     roles = {name: "mistake" if name == "rows not moved" else "LoRA" for name in made}
-    kls = {name: max(kl, 1e-7) for name, (kl, _) in made.items()}  # fp32 has 0
-    dots(left, kls, "KL from the merged model,\nnats per token", roles, "{:.1g}")
-    for text in left.texts:
-        text.set_text(text.get_text().replace("1e-07", "0: the same"))
-    left.set(xscale="log", xlim=(1e-8, 10 * max(kls.values())))
-    left.xaxis.set_major_locator(LogLocator(numticks=5))
-    values = {
-        name: tuple(100 * x / n for x in wilson(n * share, n)) for name, (_, share) in made.items()
-    }
-    dots(other, values, f"right answers, % of {n}\n(line: 95% interval)", roles, "{:.0f}%")
-    other.set(xlim=(-8, 108), yticklabels=[])
-    guess.draw(other, "x")
+    kls = {exact: np.nan} | {name: made[name][0] for name in others}
+    dots(left, kls, "KL from the fp32 model,\nnats per token", roles)
+    for text, kl in zip(left.texts, kls.values(), strict=True):
+        text.set_text(
+            "" if np.isnan(kl) else np.format_float_positional(kl, 1, fractional=False, trim="-")
+        )
+    left.set(xscale="log", xlim=(min(kls[name] for name in others) / 5, 100))
+    shares = {name: tuple(100 * x / n for x in wilson(n * made[name][1], n)) for name in made}
+    dots(right, shares, f"right answers, % of {n}\n(line: 95% interval)", roles, "{:.0f}")
+    right.set_xlim(-8, 118)
+    guess.draw(right, "x")
     return fig
 
 
 def batches(sizes: Sequence[int], times: dict[str, Sequence[float]]) -> Figure:
-    """Seconds of a layer's batch by its rows: {way: seconds}; the title compares 64 rows."""
+    """Seconds of a layer's batch by its rows: {way: seconds}; drawn per row."""
     slow, fast = (times[way][sizes.index(64)] for way in ("one by one", "grouped"))
     quicker = f"For 64 rows, grouping is {slow / fast:.0f} times as fast as one by one"
     fig, ax = titled(quicker if fast < slow else "Here, grouping is slower than one by one")
-    for (name, seconds), color in zip(times.items(), VARIANTS, strict=False):
-        ax.plot(sizes, 1000 * np.array(seconds), "o-", color=color, label=name)
-    ax.legend()
-    ax.set(xscale="log", yscale="log", xlabel="rows in the batch", ylabel="milliseconds")
+    rows = {name: 1e6 * np.array(seconds) / np.array(sizes) for name, seconds in times.items()}
+    top = 1.1 * max(values.max() for values in rows.values())
+    places = spread([values[-1] for values in rows.values()], 0.08 * top, top)
+    for (name, values), place, color in zip(rows.items(), places, VARIANTS, strict=False):
+        ax.plot(sizes, values, "o-", color=color)
+        ax.annotate(f"{name}: {values[-1]:.0f}", (sizes[-1], place), (10, 0), color=color, **BESIDE)
+    ax.set(xscale="log", ylim=(0, top), xlabel="rows in the batch", ylabel="microseconds per row")
     ax.set_xticks(sizes, [str(n) for n in sizes])
     ax.minorticks_off()
     return fig

@@ -5,26 +5,29 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from labkit import measured
 from labkit.figures.forms import dots, mean_interval, titled, wilson
 from labkit.figures.guess import Guess
 from labkit.plots import INK, ROLES
 
-WAYS = ("sampled", "greedy")
-
 
 def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None, cap: int = 64) -> Figure:
     """Tokens per answer of each model: {model: lengths}, base model first; `cap` cuts them."""
-    values = {name: mean_interval(found) for name, found in tokens.items()}
-    base, *tuned = values
-    change = values[tuned[-1]][0] / values[base][0] - 1
-    change_in_words = f"{abs(change):.0%} {'shorter' if change < 0 else 'longer'}"
-    least = "at least " if change > 0 and max(tokens[tuned[-1]]) >= cap else ""
-    title = f"DPO ({tuned[-1]}): answers are {least}{change_in_words}"
-    fig, ax = titled(title, height=0.55 * len(values) + 1.2)
-    dots(ax, values, "tokens per answer (line: 95% interval)", {base: "base"}, "{:.0f}")
-    ax.axvline(cap, color=INK, ls=":", lw=1)
-    ax.text(cap, 0, " cut here", color=INK)
-    ax.set_xlim(0, 1.15 * cap)
+    base, *_, last = tokens
+    mean, low, high = mean_interval(np.subtract(tokens[last], tokens[base]))  # by instruction
+    change = f"{abs(mean) / np.mean(tokens[base]):.0%} {'shorter' if mean < 0 else 'longer'}"
+    change = f"at least {change}" if mean > 0 and max(tokens[last]) >= cap else change
+    change = change if low > 0 or high < 0 else "about as long as before"
+    fig, ax = titled(f"DPO ({last}): answers are {change}", height=0.6 * len(tokens) + 1)
+    for y, (name, found) in enumerate(tokens.items()):
+        color = ROLES["base" if name == base else "LoRA"]
+        ax.scatter(found, y + np.linspace(-0.25, 0.25, len(found)), 14, color, alpha=0.5, lw=0)
+        ax.plot(np.mean(found), y, "|", ms=24, mew=2.5, color=INK)
+        text = f"mean {np.mean(found):.0f}, {sum(n >= cap for n in found)} cut off"
+        ax.text(1.02, y, text, transform=ax.get_yaxis_transform(), va="center", color=INK)
+    ax.set_yticks(range(len(tokens)), list(tokens))
+    ax.set(xlim=(0, 1.03 * cap), ylim=(len(tokens) - 0.5, -0.5))
+    ax.set_xlabel(f"tokens per answer, at most {cap} (dot: one answer, line: mean)")
     if guess is not None:
         guess.draw(ax, "x")
     return fig
@@ -32,67 +35,59 @@ def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None, cap: i
 
 def clip_shape(epsilon: float) -> Figure:
     """The objective of a token by its ratio, for an advantage of 1 and of -1."""
-    fig, axes = titled("Clipping acts only in the rewarded direction", 2, sharey=False)
+    fig, axes = titled("Clipping acts only in the rewarded direction", 2, 2.9, sharey=False)
     ratio = np.linspace(0, 2.5, 300)
-    for ax, gain in zip(axes, (1, -1), strict=True):
+    for ax, gain, kind in zip(axes, (1, -1), ("good", "bad"), strict=True):
         clipped = np.minimum(ratio * gain, ratio.clip(1 - epsilon, 1 + epsilon) * gain)
-        ax.plot(ratio, ratio * gain, ls=":", color=INK, label="without clipping")
-        ax.plot(ratio, clipped, color=ROLES["LoRA"], lw=2.5, label="GRPO's objective")
-        ax.axvline(1 + gain * epsilon, color=INK, lw=0.8)
-        ax.set_xlabel(f"ratio, for an advantage of {gain}")
-        ax.legend(loc="upper left" if gain > 0 else "lower left")
+        ax.plot(ratio, ratio * gain, ls=":", color=INK)
+        ax.plot(ratio, clipped, color=ROLES["LoRA"], lw=2.5)
+        ax.axvline(1, color=INK, lw=0.8)
+        ax.set_title(f"a {kind} answer's token, A = {gain}", fontsize=10.5, weight="normal")
+    how = {"color": ROLES["LoRA"], "va": "top", "fontsize": 9.5}
+    axes[0].text(1.3, 0.92 + epsilon, f"flat above {1 + epsilon:g}:\nno more push", **how)
+    axes[1].text(-0.05, epsilon - 1.08, f"flat below {1 - epsilon:g}:\nno more push", **how)
+    axes[0].text(2.15, 2.25, "without clipping", ha="right", color=INK, fontsize=9.5)
     axes[0].set_ylabel("objective")
+    fig.supxlabel("ratio: times as likely as when sampled", fontsize=10.5, color=INK)
     return fig
 
 
 def rewarded(found: dict[str, dict]) -> Figure:
-    """What GRPO gained, sampled and greedy, and right answers of 100: {model: result of `marks`}.
+    """Gains in reward and in the share of right answers; rings are the stored seeds' gains.
 
-    Two models, compared command by command.
+    found: {model: result of `marks`}, before and after, compared command by command.
     """
-    before, after = found.values()
-    gains = {}
-    for way in WAYS:
-        pair = [_by_command(marks, way) for marks in (before, after)]
-        label = f"{way}: {pair[0].mean():.2f} → {pair[1].mean():.2f}"
-        gains[label] = mean_interval(pair[1] - pair[0])
-    gained = [label.split(":")[0] for label, (_, low, _) in gains.items() if low > 0]
-    title = "GRPO brings no clear gain"
-    if gained:
-        title = f"With GRPO, {' and '.join(gained)} rewards rise"
-        title += "" if after["right"] > before["right"] else ", but not the number right"
-    fig, (left, other) = titled(title, 2, sharey=False, height=2.4)
-    dots(left, gains, "reward gained\n(line: 95% interval)", text="{:+.2f}")
-    left.axvline(0, color=INK, lw=0.8)
-    shown = {name: wilson(marks["right"], 100) for name, marks in found.items()}
-    roles = {next(iter(found)): "base"}
-    dots(other, shown, "right greedy answers out of 100\n(line: 95% interval)", roles, "{:.0f}")
-    other.set_xlim(0, None)
-    other.yaxis.tick_right()
+    runs, gains, others = measured.by_run("rewards_lab").loc["grpo"], {}, {}
+    pair = [marks | {"right": np.equal(marks["greedy"], 1)} for marks in found.values()]
+    for way, unit in {"sampled": 1, "greedy": 1, "right": 100}.items():
+        before, after = (np.reshape(marks[way], (100, -1)).mean(1) for marks in pair)
+        name = "greedy, share right" if way == "right" else f"{way} reward"
+        label = f"{name}: {before.mean():.2f} → {after.mean():.2f}"
+        gains[label] = mean_interval(after - before)
+        others[label] = (runs[f"after: {way}"] - runs[f"before: {way}"]) / unit
+    sampled, *greedy = (low > 0 and min(others[x]) > 0 for x, (_, low, _) in gains.items())
+    title = "With GRPO, sampled rewards rise" if sampled else "GRPO brings no clear gain"
+    title += "; greedy answers gain nothing reliably" if sampled and not any(greedy) else ""
+    fig, ax = titled(title, height=2.6)
+    dots(ax, gains, "gain (line: 95% interval, ring: other seed)", None, "{:+.2f}", others)
+    ax.axvline(0, color=INK, lw=0.8)
     return fig
 
 
-def _by_command(marks, way):
-    """Rewards (100,) of the commands, each the mean of its answers."""
-    return np.reshape(marks[way], (len(marks["greedy"]), -1)).mean(1)
-
-
-def hacked(found: dict[str, dict], paid: Sequence[float], guess: Guess) -> Figure:
-    """The last model's mean pay per step; keys and right answers of all, on 100 commands."""
-    last = list(found.values())[-1]
-    best = max(marks["right"] for marks in found.values())
-    worse = wilson(last["right"], 100)[2] < best and np.mean(paid[-3:]) > np.mean(paid[:3])
-    title = "The reward paid rises, but fewer answers are right" if worse else "A different reward"
-    fig, (left, keys, right) = titled(title, 3, sharey=False)
-    left.plot(range(1, len(paid) + 1), paid, "o-", color=ROLES["mistake" if worse else "LoRA"])
-    left.set(xlabel="step", ylabel="mean reward paid", ylim=(0, 1))
-    roles = dict.fromkeys(found, "LoRA") | {next(iter(found)): "base"}
-    roles |= {list(found)[-1]: "mistake"} if worse else {}
-    dots(keys, {name: marks["keys"] for name, marks in found.items()}, "keys per answer", roles)
-    keys.set(xlim=(0, None), yticklabels=[])
-    guess.draw(keys, "x")
-    values = {name: wilson(marks["right"], 100) for name, marks in found.items()}
-    dots(right, values, "right answers out of 100\n(line: 95% interval)", roles, "{:.0f}")
-    right.set_xlim(-2, None)
-    right.yaxis.tick_right()
+def hacked(found: dict[str, dict], guess: Guess) -> Figure:
+    """Keys per answer and right answers of each model, on 100 commands, the newest model last."""
+    first, *_, last = found
+    counts = {name: wilson(marks["right"], 100) for name, marks in found.items()}
+    worse = counts[last][2] < max(count for count, _, _ in counts.values())
+    title = f"{last}: {counts[last][0]} of 100 answers are right"
+    if worse and last == "paid complete" and found[last]["keys"] > found[first]["keys"]:
+        title = "Paid by the key, it names more keys, and fewer answers are right"
+    fig, (left, right) = titled(title, 2, height=0.45 * len(found) + 1.3, sharey=True)
+    roles = dict.fromkeys(found, "base") | {last: "mistake" if worse else "LoRA"}
+    keys = {name: marks["keys"] for name, marks in found.items()}
+    dots(left, keys, "keys per answer\n(what `complete` pays for)", roles, "{:.1f}")
+    left.set_xlim(-0.1, 1.2 * max(keys.values()) + 0.1)
+    guess.draw(left, "x")
+    dots(right, counts, "right of 100, what you want\n(line: 95% interval)", roles, "{:.0f}")
+    right.set_xlim(-3, 1.05 * max(high for _, _, high in counts.values()))
     return fig

@@ -4,64 +4,45 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from labkit.figures.forms import stacks, titled
 from labkit.memory.ledger import CATEGORIES
 from labkit.memory.simulate import Simulation
-from labkit.plots import INK, PALETTE, PAPER, figure, headed
+from labkit.plots import INK, PARTS
 
-COLORS = dict(zip(CATEGORIES, [*PALETTE[:5], "#999999"], strict=True))
-HATCHES = dict(zip(CATEGORIES, ["", "//", "..", "\\\\", "xx", ""], strict=True))
+COLORS = dict(zip(CATEGORIES, PARTS, strict=True))
 GB = 10**9
 Rows = dict[str, dict[str, int]]  # {label: {category: bytes}}, of `ledger.CATEGORIES`
 
 
-def bars(rows: Rows, title: str, limit: float | None = None) -> Figure:
-    """Draw a stacked bar per row, by category; `limit` (a card's bytes) is drawn as a line."""
-    fig, ax = figure(height=1.2 + 0.5 * len(rows))
-    draw_bars(ax, rows, limit)
-    ax.set_title(title)
+def bars(rows: Rows, title: str) -> Figure:
+    """Draw a stacked bar per row, by category."""
+    fig, ax = titled(title)
+    _draw_bars(ax, rows)
     return fig
 
 
 def bars_and_timeline(
     rows: Rows, simulation: Simulation, title: str, limit: float | None = None
 ) -> Figure:
-    """Draw `bars` next to a `Simulation`'s timeline, the figure of `labkit memory --plot`."""
-    fig, axes = figure(2, width=12, height=3.8, width_ratios=(1, 1.3))
-    draw_bars(axes[0], rows, limit)
-    draw_timeline(axes[1], simulation)
-    return headed(fig, title)
+    """Draw `bars` next to a `Simulation`'s timeline, the figure of `labkit memory --plot`.
 
-
-def draw_bars(ax: Axes, rows: Rows, limit: float | None = None) -> None:
-    """Draw the bars into `ax`, with totals and a legend."""
-    largest = max(limit or 0, *(sum(row.values()) for row in rows.values()))
-    unit, size = ("GB", 10**9) if largest >= 2 * GB else ("MB", 10**6)
-    left = np.zeros(len(rows))
-    for category in CATEGORIES:
-        widths = np.array([row.get(category, 0) / size for row in rows.values()])
-        if widths.max() > 0.003 * largest / size:  # visible at this scale
-            ax.barh(
-                range(len(rows)),
-                widths,
-                left=left,
-                color=COLORS[category],
-                hatch=HATCHES[category],
-                edgecolor="white",
-                label=category,
-            )
-        left += widths
-    how = {"textcoords": "offset points", "va": "center", "bbox": PAPER}  # over the card's line
-    for i, total in enumerate(left):
-        text = f"{total:.3g} {unit}" if total < 1000 else f"{total:,.0f} {unit}"
-        ax.annotate(text, (total, i), (5, 0), **how)
+    `limit`, a card's bytes, is drawn as a line.
+    """
+    fig, (left, right) = titled(title, 2, width=12, height=3.8, width_ratios=(1, 1.3))
+    _draw_bars(left, rows)
     if limit:
-        ax.axvline(limit / size, color=INK, ls="--", lw=1.2)
-        ax.text(limit / size, -0.55, f" {limit / size:.0f} {unit} card", va="bottom", color=INK)
-    ax.set_yticks(range(len(rows)), rows)
-    ax.set_ylim(len(rows) - 0.4, -1 if limit else -0.6)  # the first row on top
-    ax.grid(axis="y", visible=False)
-    ax.set(xlabel=f"{unit} at the peak of a step", xlim=(0, 1.22 * largest / size))
-    ax.figure.legend(ncols=6, fontsize=9, loc="outside lower left", handlelength=1.6)
+        left.axhline(limit / GB, color=INK, ls="--", lw=1.2)
+        left.text(-0.45, limit / GB, f"{limit / GB:.0f} GB card", va="bottom", color=INK)
+        left.set_ylim(0, max(left.get_ylim()[1], 1.1 * limit / GB))
+    draw_timeline(right, simulation)
+    return fig
+
+
+def _draw_bars(ax, rows):
+    parts = {
+        label: {name: row.get(name, 0) / GB for name in CATEGORIES} for label, row in rows.items()
+    }
+    stacks(ax, parts, "GB at the peak of a step", "{:.3g}")
 
 
 def draw_timeline(ax: Axes, simulation: Simulation) -> None:
@@ -70,8 +51,7 @@ def draw_timeline(ax: Axes, simulation: Simulation) -> None:
     x, top, below = np.arange(len(held)), held.sum(axis=1).max() / GB, np.zeros(len(held))
     for name, mine in zip(CATEGORIES, held.T / GB, strict=True):
         if mine.max() > 0.003 * top:
-            look = {"color": COLORS[name], "hatch": HATCHES[name], "ec": "white", "lw": 0}
-            ax.fill_between(x, below, below + mine, **look)
+            ax.fill_between(x, below, below + mine, color=COLORS[name], lw=0)
             _name_area(ax, name, below, mine, top)
         below = below + mine
     for name, at in starts.items():

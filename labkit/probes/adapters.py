@@ -29,11 +29,11 @@ REFUSALS = (ValueError, KeyError, RuntimeError, AssertionError)  # errors that a
 RECURSION = "RecursionError: a function defined in a loop sees only the last block and calls "
 RECURSION += "itself. Bind the old forward, as partial does"
 MISFITS = {  # a fault in an adapter file's names: the function that makes it
-    "whose names all begin differently": lambda key: key.replace("layers.", "_orig_mod.layers."),
-    "in which the names of one block begin differently": lambda key: key.replace(
+    "where every name has a wrong prefix": lambda key: key.replace("layers.", "_orig_mod.layers."),
+    "where one block's names have a wrong prefix": lambda key: key.replace(
         "layers.1.", "_orig_mod.layers.1."
     ),
-    "in which one name is missing": lambda key: "" if "layers.1.mlp.up_proj.lora_B" in key else key,
+    "where one name is missing": lambda key: "" if "layers.1.mlp.up_proj.lora_B" in key else key,
     "with the names of one block too many": None,
 }
 
@@ -129,9 +129,6 @@ def flat(grads):
     return torch.cat([grads[name].flatten() for name in sorted(grads)] or [torch.zeros(0)])
 
 
-ALONE = "by itself, one at a time"
-
-
 def _note(runs, i, part, *_):
     runs.append((i, type(part), torch.is_grad_enabled()))
 
@@ -170,13 +167,13 @@ def checkpointed(with_checkpointing, seed, targets, ids):
     count = Counter(run[:2] for run in runs)
     times = [min(count[i, type(p)] for p in (b.self_attn, b.mlp)) for i, b in enumerate(blocks)]
     order = list(dict.fromkeys(i for i, *_ in runs[again[0] :]))
-    how = ALONE if order == sorted(order, reverse=True) else "together with the others"
+    how = "one at a time" if order == sorted(order, reverse=True) else "all at once"
     stayed = all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     return facts | {
         "the A and B that get a gradient": sorted(grads),
         "the checkpointed blocks": [f"model.layers.{i}" for i, n in enumerate(times) if n > 1],
         "the most runs of a block in a step": max(times),
-        "each block": f"computed again {how}",
+        "the blocks": f"recomputed {how}",
         "the loss": loss,
         "the gradient of A and B": flat(grads),
         "the weights": "left as they were" if stayed else "changed",
@@ -202,8 +199,9 @@ def loaded(load_tuned, seed, r, targets, ids):
     except REFUSALS as error:
         if not raised_by(load_tuned, error):
             raise
-        what = f"this adapter fits, but it raised {type(error).__name__} ({str(error)[:60]})"
-        raise CheckFailed(f"{what}: compare with get_peft_model_state_dict(model)") from None
+        what = f"load_tuned() raised {type(error).__name__} ({str(error)[:60]}), but this adapter "
+        what += "fits: compare the file's names with the keys of get_peft_model_state_dict(model)"
+        raise CheckFailed(what) from None
     if not isinstance(model, PeftModel):
         how = _how(model, before) if isinstance(model, torch.nn.Module) else kind(model)
         return {"the return value": how}
@@ -214,18 +212,18 @@ def loaded(load_tuned, seed, r, targets, ids):
     stayed = same(before, {name: after.get(name) for name in before})
     own = any(m is base for m in model.modules())
     merged = any(getattr(m, "merged", False) is True for m in model.modules())
-    mode = "train(), with dropout" if any(m.training for m in model.modules()) else "eval()"
+    mode = f"in {'training' if any(m.training for m in model.modules()) else 'eval'} mode"
     trained, active = trains(model), _active(model, _tuned(seed, r, tuple(targets)))
     with torch.no_grad():
         logits = model.eval()(input_ids=ids).logits
         with model.disable_adapter():
             plain = model(input_ids=ids).logits
     return facts | {
-        "the mode": mode,
+        "the model": mode,
         "the parameters that train": trained,
         "the model under the adapter": "`base` itself" if own else "another one",
         "the number of PeftModels": sum(isinstance(m, PeftModel) for m in model.modules()),
-        "the adapter": "merged into the base's weights" if merged else "next to the base's weights",
+        "the adapter": "merged into them" if merged else "next to the base's weights",
         "the adapter that is active": active,
         "the output": logits,
         "the base's weights": "left as they were" if stayed else "changed",

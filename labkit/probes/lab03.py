@@ -126,8 +126,10 @@ def _labels(tokenizer, batches, talks, columns):
         masks = inputs.get("attention_mask", torch.ones_like(ids)).bool()
         for row, mask, label in zip(ids, masks, labels, strict=True):
             seen[text(row[mask])] = text(label[label != -100])
+    plain = not any(role.strip() in row.split() for row in seen for role in tiny.ROLES)
+    facts = {"each row": PLAIN if plain else "written with the chat template"}
     found = [_found(as_text(talk), seen, columns) for talk in talks]
-    facts = {labeled(talk): label for talk, label in zip(talks[:SHOWN], found, strict=False)}
+    facts |= {labeled(talk): label for talk, label in zip(talks[:SHOWN], found, strict=False)}
     right = [f"{talk[-1]['content']} <end>" for talk in talks]
     others = list(zip(found, right, strict=True))[SHOWN:]
     wrong = [a for a, b in others if a != b]
@@ -136,22 +138,22 @@ def _labels(tokenizer, batches, talks, columns):
 
 
 def _found(text, seen, columns):
-    """The labeled tokens of a conversation, with a likely mistake in parentheses."""
+    """The labeled tokens of a conversation, or a likely mistake."""
     if seen.get(text) == text:
         alone = "messages" in columns and "prompt" not in columns
-        return f"every token ({ALONE if alone else 'completion_only_loss must be on'})"
+        return f"every token: {ALONE if alone else 'completion_only_loss must be on'}"
     if text in seen:
-        return seen[text]
+        return f"those of 2 messages: {LAST}" if seen[text].count("<end>") == 2 else seen[text]
     if cut := next((row for row in seen if row and text.startswith(f"{row} ")), None):
         return f"none: {CUT}, the model reads “{cut}”"
-    if not any(role.strip() in row.split() for row in seen for role in tiny.ROLES):
-        return "none: prompt and completion must be lists of messages"
     return NO_ROW
 
 
 CUT = "a row is cut"
 NO_ROW = "none: no row has this conversation. The prompt is all but the last message, messages[:-1]"
-ALONE = "with `messages` alone TRL does so: make columns prompt and completion"
+ALONE = "TRL trains on all of `messages`: make the columns prompt and completion"
+LAST = "the completion must be only the last one, messages[-1:]"
+PLAIN = "in plain text: make prompt and completion lists of messages, not strings"
 SHOWN = 3  # conversations whose labels a learner sees
 
 
@@ -173,7 +175,9 @@ def _saved(model, folder):
         n for n, m in adapters.lora(model).items() if all(B.weight.any() for B in m.lora_B.values())
     ]
     files = [name for name in adapters.FILES if (folder / name).is_file()]
-    facts = {"the layers whose B moved": sorted(moved), "the files in output_dir": files}
+    facts = {"the layers whose B moved": sorted(moved)}
+    none = "none: call trainer.save_model(output_dir)"
+    facts["the files in output_dir"] = " and ".join(files) or none
     if adapters.FILES[1] in files:
         saved = load_file(folder / adapters.FILES[1])
         own = {k: v.detach() for k, v in get_peft_model_state_dict(model).items()}
@@ -192,8 +196,8 @@ def labels(answer_labels, input_ids, attention_mask, prompt_lengths):
     got = answer_labels(input_ids, attention_mask, prompt_lengths)
     if not isinstance(got, torch.Tensor):
         return {"the return value": adapters.kind(got)}
-    facts = {"the return value": "a Tensor", "its dtype": str(got.dtype)[6:]}
-    facts["its shape"] = str(tuple(got.shape))
+    facts = {"the return value": "a Tensor", "the dtype of the labels": str(got.dtype)[6:]}
+    facts["the shape of the labels"] = str(tuple(got.shape))
     return facts | by_row(got)
 
 

@@ -8,37 +8,37 @@ import torch
 from labkit.probes import watch
 from labkit.probes.adapters import kind
 
+SOUND = "real and finite"
 LARGE = 128 * 128  # B @ A with this many numbers must not be made
-
-
-def _kind(value):
-    is_complex = isinstance(value, torch.Tensor) and value.is_complex()
-    return "a complex tensor" if is_complex else kind(value)
 
 
 def _matrix(got):
     """Facts about a tensor; its numbers come last because the dtype affects them, too."""
-    facts = {"the return value": _kind(got)}
+    facts = {"the return value": kind(got)}
     if isinstance(got, torch.Tensor):
         facts |= {"its dtype": str(got.dtype).removeprefix("torch."), "its numbers": _sound(got)}
-    return facts | ({"the result": got} if facts.get("its numbers") == "finite" else {})
+    return facts | ({"the result": got} if facts.get("its numbers") == SOUND else {})
 
 
 def _sound(*tensors):
-    finite = all(torch.isfinite(tensor).all() for tensor in tensors)
-    return "finite" if finite else "NaN or infinite"
+    if any(tensor.is_complex() for tensor in tensors):
+        return "complex"
+    return SOUND if all(torch.isfinite(t).all() for t in tensors) else "NaN or infinite"
 
 
 def merged(merged_weight, W, A, B, alpha):
-    """The result of `merged_weight`, and whether it changes W."""
-    given = W.clone()
-    facts = _matrix(merged_weight(given, A, B, alpha))
-    return facts | {"W after the call": _changed([W], [given])}
+    """The result of `merged_weight`, and whether it is a new tensor."""
+    got = merged_weight(given := W.clone(), A, B, alpha)
+    cure = "write W.float() + update, not += (in fp32, W.float() is W itself)"
+    return _matrix(got) | {"the merged weight": _origin([W], [given], [got], cure)}
 
 
-def _changed(before, after):
-    same = all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
-    return "unchanged" if same else "changed"
+def _origin(before, given, got, cure):
+    """Whether a result is new: none of the tensors given was returned or changed."""
+    places = {M.untyped_storage().data_ptr() for M in given}
+    places &= {M.untyped_storage().data_ptr() for M in got if isinstance(M, torch.Tensor)}
+    new = not places and all(map(torch.equal, before, given))
+    return "a new tensor" if new else f"an input: {cure}"
 
 
 def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):
@@ -71,29 +71,32 @@ def stored(x: torch.Tensor, name: str) -> torch.Tensor:
 
 def arrived(arrives, W, dW, name):
     """The result of `arrives` for the store `name`, with rounding residue set to 0."""
-    got = arrives(W, dW, lambda x: stored(x, name))
-    return {"the result": 0.0 if isinstance(got, int | float) and abs(got) < 1e-9 else got}
+    got = arrives(given := W.clone(), dW, lambda x: stored(x, name))
+    cure = "write W + dW, not += (in fp32, W.float() is W itself)"
+    facts = {"the sum W + dW": _origin([W], [given], [], cure)}
+    return facts | {"the result": 0.0 if isinstance(got, int | float) and abs(got) < 1e-9 else got}
 
 
 # --- a pair (A, B) -------------------------------------------------------------------------
 
 
-def _pair(got):
-    """Facts about a pair of factors; their product is in fp64, since dtypes may differ."""
+def _pair(got, shape):
+    """Facts about factors; their product, if it has this shape, is in fp64 as dtypes may differ."""
     if not isinstance(got, list | tuple) or len(got) != 2:
-        many = f"a list or tuple of {len(got)}" if isinstance(got, list | tuple) else _kind(got)
+        many = f"a list or tuple of {len(got)}" if isinstance(got, list | tuple) else kind(got)
         return {"the return value": many}
     facts = {"the return value": "a pair (A, B)"}
-    facts |= {f"the type of {name}": _kind(M) for name, M in zip("AB", got, strict=True)}
+    facts |= {f"the type of {name}": kind(M) for name, M in zip("AB", got, strict=True)}
     if any(not isinstance(M, torch.Tensor) for M in got):
         return facts
     facts |= {
         f"the shape of {name}": str(tuple(M.shape)) for name, M in zip("AB", got, strict=True)
     }
     facts["the numbers in A and B"] = _sound(*got)
-    A, B = (M.real.double() for M in got)
-    fit = A.dim() == B.dim() == 2 and B.shape[1] == len(A)
-    return facts | ({"B @ A": B @ A} if fit and _sound(A, B) == "finite" else {})
+    A, B = got
+    fit = A.dim() == B.dim() == 2 and B.shape[1] == len(A) and (len(B), A.shape[1]) == shape
+    fit = fit and facts["the numbers in A and B"] == SOUND
+    return facts | ({"B @ A": B.double() @ A.double()} if fit else {})
 
 
 def _combined(combine, adapters, weights):
@@ -102,16 +105,9 @@ def _combined(combine, adapters, weights):
     given = [(A.clone(), B.clone()) for A, B in adapters]
     mine = [M for pair in given for M in pair]
     got = combine(given, weights)
-    facts = _pair(got)
-    if "B @ A" in facts:
-        places = set(map(_place, mine))
-        old = any(_place(M) in places for M in got)
-        facts["A and B"] = "those of an adapter" if old else "new tensors"
-    return facts | {"the adapters after the call": _changed(before, mine)}
-
-
-def _place(tensor):
-    return tensor.untyped_storage().data_ptr()
+    cure = "w * A is new, but A, A *= w and A.mul_(w) are not"
+    facts = _pair(got, (len(given[0][1]), given[0][0].shape[1]))
+    return facts | {"each factor": _origin(before, mine, got if "B @ A" in facts else [], cure)}
 
 
 def added(combine_linear, combine_cat, adapters, weights):
@@ -130,5 +126,6 @@ def recompressed(recompress, A, B, r):
     with watch.Work(max(size, LARGE), A, B) as work:
         got = recompress(A, B, r)
     large = size >= LARGE and watch.allocated(recompress, A, B, r) >= 4 * size
-    words = "as large as B @ A" if work.large or large else "smaller than B @ A"
-    return _pair(got) | {"the largest tensor you create": words}
+    cure = "don't compute B @ A, and keep Q and Vh thin, as with full_matrices=False"
+    words = f"as large: {cure}" if work.large or large else "smaller than B @ A"
+    return _pair(got, (len(B), A.shape[1])) | {"the largest tensor you create": words}

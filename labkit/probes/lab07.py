@@ -12,8 +12,10 @@ from unittest import mock
 
 import numpy as np
 import torch
+from tokenizers import Regex, decoders
 
-from labkit.probes import tiny
+from labkit.contract import CheckFailed
+from labkit.probes import serving, tiny
 from labkit.probes.adapters import kind
 from labkit.probes.watch import Filled, tensors
 
@@ -45,7 +47,7 @@ def audited(audit, rows, max_length, style=""):
     """The three lists that `audit` returns, and whether it changes the tokenizer."""
     tokenizer = copy.deepcopy(chat_tokenizer(style))
     before, got = _settings(tokenizer), audit(rows, tokenizer, max_length)
-    facts = {"the return value": kind(got)}
+    facts = {"the return value": "a dict" if isinstance(got, dict) else kind(got)}
     if not isinstance(got, dict):
         return facts
     facts["the keys of the dict"] = [key for key in KEYS if key in got]
@@ -67,33 +69,32 @@ def _settings(tokenizer):
 
 
 def sides(split, rows, share, seed):
-    """The row numbers of both sides, None for other items; or a description if not a pair."""
+    """The sources of both sides' rows, None for a changed row; or a description if not rows."""
     got = split(rows, share, seed)
     if not isinstance(got, list | tuple) or len(got) != 2:
         many = isinstance(got, list | tuple)
         return f"a {type(got).__name__} of {len(got)}" if many else kind(got) or "None"
     if odd := [side for side in got if not isinstance(side, list | tuple)]:
         return f"a pair with {kind(odd[0]) or 'None'} in it"
-    if any(isinstance(item, list | tuple) for side in got for item in side):
-        return "two lists of lists"
-    places = {row["source"]: i for i, row in enumerate(rows)}
+    if odd := [item for side in got for item in side if not isinstance(item, dict)]:
+        return f"two lists of {type(odd[0]).__name__}s"
+    known = {row["source"]: row for row in rows}  # in any order: `split` may have sorted them
 
-    def number(item):
-        i = places.get(item.get("source")) if isinstance(item, dict) else None
-        return i if i is not None and item == rows[i] else None
+    def source(item):
+        return item["source"] if item == known.get(item.get("source")) else None
 
-    return [[number(item) for item in side] for side in got]
+    return [[source(item) for item in side] for side in got]
 
 
 COUNTS = (  # 0 for right sides
-    "the number of items that are not rows of the file",
+    "the number of changed rows",
     "the number of rows on neither side",
     "the number of rows that occur twice",
 )
 
 
 def described(sides, groups, share):
-    """Facts about the two sides; `groups` has the prompt number of each row."""
+    """Facts about the two sides; `groups` maps the source of each row to its prompt's number."""
     if isinstance(sides, str):
         return {"the return value": sides}
     (train, test), n = sides, len(groups)
@@ -103,27 +104,20 @@ def described(sides, groups, share):
     facts |= counts
     if any(counts.values()):
         return facts
-    cut = len({groups[i] for i in train} & {groups[i] for i in test})
+    cut = len({groups[source] for source in train} & {groups[source] for source in test})
     facts["the number of prompts on both sides"] = ("0", "1", "2 or more")[min(cut, 2)]
-    facts["the number of sides that have rows"] = bool(train) + bool(test)
-    if not (train and test):
-        return facts
-    fits = abs(len(test) - share * n) <= max(Counter(groups).values())
-    about = f"about {round(10 * len(test) / n) * 10}% of the rows"
-    near = "a share that is off by more than the largest group"
-    wrong = near if about == _about(share) else about
-    return facts | {"the test side": _about(share) if fits else wrong}
-
-
-def _about(share):
-    return f"about {share:.0%} of the rows"
+    facts["the rows"] = "on both sides" if train and test else "all on one side"
+    fits = abs(len(test) - share * n) <= max(Counter(groups.values()).values())
+    near = abs(len(test) / n - share) < 0.25
+    wrong = "only on average" if near else f"about {round(10 * len(test) / n) * 10}%"
+    return facts | {"the test side": fair(share)["the test side"] if fits else wrong}
 
 
 def fair(share):
     """The facts for a right split."""
     facts = {"the return value": "two lists of rows"} | dict.fromkeys(COUNTS, 0)
-    facts |= {"the number of prompts on both sides": "0", "the number of sides that have rows": 2}
-    return facts | {"the test side": _about(share)}
+    facts |= {"the number of prompts on both sides": "0", "the rows": "on both sides"}
+    return facts | {"the test side": f"about {share:.0%} of the rows for every seed"}
 
 
 def divided(split, rows, groups, share, seeds):
@@ -135,13 +129,14 @@ def divided(split, rows, groups, share, seeds):
     return facts
 
 
+SAME = ("different ones", "the same as before")
 STABLE = {  # the facts for a right `split`
     "the global random numbers": "left alone",
-    "the test rows of a second call": "the same",
-    "the test rows of a second call with seed 0": "the same",
-    "the test rows in another run of Python": "the same",
-    "the test rows of the file in another order": "the same",
-    "the test rows for another seed": "others",
+    "the test rows of a second call": "the same as before",
+    "the test rows of a second call with seed 0": "the same as before",
+    "the test rows in another run of Python": "the same as before",
+    "the test rows of the same file in another order": "the same as before",
+    "the test rows for another seed": "different ones",
 }
 
 
@@ -164,36 +159,49 @@ def repeated(split, rows, share, orders):
     np.random.set_state(numpys)
     pairs = [(test(i), test(i, [rows[k] for k in order])) for i, order in enumerate(orders)]
     stays = [len(a & b) / max(1, len(a | b)) for a, b in pairs]
-    moved = "the same except for a few" if max(stays) > 0.6 else "others"
+    moved = "mostly the same" if max(stays) > 0.6 else SAME[0]
     values = (
         "used" if used else "left alone",
-        _same(first == test(3)),
-        _same(test(0) == test(0)),
-        _same(first == test(3, salt="another run")),
-        "the same" if min(stays) == 1 else moved,
-        _same(first == test(4) == test(5)),
+        SAME[first == test(3)],
+        SAME[test(0) == test(0)],
+        SAME[first == test(3, salt="another run")],
+        SAME[1] if min(stays) == 1 else moved,
+        SAME[first == test(4) == test(5)],
     )
     return dict(zip(STABLE, values, strict=True))
 
 
-def _same(same):
-    return "the same" if same else "others"
+# --- 7.3 to 7.5 ------------------------------------------------------------------------------
 
 
-# --- 7.3 and 7.5 -----------------------------------------------------------------------------
+def routed(answered, *data):
+    """The facts of `serving.routed`, where each decoded text begins with a space."""
+
+    def route(model, prompts, adapter_names):
+        backend = model.tokenizer.backend_tokenizer
+        space = [decoders.Fuse(), decoders.Replace(Regex(r"\A"), " ")]
+        backend.decoder = decoders.Sequence([backend.decoder, *space])
+        texts = answered(model, prompts, adapter_names)
+        if type(texts) in (list, tuple) and any(str(t) != str(t).strip() for t in texts):
+            raise CheckFailed("an answer still has whitespace around it: strip() each answer")
+        return texts
+
+    return serving.routed(route, *data)
 
 
-def _tensor(got):
+def _tensor(got, shape):
+    """Facts about a result; about its numbers only if it has the right shape."""
     if not isinstance(got, torch.Tensor):
         return {"the return value": kind(got)}
-    facts = {"the return value": "a tensor", "its shape": str(tuple(got.shape))}
-    return facts | {"its dtype": str(got.dtype)[6:], "the result": got}
+    facts = {"the return value": "a tensor", "the result's shape": str(tuple(got.shape))}
+    facts["the result's dtype"] = str(got.dtype)[6:]
+    return facts | ({"the result": got} if got.shape == shape else {})
 
 
 def ordered(rotary_rows, w, n_heads):
     """The result of `rotary_rows`; a single column is shown as text."""
-    facts = _tensor(rotary_rows(w, n_heads))
-    if w.shape[1] == 1 and facts.get("its shape") == str(tuple(w.shape)):
+    facts = _tensor(rotary_rows(w, n_heads), w.shape)
+    if w.shape[1] == 1 and "the result" in facts:
         numbers = facts.pop("the result").flatten().tolist()
         facts["the order of the rows"] = " ".join(f"{number:g}" for number in numbers)
     return facts
@@ -202,8 +210,7 @@ def ordered(rotary_rows, w, n_heads):
 def batched(batched_lora, x, A, B, scaling, index):
     """The result of `batched_lora`, with NaN wherever the function does not write."""
     with _Products():
-        got = batched_lora(x, A, B, scaling, index)
-    return _tensor(got)
+        return _tensor(batched_lora(x, A, B, scaling, index), (len(x), B.shape[1]))
 
 
 PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "linear")}
@@ -229,7 +236,7 @@ def batched_work(batched_lora, x, A, B, scaling, index, size, name):
     with _Products() as work:
         batched_lora(x, A, B, scaling, index)
     pace = "a loop over rows" if work.calls >= max(200, len(x)) else "vectorized"
-    large = "as large as that" if work.largest >= size else f"smaller than {name}"
+    large = "as large" if work.largest >= size else f"smaller than {name}"
     rows = work.multiplied / (A[0].numel() + B[0].numel())
     many = f"{rows:,.0f}" if rows > len(x) else f"at most {len(x)}"
     facts = {"the computation": pace, "the largest tensor": large}

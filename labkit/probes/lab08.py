@@ -14,6 +14,7 @@ from labkit.probes import policies
 from labkit.probes.adapters import kind
 from labkit.probes.gradients import differentiated
 
+NO_OBJECT = "valid JSON may also be a list, number or null: return 0 unless isinstance(data, dict)"
 FAILURES = {"MemoryError": MemoryError, "KeyboardInterrupt": KeyboardInterrupt}
 
 
@@ -27,8 +28,8 @@ def preferred(dpo_loss, *given):
     facts = differentiated(dpo_loss, ["policy_chosen", "policy_rejected"], "the loss", *given)
     loss, far = facts.get("the loss", torch.tensor(torch.inf)), given[0] - given[2] < -500
     if bool(far.all() and (loss < 100).all()):
-        return {"the size of the loss": "below 100"}
-    return {"the size of the loss": "above 100"} | facts
+        return {"the loss in nats": "below 100"}
+    return {"the loss in nats": "about 500"} | facts
 
 
 def clipped(grpo_loss, logp, old_logp, advantages, mask, clip=None):
@@ -93,11 +94,18 @@ def _watched(model, fails):
 
 def earned(reward, answer, wanted, law, than="", *others):
     """Whether the reward obeys `law` relative to the lowest of `others`, described by `than`."""
-    got = reward(answer, wanted)
+    try:
+        got = reward(answer, wanted)
+    except (AttributeError, TypeError) as error:
+        if answer[:1] not in tuple('["1nt'):  # what begins like this is JSON, but not an object
+            raise
+        raise CheckFailed(f"it raised {type(error).__name__}: {NO_OBJECT}") from None
     if isinstance(got, bool) or not isinstance(got, int | float):
         return {"the return value": kind(got)}
-    span = "0 to 1" if 0 <= got <= 1 else "below 0 or above 1"
-    facts = {"the return value": "a float", "the range of the reward": span}
+    if not 0 <= got <= 1:
+        how = "stop at 0, with max(0.0, ...)" if got < 0 else "only a complete answer may earn 1"
+        raise CheckFailed(f"the reward should be from 0 to 1, not {got:g}: {how}")
+    facts = {"the return value": "a float"}
     if not others:
         words = "0" if got == 0 else "1" if got == 1 else "between 0 and 1"
         return facts | {"the reward": "less than 1" if law == "less than 1" and got < 1 else words}
@@ -157,8 +165,8 @@ def stepped(grpo_step, seed, rewards, scale, stale):
         p.grad = torch.full_like(p, 0.3)
 
     def note(*_):
-        alive = [p.grad for p in trained if p.grad is not None]
-        steps.append("missing" if not alive else "not zero" if any(map(torch.any, alive)) else "0")
+        some = [bool(p.grad.any()) for p in trained if p.grad is not None]
+        steps.append("get a gradient" if any(some) else "only zeros" if some else "None")
 
     optimizer.register_step_pre_hook(note)
     before = torch.cat([p.detach().flatten() for p in trained])
@@ -171,11 +179,11 @@ def stepped(grpo_step, seed, rewards, scale, stale):
         "the arguments of sample": "model, prompts, samples" if meant else "others",
         "the answers without a score": sorted(rollout.paid.keys() - rollout.scored),
         "the number of calls of optimizer.step": len(steps),
-        "the gradient at the step": ", ".join(steps),
+        "optimizer.step()": ", ".join(steps),
         "the change of the weights": moved if moved.abs().max() > 1e-3 else 0 * moved,
         "the return value": "a dict" if isinstance(result, dict) else kind(result),
     }
     for key in ("reward", "equal") if isinstance(result, dict) else ():
-        facts[f'["{key}"] of the result'] = result.get(key)
+        facts[f'result["{key}"]'] = result.get(key)
         facts["the keys of the result"] = sorted(map(str, result))
     return facts

@@ -60,5 +60,5 @@ def left(before, model):
         "the adapter afterwards": "switched off" if off else "switched on",
         "the adapters afterwards": sorted(model.peft_config),
         "the active adapter afterwards": layers[0].active_adapters[0],
-        "the mode afterwards": " and ".join(sorted(modes)),
+        "the mode afterwards": "eval() in some layers only" if len(modes) > 1 else modes.pop(),
     } | {n: "unchanged" if same(value, after[n]) else "changed" for n, value in before.items()}

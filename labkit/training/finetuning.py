@@ -95,7 +95,7 @@ class _Losses(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.begun = time.perf_counter()
         if get_ipython():
-            self.curve = live.Curve(self.title, state.max_steps, picture=False)
+            self.curve = live.Curve(self.title, state.max_steps)
             for loss in checkpoints.losses(state.log_history):
                 self.curve.add(loss)
 

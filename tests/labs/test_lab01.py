@@ -233,7 +233,7 @@ WRONG = [
     (check.optimal, best_if_it_fits, "r = 9, it raised ValueError: r is too large"),
     (check.optimal, best_by_power_iteration, "should be [[3, 0], [0, 0]], not [[3, "),
     (check.optimal, lambda W, r: best_in_numpy(W, r).numpy(), "a tensor, not a NumPy array"),
-    (check.optimal, lambda W, r: best_in_numpy(W, r).bfloat16(), "in 16 bits?"),
+    (check.optimal, lambda W, r: best_in_numpy(W, r).bfloat16(), "to 16 bits"),
     (check.errors, error_by_subtracting, "your function builds W_r"),
     (check.errors, error_by_addr, "your function builds W_r"),
     (check.errors, error_built_in_numpy, "your function builds W_r"),

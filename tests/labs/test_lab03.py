@@ -51,6 +51,7 @@ def train_plainly(model, tokenizer, rows, *rest, split=lambda m: (m[:-1], m[-1:]
 
 
 train_never = mock.patch.object(SFTTrainer, "train", str)(train_plainly)
+train_unsaved = mock.patch.object(SFTTrainer, "save_model", lambda *_, **__: None)(train_plainly)
 
 
 def train_in_halves(*data):
@@ -332,9 +333,11 @@ WRONG = [
     (check.trains, train_without_ends, "a row is cut, the model reads"),
     (check.trains, partial(train_plainly, max_length=16), "0, not 2 (a row is cut)"),
     (check.trains, partial(train_plainly, completion_only_loss=False), "completion_only_loss must"),
-    (check.trains, run, "with `messages` alone TRL does so"),
+    (check.trains, run, "TRL trains on all of `messages`"),
     (check.trains, partial(train_plainly, split=in_texts), "lists of messages"),
     (check.trains, partial(train_plainly, split=lambda m: (m[:1], m[-1:])), "messages[:-1]"),
+    (check.trains, partial(train_plainly, split=lambda m: (m[:1], m[1:])), "messages[-1:]"),
+    (check.trains, partial(train_unsaved, save_strategy="no"), "not none: call trainer.save_model"),
     (check.trains, train_never, "[] (no step was run: call trainer.train())"),
     (check.trains, partial(train_after, train_never), "save_model() comes after train()"),
     (check.trains, partial(train_plainly, num_train_epochs=3), "three passes"),
@@ -345,7 +348,7 @@ WRONG = [
     (check.prompt_opens_answer, lambda m, t: m.pop() and [1], "changes its input"),
     (check.checkpoints, checkpointing_that_calls_itself, "sees only the last block"),
     (check.checkpoints, checkpointing_of_the_mlp, "blocks should include model.layers.0"),
-    (check.loads_once, load_by_other_names, "this adapter fits, but it raised AssertionError"),
+    (check.loads_once, load_by_other_names, "), but this adapter fits: compare"),
     (check.loads_once, load_and_undo, "the base's weights should be left as they were"),
     (check.loads_once, lambda b, f: load_and_compare(copy.deepcopy(b), f), "`base` itself"),
     (check.perplexity_weighs_tokens, perplexity_in_train_mode, "in train mode, with dropout"),
@@ -358,6 +361,6 @@ GIVEN = [
     (check.end_trains, "the end token has no label either"),
     (check.prompt_opens_answer, "the generation prompt is missing"),
     (check.keeps_answer, "the row is cut on the right"),
-    (check.checkpoints, "the first block's input doesn't"),
+    (check.checkpoints, "only if the first block's input requires grad"),
     (check.loads_once, "the adapter is merged, then loaded again"),
 ]

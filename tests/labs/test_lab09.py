@@ -64,21 +64,16 @@ def on_policy(model, prompts, sample):
 
 
 def on_policy_by_layers(model, prompts, sample):
-    """The layers switched off by hand; the batch as it came, with one more entry."""
+    """The layers switched off by hand; right padding needs no attention mask."""
     mode = model.training
     with torch.no_grad():
         batch = sample(model.eval(), prompts)
         model.base_model.disable_adapter_layers()
-        teacher = model(**batch).logits
+        teacher = model(batch["input_ids"]).logits
         model.base_model.enable_adapter_layers()
     model.train() if mode else model.eval()
     batch.update(teacher_logits=teacher)
     return batch
-
-
-def on_policy_normalized(model, prompts, sample):
-    batch = on_policy(model, prompts, sample)
-    return batch | {"teacher_logits": batch["teacher_logits"].log_softmax(-1)}
 
 
 def on_policy_twice(model, prompts, sample):
@@ -148,6 +143,13 @@ def step_by_selection(model, optimizer, task_loss, prompts, sample, weight=1.0):
     return dict(task=task.item(), kl=far.item())
 
 
+def step_in_mode(training, model, *given, **more):
+    mode = model.training
+    found = distill_step(model.train(training), *given, **more)
+    model.train(mode)
+    return found
+
+
 def step_of_sum(*given, **more):
     found = distill_step(*given, **more)
     return found | {"task": found["task"] + found["kl"]}
@@ -161,14 +163,14 @@ RIGHT = [
     (check.quiz, lambda: {"q1": "c", "q2": " A. ", "q3": "(b)", "q4": "d"}),
 ]
 WRONG = [
-    (check.kl, kl_by_distributions, "for logits in the hundreds"),
-    (check.kl, kl_in_place, "changes its input teacher_logits in place"),
-    (check.kl, lambda p, q, m, reverse=True: token_kl(p, q, m), "reverse=False"),
+    (check.kl, kl_by_distributions, "where softmax underflows to 0"),
+    (check.kl, kl_in_place, "teacher_logits in place"),
     (check.samples, on_policy_twice, "the number of calls of sample should be 1, not 2"),
     (check.samples, on_policy_left_off, "the adapter afterwards should be switched on"),
-    (check.samples, on_policy_normalized, "teacher_logits"),
     (check.samples, lambda m, p, s: on_policy(m, p[:1], s), "the arguments of sample"),
     (check.steps, partial(distill_step, clip=0.5), "the change of the weights"),
+    (check.steps, partial(step_in_mode, False), "with gradients should be train(), not eval()"),
+    (check.steps, partial(step_in_mode, True), "with gradients should be eval(), not train()"),
     (check.steps, step_of_sum, '["task"] of the result should be'),
 ]
 
