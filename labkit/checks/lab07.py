@@ -101,7 +101,7 @@ def parts(split):
         rows, groups = _rows(rng, [2] * 24, how)
         where = f"for 24 prompts of two rows each that {how}"
         cases[where] = rows, groups, 0.5, [3, 4]
-    rows, groups = _rows(rng, [(1, 1, 1, 2, 2, 3, 6)[draw(0, 6, rng)] for _ in range(70)])
+    rows, groups = _rows(rng, [(1, 1, 1, 1, 6, 6, 6)[draw(0, 6, rng)] for _ in range(80)])
     for share in (0.1, 0.3, 0.6):
         cases[f"for {len(rows)} rows at share {share}"] = rows, groups, share, [0, 1, 2, 3]
     expect_right(split, cases, lambda *data: probes.fair(data[2]), probes.divided)

@@ -14,7 +14,7 @@ def changes(before: object, after: object, name: str) -> list[str]:
     import torch
 
     if not isinstance(after, torch.nn.Module):
-        message = f"it changes its input {name} in place (-= does, or a slice): work on a copy"
+        message = f"it changes its input {name} in place: work on a copy"
         return [] if same(before, after) else [message]
     lines, after = [], picture(after)
     switched = before["its active adapter"] != after["its active adapter"]

@@ -13,12 +13,12 @@ from labkit.probes.adapters import kind
 ADAPTERS = {"home": 2, "homely": 3, "sweet-home": 7, "tickets": 5}  # and their ranks
 ENDS_A_LINE = "now"  # decoded texts have a line break after this word
 BATCH = "the number of prompts in a batch"
-READS = "the tokens that the model reads"
+READS = "what the model reads"
 HOW = {  # facts for a right call of generate
     "the model": "in eval mode",
     "the decoding": "greedy",
     "the padding": "on the left",
-    READS: "the prompt's",
+    READS: "the prompt alone",
     "the adapter of a prompt": "its own",
 }
 OUT = {}  # results of generate, to run each call once
@@ -62,7 +62,8 @@ def routed(route, seed, prompts, names, trained=True):
     """The answers of `route` and how it calls generate; after a wrong call, only the call.
 
     If `trained`, the model is in train mode, and the tokenizer pads on the right and adds <start>.
-    Otherwise, the model is in eval mode, and the tokenizer pads on the left and adds nothing.
+    Otherwise, the model is in eval mode, and the tokenizer pads on the left, with <unk>, and adds
+    nothing.
     """
     model = _given(seed, trained)
     base, how, rows = model.get_base_model(), {BATCH: len(prompts)} | HOW, [0]
@@ -99,8 +100,8 @@ def _given(seed, trained):
     base, tokenizer = model.get_base_model(), model.tokenizer
     model.set_adapter("sweet-home")
     tokenizer.padding_side = "right" if trained else "left"
-    pad = tokenizer.pad_token_id if trained else tokenizer.unk_token_id
-    base.generation_config.update(do_sample=True, pad_token_id=pad)
+    tokenizer.pad_token = tokenizer.eos_token if trained else tokenizer.unk_token
+    base.generation_config.update(do_sample=True, pad_token_id=tokenizer.pad_token_id)
     if trained:
         tiny.add_start(tokenizer)
     for part in (model, model.base_model, base):
@@ -152,12 +153,12 @@ def _how(base, ids, kwargs, own, names):
     if len(ids) < len(own):
         return {BATCH: len(ids)}
     if base.training:
-        return {"the model": "in train mode, with dropout"}
+        return {"the model": "in train mode"}
     settings = [vars(s) for s in (kwargs.get("generation_config"), base.generation_config) if s]
     sampled = [s["do_sample"] for s in (kwargs, *settings) if s.get("do_sample") is not None]
     if any(sampled[:1]) and kwargs.get("top_k") != 1:
         own_idea = kwargs.get("do_sample") is None
-        return {"the decoding": "sampling" + ", as generation_config asks" * own_idea}
+        return {"the decoding": "sampling" + " by default" * own_idea}
     late = [row for row in ids.tolist() if not any(row[-len(one) :] == one for one in own)]
     if late and all(any(_begins(row, one) for one in own) for row in late):
         return {"the padding": "on the right"}
@@ -180,10 +181,10 @@ def _begins(row, tokens):
 def _reading(start, read, own):
     """Describe the fault in the tokens that the mask lets the model read."""
     if any(row[:2] == [start, start] for row in read):
-        return "the prompt's, but with the first token twice"
+        return "a prompt with two first tokens"
     if any(row[-len(one) :] == one != row for row in read for one in own):
-        return "the prompt's and padding"
+        return "the prompt and padding"
     if sorted(read) == sorted(one[1:] for one in own):
-        return "the prompt's, but without the first token"
+        return "a prompt without its first token"
     fewer = sum(map(len, read)) < sum(map(len, own))
-    return "fewer" if fewer else "others"
+    return "only a part of it" if fewer else "another text"
