@@ -244,7 +244,7 @@ if lab.experiment("The error at each storage cost", 2, needs=["1.1", "1.2", "1.3
 
 # %%
 def energy_rank(s, fraction):
-    """s (k,) singular values, largest first -> how many reach `fraction` of the energy."""
+    """s (k,) singular values, largest first -> smallest rank with `fraction` of the energy."""
     # BEGIN SOLUTION
     energy = s.square().cumsum(0)
     return int((energy < fraction * energy[-1]).sum()) + 1

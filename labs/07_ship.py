@@ -390,11 +390,10 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
     guess_template.compare(100 * right_by_way["Llama 2's template"] / len(few))
 
 # %% [markdown]
-# Across three seeds, a doubled first token costs at most two of about 105 answers. A missing
-# generation prompt or a different system message costs few or no answers with one seed, up to about
-# half with the other two, and most or all in a fourth run. Without the generation prompt, the model
-# may write the header of its turn itself, and then even a right answer counts as wrong. With Llama
-# 2's template or no template, most answers are wrong in every run
+# A doubled first token costs next to nothing. What a missing generation prompt or another system
+# message costs depends on the run: nothing, half of the answers, or nearly all. Without the
+# generation prompt, the model may write the header of its turn itself, and then even a right answer
+# counts as wrong. With Llama 2's template or no template, most answers are wrong in every run
 # ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)). A model can tolerate a wrong
 # prompt, so good answers don't prove that the prompt is right.
 #

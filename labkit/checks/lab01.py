@@ -48,7 +48,8 @@ def errors(relative_error):
     rng = generator()
     cases = {"on the example from the text, r = 1": [(EXAMPLE, 1)]}
     for *shape, r in ((7, 5, 2), (5, 8, 3), (6, 6, 1), (7, 5, 9)):
-        cases[f"on W of shape {tuple(shape)}, r = {r}"] = [(randn(*shape, rng=rng), r)]
+        more = ", more than it has singular values" if r > min(shape) else ""
+        cases[f"on W of shape {tuple(shape)}, r = {r}{more}"] = [(randn(*shape, rng=rng), r)]
     W = randn(7, 5, rng=rng)
     cases |= {f"on {scale:g} * W, r = {r}": [(scale * W, r)] for scale, r in ((1e-3, 2), (100, 3))}
     ranks = [3, 3, 3, 5, 6] * 40
@@ -85,8 +86,8 @@ def parameters(lora_params, break_even_rank):
     with part():
         cases = {f"for lora_params{size}": size for size in sizes}
         expect_right(answers, cases, _count, probes.count)
-    shapes = [(4, 4), (6, 3), (3, 6), (8, 3), *shapes, (4096, 4096), (1536, 576), (1, 1), (1, 7)]
-    shapes += [(98, 98), (576, 960)]  # where floats fall just below or above a whole number
+    shapes = [(3, 5), (4, 4), (6, 3), (3, 6), (8, 3), *shapes, (4096, 4096), (1536, 576), (1, 1)]
+    shapes += [(1, 7), (98, 98), (576, 960)]  # where floats fall just below or above a whole number
     cases = {f"for break_even_rank{shape}": shape for shape in shapes}
     expect_right(answers, cases, lambda *shape: {"the result": _largest(*shape)}, probes.largest)
     cases = {"for all sides up to 12": (12,)}
