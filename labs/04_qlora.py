@@ -154,15 +154,15 @@ print(normal.icdf(torch.linspace(1 - offset, offset, 16)))
 # ●●○ · 10 min · 3 points
 #
 # Build the NF4 codebook: sixteen values, including zero. Give each half its own evenly spaced
-# probabilities, from 0.9677083 at its outer end to 0.5, where the quantile is 0. The two halves
-# share this zero. Of the other fifteen values, eight are positive and seven are negative. Divide
-# all values by the largest, and return them in ascending order as a float tensor. Compute the
-# values instead of copying a table.
+# probabilities, from 0.9677083 at its outer end to 0.5, where the quantile is 0. In the lower half,
+# the quantiles get a minus sign. The two halves share the zero. Of the other fifteen values, eight
+# are positive and seven are negative. Divide all values by the largest, and return them in
+# ascending order as a float tensor. Compute the values instead of copying a table.
 #
 # <details><summary>Hint</summary>
 #
-# The upper half needs nine probabilities, for eight values and the zero. The lower half needs eight
-# probabilities, and its quantiles get a minus sign. Drop one of the two zeros.
+# The upper half needs nine probabilities, for eight values and the zero. The lower half needs
+# eight. Drop one of the two zeros.
 # </details>
 
 
@@ -463,7 +463,7 @@ if lab.experiment("Bits against error", 3, needs=["4.2", "4.3", "4.5"]):
 # 2. `forward(x)` returns $W x + \frac{\alpha}{r} B A x$, with $W$ decoded by `dequantize_blockwise`
 #   in blocks of 64. `x`, `A` and `B` are in fp32, and `x` can have any leading dimensions. The
 #   gradients of `x`, `A` and `B` must equal those of the dense layer.
-# 3. After `forward`, no decoded $W$ stays in memory: `backward` decodes $W$ again.
+# 3. After `forward`, no matrix as large as $W$ stays in memory: `backward` decodes $W$ again.
 #
 # Rule 3 is the hardest. If you write `x @ W.T` with the decoded $W$, autograd keeps $W$ until
 # `backward`, because it needs $W$ for the gradient of $x$, $dY\, W$. If every layer does that, the
@@ -505,6 +505,7 @@ class QLoRALinear(nn.Module):
             # END SOLUTION
 
     def __init__(self, codes, absmax, codebook, shape, A, B, alpha):
+        """shape (d_out, d_in), A (r, d_in), B (d_out, r)."""
         super().__init__()
         # BEGIN SOLUTION
         self.register_buffer("codes", codes)
@@ -810,14 +811,12 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 #
 # **8 bits.** `BitsAndBytesConfig(load_in_8bit=True)` stores weights in int8 with one scale per row
 # and keeps outlier activations in 16 bits ([LLM.int8](https://arxiv.org/abs/2208.07339)). The int8
-# weights take twice the memory of NF4 weights but lose less precision. LoRA trains on top of int8
-# weights in the same way.
+# weights take twice the memory of NF4 weights but lose less precision.
 #
 # **GPTQ** ([2022](https://arxiv.org/abs/2210.17323)) rounds a weight matrix column by column and
 # adjusts the remaining columns so that the layer's *output* changes little on calibration text.
-# Quantizing takes time and data, but the kernels are fast, so GPTQ is mostly used for serving. To
-# use GPTQ with transformers, install `gptqmodel` and pass `quantization_config=GPTQConfig(bits=4,
-# dataset="c4", tokenizer=tokenizer)`.
+# GPTQ is mostly used for serving. To use it with transformers, install `gptqmodel` and pass
+# `quantization_config=GPTQConfig(bits=4, dataset="c4", tokenizer=tokenizer)`.
 #
 # **AWQ** ([2023](https://arxiv.org/abs/2306.00978)) scales up the weight columns that multiply
 # large activations, so that rounding costs these columns less precision. The `AWQModifier` in

@@ -231,7 +231,7 @@ def _difference(got, right, named):
     if isinstance(right, list) and all(type(x) is str for x in [*got, *right]):
         missing, extra = ([x for x in a if x not in b] for a, b in ((right, got), (got, right)))
         if missing or extra:
-            verb, found, most = "include" if missing else "not include", missing or extra, 2 - named
+            verb, found, most = "include" if missing else "not include", missing or extra, 3 - named
             return f"should {verb} {', '.join(found[:most])}" + (", …" if len(found) > most else "")
     if isinstance(right, dict):
         key = next((k for k in right if not same(got.get(k), right[k], 1e-4)), None)

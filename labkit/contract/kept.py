@@ -14,7 +14,8 @@ def changes(before: object, after: object, name: str) -> list[str]:
     import torch
 
     if not isinstance(after, torch.nn.Module):
-        message = f"it changes its input {name} in place: work on a copy"
+        how = f"(*=, sort() and {name}[...] = ... do)"
+        message = f"it changes its input {name} in place {how}: leave it as it was"
         return [] if same(before, after) else [message]
     lines, after = [], picture(after)
     switched = before["its active adapter"] != after["its active adapter"]

@@ -14,7 +14,7 @@ import torch
 
 from labkit.probes import watch
 
-NAN = "computed, because no integer can store its NaN"
+NAN = "computed (it gives NaN, which no integer can store)"
 TABLES = {"quantize_4bit", "dequantize_4bit", "quantize_nf4", "dequantize_nf4", "Params4bit"}
 TABLES |= {"Linear4bit", "LinearNF4", "CODE", "_NF4_QUANT_TABLE", "_get_4bit_code"}
 

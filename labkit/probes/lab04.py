@@ -69,12 +69,12 @@ def codebook(nf4_codebook):
     if not isinstance(values, torch.Tensor) or "floats" not in kind:
         return {"the result": kind}
     below, above = int((values < -1e-5).sum()), int((values > 1e-5).sum())
-    counts = [below, values.numel() - below - above, above]
-    facts = {"the result": "floats", "how many are below zero, at zero and above zero": counts}
-    if counts != [7, 1, 8]:
+    counts = f"{below} below zero, {values.numel() - below - above} at zero, {above} above"
+    facts = {"the result": "a tensor of floats", "the counts": counts}
+    if counts != "7 below zero, 1 at zero, 8 above":
         return facts
     facts["the order"] = "ascending" if bool((values.diff() >= 0).all()) else "mixed"
-    return facts | {"the list of values": values, "the values": how.origin(nf4_codebook, values)}
+    return facts | {"the codebook": values, "the values": how.origin(nf4_codebook, values)}
 
 
 def quantized(quantize_blockwise, dequantize_blockwise, w, codebook, *block):
@@ -156,7 +156,7 @@ def trained(QLoRALinear, data, x, dY):
         "the parameters that train": sorted(name for name, trains in every.items() if trains),
         "the parameters": sorted(every),
         "A and B": _pair(layers, data),
-        "the plain attributes (use register_buffer)": sorted(n for n, v in modules if _loose(n, v)),
+        "the tensors without register_buffer": sorted(n for n, v in modules if _loose(n, v)),
     }
     held = sum(b.nbytes for b in layers[0].buffers())  # packed codes take half a byte each
     room = data[0][0].numel() / 2 + data[0][1].nbytes
@@ -234,9 +234,9 @@ def memory(QLoRALinear, codes, absmax, codebook, shape, A, B, alpha, x):
     sizes, left = seen.left(), []
     del y
     if max(sizes.values()) >= limit:
-        what = "a tensor" if sizes[False] >= limit else "a product of matrices"
-        where = "for backward" if max(seen.left().values()) < limit else "with the layer"
-        left = [f"{what} as large as W ({where})"]
+        what = "a tensor" if sizes[False] >= limit else "a matrix product"
+        where = "kept for backward" if max(seen.left().values()) < limit else "stored in the layer"
+        left = [f"{what} as large as W, {where}"]
     return {"the memory after forward": left}
 
 
