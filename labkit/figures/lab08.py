@@ -60,7 +60,7 @@ def rewarded(found: dict[str, dict]) -> Figure:
     runs, gains, others = measured.by_run("rewards_lab").loc["grpo"], {}, {}
     pair = [marks | {"right": np.equal(marks["greedy"], 1)} for marks in found.values()]
     for way, unit in {"sampled": 1, "greedy": 1, "right": 100}.items():
-        before, after = (np.reshape(marks[way], (100, -1)).mean(1) for marks in pair)
+        before, after = (np.mean(np.split(np.array(m[way]), len(m["greedy"])), 1) for m in pair)
         name = "greedy, share right" if way == "right" else f"{way} reward"
         label = f"{name}: {before.mean():.2f} → {after.mean():.2f}"
         gains[label] = mean_interval(after - before)
