@@ -108,10 +108,10 @@ def move_the_slider(keys, part):
     """Another rank, another picture: by the arrows, by Home, and by a number that is typed."""
     picture, number = part.locator("img"), part.locator(".widget-readout")
     expect(picture).to_be_visible()
-    expect(number).to_have_text("10")
+    expect(number).to_have_text("30")
     keys.go("Move the slider")
     keys.tab_to(".noUi-handle")
-    for key, shown in (("ArrowRight", "11"), ("Home", "1")):
+    for key, shown in (("ArrowRight", "31"), ("Home", "1")):
         before = picture.get_attribute("src")
         keys.press(key)
         expect(number).to_have_text(shown)
