@@ -470,14 +470,12 @@ check.pairs(paired_difference)
 # %% tags=["experiment"]
 if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
     runs = tables.at_best_rate(measured.load("variants")).rename(columns={"loss": "score"})
-    by_seed = runs.groupby("seed")
-    lora = runs.loc[runs["method"] == "LoRA", "score"].mean()
-    gaps = {
-        method: [100 * paired_difference(run, method, "LoRA")[0] / lora for _, run in by_seed]
-        for method in runs["method"].unique()
-        if method != "LoRA"
-    }
-    display(figures.variants(gaps))
+    scores = runs.pivot(index="seed", columns="method", values="score")
+    lora = scores.pop("LoRA")
+    display(figures.variants((100 * scores.sub(lora, axis=0) / lora.mean()).to_dict("list")))
+    for method in ("full fine-tuning", "rsLoRA"):
+        mean, error = (100 * x / lora.mean() for x in paired_difference(runs, method, "LoRA"))
+        print(f"{method}: {mean:+.0f}% from LoRA's loss, with a standard error of {error:.1f}%")
 
 # %% [markdown]
 # These runs are on `home`, with adapters at r=16 (r=32 for MiSS, to match their size). Each method

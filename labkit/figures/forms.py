@@ -13,16 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from labkit.figures.guess import Guess
-from labkit.plots import (
-    BESIDE,
-    INK,
-    PARTS,
-    ROLES,
-    VARIANTS,
-    figure,
-    headed,
-)
+from labkit.plots import BESIDE, INK, PARTS, ROLES, VARIANTS, figure, headed
 
+RING = {"marker": "o", "ls": "", "ms": 5, "mfc": "none", "mec": "#777777"}  # another run
 Value = float | tuple[float, float, float]
 
 
@@ -104,16 +97,19 @@ def stacks(
     ylabel: str,
     text: str = "{:.3g}",
     guess: Guess | None = None,
+    unit: float = 1,
 ) -> None:
-    """Draw a stacked bar per row {category: value} with its total above.
+    """Draw a stacked bar per row {category: value}, in units, with its total above.
 
-    Each category is named beside the bar where it is largest. Colors follow the order of the first
-    row's categories; invisibly small categories are omitted.
+    `text` formats the total and its percentage of the first row's. Each category is named beside
+    the bar where it is largest. Colors follow the order of the categories; invisibly small ones
+    are omitted.
     """
-    x, floor = np.arange(len(rows)), np.zeros(len(rows))
-    largest, names = max(sum(row.values()) for row in rows.values()), {}  # {bar: [(name, y)]}
-    for category, color in zip(next(iter(rows.values())), PARTS, strict=False):
-        heights = np.array([row.get(category, 0) for row in rows.values()])
+    x, floor, names = np.arange(len(rows)), np.zeros(len(rows)), {}  # {bar: [(name, y)]}
+    largest = max(sum(row.values()) for row in rows.values()) / unit
+    categories = dict.fromkeys(category for row in rows.values() for category in row)
+    for category, color in zip(categories, PARTS, strict=False):
+        heights = np.array([row.get(category, 0) for row in rows.values()]) / unit
         if heights.max() > 0.003 * largest:
             ax.bar(x, heights, 0.5, bottom=floor, color=color, edgecolor="white", lw=0.4)
             at = int(heights.argmax())
@@ -124,7 +120,7 @@ def stacks(
         for (category, _), y in zip(named, places, strict=True):
             ax.text(at + 0.28, y, category, va="center", color=INK, fontsize=9)
     for place, total in zip(x, floor, strict=True):
-        _above(ax, place, total, text.format(total))
+        _above(ax, place, total, text.format(total, 100 * total / floor[0]))
     _upright(ax, list(rows), ylabel, 1.15 * largest, guess)
 
 
@@ -203,7 +199,7 @@ def dots(
     text: str = "{:.2g}",
     others: dict[str, Sequence[float]] | None = None,
 ) -> None:
-    """Draw a point per row with its 95% interval, with its value; the first row is on top.
+    """Draw a point per row with its 95% interval and its value; the first row is on top.
 
     roles: {label: role or color}. others: {label: values of other runs}, drawn as rings; `xlabel`
     says so.
@@ -214,7 +210,7 @@ def dots(
         color = ROLES.get(role, role)
         ends = [[center - low], [high - center]] if high > low else None
         ax.errorbar(center, y, xerr=ends, fmt="o", ms=8, color=color)
-        ax.plot(rest, [y] * len(rest), "o", ms=5, mfc="none", mec="#777777", zorder=5)
+        ax.plot(rest, [y] * len(rest), **RING, zorder=5)
         if rest:
             _above(ax, center, y, text.format(center), points=7)
         else:

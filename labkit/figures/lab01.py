@@ -10,13 +10,13 @@ import torch
 from matplotlib import cbook
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import dots, titled
+from labkit.figures.forms import RING, dots, titled
 from labkit.figures.forms import spread as spread_out
 from labkit.figures.guess import Guess, as_text
 from labkit.plots import BESIDE, INK, PAPER, ROLES
 
-SERIES = {"weights": ("base", "o"), "random": (INK, "_"), "update": ("full", "s")}
-SERIES["rank 8"] = ("LoRA", "_")
+SERIES = {"weights": ("base", "o"), "random": (INK, "_")}
+SERIES |= {"update": ("full", "s"), "rank 8": ("LoRA", "_")}
 
 
 def photograph() -> torch.Tensor:
@@ -143,7 +143,7 @@ def cuts(
     for setting, counted in (100 * counts / counts.loc["full"]).iterrows():
         if setting.startswith("rank") or (setting == "LoRA" and lora is not None):
             x = 8 if setting == "LoRA" else int(setting.removeprefix("rank "))
-            ax.plot([x] * len(counted), counted, "o", ms=4, mfc="white", mec="#777777", zorder=3)
+            ax.plot([x] * len(counted), counted, **RING, zorder=3)
     if lora is not None:
         ax.plot(8, scale * lora, "*", ms=15, color=ROLES["LoRA"], zorder=4)
         ax.annotate("LoRA of rank 8", (8, scale * lora), (-12, 0), ha="right", **BESIDE)

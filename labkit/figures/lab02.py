@@ -134,14 +134,12 @@ def memory(peaks: dict[str, dict[str, int]], guess: Guess) -> Figure:
 
     Full fine-tuning is first, LoRA at the same precision second. guess: in percent of the first.
     """
-    rows = {label: {part: n / GB for part, n in row.items()} for label, row in peaks.items()}
-    full, lora, *_ = (sum(row.values()) for row in rows.values())
+    full, lora, *_ = (sum(row.values()) for row in peaks.values())
     percent = f"{100 * lora / full:.0f}%"
     fig, ax = titled(f"At the same precision, LoRA's peak is {percent} of full fine-tuning's")
-    in_gb = replace(guess, value=guess.value and guess.value * full / 100)
-    stacks(ax, rows, "GB at the peak of a step (%: of full fine-tuning's)", "{:.2f}", in_gb)
-    for text, row in zip(ax.texts[-len(rows) - bool(guess.value) :], rows.values(), strict=False):
-        text.set_text(f"{text.get_text()}  ({100 * sum(row.values()) / full:.0f}%)")
+    in_gb = replace(guess, value=guess.value and guess.value * full / 100 / GB)
+    label = "GB at the peak of a step (%: of full fine-tuning's)"
+    stacks(ax, peaks, label, "{:.2f}  ({:.0f}%)", in_gb, GB)
     if guess.value is not None:
         text = ax.texts[-1].get_text()
         ax.texts[-1].set_text(text.replace(as_text(in_gb.value), f"{as_text(guess.value)}%"))

@@ -21,7 +21,10 @@ def rates(runs: dict[float, Sequence[float]], guess: Guess) -> Figure:
     fig, ax = titled(title if slow[-1] > 0.9 * slow[0] else "Training loss by learning rate")
     names = [np.format_float_scientific(rate, trim="-", exp_digits=1) for rate in runs]
     names = [name + " (TRL's default)" * (name == "2e-5") for name in names]
-    colors = [ROLES["mistake"] if rate == 2e-5 else VARIANTS[i % 5] for i, rate in enumerate(runs)]
+    colors = [
+        ROLES["mistake"] if rate == 2e-5 else VARIANTS[i % len(VARIANTS)]
+        for i, rate in enumerate(runs)
+    ]
     curves(ax, dict(zip(names, runs.values(), strict=True)), LOSS, colors=colors, bold=False)
     guess.draw(ax)
     return fig

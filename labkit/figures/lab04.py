@@ -124,23 +124,21 @@ def crossed(losses: dict[tuple[str, str], float]) -> Figure:
 
 def step_memory(peaks: dict[str, dict[str, int]]) -> Figure:
     """Memory at the peak of a step: {method: {category: bytes}}, LoRA and QLoRA among them."""
-    rows = {name: {part: n / 10**9 for part, n in peak.items()} for name, peak in peaks.items()}
-    halved = 2 * sum(rows["QLoRA"].values()) < sum(rows["LoRA"].values())
+    halved = 2 * sum(peaks["QLoRA"].values()) < sum(peaks["LoRA"].values())
     title = "QLoRA more than halves LoRA's peak: only the weights shrink"
     fig, ax = titled(title if halved else "QLoRA shrinks only the weights")
-    stacks(ax, rows, "peak memory of a step (GB)", "{:.1f}")
+    stacks(ax, peaks, "peak memory of a step (GB)", "{:.1f}", unit=10**9)
     return fig
 
 
 def fits(peaks: dict[str, dict[str, int]], card: float) -> Figure:
     """Memory at the peak of a step, {settings: {category: bytes}}, and 20% more; a card's GiB."""
-    rows = {name: {part: n / 2**30 for part, n in peak.items()} for name, peak in peaks.items()}
-    totals = np.array([sum(row.values()) for row in rows.values()])
+    totals = np.array([sum(row.values()) for row in peaks.values()]) / 2**30
     n = sum(1.2 * totals < card)
-    fig, ax = titled(f"A {card} GB GPU is large enough for {n} of {len(rows)} settings")
-    stacks(ax, rows, "peak memory of a step (GiB; dotted: +20%)", "")
+    fig, ax = titled(f"A {card} GB GPU is large enough for {n} of {len(peaks)} settings")
+    stacks(ax, peaks, "peak memory of a step (GiB; dotted: +20%)", "", unit=2**30)
     outline = {"facecolor": "none", "edgecolor": INK, "ls": ":"}
-    ax.bar(range(len(rows)), 0.2 * totals, 0.5, bottom=totals, **outline)
+    ax.bar(range(len(peaks)), 0.2 * totals, 0.5, bottom=totals, **outline)
     ax.axhline(card, color=INK, lw=1.2, ls="--")
     ax.text(1, card, f" {card:g} GB", transform=ax.get_yaxis_transform(), va="center", color=INK)
     for x, total in enumerate(totals):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import bars, spread, titled
+from labkit.figures.forms import RING, bars, spread, titled
 from labkit.figures.guess import Guess
 from labkit.measured import tables
 from labkit.plots import BESIDE, INK, ROLES, VARIANTS
@@ -102,7 +102,7 @@ def bits(stored: dict[int, Sequence[float]], available: int) -> Figure:
     sizes, values = 2112 * np.array(list(stored)), np.array(list(stored.values()))
     rate = np.median((values / sizes[:, None])[values.mean(axis=1) < 0.95 * available])
     fig, ax = titled(f"About {rate:.1f} bits per parameter, until all bits are stored")
-    ax.plot(sizes, values, "o", color=ROLES["LoRA"], mfc="white")
+    ax.plot(sizes, values, **RING | {"mec": ROLES["LoRA"]})
     ends = np.array([sizes[0], available / rate])
     ax.plot(ends, rate * ends, color=INK, lw=1.2, ls=":")
     ax.axhline(available, color=INK, lw=1.2, ls=":")
@@ -121,7 +121,7 @@ def variants(gaps: dict[str, Sequence[float]]) -> Figure:
     fig, ax = titled("Only full fine-tuning beats LoRA for every seed", height=4)
     for method in sorted(gaps, key=lambda method: -np.mean(gaps[method])):  # the best on top
         color = ROLES["full"] if method.startswith("full") else "#555555"
-        ax.plot(gaps[method], [method] * len(gaps[method]), "o", color=color, mfc="white")
+        ax.plot(gaps[method], [method] * len(gaps[method]), **RING | {"mec": color})
         ax.plot(np.mean(gaps[method]), method, "|", color=color, ms=16, mew=2)
     ax.axvline(0, color=ROLES["LoRA"], lw=2, zorder=0)
     ax.annotate("LoRA", (0, len(gaps) - 0.5), (4, 0), color=ROLES["LoRA"], **BESIDE)
@@ -141,7 +141,7 @@ def tickets(scores: pd.DataFrame, guess: Guess, n: int = 288) -> Figure:
     for method, mean, end in by_method.itertuples():
         ax.annotate(f"{mean:.0f}", (end, method), (8, 0), color=INK, **BESIDE)
     seeds = scores[scores.duplicated("method", keep=False)]
-    ax.plot(seeds["share"], seeds["method"], "o", ms=5, color=INK, mfc="white")
+    ax.plot(seeds["share"], seeds["method"], **RING | {"mec": INK, "mfc": "white"})
     ax.set(xlabel=f"right answers on {n} tickets, % (ring: one seed)", xlim=(0, 62))
     ax.grid(axis="y", visible=False)
     guess.draw(ax, "x")

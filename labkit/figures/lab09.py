@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from labkit import measured
-from labkit.figures.forms import dots, titled
+from labkit.figures.forms import RING, dots, titled
 from labkit.figures.guess import Guess
 from labkit.plots import BESIDE, INK, ROLES
 
@@ -27,7 +27,9 @@ def kept(found: dict[str, dict], guess: Guess | None = None) -> Figure:
     units = {"json": ("unwanted JSON", INSTRUCTIONS), "home": ("right on home", COMMANDS)}
     for ax, (what, (unit, n)) in zip(axes, units.items(), strict=True):
         values = {name: marks[what] for name, marks in found.items()}
-        bad = [k for k, value in values.items() if (value > 6 if what == "json" else value < half)]
+        bad = [
+            k for k, value in values.items() if (value > n / 10 if what == "json" else value < half)
+        ]
         roles = dict.fromkeys(found, "base") | {last: "LoRA"} | dict.fromkeys(bad, "mistake")
         rings = {name: _others(name)[what] for name in found}
         dots(ax, values, f"{unit}, of {n}\n(ring: other runs)", roles, "{:.0f}", rings)
@@ -65,7 +67,7 @@ def distances(drifts: dict[str, float], found: dict[str, dict]) -> Figure:
     for name, kl in sorted(drifts.items(), key=lambda row: -row[1]):
         text, runs, height = f"{name}: {kl:.2g}", _others(name), home[name]
         color = ROLES["LoRA" if name in best else "base"]
-        ax.plot(runs["kl"], runs["home"], "o", ms=5, mfc="none", mec=color)
+        ax.plot(runs["kl"], runs["home"], **RING | {"mec": color})
         ax.plot(kl, height, "o", ms=8, color=color)
         near = [y for x, y in marks if kl <= x < kl * 10 ** (0.023 * len(text))]  # under the name
         y = min(range(2, 99), key=lambda y: (any(abs(y - m) < gap for m in near), abs(y - height)))

@@ -10,14 +10,14 @@ from labkit.memory.simulate import Simulation
 from labkit.plots import INK, PARTS
 
 COLORS = dict(zip(CATEGORIES, PARTS, strict=True))
-GB = 10**9
+GB, PEAK = 10**9, "GB at the peak of a step"
 Rows = dict[str, dict[str, int]]  # {label: {category: bytes}}, of `ledger.CATEGORIES`
 
 
 def bars(rows: Rows, title: str) -> Figure:
     """Draw a stacked bar per row, by category."""
     fig, ax = titled(title)
-    _draw_bars(ax, rows)
+    stacks(ax, rows, PEAK, unit=GB)
     return fig
 
 
@@ -29,20 +29,13 @@ def bars_and_timeline(
     `limit`, a card's bytes, is drawn as a line.
     """
     fig, (left, right) = titled(title, 2, width=12, height=3.8, width_ratios=(1, 1.3))
-    _draw_bars(left, rows)
+    stacks(left, rows, PEAK, unit=GB)
     if limit:
         left.axhline(limit / GB, color=INK, ls="--", lw=1.2)
         left.text(-0.45, limit / GB, f"{limit / GB:.0f} GB card", va="bottom", color=INK)
         left.set_ylim(0, max(left.get_ylim()[1], 1.1 * limit / GB))
     draw_timeline(right, simulation)
     return fig
-
-
-def _draw_bars(ax, rows):
-    parts = {
-        label: {name: row.get(name, 0) / GB for name in CATEGORIES} for label, row in rows.items()
-    }
-    stacks(ax, parts, "GB at the peak of a step", "{:.3g}")
 
 
 def draw_timeline(ax: Axes, simulation: Simulation) -> None:

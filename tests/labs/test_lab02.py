@@ -358,6 +358,7 @@ WRONG = [
     (check.layer, MovedByDevice, "the parameters should include A"),
     (check.layer, RowByRow, "vectorized, not a loop over rows"),
     (check.gradients, gradients_by_autograd, "computed by hand, not computed by autograd"),
+    (check.gradients, lambda x, *w: gradients_einsum(x[:1], *w[:-1], w[-1][:1]), "dA is"),
     (check.injects, inject_and_train, "the mode should be left as it was"),
     (check.merges, merge_on_class, unmerge_on_class, ByProperty, "another layer's base.weight"),
     (check.merges, merge_a_copy, unmerge_a_copy, ScaledFirst, "should be the Parameters they were"),

@@ -315,7 +315,7 @@ WRONG = [
     (check.parts, split_by_coin, "about 50% of the rows for every seed, not only on average"),
     (check.parts, lambda rows, share, seed: (rows, []), "not all on one side"),
     (check.parts, lambda rows, *_: (rows, rows), "rows that occur twice should be 0, not 48"),
-    (check.orders, lambda w, n: rows_by_stack(w, n).T, "shape should be (12, 1), not (1, 12)"),
+    (check.orders, lambda w, n: rows_by_stack(w, n).T, "'s shape should be (12, 1), not (1, 12)"),
     (check.routes, route_one_by_one, "the number of prompts in a batch should be 6, not 1"),
     (check.routes, route_not_put_back, "answer"),
     (check.routes, lambda *data: [f"{text}\n" for text in route(*data)], "strip() each answer"),
