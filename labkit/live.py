@@ -1,7 +1,7 @@
 """Live displays: a countdown, a progress line, and loss curves."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import SupportsFloat
 
@@ -74,22 +74,24 @@ def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
 
 
 class Curves:
-    """Live curves of one training run, one panel per quantity.
+    """Live curves of one training run.
 
     Call `curves.add(reward=…, kl=…)` once per step, always with the same names. `values[name]` and
-    `seconds` (since the start, after each step) remain for later plots. The figure is below a
-    progress line and redrawn from time to time; `labels` names the axis of each quantity to draw.
-    Without `picture` only the line is shown, for use when a later figure shows the curve.
+    `seconds` (since the start, after each step) remain for later plots. The figure shows `names`,
+    below a progress line, and is redrawn from time to time. Without `picture` only the line is
+    shown, for use when a later figure shows the curve.
     """
 
     def __init__(
         self,
         title: str,
         steps: int,
-        labels: dict[str, str] | None = None,
+        ylabel: str = "",
+        names: Sequence[str] = (),
         picture: bool = True,
     ):
-        self.title, self.steps, self.labels, self.drawn = title, steps, labels, picture
+        self.title, self.steps, self.drawn = title, steps, picture
+        self.ylabel, self.names = ylabel, names
         self.values, self.seconds = {}, []
         self._begun = self._shown = time.perf_counter()
         self._text = _begins(_line(title, 0, steps, 0))
@@ -102,7 +104,8 @@ class Curves:
             self.values.setdefault(name, []).append(number)
         now = time.perf_counter()
         self.seconds.append(now - self._begun)
-        done, note = len(self.seconds), self._note()
+        done = len(self.seconds)
+        note = "".join(f" · {name} {numbers[-1]:.3g}" for name, numbers in self.values.items())
         if self._text is None:  # no notebook
             return print(f"{self.title} {done}/{self.steps}{note}", flush=True)
         if now - self._shown <= REDRAW_SECONDS and done < self.steps:
@@ -111,19 +114,14 @@ class Curves:
         self._text.update(HTML(_line(self.title, done, self.steps, self.seconds[-1], note)))
         if not self.drawn:
             return
-        figure = self._figure()
+        from labkit import plots  # here: `labkit train` needs no matplotlib
+
+        shown = {name: self.values[name] for name in self.names}
+        figure = plots.growing(shown, self.steps, self.title, self.ylabel)
         if self._picture is None:
             self._picture = display(figure, display_id=True)
         else:
             self._picture.update(figure)
-
-    def _note(self):
-        return "".join(f" · {name} {numbers[-1]:.3g}" for name, numbers in self.values.items())
-
-    def _figure(self):
-        from labkit import plots
-
-        return plots.growing(self.values, self.steps, self.title, self.labels)
 
 
 class Curve(Curves):

@@ -94,41 +94,22 @@ def headed(fig: Figure, title: str) -> Figure:
     return fig
 
 
-def growing(
-    values: dict[str, Sequence[float]],
-    steps: int,
-    title: str,
-    labels: dict[str, str] | None = None,
-) -> Figure:
-    """A figure of `values`, {name: numbers so far}, against the step, with one panel per label.
-
-    `labels` names the axis of each quantity to draw (default: all, by their names); quantities with
-    the same label share a panel. At most three panels per row, for narrow screens.
-    """
-    panels = {}  # label -> names
-    for name, label in (labels or {name: name for name in values}).items():
-        panels.setdefault(label, []).append(name)
-    n_rows = -(-len(panels) // 3)
-    n_columns = -(-len(panels) // n_rows)
-    fig, axes = figure(n_columns, height=2.2 * n_rows, n_rows=n_rows, squeeze=False)
-    colors = iter(PALETTE)
-    for ax, (label, names) in zip(axes.flat, panels.items(), strict=False):
-        ax.axhline(0, color=INK, lw=0.6)  # so that a small change looks small
-        for name, color in zip(names, colors, strict=False):
-            ax.plot(range(1, len(values[name]) + 1), values[name], "o-", ms=4, color=color)
-        ax.set(xlim=(0.8, max(steps, 2) + 0.2), xlabel="step", ylabel=label)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        if len(names) > 1:
-            for name, line in zip(names, ax.lines[1:], strict=True):
-                end, color = (len(values[name]), values[name][-1]), line.get_color()
-                rank = sorted(names, key=lambda name: values[name][-1]).index(name)
-                above = 11 * rank - 5.5 * (len(names) - 1)  # names don't overlap
-                ax.annotate(name, end, (6, above), color=color, **BESIDE)
-        elif not any(values[names[0]]):
+def growing(values: dict[str, Sequence[float]], steps: int, title: str, ylabel: str) -> Figure:
+    """A figure of `values`, {name: numbers so far}, against the step; several are named."""
+    fig, ax = figure(height=2.2)
+    ax.axhline(0, color=INK, lw=0.6)  # so that a small change looks small
+    lowest_first = sorted(values, key=lambda name: values[name][-1])
+    for (name, numbers), color in zip(values.items(), PALETTE, strict=False):
+        ax.plot(range(1, len(numbers) + 1), numbers, "o-", ms=4, color=color)
+        if len(values) > 1:
+            above = 11 * lowest_first.index(name) - 5.5 * (len(values) - 1)  # names don't overlap
+            end = len(numbers), numbers[-1]
+            ax.annotate(name, end, (6, above), color=color, **BESIDE)
+        elif not any(numbers):
             ax.set_ylim(-0.2, 1)  # else the line is on the frame
             ax.text(0.5, 0.5, "0 in each step", transform=ax.transAxes, ha="center", color=INK)
-    for ax in axes.flat[len(panels) :]:
-        ax.remove()
+    ax.set(xlim=(0.8, max(steps, 2) + 0.2), xlabel="step", ylabel=ylabel)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     return headed(fig, title)
 
 

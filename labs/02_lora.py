@@ -410,7 +410,7 @@ if lab.experiment("Your LoRA learns `home`", 83, needs=["2.2", "2.4"]):
     inject(model, everything, r=8, alpha=16)
     trainable, total = count_params(model)
     print(f"{trainable:,} of {total:,} parameters train: {trainable / total:.1%}")
-    curve = live.Curves("Your LoRA on home", 50, {"loss": "loss (nats per token)"})
+    curve = live.Curves("Your LoRA on home", 50, "loss (nats per token)", ["loss"])
     for loss in train(model, loop.batches(home, tokenizer, size=16, steps=50), 50, 5e-3):
         curve.add(loss=loss)
 

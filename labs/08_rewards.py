@@ -271,8 +271,8 @@ def train_dpo(pairs_of_answers, rate, beta, steps=12, seed=0, picture=True):
     policy = adapted(model, r=16, seed=seed)
     optimizer = adamw(policy, rate)
     batches = pairs.batches(pairs_of_answers, tokenizer, 6, steps, seed)  # chosen answers first
-    labels = dict.fromkeys(["chosen", "rejected"], "log-probability\ngained, nats")
-    curves = live.Curves("DPO", len(batches), labels, picture)
+    label, names = "log-probability\ngained, nats", ["chosen", "rejected"]
+    curves = live.Curves("DPO", len(batches), label, names, picture)
     for batch in batches:
         with fast.layers(policy), trees.forward(policy):  # same result up to rounding, but faster
             logits = policy(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -635,7 +635,7 @@ def train_grpo(worth, samples=8, rate=5e-4, r=1, steps=12, seed=0):
     """Run GRPO from the warm start, 64 answers per step -> (the model, its training curves)."""
     policy, sample = adapted(start, r, seed), sampler(seed)
     optimizer, commands = adamw(policy, rate), tasks.load("home").sort("intent")
-    curves = live.Curves(f"GRPO, {worth.__name__}", steps, {"reward": "mean reward paid"})
+    curves = live.Curves(f"GRPO, {worth.__name__}", steps, "mean reward paid", ["reward"])
     draws = rollouts.prompts(commands, 64 // samples, steps, seed)
     for prompts in draws:
         curves.add(**grpo_step(policy, optimizer, sample, earns(worth), prompts, samples))
@@ -661,11 +661,11 @@ def unseen_commands():
     return tasks.draw("home", "test", 100)
 
 
-def marks(model):
-    """On 100 commands: rewards of 400 sampled and 100 greedy answers, then greedy results."""
+def marks(model, samples=4):
+    """On 100 commands: rewards of sampled and of greedy answers, then greedy results."""
     rows = unseen_commands()
     chance = torch.Generator(lab.device).manual_seed(0)
-    sampled = rollouts.sample(model, tokenizer, rows.to_list(), 4, 40, generator=chance)
+    sampled = rollouts.sample(model, tokenizer, rows.to_list(), samples, 40, generator=chance)
     answers = generation.answers(model, tokenizer, rows["messages"], 40)
     both = list(zip(answers, rows["answer"], strict=True))
     return {
@@ -727,10 +727,10 @@ guess_keys = lab.predict(
 # **Turn it: the reward.** Replace `complete` with your own reward, such as one for short answers.
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("Another reward", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
+if lab.experiment("Another reward", 110, needs=["8.4", "8.5", "8.6", "8.7"]):
     worth = complete  # or your own reward
     policy, _ = train_grpo(worth, steps=8)
-    found[f"paid {worth.__name__}"] = marks(policy)
+    found[f"paid {worth.__name__}"] = marks(policy, samples=1)
     answers = generation.answers(policy, tokenizer, some["messages"], 40)
     for row, text in zip(some, answers, strict=True):
         pay, value = (earned(text, row["answer"]) for earned in (worth, reward))
@@ -861,7 +861,7 @@ lab.score()
 if lab.experiment(
     "The result in one line", 0, needs=["8.1", "8.2", "8.3", "8.4", "8.5", "8.6", "8.7"]
 ):
-    means = {name: sum(some["sampled"]) / 400 for name, some in found.items()}
+    means = {name: sum(found[name]["sampled"]) / 400 for name in ("warm start", "GRPO")}
     first, last = (sum(tokens[name]) / 60 for name in ("before", "shorter, beta 0.1"))
     lab.headline(
         f"DPO: {first:.0f} tokens per answer -> {last:.0f}; GRPO: mean reward of sampled answers "

@@ -336,7 +336,7 @@ def distill(
     )
     asked = loop.drawn(tasks.load("chat").to_list(), 8, steps, seed)
     batches = [loop.batches(tasks.load(t), tokenizer, 8, steps, seed=9 + seed) for t in learned]
-    curves = live.Curves(name, steps, dict.fromkeys(["task", "kl"], "nats per token"), picture)
+    curves = live.Curves(name, steps, "nats per token", ["task", "kl"], picture)
     for step, prompts in enumerate(asked):
         packed = [next(each) for each in batches]
 

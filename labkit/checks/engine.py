@@ -50,11 +50,12 @@ def expect_right(
     """Raise CheckFailed unless the answer is right in all `cases`, `{where: inputs}`.
 
     `answer(*inputs)` must equal `right(*inputs)`: tensors and floats within `tol` of their size,
-    everything else exactly. `answer` may be a tuple of all objects that the check receives. With a
+    everything else exactly. `answer` may be a tuple of objects that the check receives. With a
     `probe`, `probe(*answer, *inputs)` is observed instead. It returns facts, `{noun: value}`, which
     are compared one by one. `where` begins a sentence, such as "on x of shape (4, 5)".
     """
-    answers = answer if isinstance(answer, tuple) else (answer,)
+    answers, given = answer if isinstance(answer, tuple) else (answer,), contract.session.objects
+    names = [next((name for name, one in given.items() if one is mine), "") for mine in answers]
 
     def run(ask, objects, data):
         return _outcome(ask, (probe, *objects) if probe else objects, data)
@@ -70,7 +71,7 @@ def expect_right(
         local = functools.partial(run, lambda f, *data: quiet.call(f, data))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            message = _mistake(judged, local, tol)
+            message = _mistake(judged, local, names, tol)
         raise CheckFailed(describe(wrong[0], message, tol), bare=not message)
 
 
@@ -97,10 +98,10 @@ def _first_wrong(case, tol):
 # --- which mistake -------------------------------------------------------------------------
 
 
-def _mistake(cases, run, tol):
+def _mistake(cases, run, names, tol):
     """The message of the row that explains most wrong facts in the cases; "" if none does."""
     best, message, until = (False, 0), "", time.thread_time() + SECONDS
-    for text, objects in rewritten():
+    for text, objects in rewritten(names):
         score = _explained(cases, functools.partial(run, objects), tol)
         if score > best:
             best, message = score, text
@@ -109,13 +110,12 @@ def _mistake(cases, run, tol):
     return message
 
 
-def rewritten() -> Iterator[tuple[str, tuple]]:
-    """Yield `(message, objects)` for each row of this exercise, from the rewritten solution.
+def rewritten(names: list[str]) -> Iterator[tuple[str, tuple]]:
+    """Yield `(message, objects called names)` for each row, from the rewritten solution.
 
-    `objects` are the ones that the check receives. In a copy of the course without solutions,
-    nothing is yielded.
+    In a copy of the course without solutions, nothing is yielded.
     """
-    id, names = contract.session.exercise, contract.session.names
+    id = contract.session.exercise
     source = contract.session.reference and contract.session.reference(id)
     for piece, ways in mistakes(id).items() if source else ():
         for new, message in ways.items():

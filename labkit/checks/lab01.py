@@ -6,7 +6,7 @@ import torch
 
 from labkit.checks.engine import expect_right
 from labkit.checks.inputs import draw, randn
-from labkit.checks.quiz import judge
+from labkit.checks.quiz import quiz_of
 from labkit.contract import exercise, expect, generator, observe, part
 from labkit.probes import lab01 as probes
 
@@ -21,10 +21,6 @@ def best(W, r):
     return W @ V @ V.T
 
 
-def _tensor(result):
-    return {"the result": result, "the type of the result": "a tensor"}
-
-
 @exercise("1.1", points=2)
 def optimal(best_rank_r):
     """as near to W as rank r allows: square, tall, wide and rank-deficient W, r above the rank"""
@@ -36,7 +32,7 @@ def optimal(best_rank_r):
     cases |= {f"on W of shape (8, 6) and rank 2, r = {r}": (thin, r) for r in (2, 3, 6)}
     for shape in ((5, 1), (1, 5)):
         cases[f"on W of shape {shape}, r = 1"] = randn(*shape, rng=rng), 1
-    expect_right(best_rank_r, cases, lambda W, r: _tensor(best(W, r)), probes.matrix)
+    expect_right(best_rank_r, cases, lambda W, r: probes.tensor(best(W, r)), probes.matrix)
     equal = {"the rank of the result": 2, "the distance from W": 2.0}
     cases = {"on torch.eye(6), whose singular values are equal, with r = 2": (torch.eye(6), 2)}
     expect_right(best_rank_r, cases, lambda *_: equal, probes.rank_and_distance)
@@ -82,20 +78,19 @@ def parameters(lora_params, break_even_rank):
     m, r = draw(20, 90, rng), draw(20, 90, rng)
     shapes = [(m, 3 * m + 1), (3 * m + 1, m)]  # no common factor, so no rank breaks exactly even
     sizes = [(4, 4, 1), (3, 5, 7), (*shapes[0], r), (*shapes[1], 3), (4096, 4096, 16)]
-    answers = lora_params, break_even_rank
     with part():
         cases = {f"for lora_params{size}": size for size in sizes}
-        expect_right(answers, cases, _count, probes.count)
+        expect_right(lora_params, cases, _count)
     shapes = [(3, 5), (4, 4), (6, 3), (3, 6), (8, 3), *shapes, (4096, 4096), (1536, 576), (1, 1)]
     shapes += [(1, 7), (98, 98), (576, 960)]  # where floats fall just below or above a whole number
     cases = {f"for break_even_rank{shape}": shape for shape in shapes}
-    expect_right(answers, cases, lambda *shape: {"the result": _largest(*shape)}, probes.largest)
+    expect_right(break_even_rank, cases, _largest)
     cases = {"for all sides up to 12": (12,)}
-    expect_right(answers, cases, _largest_of_all, probes.largest_of_all)
+    expect_right(break_even_rank, cases, _largest_of_all, probes.largest_of_all)
 
 
 def _count(d_out, d_in, r):
-    return {"the result": math.prod((r, d_in)) + math.prod((d_out, r))}
+    return math.prod((r, d_in)) + math.prod((d_out, r))
 
 
 def _largest(d_out, d_in):
@@ -137,13 +132,13 @@ def _energy_rank(s, fraction):
 @exercise("1.5", points=3)
 def truncates(truncate_update, energy_within):
     """W0 plus the best rank-r part of W1 - W0; the energy of dW in the reference's top k"""
-    rng, answers, cases = generator(), (truncate_update, energy_within), {}
+    rng, cases = generator(), {}
     for *shape, r in ((6, 6, 4), (8, 5, 1), (6, 8, 4), (8, 5, 9), (5, 1, 1)):
         W0, update = randn(*shape, rng=rng), 0.5 * randn(*shape, rng=rng)
         where = f"for truncate_update(W0, W1, {r}) on matrices of shape {tuple(shape)}"
         cases[where] = W0, W0 + update, r
     with part():
-        expect_right(answers, cases, _truncated, probes.truncated, tol=1e-3)
+        expect_right(truncate_update, cases, _truncated, probes.truncated, tol=1e-3)
     cases = {"on the example from the text": (EXAMPLE, EXAMPLE, 1)}
     for *shape, k in ((9, 5, 2), (5, 9, 3), (7, 7, 2), (7, 7, 1), (10, 4, 2)):
         reference, other = randn(*shape, rng=rng), randn(*shape, rng=rng)
@@ -158,11 +153,11 @@ def truncates(truncate_update, energy_within):
         "on dW as its own reference, k = 4": (dW, dW, 4),
     }
     cases = {f"for energy_within {where}": data for where, data in cases.items()}
-    expect_right(answers, cases, _share, probes.share)
+    expect_right(energy_within, cases, _share, probes.share)
 
 
 def _truncated(W0, W1, r):
-    return _tensor(W0 + best(W1 - W0, r))
+    return probes.tensor(W0 + best(W1 - W0, r))
 
 
 def _share(dW, reference, k):
@@ -174,30 +169,27 @@ def _share(dW, reference, k):
 @exercise("1.6", points=2)
 def subspace(subspace_point, project_gradient):
     """theta0 + P z, and the gradient for z by the chain rule, a sum over theta"""
-    rng, answers, cases = generator(), (subspace_point, project_gradient), {}
+    rng, cases = generator(), {}
     for D, d in ((6, 6), (11, 3), (5, 1)):
         data = randn(D, rng=rng), randn(D, d, rng=rng), randn(d, rng=rng)
         cases[f"for subspace_point with P of shape {(D, d)}"] = data
     with part():
-        expect_right(answers, cases, _point, probes.point)
+        expect_right(subspace_point, cases, _point, probes.point)
     by_hand = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([1.0, 0.0, 1.0])
     cases = {where.replace("subspace_point", "project_gradient"): cases[where] for where in cases}
     cases = {where: (P, theta0) for where, (theta0, P, _) in cases.items()}
     cases = {
         "for project_gradient with P = [[1], [2], [3]] and the gradient [1, 0, 1]": by_hand
     } | cases
-    expect_right(answers, cases, _gradient, probes.gradient)
+    expect_right(project_gradient, cases, _gradient, probes.gradient)
 
 
 def _point(theta0, P, z):
-    return _tensor(theta0 + sum(z[j] * P[:, j] for j in range(len(z))))
+    return probes.tensor(theta0 + sum(z[j] * P[:, j] for j in range(len(z))))
 
 
 def _gradient(P, grad_theta):
-    return _tensor(sum(g * row for g, row in zip(grad_theta, P, strict=True)))
+    return probes.tensor(sum(g * row for g, row in zip(grad_theta, P, strict=True)))
 
 
-@exercise("1.7", points=3)
-def quiz(quiz):
-    """three questions"""
-    return judge(quiz, "01")
+quiz = quiz_of("1.7", points=3)

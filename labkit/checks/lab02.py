@@ -6,7 +6,7 @@ from torch.utils.flop_counter import flop_registry
 
 from labkit.checks.engine import expect_right
 from labkit.checks.inputs import draw, randn
-from labkit.checks.quiz import judge
+from labkit.checks.quiz import quiz_of
 from labkit.contract import exercise, expect, generator, observe
 from labkit.probes import lab02 as probes
 from labkit.probes import models, watch
@@ -302,7 +302,4 @@ def _loaded(A, B, x):
     }
 
 
-@exercise("2.8", points=3)
-def quiz(quiz):
-    """three questions"""
-    return judge(quiz, "02")
+quiz = quiz_of("2.8", points=3)

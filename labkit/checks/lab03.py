@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from labkit.checks.engine import expect_right
 from labkit.checks.inputs import draw
-from labkit.checks.quiz import judge
+from labkit.checks.quiz import quiz_of
 from labkit.contract import exercise, generator
 from labkit.probes import adapters, tiny
 from labkit.probes import lab03 as probes
@@ -107,9 +107,7 @@ def _labels(input_ids, attention_mask, prompt_lengths):
     for row, real in enumerate(attention_mask.tolist()):
         places = [i for i, is_real in enumerate(real) if is_real][int(prompt_lengths[row]) :]
         labels[row, places] = input_ids[row, places]
-    kind = {"the return value": "a Tensor", "the dtype of the labels": "int64"}
-    shape = {"the shape of the labels": str(tuple(labels.shape))}
-    return kind | shape | probes.by_row(labels)
+    return probes.labels(lambda *_: labels, input_ids, attention_mask, prompt_lengths)
 
 
 @exercise("3.3", points=2)
@@ -139,9 +137,7 @@ def _prompt(messages, bos):
     whole = tokenizer.apply_chat_template(answered, return_dict=False)
     opening = tokenizer.convert_tokens_to_ids("<assistant>\n")
     prompt = whole[: len(whole) - whole[::-1].index(opening)]
-    return {"the result": "a list of ints", "the tokenizer": "left as it was"} | probes.shown(
-        prompt
-    )
+    return probes.rendered(lambda *_: prompt, messages, bos)
 
 
 @exercise("3.4", points=3)
@@ -172,8 +168,8 @@ def _fitted(prompt_ids, answer_ids, max_length):
     room = max_length - len(answer)
     prompt = [token for i, token in enumerate(prompt_ids) if len(prompt_ids) - i <= room]
     labels = [IGNORED for _ in prompt] + answer
-    kind = {"the return value": "two lists", "the row": "as long as its tokens"}
-    return kind | {"input_ids": prompt + answer, "labels": labels}
+    pair = prompt + answer, labels
+    return probes.fitted(lambda *_: pair, prompt_ids, answer_ids, max_length)
 
 
 @exercise("3.5", points=3)
@@ -283,7 +279,4 @@ def _perplexity(seed, texts, start=False):
     }
 
 
-@exercise("3.8", points=4)
-def quiz(quiz):
-    """four questions"""
-    return judge(quiz, "03")
+quiz = quiz_of("3.8", points=4)

@@ -6,7 +6,7 @@ import torch
 
 from labkit.checks.engine import expect_right
 from labkit.checks.inputs import draw, randn
-from labkit.checks.quiz import judge
+from labkit.checks.quiz import quiz_of
 from labkit.contract import exercise, generator, part, sound
 from labkit.probes import how
 from labkit.probes import lab04 as probes
@@ -28,9 +28,6 @@ def _expect_fast(answers, names, of, *data):
     right = dict.fromkeys(names, "vectorized")
     cases = {f"to be fast with many {of}": (names, of, data)}
     expect_right(answers, cases, lambda *_: right, how.pace)
-
-
-# --- 4.1 and 4.2 ---------------------------------------------------------------------------
 
 
 @exercise("4.1", points=2)
@@ -85,8 +82,6 @@ def nf4():
     return torch.tensor(below + above).double() / above[-1]
 
 
-# --- 4.3 -----------------------------------------------------------------------------------
-
 FOUR, SIX = torch.tensor([-1.0, 0, 0.5, 1]), torch.tensor([-1, -0.3, 0, 0.1, 0.45, 1])
 SHAPES = (6, 64), (3, 100), (7,), (70,)  # of blocks of 64, of which the last may be shorter
 
@@ -98,9 +93,9 @@ def blockwise(quantize_blockwise, dequantize_blockwise):
     there = _to_quantize(rng)
     with part():
         cases = {f"for quantize_blockwise{where}": data for where, data in there.items()}
-        expect_right(answers, cases, _codes, probes.quantized)
+        expect_right(quantize_blockwise, cases, _codes, probes.quantized)
     with part():
-        expect_right(answers, _to_restore(rng), _weights, probes.dequantized)
+        expect_right(dequantize_blockwise, _to_restore(rng), _weights, probes.dequantized)
     if sound():
         some = [where for where in there if "of shape" in where]
         cases = {f"after both functions{where}": there[where] for where in some}
@@ -180,9 +175,6 @@ def _back(w, book, *block):
     return {"the result": _weights(*_nearest(w, book, *block), book, w.shape, *block)["the result"]}
 
 
-# --- 4.4 and 4.5 ---------------------------------------------------------------------------
-
-
 @exercise("4.4", points=2)
 def packs(pack_nibbles, unpack_nibbles):
     """two codes per byte, as bitsandbytes stores them, also for odd lengths; unpacks them again"""
@@ -196,11 +188,11 @@ def packs(pack_nibbles, unpack_nibbles):
     pairs = torch.cartesian_prod(every[:16], every[:16]).flatten()
     cases["for pack_nibbles of all pairs of codes"] = (pairs,)
     with part():
-        expect_right(answers, cases, _packed, probes.packed)
+        expect_right(pack_nibbles, cases, _packed, probes.packed)
     cases = {f"for unpack_nibbles of {row}": _bytes(row) for row in ([18, 64, 151], [240])}
     cases["for unpack_nibbles of all 256 bytes"] = (every,)
     with part():
-        expect_right(answers, cases, _unpacked, probes.unpacked)
+        expect_right(unpack_nibbles, cases, _unpacked, probes.unpacked)
     data = tuple((torch.ones(n, dtype=torch.uint8),) for n in (8, 264))
     _expect_fast(answers, ("pack_nibbles", "unpack_nibbles"), "codes", data, data)
 
@@ -222,7 +214,7 @@ def _unpacked(packed):
 @exercise("4.5", points=3)
 def doubles(double_quantize, bits_per_param):
     """8-bit scales around their mean, for any group size and equal scales; 4.5 and 4.127 bits"""
-    rng, answers = generator(), (double_quantize, bits_per_param)
+    rng = generator()
     by_hand = torch.tensor([1.0, 2, 3, 10, 9]), 2
     cases = {"for double_quantize of [1, 2, 3, 10, 9] in groups of 2": by_hand}
     for n, outlier, *group in ((600, -1), (100, 0, 32), (256, -1)):
@@ -233,13 +225,14 @@ def doubles(double_quantize, bits_per_param):
         cases[where] = _off_halves(absmax, *group), *group
     cases["for double_quantize of 64 equal scales"] = (torch.full((64,), 3.0),)
     with part():
-        expect_right(answers, cases, _doubled, probes.doubled, tol=2e-4)
+        expect_right(double_quantize, cases, _doubled, probes.doubled, tol=2e-4)
         tiny = 2e-9 + 127 * 4e-12 * torch.linspace(-1, 1, 64)  # (scale + 1e-12) gives up to 102
         cases = {"for double_quantize of 64 scales around 2e-9": (tiny,)}
-        expect_right(answers, cases, lambda _: {"the largest q": "about 127"}, probes.largest)
+        large = {"the largest q": "about 127"}
+        expect_right(double_quantize, cases, lambda _: large, probes.largest)
     calls = [(64,), (64, True), (32,), (block := draw(70, 300, rng),), (block, True), ()]
     cases = {f"for bits_per_param({', '.join(map(str, call))})": call for call in calls}
-    expect_right(answers, cases, lambda *d: {"the result": _bits(*d)}, probes.bits, tol=1e-6)
+    expect_right(bits_per_param, cases, _bits, tol=1e-6)
 
 
 def _steps(absmax, group=256):
@@ -270,9 +263,6 @@ def _doubled(absmax, *group):
 def _bits(block=64, double_quant=False):
     each = {"code": 4.0, "scale": (8 if double_quant else 32) / block}
     return sum(each.values()) + (32 / (256 * block) if double_quant else 0)
-
-
-# --- 4.6 and 4.7 ---------------------------------------------------------------------------
 
 
 @exercise("4.6", points=4)
@@ -357,7 +347,4 @@ def _rule(n_params, n_trainable, method):
     return facts | dict(zip((f"{name}, in GB," for name in names), sizes, strict=True))
 
 
-@exercise("4.8", points=3)
-def quiz(quiz):
-    """three questions"""
-    return judge(quiz, "04")
+quiz = quiz_of("4.8", points=3)

@@ -7,7 +7,7 @@ import torch
 
 from labkit.checks.engine import expect_right
 from labkit.checks.inputs import draw, randn
-from labkit.checks.quiz import judge
+from labkit.checks.quiz import quiz_of
 from labkit.contract import CheckFailed, exercise, generator
 from labkit.probes import lab05 as probes
 
@@ -89,10 +89,6 @@ def sweeps(sweep):
     expect_right(sweep, cases, _table, probes.table)
 
 
-def _alpha(rule, rank):
-    return 2 * rank if rule == "twice" else 24
-
-
 def _runs(ranks, rates, rule, results):
     pairs = [f"({rank}, {rate})" for rank in ranks for rate in rates]
     return {
@@ -101,7 +97,7 @@ def _runs(ranks, rates, rule, results):
         "the number of runs": len(pairs),
         "the type of the rank that train_fn gets": "int",
         "the runs (rank, learning rate)": sorted(pairs),
-        **{f"alpha in the runs at rank {rank}": f"{_alpha(rule, rank)}" for rank in ranks},
+        **{f"alpha in the runs at rank {rank}": f"{probes.ALPHAS[rule](rank)}" for rank in ranks},
         "the seed of the runs": "one int for all of them",
     }
 
@@ -111,7 +107,7 @@ def _table(ranks, rates, rule, results):
     for rank in ranks:
         for rate in rates:
             numbers = [(i + 1) * rank + rate for i in range(len(results))]
-            cells = [rank, _alpha(rule, rank), rate, *numbers]
+            cells = [rank, probes.ALPHAS[rule](rank), rate, *numbers]
             rows.append(probes.row(names, [f"{number:.6g}" for number in cells]))
     facts = {"the columns with dicts in them": "none", "the columns in the index": "none"}
     facts["the columns"] = names
@@ -226,7 +222,4 @@ def _paired(columns, index, a, b, nouns):
     return {noun: facts[noun] for noun in ("the return value", *nouns)}
 
 
-@exercise("5.6", points=3)
-def quiz(quiz):
-    """three questions"""
-    return judge(quiz, "05")
+quiz = quiz_of("5.6", points=3)

@@ -8,7 +8,7 @@ from peft.utils import merge_utils
 
 from labkit.checks.engine import expect_right
 from labkit.checks.inputs import draw, randn
-from labkit.checks.quiz import judge
+from labkit.checks.quiz import quiz_of
 from labkit.contract import exercise, generator, part
 from labkit.probes import lab06 as probes
 
@@ -18,11 +18,6 @@ BLOCK = 64
 def factors(rng, d_out, d_in, r):
     """A and B of rank r."""
     return randn(r, d_in, rng=rng), randn(d_out, r, rng=rng)
-
-
-def _tensor(result, dtype=torch.float32):
-    kind = {"the return value": "a tensor", "its dtype": str(dtype).removeprefix("torch.")}
-    return kind | {"its numbers": probes.SOUND, "the result": result}
 
 
 @exercise("6.1", points=1)
@@ -50,7 +45,7 @@ def _whole(most, rng, *shape):
 
 def _merged(W, A, B, alpha):
     merged = W.double() + alpha / len(A) * B.double() @ A.double()
-    return {"the merged weight": "a new tensor"} | _tensor(merged.float().to(W.dtype), W.dtype)
+    return {"the merged weight": "a new tensor"} | probes.matrix(merged.float().to(W.dtype))
 
 
 @exercise("6.2", points=2)
@@ -164,7 +159,7 @@ def _quantized(rng, n):
 def _merged_quantized(W4, absmax, codebook, A, B, alpha, shape):
     numbers = [codebook[code] * absmax[i // BLOCK] for i, code in enumerate(W4.tolist())]
     W = torch.stack(numbers).double().reshape(shape)
-    return _tensor(W + alpha / len(A) * B.double() @ A.double())
+    return probes.matrix((W + alpha / len(A) * B.double() @ A.double()).float())
 
 
 ONES = [(torch.ones(1, 3), torch.ones(1, 1))] * 2
@@ -173,13 +168,14 @@ ONES = [(torch.ones(1, 3), torch.ones(1, 1))] * 2
 @exercise("6.5", points=3)
 def combines(combine_linear, combine_cat):
     """cat sums the weighted updates; linear sums the As and the Bs with square roots of weights"""
-    rng, answers = generator(), (combine_linear, combine_cat)
+    rng = generator()
     linear = [([3, 3], [0.6, 0.7]), ([4, 4, 4], [0.9, 0.0, 0.4]), ([3, 3], [0.0, 0.0])]
     cat = [([3, 3], [0.6, 0.7]), ([2, 4, 3], [1.5, -0.5, 0.7]), ([2, 3], [0.0, 1.2])]
     with part():
         cases = _mixes("combine_linear", linear, rng)
-        expect_right(answers, cases, _added, probes.added)
-    expect_right(answers, _mixes("combine_cat", cat, rng), _stacked, probes.stacked, tol=1e-5)
+        expect_right(combine_linear, cases, _added, probes.combined)
+    cases = _mixes("combine_cat", cat, rng)
+    expect_right(combine_cat, cases, _stacked, probes.combined, tol=1e-5)
 
 
 def _mixes(name, mixes, rng):
@@ -287,7 +283,4 @@ def _ties(updates, density):
     return {"the return value": "a tensor", "its numbers": probes.SOUND, "the result": merged}
 
 
-@exercise("6.8", points=3)
-def quiz(quiz):
-    """three questions"""
-    return judge(quiz, "06")
+quiz = quiz_of("6.8", points=3)

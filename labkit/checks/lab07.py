@@ -7,7 +7,7 @@ from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 from labkit.checks.engine import expect_right
 from labkit.checks.inputs import draw, randn
-from labkit.checks.quiz import judge
+from labkit.checks.quiz import quiz_of
 from labkit.contract import exercise, expect, generator, observe
 from labkit.probes import lab07 as probes
 from labkit.probes import serving, tiny
@@ -182,7 +182,7 @@ def routes(route):
     one = "for one prompt, a model in eval mode, and a tokenizer that adds no first token"
     cases = {f"for {len(NAMES)} prompts": (seed, prompts, NAMES)}
     cases[one] = seed, prompts[:1], NAMES[:1], False
-    expect_right(route, cases, _routed, probes.routed)
+    expect_right(route, cases, _routed, serving.routed)
 
 
 def _asked(rng):
@@ -280,7 +280,4 @@ def _batched(x, A, B, scaling, index):
     return probes.batched(lambda *_: y.to(x.dtype), x, A, B, scaling, index)
 
 
-@exercise("7.6", points=4)
-def quiz(quiz):
-    """four questions"""
-    return judge(quiz, "07")
+quiz = quiz_of("7.6", points=4)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from labkit.checks import policies
 from labkit.checks.engine import expect_right
 from labkit.checks.inputs import draw, randn
-from labkit.checks.quiz import judge
+from labkit.checks.quiz import quiz_of
 from labkit.contract import exercise, generator
 from labkit.probes import lab08 as probes
 
@@ -152,19 +152,15 @@ def advantages(group_advantages):
         "for rewards that are mostly 0": (sparse,),
         "for rewards of about 0.01": (1e-2 * _groups(rng, n, 8),),
     }
-    expect_right(group_advantages, cases, _advantages, probes.advantages)
+    expect_right(group_advantages, cases, z_scores, probes.advantages)
     cases = {"for one prompt with 6 samples": (_groups(rng, 1, 6),)}  # torch warns of a column
-    expect_right(group_advantages, cases, _advantages, probes.advantages)
+    expect_right(group_advantages, cases, z_scores, probes.advantages)
 
 
 def _groups(rng, prompts, samples):
     """Rewards of at least 0; each row has its own mean and spread."""
     spread, mean = (torch.rand(prompts, 1, generator=rng) for _ in range(2))
     return (randn(prompts, samples, rng=rng) * (0.3 * spread + 0.05) + mean).abs()
-
-
-def _advantages(*data):
-    return {"the result": z_scores(*data)}
 
 
 def z_scores(rewards, eps=1e-4):
@@ -419,7 +415,4 @@ def _stepped(seed, rewards, scale, stale):
     }
 
 
-@exercise("8.8", points=4)
-def quiz(quiz):
-    """four questions"""
-    return judge(quiz, "08")
+quiz = quiz_of("8.8", points=4)

@@ -5,10 +5,10 @@ import torch
 from labkit.checks import policies
 from labkit.checks.engine import expect_right
 from labkit.checks.inputs import draw, randn
-from labkit.checks.quiz import judge
+from labkit.checks.quiz import quiz_of
 from labkit.contract import exercise, generator
 from labkit.probes import lab09 as probes
-from labkit.probes.policies import copied
+from labkit.probes.policies import MODES, copied
 
 EXAMPLE = torch.tensor([[[0.9, 0.1]]]).log(), torch.tensor([[[0.5, 0.5]]]).log()
 
@@ -127,11 +127,11 @@ def _stepped(seed, batch, task, weight, stale):
         "the argument of task_loss": "the model",
         "the number of calls of optimizer.step": 1,
         "the return value": "a dict",
-        "the mode of passes with gradients": probes.MODES[not stale],
+        "the mode of passes with gradients": MODES[not stale],
         '["task"] of the result': of_task.item(),
         '["kl"] of the result': far.item(),
         "the change of the weights": moved / moved.norm().clamp(min=1.0),
-        "the mode afterwards": probes.MODES[not stale],
+        "the mode afterwards": MODES[not stale],
     }
 
 
@@ -157,7 +157,4 @@ def _drifted(seed, batch, training):
     return facts | {"the result of a second call": "the same", "the KL": far}
 
 
-@exercise("9.5", points=4)
-def quiz(quiz):
-    """four questions"""
-    return judge(quiz, "09")
+quiz = quiz_of("9.5", points=4)

@@ -2,13 +2,25 @@
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from labkit import contract
 from labkit.checks import engine
-from labkit.contract import CheckFailed, expect, observe
+from labkit.contract import CheckFailed, exercise, expect, observe
 
 LETTER = re.compile(r"\W*([a-z])\W*")  # "b", and what people write for it: " B. ", "(b)"
+
+
+def quiz_of(id: str, points: int) -> Callable:
+    """The check of quiz `id`, a point per question; its key is `quiz` in labNN.toml."""
+
+    @exercise(id, points)
+    def quiz(quiz):
+        """the right letters"""
+        return judge(quiz, f"{id.partition('.')[0]:0>2}")
+
+    return quiz
 
 
 def judge(quiz, number):

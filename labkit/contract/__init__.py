@@ -27,6 +27,7 @@ from labkit.contract.calls import (
     Session,
     defined_by,
     kept,
+    kind,
 )
 from labkit.contract.verdict import LENT, NotRun, Verdict, conclude
 from labkit.errors import LabError
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BROKEN", "LENT", "NAMES", "NO_LETTERS", "ODD", "STANDS", "WITHHELD", "CheckFailed", "NoAnswer",
     "NotRun", "NotWritten", "Session", "Verdict", "checks_of", "defined_by", "exercise",
-    "expect", "generator", "kept", "natural", "observe", "part", "session", "sound",
+    "expect", "generator", "kept", "kind", "natural", "observe", "part", "session", "sound",
 ]  # fmt: skip
 
 WITHHELD = "This copy of the course contains no solutions, so there is nothing to reveal"
@@ -98,7 +99,7 @@ def exercise(id: str, points: int, after: str | None = None) -> Callable:
 
         @functools.wraps(check)
         def judged(*objects):
-            session.exercise, session.names = id, names
+            session.exercise = id
             if len(objects) != len(names):
                 listed = ", ".join(names)
                 raise CheckFailed(f"Call this check as check.{check.__name__}({listed})")

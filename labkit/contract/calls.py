@@ -14,6 +14,7 @@ AND = "\n"  # between the faults of one answer
 OTHER = 1 << 40  # so that a learner's manual_seed(0) is noticed
 STANDS = ("passed", "revealed", "lent")  # statuses of exercises with usable objects
 NAMES = {}  # exercise id -> the learner's objects that it is about
+WORDS = {"Tensor": "a tensor", "Parameter": "a tensor", "ndarray": "a NumPy array"}
 NOTED = []  # changes found by `kept` in the current call
 
 
@@ -48,7 +49,7 @@ class Session:
 
     seed: int = 0
     exercise: str = ""  # the id being checked
-    names: list = field(default_factory=list)  # the parameters of its check
+    objects: dict = field(default_factory=dict)  # what its check receives, by name
     records: dict = field(default_factory=dict)  # exercise id -> dict as in results.json
     loans: dict = field(default_factory=dict)  # exercise id -> the course's objects lent last
     letters: dict = field(default_factory=dict)  # id of a quiz -> {question: its first letter}
@@ -197,16 +198,22 @@ def plain(value: object) -> object:
         return [plain(item) for item in value]
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
-    kind = type(value)
-    if kind.__module__ == "numpy" and hasattr(value, "ndim"):
+    if type(value).__module__ == "numpy" and hasattr(value, "ndim"):
         if not value.ndim:
             return value.item()
         native = value.dtype.newbyteorder("=")  # torch needs native byte order and positive strides
         return torch.from_numpy(value.astype(native, order="C", copy=True))
-    if kind.__name__ == "DataFrame":
+    if type(value).__name__ == "DataFrame":
         return {str(name): column.tolist() for name, column in value.items()}
-    article = "an" if kind.__name__[0].lower() in "aeiou" else "a"
-    raise TypeError(f"it returned {article} {kind.__name__}, which a check cannot read")
+    raise TypeError(f"it returned {kind(value)}, which a check cannot read")
+
+
+def kind(value: object) -> str | None:
+    """A value's type as a noun, such as "an SFTTrainer"; None for None."""
+    name = type(value).__name__
+    if value is None or name in WORDS:
+        return WORDS.get(name)
+    return f"an {name}" if name[0].lower() in "aeiou" or name.startswith("SFT") else f"a {name}"
 
 
 def copied(data: object) -> object:

@@ -39,8 +39,7 @@ HINTS = {  # part of an exception's text: a likely cause
     "unhashable type: 'list'": "is there a list inside another list?",
     "unhashable type: 'dict'": "sets and keys can't contain dicts: compare dicts with ==",
     "object is not callable": "is it still a function, defined with def?",
-    "'method'": "are the parentheses of a call missing?",
-    "builtin_function_or_method'": "are the parentheses of a call missing?",
+    "method'": "are the parentheses of a call missing?",
     "'NoneType'": "a value is None: an argument, or the result of a function with no `return`",
     "has no attribute 'append'": "collect dicts in a list, then make one DataFrame at the end",
     "'numpy.ndarray' object has no": "this is a NumPy array, not a tensor: torch.from_numpy()",
@@ -52,8 +51,7 @@ HINTS = {  # part of an exception's text: a likely cause
     "changed size during iteration": "loop over a copy made with list(…)",
     "index out of range": "indices start at 0, so the last one is the length minus 1",
     "is out of bounds": "indices start at 0, so the last one is the length minus 1",
-    "missing 1 required positional": PARAMETERS,
-    "missing 2 required positional": PARAMETERS,
+    "required positional argument": PARAMETERS,
     "positional arguments but": PARAMETERS,
     "unexpected keyword argument": "do the parameters have the names given in the text?",
     "cannot access local variable": "on this path through the function, nothing was assigned to it",
@@ -68,6 +66,8 @@ def hint(what: str) -> str:
         return f"; {_unknown(unknown[1])}"
     if shaped := re.search(r"shape '\[([-\d, ]+)\]' is invalid for input of size (\d+)", what):
         return f"; {_unfit(shaped[1], int(shaped[2]))}"
+    if what.startswith("KeyError"):  # its text is the learner's key, such as 'method'
+        return ""
     found = next((message for sign, message in HINTS.items() if sign in what), "")
     return f"; {found}" if found else ""
 
@@ -85,6 +85,7 @@ def _unknown(name):
         return f"it is math.{name}"
     if name in SHORT:
         return f"`import {SHORT[name]}` is missing"
-    if name in sys.stdlib_module_names or importlib.util.find_spec(name):
+    spec = None if name in sys.stdlib_module_names else importlib.util.find_spec(name)
+    if name in sys.stdlib_module_names or (spec and spec.origin):  # a folder has none
         return f"`import {name}` is missing"
     return "did you run the cell that defines or imports it, and is it spelled the same there?"

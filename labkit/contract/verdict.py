@@ -56,7 +56,8 @@ def _borrowed(session, id, objects):
     """The names of objects that were lent for exercise `id`, in words; "" if there are none."""
     loans = session.loans.get(id, ())
     theirs = [name for name, one in objects.items() if any(one is lent for lent in loans)]
-    return f"{_listed(theirs)} {_is(theirs)} the course's, not yours" if theirs else ""
+    verb = "are" if len(theirs) > 1 else "is"
+    return f"{_listed(theirs)} {verb} the course's, not yours" if theirs else ""
 
 
 def _stubs(id, objects):
@@ -111,12 +112,8 @@ def _listed(several):
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _is(several):
-    return "are" if len(several) > 1 else "is"
-
-
 def _verdict(session, check, objects, points):
-    session.faults = faults = []
+    session.faults, session.objects = (faults := []), objects
     try:
         note = check(*objects.values())
     except NotWritten:

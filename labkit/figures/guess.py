@@ -1,16 +1,11 @@
 """Note a learner's guess before an experiment, draw it in the figure, print it with the result."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
 
 from labkit.plots import INK, PAPER
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.text import Text
 
 
 @dataclass
@@ -27,14 +22,14 @@ class Guess:
         if self.value is not None:
             print(f"◆ You guessed {as_text(self.value)}; the result is {as_text(self.result)}.")
 
-    def draw(self, ax: Axes, axis: str = "y") -> Text | None:
+    def draw(self, ax: Axes, axis: str = "y") -> None:
         """Draw the guess as a dashed line; `axis`, "x" or "y", is the axis with its unit.
 
         The axis grows to include the guess, by at most its own range. A guess outside is labeled at
-        the edge. Returns the label, which a lab may move.
+        the edge.
         """
         if self.value is None:
-            return None
+            return
         get, put = getattr(ax, f"get_{axis}lim"), getattr(ax, f"set_{axis}lim")
         log = getattr(ax, f"get_{axis}scale")() == "log"
         value = self.value if not log else math.log10(max(self.value, 1e-300))
@@ -55,9 +50,10 @@ class Guess:
         style = {"color": INK, "fontsize": 9, "bbox": PAPER | {"alpha": 0.8}}
         if axis == "y":
             side = {"va": "top" if where == high else "bottom", "ha": "right", "clip_on": True}
-            return ax.text(0.99, place, text, transform=ax.get_yaxis_transform(), **side, **style)
-        side = {"va": "bottom", "ha": "center"}
-        return ax.text(place, 1, text, transform=ax.get_xaxis_transform(), **side, **style)
+            ax.text(0.99, place, text, transform=ax.get_yaxis_transform(), **side, **style)
+        else:
+            side = {"va": "bottom", "ha": "center"}
+            ax.text(place, 1, text, transform=ax.get_xaxis_transform(), **side, **style)
 
 
 def noted(question: str, given: object) -> Guess:

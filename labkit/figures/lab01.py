@@ -27,10 +27,8 @@ def photograph() -> torch.Tensor:
 
 def rank_grid(pictures: dict[int, torch.Tensor], errors: dict[int, float]) -> Figure:
     """Gray pictures in two rows, by rank, with their relative errors (0 to 1)."""
-    good = min((r for r, error in errors.items() if error < 0.1), default=None)
-    title = "No rank here has an error below a tenth"
-    if good:
-        title = f"At rank {good} and above, the error is below a tenth"
+    good = min(r for r, error in errors.items() if error < 0.1)
+    title = f"At rank {good} and above, the error is below a tenth"
     fig, axes = titled(title, -(-len(pictures) // 2), width=9.5, height=6.0, n_rows=2)
     for ax, r in zip(axes.flat, pictures, strict=False):
         _picture(ax, pictures[r], f"r = {r} · error {errors[r]:.0%}")
@@ -64,16 +62,14 @@ def error_and_cost(
         x, y = 100 * np.array(costs), 100 * np.array(values)
         ax.plot(x, y, color=ROLES[role])
         ax.plot(x[fifth], y[fifth], color=ROLES[role], marker="o")
-        ax.annotate(f"{name} {y[fifth]:.0f}%", (x[fifth], y[fifth]), (6, 6), **_OFFSET)
+        text, how = f"{name} {y[fifth]:.0f}%", {"color": INK, "bbox": PAPER, **BESIDE}
+        ax.annotate(text, (x[fifth], y[fifth]), (6, 11), **how)
     ax.axvline(100, color=INK, ls=":", lw=1.2)
     ax.text(101, 98, f" r = {r_even} is the last\n rank that saves", va="top", color=INK)
     ax.set(xlim=(0, 135), ylim=(0, 102), ylabel="relative error (%)")
     ax.set_xlabel("numbers stored (% of the matrix)")
     guess.draw(ax)
     return fig
-
-
-_OFFSET = {"textcoords": "offset points", "color": INK, "bbox": PAPER}
 
 
 def fifth_of(costs: Sequence[float]) -> int:

@@ -1,7 +1,5 @@
 """Summarize studies for the evidence pages and lab 5: best rates, and the rates needed."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 
-from labkit.contract import CheckFailed
+from labkit.contract import CheckFailed, kind
 from labkit.contract.kept import same
 from labkit.probes import tiny
 
@@ -36,17 +36,6 @@ MISFITS = {  # a fault in an adapter file's names: the function that makes it
     "where one name is missing": lambda key: "" if "layers.1.mlp.up_proj.lora_B" in key else key,
     "with the names of one block too many": None,
 }
-
-
-WORDS = {"Tensor": "a tensor", "Parameter": "a tensor", "ndarray": "a NumPy array"}
-
-
-def kind(value: object) -> str | None:
-    """A value's type as a noun, such as "an SFTTrainer"; None for None."""
-    name = type(value).__name__
-    if value is None or name in WORDS:
-        return WORDS.get(name)
-    return f"an {name}" if name[0].lower() in "aeiou" or name.startswith("SFT") else f"a {name}"
 
 
 def lora(model):

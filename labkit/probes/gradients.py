@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from labkit.contract import kept
-from labkit.probes.adapters import kind
+from labkit.contract import kept, kind
 
 
 def differentiated(f: Callable, names: list[str], noun: str, *given: object) -> dict:

@@ -1,8 +1,4 @@
-"""Probes for lab 1, which call the learner's code and return facts, `{noun: value}`.
-
-A check compares all facts, and the learner sees the first wrong fact. If an exercise has two
-functions, its probes receive both.
-"""
+"""Probes for lab 1."""
 
 import contextlib
 from unittest import mock
@@ -13,7 +9,7 @@ import torch
 from labkit.probes import watch
 
 
-def _tensor(got):
+def tensor(got):
     """The result and its type, since arrays become tensors on the way to a check."""
     kind = "a NumPy array" if isinstance(got, np.ndarray) else "a tensor"
     return {"the result": got, "the type of the result": kind}
@@ -21,7 +17,7 @@ def _tensor(got):
 
 def matrix(best_rank_r, W, r):
     """The result of `best_rank_r`."""
-    return _tensor(best_rank_r(W, r))
+    return tensor(best_rank_r(W, r))
 
 
 def rank_and_distance(best_rank_r, W, r):
@@ -29,9 +25,6 @@ def rank_and_distance(best_rank_r, W, r):
     got = best_rank_r(W.clone(), r).double()
     rank, distance = torch.linalg.matrix_rank(got, rtol=1e-4), (W - got).norm()
     return {"the rank of the result": int(rank), "the distance from W": round(distance.item(), 2)}
-
-
-# --- 1.2 -----------------------------------------------------------------------------------
 
 
 def error(relative_error, pairs):
@@ -102,41 +95,28 @@ def matrices_made(relative_error, W, r):
     return makes.made
 
 
-# --- exercises with two functions ----------------------------------------------------------
-
-
-def count(lora_params, break_even_rank, d_out, d_in, r):
-    """The result of `lora_params`."""
-    return {"the result": lora_params(d_out, d_in, r)}
-
-
-def largest(lora_params, break_even_rank, d_out, d_in):
-    """The result of `break_even_rank`."""
-    return {"the result": break_even_rank(d_out, d_in)}
-
-
-def largest_of_all(lora_params, break_even_rank, most):
+def largest_of_all(break_even_rank, most):
     """The results of `break_even_rank` for all sides up to `most`."""
     sides = range(1, most + 1)
     return {f"break_even_rank({a}, {b})": break_even_rank(a, b) for a in sides for b in sides}
 
 
-def truncated(truncate_update, energy_within, W0, W1, r):
+def truncated(truncate_update, W0, W1, r):
     """The result of `truncate_update`."""
-    return _tensor(truncate_update(W0, W1, r))
+    return tensor(truncate_update(W0, W1, r))
 
 
-def share(truncate_update, energy_within, dW, reference, k):
+def share(energy_within, dW, reference, k):
     """The result of `energy_within`; 0 and 1 may be ints."""
     got = energy_within(dW, reference, k)
     return {"the result": float(got) if type(got) is int else got}
 
 
-def point(subspace_point, project_gradient, theta0, P, z):
+def point(subspace_point, theta0, P, z):
     """The result of `subspace_point`."""
-    return _tensor(subspace_point(theta0, P, z))
+    return tensor(subspace_point(theta0, P, z))
 
 
-def gradient(subspace_point, project_gradient, P, grad_theta):
+def gradient(project_gradient, P, grad_theta):
     """The result of `project_gradient`."""
-    return _tensor(project_gradient(P, grad_theta))
+    return tensor(project_gradient(P, grad_theta))

@@ -1,7 +1,4 @@
-"""Probes for lab 2, which call the learner's code and return facts, `{noun: value}`.
-
-A check compares all facts, and the learner sees the first wrong fact.
-"""
+"""Probes for lab 2."""
 
 import contextlib
 import functools
@@ -9,7 +6,7 @@ import functools
 import torch
 from torch import nn
 
-from labkit.contract import kept
+from labkit.contract import kept, kind
 from labkit.probes import models, watch
 from labkit.probes.models import NAMES, adapted, parts, rest, small_model, step
 
@@ -19,11 +16,10 @@ SCALE = (0.005, 0.7)  # standard deviations of A that pass for "small" at d_in =
 def forward_work(lora_forward, x, W, A, B, alpha):
     """The result's type, and the largest tensor (or NumPy array) made to compute it."""
     result = lora_forward(x, W, A, B, alpha)
-    kind = "Tensor" if isinstance(result, torch.Tensor) else type(result).__name__
     with watch.Work(W.numel(), x, W, A, B) as work:
         lora_forward(x, W, A, B, alpha)
     work.large |= watch.allocated(lora_forward, x, W, A, B, alpha) >= 4 * W.numel()
-    return {"the result": "a tensor" if kind == "Tensor" else kind} | work.facts("lora_forward")
+    return {"the result": kind(result)} | work.facts("lora_forward")
 
 
 def by_hand(lora_gradients, x, W, A, B, alpha, dY):
@@ -36,9 +32,6 @@ def by_hand(lora_gradients, x, W, A, B, alpha, dY):
     got = list(got) if isinstance(got, list | tuple) else [got]
     facts = {"the gradients": "computed by hand", "the number of results": len(got)}
     return facts | dict(zip(("dA", "dB"), got, strict=False)) | work.pace()
-
-
-# --- one layer -----------------------------------------------------------------------------
 
 
 def _base(W, bias=None, dtype=torch.float32):
@@ -192,9 +185,6 @@ def merging(merge_, unmerge_, LoRALinear, W, bias, A, B, alpha, x):
         act(half)
         kinds.add(str(half.base.weight.dtype).removeprefix("torch."))
     return facts | {"the dtype of a bf16 base.weight": ", ".join(sorted(kinds))}
-
-
-# --- a whole model -------------------------------------------------------------------------
 
 
 def injected(inject, targets, r, alpha, weights, factors):

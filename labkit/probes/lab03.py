@@ -1,7 +1,4 @@
-"""Probes for lab 3, which call the learner's code and return facts, `{noun: value}`.
-
-A check compares all facts, and the learner sees the first wrong fact.
-"""
+"""Probes for lab 3."""
 
 import contextlib
 import copy
@@ -14,19 +11,10 @@ from unittest import mock
 
 import torch
 
-from labkit.contract import kept
+from labkit.contract import kept, kind
 from labkit.contract.kept import same
 from labkit.probes import adapters, tiny
 from labkit.probes.tiny import chat_tokenizer
-
-
-def _settings(tokenizer):
-    sides = tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_max_length
-    facts = (tokenizer.special_tokens_map, tokenizer.chat_template, *sides)
-    return (*map(str, facts), tokenizer("turn the lamp")["input_ids"])
-
-
-# --- training ------------------------------------------------------------------------------
 
 
 def trained(train_adapter, talks, learning_rate):
@@ -44,10 +32,10 @@ def trained(train_adapter, talks, learning_rate):
         rows = Dataset.from_list(rows)
         trainer = train_adapter(model, tokenizer, rows, str(output_dir), learning_rate)
         if not isinstance(trainer, SFTTrainer):
-            return {"the return value": adapters.kind(trainer)}
+            return {"the return value": kind(trainer)}
         facts = {"the return value": "an SFTTrainer"}
         if not isinstance(trainer.model, PeftModel):
-            return facts | {"the trainer's model": adapters.kind(trainer.model)}
+            return facts | {"the trainer's model": kind(trainer.model)}
         facts["the trainer's model"] = "a PeftModel"
         facts |= adapters.settings(trainer.model) | _run(trainer, batches)
         facts |= _labels(tokenizer, batches, talks, columns)
@@ -188,31 +176,23 @@ def _saved(model, folder):
     return facts
 
 
-# --- one call ------------------------------------------------------------------------------
-
-
 def labels(answer_labels, input_ids, attention_mask, prompt_lengths):
     """The labels row by row, and their type."""
     got = answer_labels(input_ids, attention_mask, prompt_lengths)
     if not isinstance(got, torch.Tensor):
-        return {"the return value": adapters.kind(got)}
+        return {"the return value": kind(got)}
     facts = {"the return value": "a Tensor", "the dtype of the labels": str(got.dtype)[6:]}
     facts["the shape of the labels"] = str(tuple(got.shape))
-    return facts | by_row(got)
-
-
-def by_row(labels):
-    """The labels of each row as lists."""
-    return {f"row {i} of the labels": row for i, row in enumerate(labels.tolist())}
+    return facts | {f"row {i} of the labels": row for i, row in enumerate(got.tolist())}
 
 
 def rendered(render_prompt, messages, bos):
     """The prompt as text with one word per token, from a fresh copy of `chat_tokenizer(bos)`."""
     tokenizer = copy.deepcopy(chat_tokenizer(bos))
-    before, given = _settings(tokenizer), copy.deepcopy(messages)
+    before, given = tiny.settings(tokenizer), copy.deepcopy(messages)
     ids = kept(render_prompt, given, tokenizer)
     facts = {"the result": _listed(ids), "the tokenizer": "left as it was"}
-    if _settings(tokenizer) != before:
+    if tiny.settings(tokenizer) != before:
         facts["the tokenizer"] = "changed"
     return facts | (shown(ids) if facts["the result"] == "a list of ints" else {})
 
@@ -221,7 +201,7 @@ def _listed(ids):
     if isinstance(ids, list) and ids:
         kinds = {type(i).__name__ for i in ids}
         return f"a list of {kinds.pop()}s" if len(kinds) == 1 else "a list of several kinds"
-    return adapters.kind(ids)
+    return kind(ids)
 
 
 def shown(ids):
@@ -235,7 +215,7 @@ def fitted(fit, prompt_ids, answer_ids, max_length):
     """The two lists that `fit` returns."""
     got = fit(prompt_ids, answer_ids, max_length)
     if not isinstance(got, list | tuple) or len(got) != 2:
-        return {"the return value": adapters.kind(got)}
+        return {"the return value": kind(got)}
     pair = dict(zip(("input_ids", "labels"), got, strict=True))
     padded = isinstance(got[0], list) and len(got[0]) > len(prompt_ids) + len(answer_ids)
     if padded:
@@ -265,9 +245,9 @@ def perplexity_of(perplexity, seed, texts, start=False):
         return value, any(training) and model.eval()  # a fact reports it, so `kept` need not
 
     model.register_forward_pre_hook(look, with_kwargs=True)
-    before = _settings(tokenizer)
+    before = tiny.settings(tokenizer)
     value, trains = kept(measured, model, tokenizer, texts)
-    stayed = _settings(tokenizer) == before
+    stayed = tiny.settings(tokenizer) == before
     if trains:
         return {"the model": "in train mode, with dropout: leave it in eval mode"}
     facts = {"the model": "in eval mode", "a text's first token": "its own"}

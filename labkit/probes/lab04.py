@@ -1,8 +1,4 @@
-"""Probes for lab 4, which call the learner's code and return facts, `{noun: value}`.
-
-A check compares all facts, and the learner sees the first wrong fact. If an exercise has two
-functions, its probes receive both.
-"""
+"""Probes for lab 4."""
 
 import gc
 
@@ -10,6 +6,7 @@ import numpy as np
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from labkit.contract import kind
 from labkit.probes import how, watch
 
 
@@ -18,12 +15,11 @@ def form(got):
     if got is None:
         return "None (is `return` missing?)"
     if not isinstance(got, torch.Tensor | np.ndarray):
-        kind = type(got).__name__
-        return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
-    kind = str(got.dtype).removeprefix("torch.")
+        return kind(got)
+    dtype = str(got.dtype).removeprefix("torch.")
     wide = {"float32": "floats", "float64": "floats"}
-    whole = kind.strip("<>=0123456789") in ("int", "uint", "i", "u")
-    words = "integers" if whole else wide.get(kind, f"{kind} numbers")
+    whole = dtype.strip("<>=0123456789") in ("int", "uint", "i", "u")
+    words = "integers" if whole else wide.get(dtype, f"{dtype} numbers")
     array, n = "a tensor", int(np.prod(got.shape))
     array = array if isinstance(got, torch.Tensor) else "a NumPy array"
     return f"{array} of {n} {words[: -1 if n == 1 else None]}"
@@ -46,9 +42,6 @@ def _results(got, *names, flat=True):
     return facts
 
 
-# --- 4.1 to 4.5 ----------------------------------------------------------------------------
-
-
 def round_trip(absmax_quantize, absmax_dequantize, x, bits):
     """q, the form of the scale, and the dequantized numbers."""
     with how.nan_watched() as watched:
@@ -65,9 +58,9 @@ def round_trip(absmax_quantize, absmax_dequantize, x, bits):
 def codebook(nf4_codebook):
     """The values and whether they were computed; only the counts if the counts are wrong."""
     values = nf4_codebook()
-    kind = form(values)
-    if not isinstance(values, torch.Tensor) or "floats" not in kind:
-        return {"the result": kind}
+    words = form(values)
+    if not isinstance(values, torch.Tensor) or "floats" not in words:
+        return {"the result": words}
     below, above = int((values < -1e-5).sum()), int((values > 1e-5).sum())
     counts = f"{below} below zero, {values.numel() - below - above} at zero, {above} above"
     facts = {"the result": "a tensor of floats", "the counts": counts}
@@ -77,7 +70,7 @@ def codebook(nf4_codebook):
     return facts | {"the codebook": values, "the values": how.origin(nf4_codebook, values)}
 
 
-def quantized(quantize_blockwise, dequantize_blockwise, w, codebook, *block):
+def quantized(quantize_blockwise, w, codebook, *block):
     """Codes and absmax; a first block of zeros may have any codes, so its codes are left out."""
     with how.nan_watched() as watched:
         result = quantize_blockwise(w, codebook, *block)
@@ -90,7 +83,7 @@ def quantized(quantize_blockwise, dequantize_blockwise, w, codebook, *block):
     return facts
 
 
-def dequantized(quantize_blockwise, dequantize_blockwise, codes, absmax, codebook, shape, *block):
+def dequantized(dequantize_blockwise, codes, absmax, codebook, shape, *block):
     """The weights that `dequantize_blockwise` computes from uint8 codes."""
     codes, shape = codes.to(torch.uint8), torch.Size(shape)
     got = dequantize_blockwise(codes, absmax, codebook, shape, *block)
@@ -103,7 +96,7 @@ def there_and_back(quantize_blockwise, dequantize_blockwise, w, codebook, *block
     return {"the result": dequantize_blockwise(codes, absmax, codebook, w.shape, *block)}
 
 
-def packed(pack_nibbles, unpack_nibbles, codes):
+def packed(pack_nibbles, codes):
     """The packed bytes, without the padding in the last byte."""
     got = pack_nibbles(codes)
     facts = numbers("the result", got)
@@ -113,12 +106,12 @@ def packed(pack_nibbles, unpack_nibbles, codes):
     return facts
 
 
-def unpacked(pack_nibbles, unpack_nibbles, packed):
+def unpacked(unpack_nibbles, packed):
     """The unpacked codes."""
     return numbers("the result", unpack_nibbles(packed))
 
 
-def doubled(double_quantize, bits_per_param, absmax, *group):
+def doubled(double_quantize, absmax, *group):
     """q, scale and offset from `double_quantize`."""
     with how.nan_watched() as watched:
         result = double_quantize(absmax, *group)
@@ -132,18 +125,10 @@ def doubled(double_quantize, bits_per_param, absmax, *group):
     return facts
 
 
-def largest(double_quantize, bits_per_param, absmax):
+def largest(double_quantize, absmax):
     """The approximate largest integer for tiny scales, which a guard against 0 reduces."""
-    q = doubled(double_quantize, bits_per_param, absmax)["q"]
+    q = doubled(double_quantize, absmax)["q"]
     return {"the largest q": "about 127" if q.abs().max() > 90 else "far below"}
-
-
-def bits(double_quantize, bits_per_param, *data):
-    """The result of `bits_per_param`."""
-    return {"the result": bits_per_param(*data)}
-
-
-# --- 4.6 and 4.7 ---------------------------------------------------------------------------
 
 
 def trained(QLoRALinear, data, x, dY):

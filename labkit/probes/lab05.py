@@ -1,15 +1,11 @@
-"""Probes for lab 5, which call the learner's code and return facts, `{noun: value}`.
-
-A check compares all facts, and the learner sees the first wrong fact.
-"""
+"""Probes for lab 5."""
 
 import functools
 
 import numpy as np
 import pandas as pd
 
-from labkit.contract import kept
-from labkit.probes.adapters import kind
+from labkit.contract import kept, kind
 
 FEW = 3  # seeds listed in a message
 
@@ -42,17 +38,7 @@ def _text(value):
     return repr(value) if isinstance(value, str | bool | None) else kind(value)
 
 
-# --- sweep ---------------------------------------------------------------------------------
-
-
-def twice(rank):
-    """One rule for alpha: twice the rank."""
-    return 2 * rank
-
-
-def fixed(rank):
-    """Another rule for alpha: always 24."""
-    return 24
+ALPHAS = {"twice": lambda rank: 2 * rank, "fixed": lambda rank: 24}  # rules for alpha
 
 
 def _swept(sweep, ranks, learning_rates, rule, names):
@@ -64,7 +50,7 @@ def _swept(sweep, ranks, learning_rates, rule, names):
         return {name: (i + 1) * rank + learning_rate for i, name in enumerate(names)}
 
     train_fn.__qualname__ = "train_fn"
-    named = functools.partial(sweep, alpha_of={"twice": twice, "fixed": fixed}[rule])
+    named = functools.partial(sweep, alpha_of=ALPHAS[rule])
     return kept(named, train_fn, ranks, learning_rates), calls
 
 
@@ -111,9 +97,6 @@ def table(sweep, ranks, learning_rates, rule, names):
 def row(names, cells):
     """A row of a sweep's table as text."""
     return " ".join(f"{n}={cell}" for n, cell in zip(names, cells, strict=True))
-
-
-# --- paired_difference ---------------------------------------------------------------------
 
 
 def paired(paired_difference, columns, index, a, b, nouns):

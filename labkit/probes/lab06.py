@@ -1,18 +1,15 @@
-"""Probes for lab 6, which call the learner's code and return facts, `{noun: value}`.
-
-A check compares all facts, and the learner sees the first wrong fact.
-"""
+"""Probes for lab 6."""
 
 import torch
 
+from labkit.contract import kind
 from labkit.probes import watch
-from labkit.probes.adapters import kind
 
 SOUND = "real and finite"
 LARGE = 128 * 128  # B @ A with this many numbers must not be made
 
 
-def _matrix(got):
+def matrix(got):
     """Facts about a tensor; its numbers come last because the dtype affects them, too."""
     facts = {"the return value": kind(got)}
     if isinstance(got, torch.Tensor):
@@ -30,7 +27,7 @@ def merged(merged_weight, W, A, B, alpha):
     """The result of `merged_weight`, and whether it is a new tensor."""
     got = merged_weight(given := W.clone(), A, B, alpha)
     cure = "write W.float() + update, not += (in fp32, W.float() is W itself)"
-    return _matrix(got) | {"the merged weight": _origin([W], [given], [got], cure)}
+    return matrix(got) | {"the merged weight": _origin([W], [given], [got], cure)}
 
 
 def _origin(before, given, got, cure):
@@ -43,15 +40,12 @@ def _origin(before, given, got, cure):
 
 def merged_quantized(merge_quantized, W4, absmax, codebook, A, B, alpha, shape):
     """The result of `merge_quantized`; `shape` is `W.shape`."""
-    return _matrix(merge_quantized(W4, absmax, codebook, A, B, alpha, torch.Size(shape)))
+    return matrix(merge_quantized(W4, absmax, codebook, A, B, alpha, torch.Size(shape)))
 
 
 def merged_by_sign(ties, updates, density):
     """The result of `ties`."""
-    return _matrix(ties(updates, density))
-
-
-# --- 6.3 -----------------------------------------------------------------------------------
+    return matrix(ties(updates, density))
 
 
 def _in_blocks(x, size=8):
@@ -77,9 +71,6 @@ def arrived(arrives, W, dW, name):
     return facts | {"the result": 0.0 if isinstance(got, int | float) and abs(got) < 1e-9 else got}
 
 
-# --- a pair (A, B) -------------------------------------------------------------------------
-
-
 def _pair(got, shape):
     """Facts about factors; their product, if it has this shape, is in fp64 as dtypes may differ."""
     if not isinstance(got, list | tuple) or len(got) != 2:
@@ -99,8 +90,8 @@ def _pair(got, shape):
     return facts | ({"B @ A": B.double() @ A.double()} if fit else {})
 
 
-def _combined(combine, adapters, weights):
-    """The pair that `combine` returns, and whether its tensors are new."""
+def combined(combine, adapters, weights):
+    """The pair that `combine_linear` or `combine_cat` returns; whether its tensors are new."""
     before = [M.clone() for pair in adapters for M in pair]
     given = [(A.clone(), B.clone()) for A, B in adapters]
     mine = [M for pair in given for M in pair]
@@ -108,16 +99,6 @@ def _combined(combine, adapters, weights):
     cure = "w * A is new, but A, A *= w and A.mul_(w) are not"
     facts = _pair(got, (len(given[0][1]), given[0][0].shape[1]))
     return facts | {"each factor": _origin(before, mine, got if "B @ A" in facts else [], cure)}
-
-
-def added(combine_linear, combine_cat, adapters, weights):
-    """Facts about the result of `combine_linear`."""
-    return _combined(combine_linear, adapters, weights)
-
-
-def stacked(combine_linear, combine_cat, adapters, weights):
-    """Facts about the result of `combine_cat`."""
-    return _combined(combine_cat, adapters, weights)
 
 
 def recompressed(recompress, A, B, r):

@@ -1,7 +1,4 @@
-"""Probes for lab 7, which call the learner's code and return facts, `{noun: value}`.
-
-A check compares all facts, and the learner sees the first wrong fact.
-"""
+"""Probes for lab 7."""
 
 import builtins
 import copy
@@ -12,14 +9,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-from tokenizers import Regex, decoders
 
-from labkit.contract import CheckFailed
-from labkit.probes import serving, tiny
-from labkit.probes.adapters import kind
+from labkit.contract import kind
+from labkit.probes import tiny
 from labkit.probes.watch import Filled, tensors
-
-# --- 7.1 -----------------------------------------------------------------------------------
 
 KEYS = ("truncated", "trains_on_nothing", "no_end")
 
@@ -46,7 +39,7 @@ def chat_tokenizer(style):
 def audited(audit, rows, max_length, style=""):
     """The three lists that `audit` returns, and whether it changes the tokenizer."""
     tokenizer = copy.deepcopy(chat_tokenizer(style))
-    before, got = _settings(tokenizer), audit(rows, tokenizer, max_length)
+    before, got = tiny.settings(tokenizer), audit(rows, tokenizer, max_length)
     facts = {"the return value": "a dict" if isinstance(got, dict) else kind(got)}
     if not isinstance(got, dict):
         return facts
@@ -55,17 +48,8 @@ def audited(audit, rows, max_length, style=""):
     kinds = {kind(value) or "None" for value in values.values() if type(value) not in (list, tuple)}
     facts["each value of the dict"] = min(kinds) if kinds else "a list"
     facts |= {} if kinds else {f'"{key}"': list(value) for key, value in values.items()}
-    stayed = _settings(tokenizer) == before
+    stayed = tiny.settings(tokenizer) == before
     return facts | {"the tokenizer": "left as it was" if stayed else "changed"}
-
-
-def _settings(tokenizer):
-    sides = tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_max_length
-    facts = tokenizer.special_tokens_map, tokenizer.chat_template, len(tokenizer), *sides
-    return (*map(str, facts), tokenizer("turn the lamp")["input_ids"])
-
-
-# --- 7.2 -----------------------------------------------------------------------------------
 
 
 def sides(split, rows, share, seed):
@@ -169,24 +153,6 @@ def repeated(split, rows, share, orders):
         SAME[first == test(4) == test(5)],
     )
     return dict(zip(STABLE, values, strict=True))
-
-
-# --- 7.3 to 7.5 ------------------------------------------------------------------------------
-
-
-def routed(answered, *data):
-    """The facts of `serving.routed`, where each decoded text begins with a space."""
-
-    def route(model, prompts, adapter_names):
-        backend = model.tokenizer.backend_tokenizer
-        space = [decoders.Fuse(), decoders.Replace(Regex(r"\A"), " ")]
-        backend.decoder = decoders.Sequence([backend.decoder, *space])
-        texts = answered(model, prompts, adapter_names)
-        if type(texts) in (list, tuple) and any(str(t) != str(t).strip() for t in texts):
-            raise CheckFailed("an answer still has whitespace around it: strip() each answer")
-        return texts
-
-    return serving.routed(route, *data)
 
 
 def _tensor(got, shape):

@@ -1,7 +1,4 @@
-"""Probes for lab 8, which call the learner's code and return facts, `{noun: value}`.
-
-A check compares all facts, and the learner sees the first wrong fact.
-"""
+"""Probes for lab 8."""
 
 import contextlib
 import functools
@@ -11,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from labkit.contract import CheckFailed, kept
+from labkit.contract import CheckFailed, kept, kind
 from labkit.probes import policies
-from labkit.probes.adapters import kind
 from labkit.probes.gradients import differentiated
 
 NO_OBJECT = "valid JSON may also be a list, number or null: return 0 unless isinstance(data, dict)"
@@ -52,7 +48,9 @@ def advantages(group_advantages, rewards, *eps):
 def referenced(reference_logprobs, seed, batch, training, fails):
     """How `reference_logprobs` runs a tiny policy, what it returns, and how it leaves the model."""
     model, grad = policies.copied(seed, training), torch.is_grad_enabled()
-    passes, before = _watched(model, fails), policies.state(model)
+    passes, before = policies.watched(model, FAILURES.get(fails)), policies.state(model)
+    for part in (model, model.base_model, model.get_base_model()):
+        part.__deepcopy__ = _refuse
     most, value = len(batch["labels"]), None
     try:
         value, outcome = kept(functools.partial(reference_logprobs, model), batch), "return"
@@ -77,21 +75,6 @@ def _refuse(_):
     raise CheckFailed(
         "your code copies the whole model, which contains the base: switch the adapter off"
     )
-
-
-def _watched(model, fails):
-    """Record a model's forward passes, `(mode, with gradients)`, and forbid copying the model."""
-    inner, passes = model.get_base_model(), []
-
-    def note(*_):
-        mode = "train()" if any(module.training for module in inner.modules()) else "eval()"
-        passes.append((mode, torch.is_grad_enabled()))
-        if fails:
-            raise FAILURES[fails]("raised by the check")
-
-    inner.lm_head.register_forward_pre_hook(note)
-    model.__deepcopy__ = model.base_model.__deepcopy__ = inner.__deepcopy__ = _refuse
-    return passes
 
 
 def earned(reward, answer, wanted, law, than="", *others):

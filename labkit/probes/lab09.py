@@ -1,18 +1,12 @@
-"""Probes for lab 9, which call the learner's code and return facts, `{noun: value}`.
-
-A check compares all facts, and the learner sees the first wrong fact.
-"""
+"""Probes for lab 9."""
 
 import functools
 
 import torch
 
-from labkit.contract import kept
+from labkit.contract import kept, kind
 from labkit.probes import policies
-from labkit.probes.adapters import kind
 from labkit.probes.gradients import differentiated
-
-MODES = {True: "train()", False: "eval()"}
 
 
 def distance(token_kl, student_logits, teacher_logits, mask, reverse=None):
@@ -41,25 +35,22 @@ class Sampler:
 
     def __call__(self, model, prompts):
         layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+        on = layers and not any(m.disable_adapters for m in layers)
         self.calls.append(
             {
                 "the arguments of sample": prompts if hasattr(model, "disable_adapter") else "",
-                "the adapter when sampling": "on" if _is_on(layers) else "off",
-                "the mode when sampling": MODES[any(m.training for m in model.modules())],
+                "the adapter when sampling": "on" if on else "off",
+                "the mode when sampling": policies.MODES[any(m.training for m in model.modules())],
                 "gradients when sampling": "on" if torch.is_grad_enabled() else "off",
             }
         )
         return {name: tensor.clone() for name, tensor in self.batch.items()}
 
 
-def _is_on(layers):
-    return bool(layers) and not any(m.disable_adapters for m in layers)
-
-
 def sampled(on_policy, seed, batch, prompts, training):
     """How `on_policy` samples and scores, what it returns, and how it leaves a tiny policy."""
     model, sample = policies.copied(seed, training), Sampler(batch)
-    before, passes = policies.state(model), _watched(model)
+    before, passes = policies.state(model), policies.watched(model)
     result = kept(functools.partial(on_policy, model), prompts, sample)
     facts = {"the number of calls of sample": len(sample.calls)} | (sample.calls or [{}])[0]
     facts["the mode when scoring"] = " and ".join(sorted({mode for mode, _ in passes}))
@@ -77,15 +68,6 @@ def sampled(on_policy, seed, batch, prompts, training):
         same = all(torch.equal(result.get(k, torch.tensor(0)), v) for k, v in batch.items())
         facts["the entries that sample gave"] = "unchanged" if same else "changed"
     return facts | policies.left(before, model)
-
-
-def _watched(model):
-    """A list that gets `(mode, whether gradients are on)` for each forward pass."""
-    passes = []
-    model.get_base_model().register_forward_pre_hook(
-        lambda base, _: passes.append((MODES[base.training], torch.is_grad_enabled()))
-    )
-    return passes
 
 
 def learner(seed, training):
@@ -106,7 +88,7 @@ def trained(model):
 def stepped(distill_step, seed, batch, task, weight, stale):
     """How `distill_step` moves the trained weights in one SGD step, and what it returns."""
     student, sample, steps = learner(seed, training=not stale), Sampler(batch), []
-    mode, passes = MODES[student.training], _watched(student)
+    mode, passes = policies.MODES[student.training], policies.watched(student)
     optimizer = torch.optim.SGD(trained(student), lr=1.0)
     for p in trained(student) if stale else ():
         p.grad = torch.full_like(p, 0.3)

@@ -9,6 +9,7 @@ from labkit.contract.kept import picture, same
 from labkit.probes import tiny
 
 ACTIVE, OTHER = "policy", "earlier"  # the adapters of a tiny policy
+MODES = {True: "train()", False: "eval()"}
 
 
 def base(seed):
@@ -40,6 +41,19 @@ def copied(seed, training):
     return copy.deepcopy(policy(seed)).train(training)
 
 
+def watched(model, error=None):
+    """A list that gets `(mode, with gradients)` per forward pass, which then raises `error`."""
+    base, passes = model.get_base_model(), []
+
+    def note(*_):
+        passes.append((MODES[any(m.training for m in base.modules())], torch.is_grad_enabled()))
+        if error:
+            raise error("raised by the check")
+
+    base.register_forward_pre_hook(note)
+    return passes
+
+
 def state(model):
     seen, layers = picture(model), [m for m in model.modules() if hasattr(m, "lora_A")]
     return {
@@ -55,7 +69,7 @@ def left(before, model):
     if not layers:
         return {"the adapter afterwards": "gone"}
     off, after = any(m.disable_adapters for m in layers), state(model)
-    modes = {"train()" if m.training else "eval()" for m in model.modules()}
+    modes = {MODES[m.training] for m in model.modules()}
     return {
         "the adapter afterwards": "switched off" if off else "switched on",
         "the adapters afterwards": sorted(model.peft_config),

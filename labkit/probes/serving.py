@@ -6,9 +6,8 @@ import json
 
 import torch
 
-from labkit.contract import CheckFailed, kept
+from labkit.contract import CheckFailed, kept, kind
 from labkit.probes import tiny
-from labkit.probes.adapters import kind
 
 ADAPTERS = {"home": 2, "homely": 3, "sweet-home": 7, "tickets": 5}  # and their ranks
 ENDS_A_LINE = "now"  # decoded texts have a line break after this word
@@ -32,13 +31,14 @@ class _Enough(BaseException):
 def served(seed):
     """A tiny one-block Llama with four adapters; `model.tokenizer` adds nothing to a text."""
     from peft import LoraConfig, get_peft_model
-    from tokenizers import decoders
+    from tokenizers import Regex, decoders
 
     base, tokenizer = tiny.language_model(seed)
     base.model.layers, base.config.num_hidden_layers = base.model.layers[:1], 1
     lines = decoders.Replace(ENDS_A_LINE, f"{ENDS_A_LINE}\n")
-    words = decoders.WordPiece(cleanup=False)
-    tokenizer.backend_tokenizer.decoder = decoders.Sequence([words, lines])
+    words, space = decoders.WordPiece(cleanup=False), decoders.Replace(Regex(r"\A"), " ")
+    steps = [words, lines, decoders.Fuse(), space]  # a decoded text begins with a space
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence(steps)
     head = base.lm_head.weight.data
     for odd, a, b in ((tokenizer.unk_token_id, 2, 3), (tokenizer.bos_token_id, 4, 5)):
         head[odd] = (head[a] + head[b]) / 2  # never the most likely, so in no answer
@@ -74,6 +74,8 @@ def routed(route, seed, prompts, names, trained=True):
         texts = kept(route, model, prompts, names)
     except _Enough:
         return how
+    if type(texts) in (list, tuple) and any(str(t) != str(t).strip() for t in texts):
+        raise CheckFailed("an answer still has whitespace around it: strip() each answer")
     if max(rows) < len(prompts):
         how[BATCH] = max(rows)
     for name, value in _state(base).items():

@@ -66,6 +66,13 @@ def chat_tokenizer(bos=""):
     return tokenizer
 
 
+def settings(tokenizer):
+    """What a call must leave unchanged in a tokenizer."""
+    sides = tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_max_length
+    facts = tokenizer.special_tokens_map, tokenizer.chat_template, len(tokenizer), *sides
+    return (*map(str, facts), tokenizer("turn the lamp")["input_ids"])
+
+
 def llama(rng):
     """Make a two-layer Llama with uneven random weights and strong attention dropout, in eval."""
     from transformers import LlamaConfig, LlamaForCausalLM

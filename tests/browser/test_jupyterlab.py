@@ -12,7 +12,8 @@ RIGHT = WRONG.replace("alpha *", "alpha / A.shape[0] *")
 FOUR_STEPS = """live.REDRAW_SECONDS = 0.2  # so that a fast machine shows it growing too
 model, tokenizer = models.load()
 inject(model, ["q_proj", "v_proj"], r=8, alpha=16)
-curve, batches = live.Curves("Your LoRA", 4), loop.batches(home, tokenizer, size=16, steps=4)
+curve = live.Curves("Your LoRA", 4, "loss", ["loss"])
+batches = loop.batches(home, tokenizer, size=16, steps=4)
 for loss in train(model, batches, 4, 2e-3):
     curve.add(loss=loss)"""
 # each picture that the page shows from here on, and the text beside it

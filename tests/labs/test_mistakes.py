@@ -47,13 +47,13 @@ def remembered():
     """What a rewritten solution gives in a case is computed once, not again for each row."""
     rewritten, mistake, rows, given = engine.rewritten, engine._mistake, {}, {}
 
-    def rewritten_once():
-        id = contract.session.exercise
-        if contract.session.reference and id not in rows:
-            rows[id] = list(rewritten())
-        return rows[id] if contract.session.reference else []
+    def rewritten_once(names):
+        key = contract.session.exercise, *names
+        if contract.session.reference and key not in rows:
+            rows[key] = list(rewritten(names))
+        return rows[key] if contract.session.reference else []
 
-    def mistake_of(cases, run, tol):
+    def mistake_of(cases, run, names, tol):
         places = {id(case.data): (case.where, *case.right) for case in cases}
 
         def run_once(objects, data):
@@ -62,7 +62,7 @@ def remembered():
                 given[key] = run(objects, data)
             return given[key]
 
-        return mistake(cases, run_once, tol)
+        return mistake(cases, run_once, names, tol)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "rewritten", rewritten_once)
