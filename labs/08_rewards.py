@@ -329,9 +329,9 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
 wish, beta, rate = "longer", 0.1, 5e-4
 if lab.experiment("Other pairs, beta or rate", 50, needs=["8.1", "8.2", "8.3"]):
     turned, _ = train_dpo(pairs_of(wish), rate, beta, picture=False)
-    tokens[f"{wish}, beta {beta:g}" + (f", rate {rate:g}" if rate != 5e-4 else "")] = lengths(
-        turned
-    )
+    name = f"{wish}, beta {beta:g}" + (f", rate {rate:g}" if rate != 5e-4 else "")
+    tokens.pop(name, None)  # the newest comes last
+    tokens[name] = lengths(turned)
     display(figures.lengths(tokens))
 
 # %% [markdown]
@@ -730,13 +730,15 @@ guess_keys = lab.predict(
 if lab.experiment("Another reward", 110, needs=["8.4", "8.5", "8.6", "8.7"]):
     worth = complete  # or your own reward
     policy, _ = train_grpo(worth, steps=8)
-    found[f"paid {worth.__name__}"] = marks(policy, samples=1)
+    name = f"paid {worth.__name__}"
+    found.pop(name, None)  # the newest comes last
+    found[name] = marks(policy, samples=1)
     answers = generation.answers(policy, tokenizer, some["messages"], 40)
     for row, text in zip(some, answers, strict=True):
         pay, value = (earned(text, row["answer"]) for earned in (worth, reward))
         print(f"{row['text']}\n  paid {pay:.1f}, your reward {value:.2f}: {text}")
     display(figures.hacked(found, guess_keys))
-    guess_keys.compare(list(found.values())[-1]["keys"])
+    guess_keys.compare(found[name]["keys"])
 
 # %% [markdown]
 # When each key pays, the model in this run names more keys, but fewer of its answers are right. A

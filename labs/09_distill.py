@@ -381,6 +381,7 @@ knobs = {"learned": ()}
 if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
     name = ", ".join("without home" if v == () else f"{k} {v}" for k, v in knobs.items())
     students[name] = distill(tuned, name, sampler(), picture=False, **knobs)
+    found.pop(name, None)  # the newest comes last
     found[name] = marks(students[name])
     display(figures.kept(found))
 

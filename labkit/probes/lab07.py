@@ -137,10 +137,12 @@ def repeated(split, rows, share, orders):
     random.seed("a state that no earlier call left")
     np.random.seed(20)
     mine = random.getstate(), np.random.get_state()[1].tolist()
-    first = test(3)
-    used = (random.getstate(), np.random.get_state()[1].tolist()) != mine
-    random.setstate(before)
-    np.random.set_state(numpys)
+    try:
+        first = test(3)
+        used = (random.getstate(), np.random.get_state()[1].tolist()) != mine
+    finally:
+        random.setstate(before)
+        np.random.set_state(numpys)
     pairs = [(test(i), test(i, [rows[k] for k in order])) for i, order in enumerate(orders)]
     stays = [len(a & b) / max(1, len(a | b)) for a, b in pairs]
     moved = "mostly the same" if max(stays) > 0.6 else SAME[0]
