@@ -276,15 +276,17 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
     shares["NF4, weights between values"] = [100 * arrives(W, size * unit, nf4) for size in sizes]
     home = (dW.norm() / W.norm()).item(), 100 * arrives(nf4(W), dW, nf4)
     display(figures.arrivals(sizes, shares, home, guess_arrives))
+    print(f"NF4's rounding error is {(nf4(W) - W).norm() / dW.norm():.1f} times as large as dW")
     guess_arrives.compare(100 * arrives(W.bfloat16().float(), 1e-3 * unit, grids["bf16"]))
 
 # %% [markdown]
 # If the weights already lie on a grid, updates that are small compared with *that grid's* steps are
-# lost. Half of an update is lost when $\|\Delta W\| / \|W\|$ is about 6% in NF4, 0.4% in `Q8_0` and
-# 0.08% in bf16. For the dashed line, the update is added to the original weights, which lie
-# *between* the NF4 values. The update pushes some of these weights across a rounding boundary. Each
-# weight that crosses moves by a whole step, so on average the whole update survives. The same
-# happens when you convert a merged 16-bit model to `Q8_0`.
+# lost. In this layer, half of an update is lost when $\|\Delta W\| / \|W\|$ is about 6% in NF4,
+# 0.4% in `Q8_0` and 0.08% in bf16. For the dashed line, the update is added to the original
+# weights, which lie *between* the NF4 values. The update pushes some of these weights across a
+# rounding boundary. Each weight that crosses moves by a whole step, so the update survives on
+# average, along with the format's usual rounding error. The same happens when you convert a merged
+# 16-bit model to `Q8_0`.
 #
 # Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 1% or 2%, as in this layer, nearly the
 # whole update survives. At 0.1%, about 40% is lost, so store the sum in fp32 or fp16, or keep the
@@ -386,23 +388,26 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
 # Merging into the dequantized base gives you the model you trained, apart from rounding to 16 bits.
 # With three other seeds, merging into the original costs 7 to 18 right answers out of 60
 # ([evidence](../docs/evidence/06_merging.md#the-merges)). The adapter was trained with NF4's
-# rounding error (lab 4), which the original weights don't have. If you round the first merge's
-# weights to NF4 again, you lose nearly all of an update of this size, and no answer is right. The
-# dequantized weights lie exactly on the grid, so most sums land in dead zones.
+# rounding error (lab 4), and the original weights don't have it. As you saw, this error is several
+# times as large as the update, so the swap changes the weights more than training did. If you round
+# the first merge to NF4 again, no answer is right: the dequantized weights lie exactly on the grid,
+# so most sums land in dead zones.
 #
-# The last merge gives a surprising result. The original weights lie between the grid's values, so
-# on average the update survives. Most weights also regain the rounding error that the adapter was
-# trained with. With three other seeds, the trained models get 111 of 180 answers right, this merge
-# gets 95, and the 16-bit merge into the original gets 72. For every seed, this merge also has a
-# lower held-out loss than the 16-bit merge.
+# Rounding the original plus the update to NF4 works better than leaving this sum in 16 bits. The
+# original weights lie between the grid's values, so the update survives on average, and most
+# weights regain the rounding error that the adapter was trained with. With three other seeds, the
+# trained models get 111 of 180 answers right, this merge gets 95, and the 16-bit merge into the
+# original gets 72. Its held-out loss is also lower for every seed.
 #
 # > **To get the model you trained, merge a QLoRA adapter into the dequantized base, and store the
-# > sum in 16 bits.** If the file must be NF4, round the sum of the original weights and the update.
+# > sum in 16 bits.** If the file must be NF4, keep the adapter separate.
 #
-# The merge closest to the model you trained isn't always the best one. Unsloth, which uses true
-# 16-bit originals, says merging into the original works better for most models ([pull request
-# 810](https://github.com/unslothai/unsloth-zoo/pull/810)). If you care more about quality than
-# fidelity, compare both merges on held-out data.
+# The larger the update relative to NF4's rounding error, the less the choice of base matters. In
+# longer training runs, the merge into the original comes closer to the trained model
+# ([evidence](../docs/evidence/06_merging.md#from-short-to-long-training)). Unsloth, which uses true
+# 16-bit originals, says this merge works better for most models, but it broke Falcon-H1 ([pull
+# request 810](https://github.com/unslothai/unsloth-zoo/pull/810)). If you want to try it, compare
+# both merges on held-out data.
 #
 # ## Combine
 
@@ -472,7 +477,7 @@ if lab.experiment("How large are the cross terms?", 2, needs=["6.5"]):
 # %% [markdown]
 # With `linear`, the cross terms are not much smaller than the sum itself. Worse, they depend on how
 # an adapter is factored. For any orthogonal $Q$, $(QA, BQ^\top)$ is the same adapter, but its cross
-# terms differ. Prefer `cat`, even though its rank is higher.
+# terms differ. `cat` is exact, but its rank is higher.
 
 # %% [markdown]
 # ### Exercise 6.6 · `recompress`
@@ -616,9 +621,10 @@ if lab.experiment("How many right answers are left?", 0, needs=["6.5", "6.6", "6
 
 # %% [markdown]
 # At 1 : 0.5, `cat` keeps most of the right answers on `home` and about two fifths of those on
-# `tickets`. Despite its cross terms, `linear` does about as well as `cat` here. The cut to rank 8
-# hurts only `tickets`, whose loss rises by about 40%. At 1 : 1, TIES keeps more of `home` than
-# `cat` does, and about as much of `tickets`.
+# `tickets`. Despite its cross terms, `linear` does about as well. The cut to rank 8 halves the
+# right answers on `tickets`, whose loss rises by about 40%, so the cross terms cost less here than
+# the cut that avoids them. At 1 : 1, TIES keeps more of `home` than `cat` does, but it also drops
+# half of each update's values, so the comparison isn't at equal strength.
 #
 # Averaging models trained on the *same* task is different: such *model soups* ([Wortsman et al.
 # 2022](https://arxiv.org/abs/2203.05482)) can beat every model in the average. For two jobs, keep
@@ -700,7 +706,7 @@ check.quiz(quiz)
 # - Merge a QLoRA adapter into the dequantized base, and store the sum in 16 bits.
 # - If the weights are on a format's grid, rounding removes a small update. If they lie between the
 #   grid's values, the update survives on average.
-# - Combine updates by concatenation, and cut the rank with `recompress`. Adding the `A` and `B`
+# - Concatenation adds updates exactly, and `recompress` cuts the rank. Adding the `A` and `B`
 #   matrices separately creates cross terms.
 # - Merge when you have one job. For several jobs, keep the adapters separate.
 

@@ -80,7 +80,7 @@ def merges(kls: dict, right: dict, runs: pd.DataFrame, guess: Guess) -> Figure:
     nearest, trained = min(kls, key=kls.get), right["as trained"]
     title = f"Closest to the trained model: {nearest}"
     if nearest == "dequantized, 16 bits" and abs(right[nearest] - trained) <= 2:
-        title = "Merge into the dequantized base, in 16 bits: the answers stay the same"
+        title = "Merged into the dequantized base, in 16 bits, it answers about as before"
     fig, (left, other) = titled(title, 2, sharey=True)
     kls = {"as trained": 1e-9} | dict(sorted(kls.items(), key=lambda pair: pair[1]))
     roles = {name: "mistake" for name in kls if right[name] < trained / 2}
@@ -129,8 +129,8 @@ def mixtures(found: Points, alone: tuple[float, float]) -> Figure:
 
 def kept(runs: pd.DataFrame) -> Figure:
     """Right answers of mixtures, in % of each adapter's alone; runs: measured/merging.csv."""
-    title = "No mixture keeps more than half of both adapters' right answers"
-    (fig, ax), points = titled(title, height=4), {}
+    points = {}
+    fig, ax = titled("On average, no mixture keeps both adapters' right answers", height=4)
     for column in runs.filter(regex=r"(cat|linear).* 1:(0\.|1:).*home right|TIES 1:1: home right"):
         way, weights = column.removesuffix(": home right").rsplit(" ", 1)
         home = 100 * runs[column] / runs["cat 1:0: home right"]
