@@ -100,7 +100,8 @@ def _ways(ax: Axes, points: Points, apart: tuple[float, float]) -> None:
     """Draw a line per way, named at its end; "cat" shows its weights. apart: two adapters."""
     for way in dict.fromkeys(way for way, _ in points):
         weights = sorted((w for kind, w in points if kind == way), key=lambda w: w[1] / sum(w))
-        color, below = WAYS.get(way, INK), way in ("cat", "TIES")
+        color, lower = WAYS.get(way, INK), apart < points[way, weights[0]]
+        below = way == "cat" or (way == "TIES" and lower)  # on the side without lines
         ax.plot(*zip(*(points[way, w] for w in weights), strict=True), "o-", color=color)
         how = {"ha": "right", "va": "top"} if below else {"va": "bottom"}
         how |= {"textcoords": "offset points", "color": color, "fontsize": 9}
@@ -128,16 +129,15 @@ def mixtures(found: Points, alone: tuple[float, float]) -> Figure:
 
 
 def kept(runs: pd.DataFrame) -> Figure:
-    """Right answers of mixtures, in % of each adapter's alone; runs: measured/merging.csv."""
+    """Right answers of mixtures on (home, tickets), of 80; runs: measured/merging.csv."""
     points = {}
     fig, ax = titled("On average, no mixture keeps both adapters' right answers", height=4)
     for column in runs.filter(regex=r"(cat|linear).* 1:(0\.|1:).*home right|TIES 1:1: home right"):
         way, weights = column.removesuffix(": home right").rsplit(" ", 1)
-        home = 100 * runs[column] / runs["cat 1:0: home right"]
-        tickets = 100 * runs[column.replace("home", "tickets")] / runs["cat 0:1: tickets right"]
+        home, tickets = runs[column], runs[column.replace("home", "tickets")]
         ax.plot(home, tickets, "o", ms=5, color=WAYS[way], alpha=0.3, mew=0)
         points[way, tuple(map(float, weights.split(":")))] = home.mean(), tickets.mean()
-    _ways(ax, points, (100, 100))
-    ax.set(xlabel="right answers kept on home, % (faint: one seed)", xlim=(-15, 125))
-    ax.set(ylabel="right answers kept\non tickets, %", ylim=(-10, 122))
+    _ways(ax, points, (runs["cat 1:0: home right"].mean(), runs["cat 0:1: tickets right"].mean()))
+    ax.set(xlabel="right answers on home, of 80 (faint: one seed)", xlim=(-6, 58))
+    ax.set(ylabel="right answers\non tickets, of 80", ylim=(-2, 24))
     return fig
