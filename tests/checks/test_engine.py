@@ -62,9 +62,9 @@ def test_a_search_that_takes_too_long_ends(rejects, monkeypatch):
     many = {f"{i} * a": "no message" for i in range(10_000)}
     monkeypatch.setattr(engine, "mistakes", lambda id: {"a * b": many})
     monkeypatch.setattr(engine, "SECONDS", 0.1)
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert "no message" not in rejects(areas, lambda a, b: right(a, b) | {"the area": -1.0})
-    assert time.perf_counter() - begun < 1.0  # all rows would take several
+    assert time.process_time() - begun < 1.0  # all rows would take several
 
 
 @pytest.mark.parametrize(
