@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import call
 
 from labkit import cli, tasks
 from labkit.course import doctor, masters, run
@@ -21,12 +22,6 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "v
 SMALL |= {"model_type": "llama", "num_attention_heads": 4, "architectures": ["LlamaForCausalLM"]}
 COMMANDS = ["doctor", "fetch", "build", "run", "memory", "claims", "data", "train", "ship"]
 COMMANDS += ["check", "grade", "export", "release"]
-
-
-def call(*args):
-    with pytest.raises(SystemExit) as caught:
-        cli.main(list(args))
-    return caught.value.code or 0
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import sys
 
 import nbformat
 import pytest
+from command import call
 from nbformat.v4 import new_code_cell, new_notebook
 
-from labkit import cli
 from labkit.course import check
 from labkit.errors import LabError
 
@@ -60,9 +60,7 @@ def test_the_exit_code_tells(statuses, code, monkeypatch, capsys):
     exercises = [{"status": status, "message": ""} for status in statuses]
     done = check.Checked("mine.ipynb", "02_lora", "", exercises, [])
     monkeypatch.setattr(check, "check", lambda *_: done)
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["check", "mine.ipynb", "--json"])
-    assert ended.value.code == code
+    assert call("check", "mine.ipynb", "--json") == code
     assert json.loads(capsys.readouterr().out)[0]["lab"] == "02_lora"
 
 

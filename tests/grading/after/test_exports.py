@@ -8,9 +8,9 @@ import zipfile
 
 import nbformat
 import pytest
+from command import call
 from markdown_it import MarkdownIt
 
-from labkit import cli
 from labkit.errors import LabError
 from labkit.grading.after import comments, exports, gradescope, report, tables
 from labkit.grading.row import Exercise, Row
@@ -284,7 +284,7 @@ ODD += ['[{"submission": "a", "status": "graded", "exercises": [{"id": "2.1"}]}]
 @pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
 def test_results_that_grading_did_not_write_are_one_line(tmp_path, text, capsys):
     (tmp_path / "results.json").write_text(text)
-    assert call(tmp_path, "--gradescope") == 2
+    assert call("export", tmp_path, "--gradescope") == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "recreate it: labkit grade" in told
 
@@ -327,7 +327,7 @@ def test_canvas_gets_a_notebook_of_words_under_the_name_that_it_gave(tmp_path):
 def test_the_command_writes_what_each_is_told_and_what_to_look_at(tmp_path, gradebook, capsys):
     rows = [row("all/Jane Doe_501_assignsubmission_file_/02_lora.ipynb"), row("b.ipynb")]
     report.write(tmp_path, rows, {r.submission: {"2.1": "def f(): pass"} for r in rows})
-    assert call(tmp_path, "--moodle", gradebook(MOODLE)) == 1
+    assert call("export", tmp_path, "--moodle", gradebook(MOODLE)) == 1
     assert "LOOK: not matched: b.ipynb" in capsys.readouterr().out
     assert (tmp_path / "moodle.csv").is_file()
     with zipfile.ZipFile(tmp_path / "moodle-comments.zip") as archive:
@@ -383,24 +383,18 @@ def test_only_the_lab_of_the_assignment_counts_and_of_it_the_best():
     assert gradescope.choose([row("a.ipynb", lab="02")], "02_lora").lab == "02_lora"
 
 
-def call(*args):
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["export", *map(str, args)])
-    return caught.value.code or 0
-
-
 def test_the_command_writes_beside_the_results_and_exit_tells(tmp_path, gradebook, capsys):
     names = ("doejane_12345_1_a.ipynb", "x/../../doejane_12345_1_a.ipynb")
     rows = [row(name).data() for name in names]
     (tmp_path / "results.json").write_text(json.dumps(rows[:1]))
-    assert call(tmp_path, "--canvas", gradebook(CANVAS)) == 0
+    assert call("export", tmp_path, "--canvas", gradebook(CANVAS)) == 0
     assert "students with points: 1" in capsys.readouterr().out
     assert table((tmp_path / "canvas.csv").read_text("utf-8"))[1]["Lab 2: LoRA (771)"] == "30"
-    assert call(tmp_path, "--canvas", gradebook(CANVAS), "--lab", "2") == 0
+    assert call("export", tmp_path, "--canvas", gradebook(CANVAS), "--lab", "2") == 0
     for name in ("canvas-02_lora.csv", "canvas-02_lora-comments.zip"):  # of each lab its own
         assert (tmp_path / name).is_file()
     (tmp_path / "results.json").write_text(json.dumps(rows))
-    assert call(tmp_path, "--gradescope") == 0
+    assert call("export", tmp_path, "--gradescope") == 0
     files = list((tmp_path / "gradescope").iterdir())
     assert len(files) == 2
     for file in files:
@@ -416,6 +410,6 @@ def test_the_command_writes_beside_the_results_and_exit_tells(tmp_path, gradeboo
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys, args, said):
-    assert call(tmp_path, *args) == 2
+    assert call("export", tmp_path, *args) == 2
     told = capsys.readouterr()
     assert told.out == "" and said in told.err and told.err.count("\n") == 1
