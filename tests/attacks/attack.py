@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 ATTACKS = []  # in the order of the corpus
 GOT_THROUGH = """
-shipped_code_replaced dense_by_numpy cells_that_parse_slowly absmax_that_remembers probes_by_a_dict
+shipped_code_replaced cells_that_parse_slowly absmax_that_remembers probes_by_a_dict
 probes_by_the_loader probes_by_the_class_of_modules probes_from_an_answer files_left files_wanted
 times_of_devices_left times_of_devices_wanted full_sockets texts_of_the_reference
 undefined_with_a_name_of_its_own message_full_of_names tensor_to_loop_over names_times_functions

@@ -120,8 +120,8 @@ def _grade(attacks, folder, jobs):
     (home / "canary").write_text(SECRET)
     submissions, out = folder / "submissions", folder / "out"
     submissions.mkdir()
-    with pytest.MonkeyPatch.context() as patch, outside.listener(home) as (addresses, heard):
-        host = addresses | {
+    with pytest.MonkeyPatch.context() as patch, outside.listener(home) as heard:
+        host = {
             "pid": os.getpid(), "home": str(home), "repo": str(ROOT), "site": str(outside.SITE),
             "submissions": str(submissions), "out": str(out), "notes": str(notes),
         }  # fmt: skip

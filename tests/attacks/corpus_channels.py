@@ -46,31 +46,6 @@ for name in ("null", "zero", "full", "random", "pts/ptmx"): quietly(os.utime, f"
 # and the next:
 won = any(os.stat(f"/dev/{n}").st_mtime > begun for n in ("null", "zero", "full"))
 
-# %% hints_on_files: how long its data will live, any reader may note at the machine's file
-hint = ctypes.c_uint64(5)
-for path in ("/usr/bin/env", sys.executable, torch.__file__):
-    fd = os.open(path, os.O_RDONLY); libc.fcntl(fd, 1036, ctypes.byref(hint))
-# and the next:
-hint, won = ctypes.c_uint64(0), False
-for path in ("/usr/bin/env", sys.executable, torch.__file__):
-    fd = os.open(path, os.O_RDONLY)
-    won = won or libc.fcntl(fd, 1035, ctypes.byref(hint)) == 0 and hint.value == 5
-
-# %% locks: a lock on a file of the machine is seen by all that may read it
-for path in ("/usr/bin/env", sys.executable, torch.__file__):
-    if not os.fork():
-        os.setsid()
-        fd = os.open(path, os.O_RDONLY)
-        fcntl.flock(fd, fcntl.LOCK_EX); fcntl.lockf(fd, fcntl.LOCK_SH)
-        time.sleep(2); os._exit(0)
-time.sleep(0.2)
-# and the next:
-won = False
-for path in ("/usr/bin/env", sys.executable, torch.__file__):
-    fd = os.open(path, os.O_RDONLY)
-    try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError: won = True
-
 # %% memory_with_a_name: shared memory, semaphores, queues, keys
 libc.shmget(key, 4096, 0o1666); libc.semget(key, 1, 0o1666); libc.msgget(key, 0o1666)
 libc.syscall(240, word.encode(), os.O_CREAT | os.O_RDWR, 0o666, None)

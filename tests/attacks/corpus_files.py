@@ -6,7 +6,7 @@ None may stop the batch. What cannot be read is a row with a reason; what Jupyte
 import json
 import os
 
-from attack import ROOT, Book, accident, file, named
+from attack import Book, accident, file, named
 
 
 def _solved(**changes):
@@ -33,11 +33,6 @@ CONTENTS = {  # none is a notebook that can be read
     "gzip": b"\x1f\x8b\x08" + bytes(100),
     "nbformat_2": json.dumps({"nbformat": 2, "metadata": {}, "worksheets": []}).encode(),
 }
-LINKS = {
-    "passwd": "/etc/passwd",  # a report that quotes it would leak it
-    "zero": "/dev/zero",  # has no end
-    "the_solution": ROOT / "solutions/02_lora.ipynb",  # the sandbox hides it, the reader could not
-}
 NAMES = {  # of right notebooks: they are graded, and the name does no harm
     "option": "-rf.ipynb",
     "new_line": "new\nline.ipynb",  # two lines of a log, two rows of a table
@@ -61,19 +56,8 @@ def _written(name, data):
     return make
 
 
-def _linked(name, target):
-    def make(folder):
-        path = folder / f"link_to_{name}.ipynb"
-        path.symlink_to(target)
-        return path
-
-    return make
-
-
 for name, data in CONTENTS.items():
     named(name, "", _written(f"{name}.ipynb", data), file())
-for name, target in LINKS.items():
-    named(f"link_to_{name}", "", _linked(name, target), file())
 for number, (name, path) in enumerate(NAMES.items()):
     data = Book().text().encode() + b" " * number  # none has the same content as another
     named(f"name_{name}", "", _written(path, data), file(22, ("graded",)))

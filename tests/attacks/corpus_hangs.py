@@ -1,6 +1,6 @@
 """Cells and answers that never end. A hang costs its cell; the others keep their points."""
 
-from attack import ANSWERS, accident, cells
+from attack import accident, cells
 
 cells(
     """
@@ -90,11 +90,3 @@ def twenty_looping_cells_at_the_end(book):
     """Each has its own limit, all together have another; the exercises came before."""
     for _ in range(20):
         book.last("while True: pass")
-
-
-@accident(0, ("graded", "timeout"))
-def loop_in_every_exercise(book):
-    """Eight observations that hang must not take eight times for ever."""
-    for name in ANSWERS:
-        book.replace(name, f"def {name}(*args):\n    while True: pass")
-    book.last("unmerge_, load_adapter_ = merge_, adapter_state")

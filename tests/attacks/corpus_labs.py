@@ -172,9 +172,6 @@ def paired(f, columns, index, a, b, nouns):
     mean = sum(gaps) / len(gaps) if gaps else float("nan")
     facts = {"the mean": mean, "the error": 0.1}
     return {"the return value": "two numbers"} | {noun: facts[noun] for noun in nouns}
-
-# %% first_update_by_sign_of_the_gradient: first_update, 3: a step of full fine-tuning
-first_update = lambda G, A, r, alpha, lr: -lr * G.sign()
 """,
 )
 

@@ -128,10 +128,3 @@ for name, code in TENSORS.items():
 for name, code in RIGHT.items():
     update = " + alpha / len(A) * (x @ A.T) @ B.T"
     cell(f"right_{name}", LINE.format(update, code), "", accident(), "lora_forward")
-
-
-@forging
-def html_in_an_answer(book):
-    """The feedback page shows the learner's own cell: escaped."""
-    wrong = "lora_forward = lambda x, W, A, B, alpha: x @ W.T"
-    book.replace("lora_forward", f"{wrong}  # </pre><script>evil()</script>{{{{ 7 * 7 }}}}")

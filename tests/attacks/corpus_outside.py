@@ -93,21 +93,6 @@ for path in ("/dev/mem", "/dev/kmsg", "/proc/kcore", "/dev/vda", "/dev/sda", "/d
     try: open(path, "rb").close(); won = True
     except OSError: pass
 
-# %% loopback_tcp: a listener of the host on its loopback
-import socket
-for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0"):
-    try:
-        with socket.create_connection((host, HOST["port"]), 2) as s:
-            s.sendall(word.encode()); won = True
-    except OSError: pass
-
-# %% abstract_socket: a Unix socket without a file belongs to the network namespace
-import socket
-try:
-    s = socket.socket(socket.AF_UNIX)
-    s.connect("\0" + HOST["abstract"]); s.sendall(word.encode()); won = True
-except OSError: pass
-
 # %% unix_socket: and one with a file belongs to the file system
 import glob, socket
 for path in [HOST["home"] + "/socket", *glob.glob("/run/**/*.sock", recursive=True),

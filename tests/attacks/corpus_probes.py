@@ -104,11 +104,6 @@ def step_flops(shapes, n_tokens, r=None):
 
 cells(
     """
-# %% dense_by_numpy: builds the matrix that the exercise forbids, unseen by torch's dispatch
-def lora_forward(x, W, A, B, alpha):
-    x, W, A, B = (t.detach().numpy() for t in (x, W, A, B))
-    return torch.from_numpy(x @ (W + alpha / len(A) * B @ A).T)
-
 # %% looks_at_the_callers: walks up the frames of all threads in search of what is wanted
 def lora_forward(x, W, A, B, alpha):
     import sys

@@ -72,33 +72,6 @@ with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as mem:
                 if secret.search(mem.read(b - a)): won = True
             except (OSError, ValueError, OverflowError): pass
 
-# %% grader_in_proc: environment and arguments of every process in sight
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    for name in ("environ", "cmdline"):
-        try: text = open(f"/proc/{pid}/{name}", "rb").read()
-        except OSError: continue
-        if b"lora-attack-" + b"secret" in text or b"pytest" in text: won = True
-won = globals().get("won") or os.path.exists(f"/proc/{HOST['pid']}/root")
-
-# %% tracing: attaches to the grader, or reads its memory without
-import ctypes
-libc, buf = ctypes.CDLL(None), ctypes.create_string_buffer(8)
-class V(ctypes.Structure): _fields_ = [("p", ctypes.c_void_p), ("n", ctypes.c_size_t)]
-here, there = V(ctypes.addressof(buf), 8), V(0x400000, 8)
-won = libc.ptrace(16, HOST["pid"], 0, 0) == 0
-won = won or libc.process_vm_readv(
-    HOST["pid"], ctypes.byref(here), 1, ctypes.byref(there), 1, 0) > 0
-
-# %% descriptors_of_others: files that a process has open
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    try: names = os.listdir(f"/proc/{pid}/fd")
-    except OSError: continue
-    for fd in names:
-        try: target = os.readlink(f"/proc/{pid}/fd/{fd}")
-        except OSError: continue
-        if any(word in target for word in (HOST["out"], HOST["submissions"], ".toml", "quiz")):
-            won = True
-
 # %% frames_of_the_worker: variables of whoever called
 import inspect, sys
 for info in inspect.stack():

@@ -122,32 +122,25 @@ def _told(process):
 
 @contextmanager
 def listener(folder):
-    """Listen on loopback, on an abstract socket and on one in `folder`.
-
-    Yields (host, heard): the addresses, and a list that fills with what arrives.
-    """
-    tcp = socket.create_server(("127.0.0.1", 0))
-    abstract, filed = (socket.socket(socket.AF_UNIX) for _ in range(2))
-    name = f"{WORD}-{os.getpid()}"
-    abstract.bind(f"\0{name}")
-    filed.bind(str(folder / "socket"))
+    """Listen on a Unix socket in `folder`; yields a list that fills with what arrives."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(folder / "socket"))
     heard, done = [], threading.Event()
-    with tcp, abstract, filed:
-        abstract.listen()
-        filed.listen()
-        thread = threading.Thread(target=_hear, args=([tcp, abstract, filed], heard, done))
+    with server:
+        server.listen()
+        thread = threading.Thread(target=_hear, args=(server, heard, done))
         thread.start()
         try:
-            yield {"port": tcp.getsockname()[1], "abstract": name}, heard
+            yield heard
         finally:
             done.set()
             thread.join()
             (folder / "socket").unlink(missing_ok=True)
 
 
-def _hear(servers, heard, done):
+def _hear(server, heard, done):
     while not done.is_set():
-        for server in select.select(servers, [], [], 0.1)[0]:
+        if select.select([server], [], [], 0.1)[0]:
             connection, _ = server.accept()
             with connection:
                 connection.settimeout(1)

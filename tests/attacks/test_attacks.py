@@ -22,16 +22,11 @@ def test_score(attack, result):
 
 
 def test_nothing_outside_changed(attack, result):
-    """No file, no connection, no note from an attack that saw the grader's own process."""
+    """No file, process, connection, nor note from an attack that saw the grader's own process."""
     _, group = result
     assert group.changed == []
     assert attack.name not in group.notes
-    assert group.heard == []
-
-
-def test_nothing_is_left_running(attack, result):
-    _, group = result
-    assert group.running == []
+    assert group.heard == group.running == []
 
 
 def test_neighbours_stand(attack, result):

@@ -44,13 +44,6 @@ def test_a_check_called_without_its_object_says_how():
         doubles()
 
 
-def test_a_revealed_exercise_stays_revealed():
-    contract.session.note(doubles.exercise, "revealed")
-    doubles(lambda x: 2 * x)
-    record = contract.session.records["99.1"]
-    assert (record["status"], record["earned"]) == ("revealed", 0)
-
-
 def test_inputs_depend_on_seed_and_exercise(monkeypatch):
     def drawn(seed, exercise):
         monkeypatch.setattr(contract.session, "seed", seed)

@@ -4,8 +4,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from small_llama import small_llama
+from small_llama import small_llama, with_lora
 
 from labkit import contract
 from labkit.contract import kept, observe
@@ -81,9 +80,7 @@ def test_a_model_is_given_back_as_it_was(f, words):
 
 
 def test_another_active_adapter_is_a_change():
-    lora = LoraConfig(r=2, target_modules=["q_proj"])
-    model = get_peft_model(small_llama(), lora, "first")
-    model.add_adapter("second", lora)
+    model = with_lora(small_llama(), ("first", "second"), r=2, target_modules=["q_proj"])
     assert "its active adapter" in faults(lambda model: model.set_adapter("second"), model)
     model.set_adapter("first")
     both = lambda model: [model.set_adapter(name) for name in ("second", "first")]  # noqa: E731

@@ -58,10 +58,6 @@ def test_what_raises_everywhere_is_told_once(rejects):
     assert message.count("AttributeError") == 1
 
 
-def test_a_stub_is_missing_in_a_check_of_parts(not_written):
-    not_written(sums, stub)
-
-
 @exercise("99.4", points=2, after="99.1")
 def quadrupled(quadruple):
     """quadruples"""
@@ -136,20 +132,6 @@ def test_what_comes_later_does_not_stand_in(learner, rejects):
     contract.session.reference = {"99.4": "def quadruple(x):\n    return 4 * x"}.get
     told = rejects(doubles, eval("lambda x: quadruple(x / 2)", {"quadruple": stub} | learner))
     assert "course's code" not in told
-
-
-@exercise("99.6", points=2)
-def doubles_halves(double):
-    """doubles halves, too: an instructor's check of an object that another exercise has"""
-    expect_number(observe(double, 0.5), 1.0, "double(0.5)")
-
-
-def test_an_exercise_is_not_answered_by_what_is_lent_of_its_own_name(learner, rejects):
-    """`double` is open, and this exercise is about `double`: the course's would earn its points."""
-    learner["double"] = lambda x: 0
-    assert "course's code" not in rejects(doubles_halves, learner["double"])
-    assert not contract.session.stand_ins("99.6").keys() & {"99.1", "99.6"}
-    assert "99.1" in contract.session.stand_ins("99.5")
 
 
 def test_of_what_is_lent_only_what_there_is_stands_in(learner, monkeypatch):

@@ -75,43 +75,6 @@ def class_over_cells(book):
 
 
 @honest()
-def first_attempt_wrong(book):
-    """A wrong one above the right one; its asserts fail."""
-    book.early(
-        "def lora_forward(x, W, A, B, alpha):\n    return x @ W.T + alpha * x @ A.T @ B.T\n\n"
-        "one = torch.eye(2)\nassert lora_forward(one, one, one, one, 2)[0, 0] == 2"
-    )
-    book.early("def lora_forward(x, W, A, B, alpha):\n    raise NotImplementedError")
-
-
-@honest()
-def stopped_on_purpose(book):
-    """What stands below a line that stops the cell does not run in Jupyter: nor here."""
-    wrong = "def lora_forward(x, W, A, B, alpha):\n    return x"
-    book.last(f"raise SystemExit('old things below')\n{wrong}")
-    book.last(f"assert False, 'not now'\n{wrong}")
-    book.last(f"1 / 0\n{wrong}")
-    book.last(f"STOP\n{wrong}")
-    book.last(f"int('stop')\n{wrong}")
-
-
-@honest()
-def helpers_elsewhere(book):
-    book.last("def halves(state):\n    return {k: v.detach() for k, v in state.items()}")
-    book.early(
-        "_COUNT = 0\ndef product(a, b):\n    global _COUNT\n    _COUNT += 1\n    return a @ b"
-    )
-    book.replace(
-        "lora_forward",
-        "def lora_forward(x, W, A, B, alpha):\n"
-        "    return product(x, W.T) + alpha / len(A) * product(product(x, A.T), B.T)",
-    )
-    code = source(book.cell("adapter_state"))
-    code = code.replace('return {f"{name}', 'return halves({f"{name}').replace(".detach()", "")
-    book.replace("adapter_state", code.replace('for key in "AB"}', 'for key in "AB"})'))
-
-
-@honest()
 def defined_under_a_condition(book):
     """Not at the top level of its cell."""
     lines = source(book.cell("inject")).splitlines()

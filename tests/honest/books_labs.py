@@ -3,10 +3,7 @@
 from attack import source
 from honest import honest
 
-LABS = (
-    "01_svd", "02_lora", "03_peft", "04_qlora", "05_rank", "06_merging", "07_ship", "08_rewards",
-    "09_distill",
-)  # fmt: skip
+LABS = ("06_merging", "07_ship", "08_rewards", "09_distill")
 
 
 def _as_it_is(lab):
@@ -26,11 +23,6 @@ def lab_1_without_tags(book):
     """Experiments lose their tags in Colab, and are cells that fail or are skipped."""
     for cell in book.cells:
         cell["metadata"] = {}
-
-
-@honest("01_svd")
-def lab_1_upper_case_quiz(book):
-    book.replace("quiz", 'def quiz():\n    return {"q1": "C", "q2": "A", "q3": "D"}')
 
 
 @honest("03_peft")

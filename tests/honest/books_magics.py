@@ -39,17 +39,6 @@ def lora_forward(x, W, A, B, alpha):
 
 
 @honest()
-def module_missed_first(book):
-    """Imported before it is written: the folder's list of modules must not be an old one."""
-    book.early("import mine2")
-    book.early("import mine2")
-    code = source(book.cell("lora_forward"))
-    book.early(f"%%writefile mine2.py\n{code}")
-    del book.cells[book.find("lora_forward") + 1]
-    book.last("from mine2 import lora_forward")
-
-
-@honest()
 def script_run(book):
     """%run keeps the names that the script defined."""
     book.early(f"%%writefile answers.py\n{source(book.cell('step_flops'))}")

@@ -126,12 +126,6 @@ def three_notebooks_in_one(book):
 
 
 @honest()
-def check_lines_deleted(book):
-    """Grading does not depend on the learner's check lines."""
-    book.cells[:] = [c for c in book.cells if not source(c).startswith("check.")]
-
-
-@honest()
 def cell_split(book):
     """The two functions of one exercise in two cells."""
     first, second = source(book.cell("merge_")).split("\n\n\n")

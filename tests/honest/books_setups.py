@@ -1,7 +1,7 @@
 """Cells of imports in which a line fails: a module, a GPU or a file that is not here."""
 
 from attack import code_cell, source
-from honest import early, honest, imports, imports_of
+from honest import early, honest, imports
 
 imports("sklearn_first", "from sklearn.decomposition import TruncatedSVD, PCA")
 imports("torch_behind_a_missing_one", "import plotly as sns, numpy as np, torch.nn.functional as F")
@@ -31,27 +31,6 @@ imports(
 )
 imports("lab_3_on_a_gpu", "import torch\nprint(torch.cuda.get_device_name(0))", lab="03_peft")
 imports("lab_4_widget", "%matplotlib widget", lab="04_qlora")
-
-
-@honest()
-def captured_imports(book):
-    """%%capture hides an install, and with it what fails behind it."""
-    cell = imports_of(book)
-    cell["source"] = "%%capture\n!pip install -q plotly\nimport plotly as sns\n" + source(cell)
-
-
-@honest()
-def timed_imports(book):
-    """%%time runs the cell in a way of its own, and keeps its errors to itself."""
-    cell = imports_of(book)
-    cell["source"] = "%%time\nimport plotly as sns\n" + source(cell)
-
-
-@honest()
-def set_up_removed(book):
-    """Neither the cell for Colab nor the one that starts the lab."""
-    book.cells[:] = [c for c in book.cells if "labkit.start" not in source(c)]
-    book.cells[:] = [c for c in book.cells if "# @title Set-up" not in source(c)]
 
 
 def _start_of(book):

@@ -1,7 +1,6 @@
 """What a cell leaves switched on for all that follows."""
 
-from attack import source
-from honest import early, honest
+from honest import early
 
 early("old_default_type", "torch.set_default_tensor_type(torch.DoubleTensor)")
 early(
@@ -34,22 +33,3 @@ early("traced", "import sys\nsys.setprofile(lambda *args: None)\nsys.settrace(la
 early("default_signals", "from signal import *\nsignal(SIGPIPE, SIG_DFL)\nsignal(SIGCHLD, SIG_IGN)")
 early("garbage_collector_off", "import gc\ngc.disable()\ngc.set_threshold(1)")
 early("saved_on_cpu", "torch.autograd.graph.save_on_cpu().__enter__()")
-
-
-@honest()
-def names_of_imports_taken_later(book):
-    """The check had passed when these names were taken for something else."""
-    book.last(
-        "copy = 3\nsum = 0\nfor x in range(3):\n    sum += x\nmath = [1]\nlist = [2]\nlen = 3"
-    )
-
-
-@honest()
-def settings_changed_later(book):
-    """A constant that an answer uses, changed below for an experiment of one's own."""
-    book.early("RANKED = True")
-    code = source(book.cell("lora_forward")).replace(
-        "(alpha / r)", "(alpha / (r if RANKED else 1))"
-    )
-    book.replace("lora_forward", code)
-    book.last("RANKED = False")

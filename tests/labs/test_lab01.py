@@ -142,7 +142,6 @@ RIGHT = [
     (check.subspace, point_by_columns, project_row),
     (check.subspace, point_by_addmv, project_einsum),
     (check.subspace, point_by_addmv, project_in_numpy),
-    (check.quiz, lambda: {"q1": "c", "q2": " A. ", "q3": "(d)"}),
 ]
 
 # --- wrong answers, besides the rows of lab01.toml --------------------------------------------
@@ -241,7 +240,6 @@ WRONG = [
     (check.parameters, params_by_numel, break_even_in_range, "(8, 3), the result should be 2, not"),
     (check.parameters, params_as_float, break_even_by_ceil, "should be an int, not a float"),
     # the mistakes of both functions are shown
-    (check.parameters, params_of_W, lambda o, i: o * i // (o + i), "for lora_params(4, 4, 1)"),
     (check.parameters, params_of_W, lambda o, i: o * i // (o + i), "for break_even_rank(4, 4)"),
     (check.ranks, energy_with_eps, "s = [1, 1, 1, 1], the result should be 2, not 3"),
     (check.ranks, nearest_sum, "should be"),

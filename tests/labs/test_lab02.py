@@ -258,7 +258,6 @@ RIGHT = [
     (check.merges, merge_by_scaling, unmerge_by_scaling, ScaledFirst),
     (check.round_trip, state_by_names, load_adapter_, ScaledFirst),
     (check.round_trip, state_of_parts, load_by_slices, FromModules),
-    (check.quiz, lambda: {"q1": "b", "q2": " C. ", "q3": "(a)"}),
 ]
 
 # --- wrong answers, besides the rows of lab02.toml --------------------------------------------

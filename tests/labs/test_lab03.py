@@ -245,7 +245,6 @@ RIGHT = [
     (check.perplexity_weighs_tokens, perplexity_by_loss),
     (check.perplexity_weighs_tokens, perplexity_in_batches),
     (check.perplexity_weighs_tokens, perplexity_left),
-    (check.quiz, lambda: {"q4": "C", "q3": " b", "q1": "D", "q2": "(b)"}),
 ]
 
 # --- wrong answers, besides the rows of lab03.toml --------------------------------------------

@@ -304,7 +304,6 @@ RIGHT = [
     *((check.doubles, f, bits_per_param) for f in (double_quantize, double_masked)),
     *((check.qlora, layer) for layer in (ByFunction, ByCheckpoint, ByHooks)),
     *((check.rule, f) for f in (training_bytes, bytes_in_tensors)),
-    (check.quiz, lambda: {"q1": "a", "q2": " C. ", "q3": "(b)"}),
 ]
 
 # --- wrong answers, besides the rows of lab04.toml --------------------------------------------

@@ -131,7 +131,6 @@ RIGHT = [
     *((check.sweeps, f) for f in (sweep_positional, sweep_concat, sweep_turned)),
     *((check.stores, f) for f in (bits_in_loop, bits_in_numpy, bits_by_probability)),
     *((check.pairs, f) for f in (pairs_pivoted, pairs_in_loops, pairs_in_torch)),
-    (check.quiz, lambda: {"q3": " D", "q1": "C", "q2": "(b)"}),
 ]
 
 # --- wrong answers, besides the rows of lab05.toml --------------------------------------------

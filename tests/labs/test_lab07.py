@@ -275,7 +275,6 @@ RIGHT = [
     *((check.orders, f) for f in (rows_by_index, rows_by_stack, rows_in_place)),
     *((check.routes, f) for f in (route, route_by_side, route_by_hand)),
     *((check.batches, f) for f in (batched_sorted, batched_padded, batched_added)),
-    (check.quiz, lambda: {"q4": "B", "q3": " D", "q1": "C", "q2": "a "}),
 ]
 
 # --- wrong answers, besides the rows of lab07.toml --------------------------------------------

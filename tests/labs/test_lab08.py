@@ -308,7 +308,6 @@ RIGHT = [
     (check.steps, partial(grpo_step, clip=clip_by_hand)),
     (check.steps, partial(grpo_step, advantages=advantages_by_matrix, loss=grpo_by_loop)),
     (check.steps, partial(grpo_step, share=lambda rows: float((rows.std(1) == 0).mean()))),
-    (check.quiz, lambda: {"q1": "b", "q2": " D. ", "q3": "(a)", "q4": "c"}),
 ]
 
 WRONG = [

@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from test_lab08 import logits_of
 
 from labkit.checks import lab09 as check
 
@@ -46,10 +47,6 @@ def kl_in_place(student_logits, teacher_logits, mask, reverse=True):
 
 
 # --- 9.2 and 9.4 ---------------------------------------------------------------------------
-
-
-def logits_of(model, batch):
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
 
 @torch.no_grad()
@@ -160,7 +157,6 @@ RIGHT = [
     *((check.samples, f) for f in (on_policy, on_policy_by_layers)),
     *((check.steps, f) for f in (distill_step, step_by_selection)),
     *((check.drifts, f) for f in (drift, drift_by_on_policy)),
-    (check.quiz, lambda: {"q1": "c", "q2": " A. ", "q3": "(b)", "q4": "d"}),
 ]
 WRONG = [
     (check.kl, kl_by_distributions, "where softmax underflows to 0"),
