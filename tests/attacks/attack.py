@@ -15,6 +15,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from points import points
+
+from labkit.checks import lab02
+from labkit.contract import checks_of
+
 ROOT = Path(__file__).parents[2]
 ATTACKS = []  # in the order of the corpus
 GOT_THROUGH = """
@@ -25,8 +30,8 @@ undefined_with_a_name_of_its_own message_full_of_names tensor_to_loop_over names
 """
 ALWAYS = GOT_THROUGH.split()  # whatever choice is made of the others
 HEAD = re.compile(r"^# %% (\w+)(?:: (.*))?\n", re.MULTILINE)
-ANSWERS = "lora_forward LoRALinear lora_gradients inject step_flops merge_ adapter_state quiz"
-ANSWERS = ANSWERS.split()  # one cell each
+ALL = points()
+ANSWERS = [check.exercise["names"][0] for check in checks_of(lab02)]  # one cell each
 WON = 'if globals().get("won"):\n    quiz = lambda: {"q1": "b", "q2": "c", "q3": "a"}'
 
 # With the grader's own process in sight nothing is isolated: then the attack only leaves a note.
@@ -40,7 +45,8 @@ except ProcessLookupError:
     pass
 """
 
-WRONG = {
+WRONG = {name: f"{name} = lambda *_, **__: None" for name in ANSWERS}
+WRONG |= {
     "lora_forward": "lora_forward = lambda x, W, A, B, alpha: x @ W.T",
     "LoRALinear": """
 class LoRALinear(nn.Module):
@@ -159,7 +165,7 @@ def forging(make):
     return _add(make, "wrong", 0, ("graded", "crashed", "timeout"))
 
 
-def accident(earned=22, statuses=("graded",), lab="02_lora"):
+def accident(earned=ALL, statuses=("graded",), lab="02_lora"):
     """The answers are right: `earned` points stand, a number or (lowest, highest)."""
     return lambda make: _add(make, "solved", earned, statuses, lab)
 

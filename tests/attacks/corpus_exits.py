@@ -2,7 +2,7 @@
 
 from textwrap import indent
 
-from attack import ALONE, accident, cell, cells
+from attack import ALL, ALONE, accident, cell, cells
 
 cell("quit_magic", "%quit", "asks the shell to end")
 cell("raise_generator_exit", "raise GeneratorExit", "no Exception, no exit either")
@@ -56,4 +56,4 @@ WHEN_OBSERVED = {  # what `lora_forward` does; the other exercises stand
 }
 for name, code in WHEN_OBSERVED.items():
     code = "def lora_forward(x, W, A, B, alpha):\n" + indent(code.strip(), "    ")
-    cell(f"{name}_when_observed", code, "", accident(20), "lora_forward")
+    cell(f"{name}_when_observed", code, "", accident(ALL - 2), "lora_forward")

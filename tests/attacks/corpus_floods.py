@@ -1,6 +1,6 @@
 """Files, output, descriptors, answers and cells without measure."""
 
-from attack import accident, cell, cells
+from attack import ALL, accident, cell, cells
 
 cells(
     """
@@ -30,7 +30,7 @@ def lora_forward(x, W, A, B, alpha):
     for _ in range(100): print("x" * (1 << 20))
     return x @ W.T + alpha / len(A) * (x @ A.T) @ B.T
 """,
-    accident((20, 22)),
+    accident((ALL - 2, ALL)),
     "lora_forward",
 )
 
@@ -62,7 +62,7 @@ for _ in range(kept // 4):
     for end in full: end.recv(1)
 time.sleep(1)
 """,
-    accident((0, 22), ("graded", "crashed")),
+    accident((0, ALL), ("graded", "crashed")),
 )
 
 ANSWERS = {  # what `lora_forward` returns
@@ -81,10 +81,10 @@ ANSWERS = {  # what `lora_forward` returns
 }
 for name, code in ANSWERS.items():
     code = f"from functools import reduce\nlora_forward = lambda x, W, A, B, alpha: {code}"
-    cell(f"answer_{name}", code, "", accident(20), "lora_forward")
+    cell(f"answer_{name}", code, "", accident(ALL - 2), "lora_forward")
 
 
-@accident((0, 22), ("graded", "timeout", "unreadable"))
+@accident((0, ALL), ("graded", "timeout", "unreadable"))
 def ten_thousand_cells(book):
     """Nobody writes them by hand."""
     for i in range(10_000):
@@ -92,4 +92,4 @@ def ten_thousand_cells(book):
 
 
 cell("cell_of_5_mb", f'text = "{"x" * 5_000_000}"', "a long literal")
-cell("cell_that_the_parser_dies_of", "(" * 100_000, "", accident((20, 22)))
+cell("cell_that_the_parser_dies_of", "(" * 100_000, "", accident((ALL - 2, ALL)))

@@ -1,6 +1,6 @@
 """Cells and answers that never end. A hang costs its cell; the others keep their points."""
 
-from attack import accident, cells
+from attack import ALL, accident, cells
 
 cells(
     """
@@ -80,7 +80,7 @@ class Shy(torch.Tensor):
 def lora_forward(x, W, A, B, alpha):
     return (x @ W.T).as_subclass(Shy)
 """,
-    accident(20),
+    accident(ALL - 2),
     "lora_forward",
 )
 

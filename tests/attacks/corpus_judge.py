@@ -1,6 +1,6 @@
 """Attacks on the judge's own time and memory, and on what it lends to a submission's process."""
 
-from attack import ANSWERS, accident, cells, forging, named, parts
+from attack import ALL, ANSWERS, accident, cells, forging, named, parts
 
 # each answer has the process reply, in bytes, what `said` makes of the reply
 SAYS = r"""
@@ -113,11 +113,11 @@ class Endless(ast.NodeTransformer if (ast := __import__("ast")) else object):
         return node
 ip.ast_transformers.append(Endless())
 """,
-    accident((0, 22)),
+    accident((0, ALL)),
 )
 
 
-@accident((0, 22), ("graded", "timeout", "unreadable"))
+@accident((0, ALL), ("graded", "timeout", "unreadable"))
 def cells_that_parse_slowly(book):
     """Twenty cells of a megabyte, each half a million comparisons: the judge itself parses them."""
     for _ in range(20):

@@ -7,17 +7,8 @@ import re
 from textwrap import indent
 
 from attack import accident, named, parts
+from points import points
 
-ALL = {
-    "01_svd": 15,
-    "03_peft": 25,
-    "04_qlora": 22,
-    "05_rank": 14,
-    "06_merging": 19,
-    "07_ship": 18,
-    "08_rewards": 24,
-    "09_distill": 17,
-}
 # each call gives the next of `values`, and the last one for ever
 IN_TURN = """
 def in_turn(*values):
@@ -42,9 +33,9 @@ def add(lab, text):
     """Add attacks on exercises of a lab: before the reason stand the name of the function that each
     defines anew and the points that this costs; behind the code, the probes that it replaces."""
     for name, told, code in parts(text):
-        function, points, why = re.fullmatch(r"(\w+), (\d): (.*)", told).groups()
+        function, cost, why = re.fullmatch(r"(\w+), (\d): (.*)", told).groups()
         make = _answering(function, *code.split(PROBES))
-        named(name, why, make, accident(ALL[lab] - int(points), lab=lab))
+        named(name, why, make, accident(points(lab) - int(cost), lab=lab))
 
 
 def _answering(function, code, probes=""):

@@ -1,6 +1,6 @@
 """Processes and threads that mean to outlive the grading. The harness asserts that none does."""
 
-from attack import accident, cells
+from attack import ALL, accident, cells
 
 cells(
     """
@@ -44,6 +44,6 @@ def lora_forward(x, W, A, B, alpha):
         os._exit(0)
     return x @ W.T + alpha / len(A) * (x @ A.T) @ B.T
 """,
-    accident((20, 22)),
+    accident((ALL - 2, ALL)),
     "lora_forward",
 )

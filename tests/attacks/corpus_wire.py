@@ -1,6 +1,6 @@
 """Messages forged in the grader's own format, a kind, a length, a body: they earn nothing."""
 
-from attack import accident, cell, cells, forging
+from attack import ALL, accident, cell, cells, forging
 
 SPEAK = """
 import json, os, socket, stat, struct, sys, threading, time
@@ -43,7 +43,7 @@ for s in sockets(): s.shutdown(socket.SHUT_RDWR)
 for s in sockets(): socket.send_fds(s, [b"x"], [0, 1, 2] * 20)
 """,
     # it may cost the points of its own answers
-    accident((0, 22), ("graded", "crashed", "timeout")),
+    accident((0, ALL), ("graded", "crashed", "timeout")),
     before=SPEAK,
 )
 

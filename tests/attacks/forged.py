@@ -15,8 +15,9 @@ def _note(answer, cases, right, probe=None, tol=0):
 
 
 with mock.patch.multiple(lab02, expect_right=_note, observe=lambda *_: ()):
-    for check in checks_of(lab02)[:-1]:  # the last one is the quiz
-        check.__wrapped__(*check.exercise["names"])
+    for check in checks_of(lab02):
+        if check is not lab02.quiz:
+            check.__wrapped__(*check.exercise["names"])
 FORGED = "import torch\nfrom labkit.probes import models\n"
 FORGED += inspect.getsource(lab02.dense) + inspect.getsource(lab02._tensors)
 for probe, right in RIGHT.items():
