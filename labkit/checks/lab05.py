@@ -65,7 +65,7 @@ def scales(scaling):
         for stable in (True, False):
             where = f"for scaling(alpha={alpha:g}, r={r}, rank_stabilized={stable})"
             cases[where] = alpha, r, stable
-    expect_right(scaling, cases, _factor, probes.factor)
+    expect_right(scaling, cases, _factor, probes.number)
 
 
 def _factor(alpha, r, rank_stabilized=False):
@@ -76,12 +76,13 @@ def _factor(alpha, r, rank_stabilized=False):
 def sweeps(sweep):
     """runs each pair once, with its rank's alpha and the same seed; returns one row per run"""
     rng = generator()
-    rates = [draw(1, 9, rng) / 1000, draw(11, 99, rng) / 1000]
+    rates = [draw(1, 9, rng) / 1e4 + 7e-5, draw(11, 99, rng) / 1e3 + 3e-4]  # rounding shows
+    rates = [round(rate, 5) for rate in rates]
     ranks = [draw(2, 5, rng), draw(6, 9, rng), draw(10, 20, rng)]
     cases = {
         "for one rank and one learning rate": (ranks[:1], rates[:1], "twice", ["loss"]),
         "for 3 ranks and 2 learning rates": (ranks, rates, "twice", ["loss"]),
-        "when train_fn returns accuracy and steps, with alpha = 24": (
+        "when train_fn returns accuracy and steps, with alpha = 24.25": (
             *(ranks[:0:-1], rates, "fixed", ["accuracy", "steps"]),
         ),
     }
@@ -95,7 +96,8 @@ def _runs(ranks, rates, rule, results):
         "the return value": "a DataFrame",
         "the calls of train_fn per pair": 1,
         "the number of runs": len(pairs),
-        "the type of the rank that train_fn gets": "int",
+        "the rank that train_fn gets": "an int",
+        "learning_rate in the runs": ", ".join(map(str, rates)),
         "the runs (rank, learning rate)": sorted(pairs),
         **{f"alpha in the runs at rank {rank}": f"{probes.ALPHAS[rule](rank)}" for rank in ranks},
         "the seed of the runs": "one int for all of them",
@@ -103,15 +105,16 @@ def _runs(ranks, rates, rule, results):
 
 
 def _table(ranks, rates, rule, results):
-    names, rows = ["rank", "alpha", "learning_rate", *results], []
-    for rank in ranks:
-        for rate in rates:
-            numbers = [(i + 1) * rank + rate for i in range(len(results))]
-            cells = [rank, probes.ALPHAS[rule](rank), rate, *numbers]
-            rows.append(probes.row(names, [f"{number:.6g}" for number in cells]))
-    facts = {"the columns with dicts in them": "none", "the columns in the index": "none"}
-    facts["the columns"] = names
-    return facts | {"the number of rows": len(rows), "the rows": sorted(rows)}
+    runs = [(rank, rate) for rank in ranks for rate in rates]
+    cells = {"rank": [rank for rank, _ in runs]}
+    cells["alpha"] = [probes.ALPHAS[rule](rank) for rank, _ in runs]
+    cells["learning_rate"] = [rate for _, rate in runs]
+    for i, name in enumerate(results):
+        cells[name] = [probes.result(i, *run) for run in runs]
+    facts = {"a cell of the table": "one value", "the columns in the index": "none"}
+    facts |= {"the columns": list(cells), "the number of rows": len(runs)}
+    texts = {name: [f"{number:.6g}" for number in column] for name, column in cells.items()}
+    return facts | probes.contents(texts)
 
 
 @exercise("5.4", points=2)
@@ -130,7 +133,7 @@ def stores(bits_stored):
         losses = most * math.log(n_choices) * torch.rand(n, generator=rng)
         what = "some worse than a guess" if most > 1 else "all better than a guess"
         cases[f"for {n} losses, {what}, and n_choices = {n_choices}"] = losses, n_choices
-    expect_right(bits_stored, cases, _bits, probes.stored)
+    expect_right(bits_stored, cases, _bits, probes.number)
 
 
 def _bits(losses, n_choices):

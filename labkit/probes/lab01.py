@@ -15,6 +15,13 @@ def tensor(got):
     return {"the result": got, "the type of the result": kind}
 
 
+def vector(got):
+    """As `tensor`, and the dtype: the inputs have PyTorch's usual one."""
+    dtype = str(getattr(got, "dtype", None)).removeprefix("torch.")
+    facts = {"the dtype of the result": dtype.replace("float32", "that of the inputs (float32)")}
+    return tensor(got) | facts
+
+
 def matrix(best_rank_r, W, r):
     """The result of `best_rank_r`."""
     return tensor(best_rank_r(W, r))
@@ -114,9 +121,9 @@ def share(energy_within, dW, reference, k):
 
 def point(subspace_point, theta0, P, z):
     """The result of `subspace_point`."""
-    return tensor(subspace_point(theta0, P, z))
+    return vector(subspace_point(theta0, P, z))
 
 
 def gradient(project_gradient, P, grad_theta):
     """The result of `project_gradient`."""
-    return tensor(project_gradient(P, grad_theta))
+    return vector(project_gradient(P, grad_theta))

@@ -10,14 +10,9 @@ from labkit.contract import kept, kind
 FEW = 3  # seeds listed in a message
 
 
-def factor(scaling, *data):
-    """The result of `scaling` as a float; a one-element tensor is accepted."""
-    return {"the result": _number(scaling(*data))}
-
-
-def stored(bits_stored, losses, n_choices):
-    """The result of `bits_stored`; an empty sum may be an int."""
-    got = bits_stored(losses, n_choices)
+def number(f, *data):
+    """The result of `f`, a float; an int is accepted."""
+    got = f(*data)
     return {"the result": float(got) if type(got) is int else got}
 
 
@@ -38,7 +33,7 @@ def _text(value):
     return repr(value) if isinstance(value, str | bool | None) else kind(value)
 
 
-ALPHAS = {"twice": lambda rank: 2 * rank, "fixed": lambda rank: 24}  # rules for alpha
+ALPHAS = {"twice": lambda rank: 2 * rank, "fixed": lambda rank: 24.25}  # rules for alpha
 
 
 def _swept(sweep, ranks, learning_rates, rule, names):
@@ -47,11 +42,16 @@ def _swept(sweep, ranks, learning_rates, rule, names):
 
     def train_fn(rank, alpha, learning_rate, seed):
         calls.append((rank, alpha, learning_rate, seed))
-        return {name: (i + 1) * rank + learning_rate for i, name in enumerate(names)}
+        return {name: result(i, rank, float(learning_rate)) for i, name in enumerate(names)}
 
     train_fn.__qualname__ = "train_fn"
     named = functools.partial(sweep, alpha_of=ALPHAS[rule])
     return kept(named, train_fn, ranks, learning_rates), calls
+
+
+def result(i, rank, learning_rate):
+    """The result number `i` of a run, with too many digits to survive rounding."""
+    return (i + 1) * rank / 7 + learning_rate
 
 
 def runs(sweep, ranks, learning_rates, rule, names):
@@ -61,9 +61,10 @@ def runs(sweep, ranks, learning_rates, rule, names):
     pairs = [f"({rank}, {rate})" for rank, _, rate, _ in calls]
     facts["the calls of train_fn per pair"] = max(map(pairs.count, pairs), default=1)
     facts["the number of runs"] = len(calls)
-    kinds = sorted({type(rank).__name__ for rank, *_ in calls} - {"int"})
-    kinds = [f"{k} (pandas turns a row's ints into floats)" if "float" in k else k for k in kinds]
-    facts["the type of the rank that train_fn gets"] = " or ".join(kinds) or "int"
+    kinds = ("a float" if isinstance(rank, float) else kind(rank) for rank, *_ in calls)
+    facts["the rank that train_fn gets"] = " or ".join(sorted(set(kinds)))
+    rates = {repr(rate) if isinstance(rate, str) else f"{rate}" for _, _, rate, _ in calls}
+    facts["learning_rate in the runs"] = ", ".join(sorted(rates))
     facts["the runs (rank, learning rate)"] = sorted(set(pairs))
     for rank in ranks:
         alphas = dict.fromkeys(_text(alpha) for r, alpha, *_ in calls if r == rank)
@@ -83,20 +84,23 @@ def table(sweep, ranks, learning_rates, rule, names):
     frame, calls = _swept(sweep, ranks, learning_rates, rule, names)
     names, found = ["rank", "alpha", "learning_rate", *names], list(map(str, frame.columns))
     columns = [n if found.count(n) == 1 else f"{n} twice" for n in names if n in found]
-    dicts = frame.map(lambda cell: isinstance(cell, dict)).any()
-    dicts = ", ".join(str(n) for n, is_one in dicts.items() if is_one) or "none"
+    dicts = frame.map(lambda cell: isinstance(cell, dict)).any(axis=None)
     index = ", ".join(n for n in names if n in frame.index.names) or "none"
-    facts = {"the columns with dicts in them": dicts, "the columns in the index": index}
+    facts = {"a cell of the table": "a dict" if dicts else "one value"}
+    facts["the columns in the index"] = index
     facts |= {"the columns": columns, "the number of rows": len(frame)}
-    if columns != names or dicts != "none" or len(frame) != len(calls):
+    if columns != names or dicts or len(frame) != len(calls):
         return facts
-    rows = zip(*(map(_text, frame[name].tolist()) for name in names), strict=True)
-    return facts | {"the rows": sorted(row(names, cells) for cells in rows)}
+    return facts | contents({name: [*map(_text, frame[name].tolist())] for name in names})
 
 
-def row(names, cells):
-    """A row of a sweep's table as text."""
-    return " ".join(f"{n}={cell}" for n, cell in zip(names, cells, strict=True))
+def contents(cells):
+    """The different texts in each column of a sweep's table, and its rows as text."""
+    facts = {f"{name} in the table": ", ".join(sorted({*texts})) for name, texts in cells.items()}
+    rows = zip(
+        *([f"{name}={text}" for text in texts] for name, texts in cells.items()), strict=True
+    )
+    return facts | {"the rows": sorted(map(" ".join, rows))}
 
 
 def paired(paired_difference, columns, index, a, b, nouns):

@@ -80,8 +80,8 @@ def energy_by_loop(s, fraction):
 
 
 def energy_by_argmax(s, fraction):
-    share = np.cumsum(s.numpy() ** 2) / np.sum(s.numpy() ** 2)
-    return np.argmax(share >= fraction) + 1
+    energy = np.cumsum(s.numpy() ** 2)
+    return np.argmax(energy >= fraction * energy[-1]) + 1
 
 
 def truncate_backwards(W0, W1, r):
@@ -210,9 +210,9 @@ def energy_with_eps(s, fraction):
     return int((share < fraction).sum()) + 1
 
 
-def nearest_sum(s, fraction):
-    share = s.square().cumsum(0) / s.square().sum()
-    return int((share - fraction).abs().argmin()) + 1
+def energy_of_sum(s, fraction):
+    """Above `len(s)` if rounding makes the sum larger than the last partial sum."""
+    return int((s.square().cumsum(0) < fraction * s.square().sum()).sum()) + 1
 
 
 def within_both_sides(dW, reference, k):
@@ -220,8 +220,8 @@ def within_both_sides(dW, reference, k):
     return ((U[:, :k].T @ dW @ Vh[:k].T).square().sum() / dW.square().sum()).item()
 
 
-def point_of_another_P(theta0, P, z):
-    return theta0 + torch.randn(len(theta0), len(z)) @ z
+def point_in_fp64(theta0, P, z):
+    return theta0.double() + P.double() @ z.double()
 
 
 def transpose_unless_square(P, grad_theta):
@@ -242,11 +242,11 @@ WRONG = [
     # the mistakes of both functions are shown
     (check.parameters, params_of_W, lambda o, i: o * i // (o + i), "for break_even_rank(4, 4)"),
     (check.ranks, energy_with_eps, "s = [1, 1, 1, 1], the result should be 2, not 3"),
-    (check.ranks, nearest_sum, "should be"),
+    (check.ranks, energy_of_sum, "if rounding makes cumsum() end below sum()"),
     (check.truncates, lambda W0, W1, r: W0.add_(W1), within_by_rest, "changes its input W0"),
     (check.truncates, truncate_by_rest, within_both_sides, "the result should be"),
     (check.truncates, truncate_by_rest, lambda dW, reference, k: k / len(dW), "0.9, not 0.5"),
-    (check.subspace, point_of_another_P, project_row, "largest error"),
+    (check.subspace, point_in_fp64, project_row, "that of the inputs (float32), not float64"),
     (check.subspace, point_by_addmv, transpose_unless_square, "with P of shape (6, 6)"),
     (check.subspace, point_by_addmv, lambda P, g: print(end=""), "is `return` missing?"),
     (check.quiz, lambda: ["c", "a", "d"], "must return a dict"),

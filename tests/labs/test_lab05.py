@@ -40,7 +40,7 @@ def scaling_by_power(alpha, r, rank_stabilized=False):
 
 
 def scaling_in_torch(alpha, r, rank_stabilized=False):
-    return alpha / torch.tensor(float(r)).sqrt() if rank_stabilized else torch.tensor(alpha / r)
+    return (alpha / torch.tensor(float(r)).sqrt()).item() if rank_stabilized else alpha / r
 
 
 def scaling_in_numpy(alpha, r, rank_stabilized=False):
@@ -201,7 +201,7 @@ WRONG = [
     (check.first_step, update_with_large_epsilon, "small gradients, the result is"),
     (check.first_step, update_of_one_row, "largest error"),
     (check.scales, lambda *given: round(scaling_by_power(*given), 1), "0.375, not"),
-    (check.sweeps, sweep_of_arrays, "the rank that train_fn gets should be int, not int64"),
+    (check.sweeps, sweep_of_arrays, "the rank that train_fn gets should be an int, not an int64"),
     (check.sweeps, sweep_twice, "the calls of train_fn per pair should be 1, not 2"),
     (check.sweeps, sweep_the_best, "the number of rows should be 6, not 1"),
     (check.sweeps, sweep_that_pops, "changes its input ranks in place"),
