@@ -100,7 +100,7 @@ def _runs(ranks, rates, rule, results):
         "learning_rate in the runs": ", ".join(map(str, rates)),
         "the runs (rank, learning rate)": sorted(pairs),
         **{f"alpha in the runs at rank {rank}": f"{probes.ALPHAS[rule](rank)}" for rank in ranks},
-        "the seed of the runs": "one int for all of them",
+        "the seed": "the same int in all runs",
     }
 
 
@@ -133,7 +133,7 @@ def stores(bits_stored):
         losses = most * math.log(n_choices) * torch.rand(n, generator=rng)
         what = "some worse than a guess" if most > 1 else "all better than a guess"
         cases[f"for {n} losses, {what}, and n_choices = {n_choices}"] = losses, n_choices
-    expect_right(bits_stored, cases, _bits, probes.number)
+    expect_right(bits_stored, cases, _bits, probes.stored)
 
 
 def _bits(losses, n_choices):
@@ -162,10 +162,10 @@ def pairs(paired_difference):
         ),
     }
     _expect_pairs(paired_difference, cases)
-    one, none = "one shared seed, so the error is NaN", "no shared seed, so (NaN, NaN)"
+    none = "no shared seed, so (NaN, NaN)"
     cases = {
-        f"with {one}": _frame([0, 1], [1, 2], rng),
-        f"with two seeds of which one failed, which leaves {one}": _frame([0, 1], [0, 1], rng, [0]),
+        "with one shared seed": _frame([0, 1], [1, 2], rng),
+        "with two seeds of which one failed": _frame([0, 1], [0, 1], rng, [0]),
         f"with {none}": _frame([0, 1, 2], [3, 4, 5], rng),
         f"when every run of a failed: {none}": _frame([0, 1], [0, 1, 2], rng, [0, 2, 1]),
     }

@@ -7,7 +7,7 @@ import sys
 
 SHORT = {"np": "numpy as np", "pd": "pandas as pd", "plt": "matplotlib.pyplot as plt"}
 SHORT |= {"F": "torch.nn.functional as F", "nn": "torch.nn as nn", "tqdm": "tqdm"}
-TURN = "is a transpose (.T) missing, or is there one too many?"
+TURN = "the inner sizes must be equal: check each transpose (and full_matrices=False in an SVD)"
 SEVERAL = "this tensor has several elements: sum them, pick one, or loop over them"
 GRAD = "change it in place, under torch.no_grad()"
 PARAMETERS = "the call doesn't fit the def line; keep the parameters given in the cell"
@@ -56,7 +56,8 @@ HINTS = {  # part of an exception's text: a likely cause
     "unexpected keyword argument": "do the parameters have the names given in the text?",
     "cannot access local variable": "on this path through the function, nothing was assigned to it",
     "division by zero": "what is 0 here, and what should the result be then?",
-    "maximum recursion depth": "the function never stops calling itself",
+    "maximum recursion depth": "Python allows about 1,000 nested calls: the function "
+    "needs more, or never stops calling itself",
 }
 
 

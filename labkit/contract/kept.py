@@ -14,9 +14,13 @@ def changes(before: object, after: object, name: str) -> list[str]:
     import torch
 
     if not isinstance(after, torch.nn.Module):
-        how = f"(*=, sort() and {name}[...] = ... do)"
-        message = f"it changes its input {name} in place {how}: leave it as it was"
-        return [] if same(before, after) else [message]
+        ways, fix = "sort(), append()", "Work on a copy"
+        if _table(after):
+            ways = "inplace=True"
+        elif hasattr(after, "dtype"):
+            ways, fix = "-=, *=, methods ending in _", "Compute a new tensor"
+        how = f"{ways} and {name}[...] = ... write into the input. {fix} instead"
+        return [] if same(before, after) else [f"it changes its input {name} in place: {how}"]
     lines, after = [], picture(after)
     switched = before["its active adapter"] != after["its active adapter"]
     for what, was in before.items():

@@ -33,6 +33,11 @@ def _text(value):
     return repr(value) if isinstance(value, str | bool | None) else kind(value)
 
 
+def stored(bits_stored, losses, n_choices):
+    """The result of `bits_stored`."""
+    return number(bits_stored, losses, n_choices)
+
+
 ALPHAS = {"twice": lambda rank: 2 * rank, "fixed": lambda rank: 24.25}  # rules for alpha
 
 
@@ -69,13 +74,13 @@ def runs(sweep, ranks, learning_rates, rule, names):
     for rank in ranks:
         alphas = dict.fromkeys(_text(alpha) for r, alpha, *_ in calls if r == rank)
         facts[f"alpha in the runs at rank {rank}"] = " or ".join(alphas)
-    return facts | {"the seed of the runs": _seed([seed for *_, seed in calls])}
+    return facts | {"the seed": _seed([seed for *_, seed in calls])}
 
 
 def _seed(seeds):
     different = list(dict.fromkeys(map(str, seeds)))
     if len(different) == 1 and type(seeds[0]) is int:
-        return "one int for all of them"
+        return "the same int in all runs"
     return ", ".join(different[:FEW]) + (", …" if len(different) > FEW else "")
 
 

@@ -184,13 +184,6 @@ def error_built_in_numpy(W, r):
     return float(np.linalg.norm(rest) / np.linalg.norm(W))
 
 
-def error_of_another_name(W, r):
-    s = svdvals(W)
-    tail = s
-    tail[:r] = 0
-    return (tail.norm() / s.norm()).item() if tail.any() else 0.0
-
-
 def params_as_float(d_out, d_in, r):
     return r * (d_out + d_in) / 1
 
@@ -208,11 +201,6 @@ def break_even_in_range(d_out, d_in):
 def energy_with_eps(s, fraction):
     share = s.square().cumsum(0) / (s.square().sum() + 1e-6)
     return int((share < fraction).sum()) + 1
-
-
-def energy_of_sum(s, fraction):
-    """Above `len(s)` if rounding makes the sum larger than the last partial sum."""
-    return int((s.square().cumsum(0) < fraction * s.square().sum()).sum()) + 1
 
 
 def within_both_sides(dW, reference, k):
@@ -236,18 +224,16 @@ WRONG = [
     (check.errors, error_by_subtracting, "your function builds W_r"),
     (check.errors, error_by_addr, "your function builds W_r"),
     (check.errors, error_built_in_numpy, "your function builds W_r"),
-    (check.errors, error_of_another_name, "should be 0.316228, not 1"),
     (check.parameters, params_by_numel, break_even_in_range, "(8, 3), the result should be 2, not"),
     (check.parameters, params_as_float, break_even_by_ceil, "should be an int, not a float"),
     # the mistakes of both functions are shown
     (check.parameters, params_of_W, lambda o, i: o * i // (o + i), "for break_even_rank(4, 4)"),
     (check.ranks, energy_with_eps, "s = [1, 1, 1, 1], the result should be 2, not 3"),
-    (check.ranks, energy_of_sum, "if rounding makes cumsum() end below sum()"),
     (check.truncates, lambda W0, W1, r: W0.add_(W1), within_by_rest, "changes its input W0"),
     (check.truncates, truncate_by_rest, within_both_sides, "the result should be"),
     (check.truncates, truncate_by_rest, lambda dW, reference, k: k / len(dW), "0.9, not 0.5"),
     (check.subspace, point_in_fp64, project_row, "that of the inputs (float32), not float64"),
     (check.subspace, point_by_addmv, transpose_unless_square, "with P of shape (6, 6)"),
-    (check.subspace, point_by_addmv, lambda P, g: print(end=""), "is `return` missing?"),
+    (check.subspace, point_by_addmv, lambda P, g: print(end=""), "`return` is missing"),
     (check.quiz, lambda: ["c", "a", "d"], "must return a dict"),
 ]

@@ -275,7 +275,7 @@ WRONG = [
     (check.combines, linear_stacked, cat_of_given, "should be a new tensor, not an input"),
     (check.combines, lambda a, w: linear_stacked(a, w) if any(w) else (0, 0), cat_on_b, "an int"),
     # the mistakes of both functions are shown
-    (check.combines, lambda a, w: a, lambda a, w: None, "is `return` missing?"),
+    (check.combines, lambda a, w: a, lambda a, w: None, "`return` is missing"),
     (check.recompresses, recompress_dense_in_numpy, "the largest tensor you create"),
     (check.recompresses, lambda A, B, r: (A, B), "the shape of A should be (1, 2), not (2, 2)"),
     (check.merges_by_sign, ties_of_the_largest, "not [["),
