@@ -65,19 +65,18 @@ def scales(scaling):
         for stable in (True, False):
             where = f"for scaling(alpha={alpha:g}, r={r}, rank_stabilized={stable})"
             cases[where] = alpha, r, stable
-    expect_right(scaling, cases, _factor, probes.number)
+    expect_right(scaling, cases, _factor)
 
 
 def _factor(alpha, r, rank_stabilized=False):
-    return {"the result": alpha * float(r) ** (-0.5 if rank_stabilized else -1)}
+    return alpha * float(r) ** (-0.5 if rank_stabilized else -1)
 
 
 @exercise("5.3", points=2)
 def sweeps(sweep):
     """runs each pair once, with its rank's alpha and the same seed; returns one row per run"""
     rng = generator()
-    rates = [draw(1, 9, rng) / 1e4 + 7e-5, draw(11, 99, rng) / 1e3 + 3e-4]  # rounding shows
-    rates = [round(rate, 5) for rate in rates]
+    rates = [(10 * draw(1, 9, rng) + 7) / 1e5, (10 * draw(11, 99, rng) + 3) / 1e4]
     ranks = [draw(2, 5, rng), draw(6, 9, rng), draw(10, 20, rng)]
     cases = {
         "for one rank and one learning rate": (ranks[:1], rates[:1], "twice", ["loss"]),
@@ -109,8 +108,7 @@ def _table(ranks, rates, rule, results):
     cells = {"rank": [rank for rank, _ in runs]}
     cells["alpha"] = [probes.ALPHAS[rule](rank) for rank, _ in runs]
     cells["learning_rate"] = [rate for _, rate in runs]
-    for i, name in enumerate(results):
-        cells[name] = [probes.result(i, *run) for run in runs]
+    cells |= {name: [probes.result(i, *run) for run in runs] for i, name in enumerate(results)}
     facts = {"a cell of the table": "one value", "the columns in the index": "none"}
     facts |= {"the columns": list(cells), "the number of rows": len(runs)}
     texts = {name: [f"{number:.6g}" for number in column] for name, column in cells.items()}

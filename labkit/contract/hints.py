@@ -56,8 +56,7 @@ HINTS = {  # part of an exception's text: a likely cause
     "unexpected keyword argument": "do the parameters have the names given in the text?",
     "cannot access local variable": "on this path through the function, nothing was assigned to it",
     "division by zero": "what is 0 here, and what should the result be then?",
-    "maximum recursion depth": "Python allows about 1,000 nested calls: the function "
-    "needs more, or never stops calling itself",
+    "maximum recursion depth": "it needs over 1,000 nested calls, or never stops: use a loop",
 }
 
 

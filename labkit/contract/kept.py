@@ -14,11 +14,9 @@ def changes(before: object, after: object, name: str) -> list[str]:
     import torch
 
     if not isinstance(after, torch.nn.Module):
-        ways, fix = "sort(), append()", "Work on a copy"
-        if _table(after):
-            ways = "inplace=True"
-        elif hasattr(after, "dtype"):
-            ways, fix = "-=, *=, methods ending in _", "Compute a new tensor"
+        ways, fix = "-=, *=, methods ending in _", "Compute a new tensor"
+        if not hasattr(after, "dtype"):
+            ways, fix = "inplace=True" if _table(after) else "sort(), append()", "Work on a copy"
         how = f"{ways} and {name}[...] = ... write into the input. {fix} instead"
         return [] if same(before, after) else [f"it changes its input {name} in place: {how}"]
     lines, after = [], picture(after)

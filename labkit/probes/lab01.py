@@ -16,10 +16,10 @@ def tensor(got):
 
 
 def vector(got):
-    """As `tensor`, and the dtype: the inputs have PyTorch's usual one."""
+    """As `tensor`, and the dtype, which is float32 in the inputs."""
     dtype = str(getattr(got, "dtype", None)).removeprefix("torch.")
-    facts = {"the dtype of the result": dtype.replace("float32", "that of the inputs (float32)")}
-    return tensor(got) | facts
+    dtype = dtype.replace("float32", "that of the inputs (float32)")
+    return tensor(got) | {"the dtype of the result": dtype}
 
 
 def matrix(best_rank_r, W, r):

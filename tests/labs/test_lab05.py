@@ -190,7 +190,6 @@ def pairs_within_names(frame, a, b):
 WRONG = [
     (check.first_step, update_by_adamw, "should be [[-0.3, 0]], not [[-0.2994, 0]]"),
     (check.first_step, update_with_large_epsilon, "small gradients, the result is"),
-    (check.scales, lambda *given: round(scaling_by_power(*given), 1), "0.375, not"),
     (check.sweeps, sweep_of_arrays, "the rank that train_fn gets should be an int, not an int64"),
     (check.sweeps, sweep_twice, "the calls of train_fn per pair should be 1, not 2"),
     (check.sweeps, sweep_the_best, "the number of rows should be 6, not 1"),
