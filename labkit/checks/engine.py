@@ -210,8 +210,7 @@ def describe(case: Case, message: str, tol: float) -> str:
         said = f"{noun} {_difference(got, right, bool(message))}"
         said = said.replace(") should be ", ") should ") if noun.endswith("()") else said
     if got is None and noun in ("the result", "the return value"):
-        why = ": `return` is missing, or was never reached"
-        said = f"{noun} is None" + ("" if message else why)
+        said = f"{noun} is None" + ("" if message else ": `return` is missing or never reached")
     comma = "," if case.where else ""
     text = f"{case.where}{comma} {said}".strip()
     if message and len(text) + len(message) > LONGEST - 2:
