@@ -80,8 +80,8 @@ def energy_by_loop(s, fraction):
 
 
 def energy_by_argmax(s, fraction):
-    energy = np.cumsum(s.numpy() ** 2)
-    return np.argmax(energy >= fraction * energy[-1]) + 1
+    share = np.cumsum(s.numpy() ** 2) / np.sum(s.numpy() ** 2)
+    return np.argmax(share >= fraction) + 1
 
 
 def truncate_backwards(W0, W1, r):
