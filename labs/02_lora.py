@@ -268,16 +268,16 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
 # If `A` and `B` are both random, an update of this size damages the model before the first step. If
 # both are zero, neither ever gets a nonzero gradient. `A = 0` starts from the base model, but at
 # this learning rate its loss shoots up at first, while `B = 0` learns right away. At half the
-# learning rate, `A = 0` learns as well as `B = 0`
+# learning rate, both learn, and our seeds don't show which is better
 # ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
 # Why does `A = 0` overshoot? Adam's first step changes every entry with a nonzero gradient by about
-# the learning rate. With `A = 0`, this step changes each entry of $A x$ through 576 inputs, and a
-# random `B` with entries up to 0.35 passes this change on. With `B = 0`, the first step changes
-# each output through only the 8 entries of $A x$, and the entries of `A` are at most about 0.04. At
-# the same learning rate, `A = 0` therefore changes the outputs far more. Hayou et al.
-# ([2024](https://arxiv.org/abs/2406.08447)) show in theory that `B = 0` tolerates larger learning
-# rates, and observe this in fine-tuning runs. PEFT also starts with `B = 0`.
+# the learning rate. With `A = 0`, it moves all 576 weights in a row of `A`. These changes add up in
+# $A x$, and `B`, with entries up to 0.35, passes the sum on. With `B = 0`, only 8 weights per
+# output move, and they multiply the small entries of $A x$. At the same learning rate, `A = 0`
+# therefore changes the outputs far more. Hayou et al. ([2024](https://arxiv.org/abs/2406.08447))
+# show in theory that `B = 0` tolerates larger learning rates, and observe this in fine-tuning runs.
+# PEFT also starts with `B = 0`.
 #
 # ## Into the model
 #
@@ -380,23 +380,24 @@ def count_params(model):
 
 
 # %% [markdown]
-# **Turn it: examples.** How many of the 60 answers will be right with 8 examples in the prompt? Run
-# the cell, then try 24.
+# **Turn it: examples.** The task has ten intents. How many of the 60 answers will be right with an
+# example of each intent in the prompt? Run the cell, then try two of each.
 
 # %% tags=["experiment"]
-examples = 8
-if lab.experiment("What the base model answers", 12):
-    model, tokenizer = models.load()
-    rows = home.shuffle(seed=lab.seed).select(range(examples))
-    shots = [message for row in rows for message in row["messages"]]
+per_intent = 1
+if lab.experiment("What the base model answers", 15):
+    base, tokenizer = models.load()
+    rows = home.shuffle(seed=lab.seed).to_pandas().groupby("intent").head(per_intent)
+    shots = [message for messages in rows["messages"] for message in messages]
     said = {}  # {model: its answers}
-    for kind, start in (("base model", []), (f"{examples} examples", shots)):
+    for kind, start in (("base model", []), (f"{len(rows)} examples", shots)):
         conversations = [start + messages for messages in unseen["messages"]]
-        said[kind] = generation.answers(model, tokenizer, conversations)
-        print(f"{kind}: {right(said[kind])[0]} of {len(unseen)} right. The first:", said[kind][0])
+        said[kind] = generation.answers(base, tokenizer, conversations)
+        exact, intents = right(said[kind])
+        print(f"{kind}: {exact} of 60 right, {intents} intents. The first:", said[kind][0])
 
 # %% [markdown]
-# With examples, the base model answers in JSON, but it makes up intents and fields. Now train
+# With examples, the base model answers in JSON, but most intents and fields are wrong. Now train
 # rank-8 LoRA on all seven linear layers of every block, for 50 steps with 16 commands each. What
 # must the first step's loss be?
 
@@ -425,7 +426,7 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # The curve starts at the base model's loss, because `B` starts at zero. You trained less than 2% of
-# the parameters. Full fine-tuning reaches a slightly lower held-out loss with each of three seeds,
+# the parameters. Full fine-tuning reaches a somewhat lower held-out loss with each of three seeds,
 # but the number of right answers shows no clear difference
 # ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
 #
@@ -462,13 +463,13 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
     display(figures.turned(rank_runs))
 
 # %% [markdown]
-# The curves with the same $\alpha$ nearly agree. $BA$ is a sum of $r$ outer products
-# $b_k a_k^\top$ of a column of $B$ and a row of $A$. In Adam's first step, every entry of $b_k$
-# moves by about the learning rate, against the sign of $G a_k$, where $G$ is the gradient of $W$.
-# On average, each term pushes the output in the same direction, so the sum of $r$ terms grows like
-# $r$, and the factor $1/r$ cancels this growth. While $B$ is small, $\alpha$ therefore acts like a
-# learning rate. If you raise the rank and $\alpha$ together, training starts faster because of
-# $\alpha$, not because of the rank ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
+# The curves with the same $\alpha$ nearly agree. $BA$ is a sum of $r$ outer products $b_k a_k^\top$
+# of a column of $B$ and a row of $A$. Adam's first step changes every entry of $b_k$ by about the
+# learning rate, against the sign of $G a_k$, where $G$ is the gradient of $W$. On average, all $r$
+# terms push the output the same way, so their sum grows like $r$, and the factor $1/r$ cancels this
+# growth. While $B$ is small, $\alpha$ therefore acts like a learning rate. If you raise the rank
+# and $\alpha$ together, training starts faster because of $\alpha$, not because of the rank
+# ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
 #
 # ## What does a step cost?
 #
@@ -517,11 +518,9 @@ def step_flops(shapes, n_tokens, r=None):
 check.arithmetic(step_flops)
 
 # %% [markdown]
-# A frozen weight needs no gradient, which removes one of the three matrix products. With LoRA in
-# every block, a step still takes about two thirds of the arithmetic of a full fine-tuning step, no
-# matter how few parameters you train. In our runs, a LoRA step took 65% as long as a full step with
-# 8 commands and 56% with 32
-# ([evidence](../docs/evidence/02_lora.md#memory-and-arithmetic-of-a-step)).
+# A frozen weight needs no gradient, which removes one of the three matrix products. LoRA in every
+# block therefore saves at most a third of the arithmetic, no matter how few parameters you train. A
+# step takes 69% of a full fine-tuning step at rank 8, and 85% at rank 64.
 #
 # ### Arithmetic and memory
 #
@@ -825,5 +824,5 @@ if lab.experiment("The result in one line", 0, needs=["2.2", "2.4"]):
         f"own LoRA, {trainable / 1e6:.1f}M parameters: right answers to unseen commands "
         f"{right(said['base model'])[0]} → {right(lora_answers)[0]} of {len(unseen)} "
         f"in {curve.seconds[-1]:.0f} s of training; "
-        f"{right(said[f'{examples} examples'])[0]} with {examples} examples in the prompt"
+        f"{right(said[f'{len(rows)} examples'])[0]} with {len(rows)} examples in the prompt"
     )

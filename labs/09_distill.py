@@ -15,8 +15,7 @@
 #
 # An adapter learns one task. What happens to the model's other skills? Train the model on `home`
 # alone, then ask why we have leap years: it may well answer with a JSON intent. In this lab, you
-# train the model to answer everyday questions almost like its base again, without any written
-# answers.
+# remove the unwanted JSON and move the model back toward its base, without any written answers.
 #
 # You already have a teacher in memory: with the adapter switched off, the model is the base model,
 # which still knows how to answer. So let the tuned model answer, compute the base's probabilities
@@ -24,7 +23,7 @@
 # et al. 2025](https://thinkingmachines.ai/blog/on-policy-distillation/)) with the base as the
 # teacher. (Lu et al. estimate the KL from sampled tokens; you compute it over the whole
 # vocabulary.) You write the loss, the sampling function and the training step. You also fix a
-# measurement that returns zero because it compares the student with itself.
+# measurement that always returns zero.
 #
 # {{ time }}
 
@@ -101,9 +100,10 @@ if lab.experiment("An adapter for home alone", 55):
     guess_json.compare(found["home alone"]["json"])
 
 # %% [markdown]
-# The tuned model gets some of the commands right, but it has also learned something that nobody
-# wanted: more than half of its answers to other instructions begin with a brace. No training
-# example showed when *not* to use JSON.
+# The tuned model gets some of the commands right, but it also begins most answers to other
+# instructions with a brace. (Six of the 60 instructions ask for JSON and never count.) Commands
+# come with a system prompt of their own, "Home intent as JSON.", but no training example showed
+# what to do without it.
 #
 # The base's knowledge isn't lost: with the adapter off, the model answers as before. But you want
 # one model that handles both commands and chat. The usual solution is to add everyday instructions
@@ -255,9 +255,9 @@ if lab.experiment("Every token, marked", 5, needs=["9.1", "9.2"]):
     display(figures.marked(tokens, far))
 
 # %% [markdown]
-# The KL is large at the opening `{"`, because the teacher wouldn't begin an answer that way. Where
-# both models expect the same token, such as the second part of a word, the KL is near 0. Training
-# lowers these bars.
+# The KL is large wherever the student is sure of a token that the teacher finds unlikely, such as
+# the opening `{"`. Where both models expect the same token, the KL is near 0. Training lowers these
+# bars.
 #
 # ## One step: the task loss and the KL
 #
@@ -266,7 +266,7 @@ if lab.experiment("Every token, marked", 5, needs=["9.1", "9.2"]):
 #
 # $$\text{loss} = \text{task loss} + \text{weight} \cdot \text{KL}$$
 #
-# The task loss preserves `home`, and the KL restores the everyday answers.
+# The task loss should preserve `home`, and the KL should restore the everyday answers.
 
 # %% [markdown]
 # ### Exercise 9.3 · `distill_step`
@@ -362,13 +362,13 @@ if lab.experiment("Distillation from its own base", 65, needs=["9.1", "9.2", "9.
     guess_kept.compare(found["distilled"]["json"])
 
 # %% [markdown]
-# The unwanted JSON is gone, and the model still handles `home`. In three other runs (rings), the
+# The unwanted JSON is gone. The score on `home` is noisier. In three other runs (rings), the
 # models answered 42, 34 and 40 of 60 instructions with unwanted JSON before distillation, and none
 # after ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The distilled
 # models got 41, 46 and 36 of 100 commands right, compared with 39, 35 and 33 at the start. Models
 # trained for eight more steps on `home` alone got 36, 32 and 38. On average, the score on `home`
-# rose by 5 ± 12 answers, so these runs can't rule out a loss of several answers. Read the answers:
-# one that isn't JSON isn't necessarily good.
+# rose by 5 ± 12 answers, so these runs can't rule out a loss, and a later run fell from 48 to 37.
+# Read the answers: one that isn't JSON isn't necessarily good.
 #
 # Be careful with automatic scores: a JSON intent passes some of the checks in `chat`, such as "at
 # most 30 words".
@@ -386,9 +386,8 @@ if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
     display(figures.kept(found))
 
 # %% [markdown]
-# Without task batches, the student moves toward its base. The JSON disappears, but so do most right
-# answers on `home`, because the loss no longer rewards `home` and commands go through the same
-# weights.
+# Without task batches, the JSON disappears, but so do most right answers on `home`: nothing in the
+# loss rewards them, and both kinds of prompt share the same weights.
 #
 # ## Whose answers?
 #
@@ -396,8 +395,8 @@ if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
 # before training. Or you could train on the written answers in `chat` with plain cross-entropy, as
 # people do when they mix in general data.
 #
-# **Turn it: whose answers.** Start with the default, which trains on the written answers in `chat`
-# without the KL. Then let the base answer: `{"sample": from_base(sampler())}`.
+# **Turn it: whose answers.** Start with the default, in which the base answers. Then train on the
+# written answers without the KL: `{"learned": ("home", "chat"), "weight": 0.0}`.
 
 
 # %%
@@ -412,7 +411,7 @@ def from_base(sample):
 
 
 # %% tags=["experiment"]
-source = {"learned": ("home", "chat"), "weight": 0.0}
+source = {"sample": from_base(sampler())}
 if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
     name = "written answers" if "learned" in source else "the base's answers"
     students[name] = distill(tuned, name, picture=False, **{"sample": sampler()} | source)
@@ -422,11 +421,10 @@ if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
 # %% [markdown]
 # Almost no JSON is left, no matter who writes the training answers. The final KL from the base
 # differs: about 0.2 nats per token with the student's own answers or the base's, and 0.57 nats with
-# the written answers ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). On
-# the student's own answers, training minimizes this KL directly. On the base's answers, training
-# minimizes the same divergence after other prefixes. (Training on written answers uses
-# cross-entropy, so its loss differs, too.) You need no written answers. It made no measurable
-# difference here whether the student or the base generated the answers.
+# the written answers ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). With
+# the student's or the base's answers, training minimizes the same KL at each token. Only the texts
+# differ, and that made no measurable difference here. (Training on written answers uses
+# cross-entropy, so its loss differs, too.) You need no written answers.
 #
 # ## A loss that was too good
 #
@@ -446,7 +444,7 @@ if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
 # own symptom:
 #
 # - In eval mode, `drift` returns exactly 0, no matter what the adapter has learned.
-# - In train mode, two calls on the same batch return different values.
+# - With LoRA dropout, in train mode, two calls on the same batch return different values.
 #
 # <details><summary>Hint</summary>
 #
@@ -583,7 +581,7 @@ check.quiz(quiz)
 # - With an unmerged LoRA, you still have the base model: switch the adapter off to get the teacher.
 # - The reverse KL on the student's own answers penalizes what the teacher would never say and needs
 #   no written answers.
-# - Keep training on task batches, or the student forgets its task.
+# - Keep training on task batches. Without them, the student here forgot its task.
 # - If a model has visibly changed but its KL is near zero at the first step, there is almost
 #   certainly a bug. Check which model is the teacher, then check the mask.
 

@@ -116,7 +116,7 @@ def right_answers(counts: dict[str, tuple[int, int]], n: int, guess: Guess) -> F
     exact, intent = counts[list(counts)[-1]]
     title = f"{exact} of {n} answers match word for word"
     if intent - exact > (n - exact) / 2:
-        title = "Most wrong answers still have the right intent"
+        title = "Most of LoRA's wrong answers still have the right intent"
     fig, ax = titled(title)
     roles = dict.fromkeys(list(counts)[:-1], "base")
     for x, (label, (_, intent)) in enumerate(counts.items()):

@@ -74,9 +74,9 @@ def distances(drifts: dict[str, float], found: dict[str, dict]) -> Figure:
         ax.annotate(text, (kl, y), (9, 0), color=INK, **BESIDE)
         marks += [(kl, height), (kl, y)]
     ax.text(0.01, 0.97, "← better ↑", transform=ax.transAxes, va="top", color="#777777")
-    reach = min(0.13, min(drifts.values()) / 1.3), max(6, 2 * max(drifts.values()))
+    reach = min(0.13, min(drifts.values()) / 1.3), max(6, 3 * max(drifts.values()))
     ax.set(xscale="log", xlim=reach, xlabel="KL from the base, nats per token (ring: other runs)")
-    ax.set(ylim=(0, top), ylabel=f"right on home, of {COMMANDS}")
+    ax.set(ylim=(-3, top), ylabel=f"right on home, of {COMMANDS}")
     ax.set_xticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
     ax.minorticks_off()
     return fig
