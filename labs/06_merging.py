@@ -404,8 +404,8 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
 #
 # The larger the update relative to NF4's rounding error, the less the choice of base matters. In
 # longer training runs, the merge into the original comes closer to the trained model
-# ([evidence](../docs/evidence/06_merging.md#from-short-to-long-training)). Unsloth, which uses true
-# 16-bit originals, says this merge works better for most models, but it broke Falcon-H1 ([pull
+# ([evidence](../docs/evidence/06_merging.md#from-short-to-long-training)). Unsloth, which merges
+# into true 16-bit originals, says that this works better for most models but broke Falcon-H1 ([pull
 # request 810](https://github.com/unslothai/unsloth-zoo/pull/810)). If you want to try it, compare
 # both merges on held-out data.
 #

@@ -446,11 +446,11 @@ check.orders(rotary_rows)
 # %% [markdown]
 # A stays the same, because it reads the layer's input, whose order doesn't change.
 #
-# Merge the adapter and write the model in several formats. Q8_0 stores 32 weights as 8-bit integers
-# with one shared scale (8.5 bits per weight). Q4_0 uses 4-bit integers (4.5 bits per weight), but
-# keeps the embeddings in Q8_0. Compare each file with the fp32 model by its KL on the held-out
-# answers (lab 6) and its number of right answers. The last row shows what an engine would compute
-# from a file without reordered rows.
+# Merge the adapter and write the model in several formats. Q8_0 stores each block of 32 weights as
+# 8-bit integers with one shared scale (8.5 bits per weight). Q4_0 uses 4-bit integers (4.5 bits per
+# weight), but keeps the embeddings in Q8_0. Compare each file with the fp32 model by its KL on the
+# held-out answers (lab 6) and its number of right answers. The last row shows what an engine would
+# compute from a file without reordered rows.
 
 
 # %%
