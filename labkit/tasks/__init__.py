@@ -11,7 +11,7 @@ REPAIRS = Path(__file__).with_name("repairs.jsonl")  # lab 7's file, with delibe
 
 
 class UnknownName(LabError, ValueError):
-    """An unknown task, split, source or check; the message lists the known ones."""
+    """An unknown task, split, group or check; the message lists the known ones."""
 
     def __init__(self, what, given, known):
         super().__init__(f"no {what} {given!r}: choose from {', '.join(known)}")
@@ -20,8 +20,7 @@ class UnknownName(LabError, ValueError):
 def load(name, split="train", **options):
     """Load a task's split as a `datasets.Dataset` with a `messages` column.
 
-    Options: `home`: full=False, seed=0. `chat`: source="bundled" or "no_robots". `tickets`: groups,
-    a subset of `tickets.GROUPS` (default: all).
+    Options: `home`: full=False, seed=0. `tickets`: groups, some of `tickets.GROUPS`.
     """
     for what, given, known in (("task", name, NAMES), ("split", split, SPLITS)):
         if given not in known:

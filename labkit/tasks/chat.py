@@ -5,12 +5,10 @@ import json
 import re
 from importlib import resources
 
-from labkit.errors import LabError
 from labkit.tasks import UnknownName
 
 FILE = resources.files(__package__) / "chat.jsonl"
 PAIRS = resources.files(__package__) / "chat_pairs.jsonl"  # made by benchmarks/preference_pairs.py
-NO_ROBOTS = "HuggingFaceH4/no_robots"  # CC-BY-NC: downloaded, never bundled
 BULLET = re.compile(r"^\s*[-*•] +\S", re.MULTILINE)
 NUMBERED = re.compile(r"^\s*\d+[.)] +\S", re.MULTILINE)
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
@@ -18,20 +16,8 @@ SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
 WORD = re.compile(r"\w[\w'\u2019-]*")
 
 
-class NoDownload(LabError, RuntimeError):
-    """The dataset could not be downloaded."""
-
-    def __init__(self, split, reason):
-        offline = f"the bundled data works offline: load('chat', {split!r})"
-        super().__init__(f"could not download {NO_ROBOTS} ({reason}); {offline}")
-
-
-def rows(split="train", source="bundled"):
+def rows(split="train"):
     """Return a split's rows as dicts: `messages`, `category`, `check` ("" if there is none)."""
-    if source == "no_robots":
-        return _no_robots(split)
-    if source != "bundled":
-        raise UnknownName("source", source, ("bundled", "no_robots"))
     lines = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
     return [
         {"messages": _messages(line), "category": line["category"], "check": line["check"]}
@@ -71,24 +57,6 @@ def _messages(line):
     return [
         {"role": "user", "content": line["prompt"]},
         {"role": "assistant", "content": line["answer"]},
-    ]
-
-
-def _no_robots(split):
-    import datasets
-
-    from labkit.download import hub_answers
-
-    if not hub_answers():  # else the libraries retry for half a minute
-        raise NoDownload(split, "the Hugging Face hub does not answer")
-    try:
-        loaded = datasets.load_dataset(NO_ROBOTS, split=split)
-    except Exception as error:  # a proxy, a moved repository, a full disk
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise NoDownload(split, lines[0]) from None
-    return [
-        {"messages": row["messages"], "category": row["category"].lower(), "check": ""}
-        for row in loaded
     ]
 
 

@@ -2,10 +2,9 @@
 
 from collections import Counter
 
-import datasets
 import pytest
 
-from labkit import download, tasks
+from labkit import tasks
 from labkit.tasks import chat
 
 
@@ -74,25 +73,6 @@ def test_every_check_is_tried_and_an_unknown_one_refused():
     assert {check.partition(":")[0] for check in CASES} == set(chat.CHECKS)
     with pytest.raises(ValueError, match="bullets"):
         chat.follows("rhymes", "text")
-
-
-def test_no_robots_is_mapped_to_the_same_columns(monkeypatch):
-    row = {"messages": [{"role": "user", "content": "Hi"}], "category": "Chat", "prompt": "Hi"}
-    monkeypatch.setattr(download, "hub_answers", lambda: True)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: [row])
-    found = tasks.load("chat", "test", source="no_robots")[0]
-    assert found == {"messages": row["messages"], "category": "chat", "check": ""}
-
-
-def test_no_robots_without_network_is_one_clear_line(monkeypatch):
-    def offline(*_, **__):
-        raise ConnectionError("cannot reach the Hub\nfor a long list of reasons")
-
-    monkeypatch.setattr(datasets, "load_dataset", offline)
-    for answers, reason in ((True, "cannot reach the Hub"), (False, "does not answer")):
-        monkeypatch.setattr(download, "hub_answers", lambda answers=answers: answers)
-        with pytest.raises(RuntimeError, match=rf"^.*{reason}.*works offline.*\Z"):
-            tasks.load("chat", source="no_robots")
 
 
 def test_pairs_are_of_training_instructions_and_the_chosen_answer_alone_follows():
