@@ -123,6 +123,9 @@ def load(
         attn_implementation=hardware.attention(where),
         **options,
     )
+    for module in model.modules():  # at evaluation, some CPUs would repack it without a gradient
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model.to(where).eval(), transformers.AutoTokenizer.from_pretrained(found)
 
 

@@ -7,12 +7,16 @@ import zipfile
 from dataclasses import replace
 
 import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from labkit import download
 from labkit.course import doctor
 from labkit.download import ModelUnavailable
 from labkit.errors import LabError
-from labkit.training import models
+from labkit.probes import tiny
+from labkit.training import arguments, models
 
 
 def as_if_converted(gguf, made):
@@ -128,3 +132,19 @@ def test_a_silent_hub_is_given_up_in_time(monkeypatch):
 def test_an_unknown_model_is_one_line():
     with pytest.raises(LabError, match="no model 'gpt-9': choose from smollm2-135m"):
         models.fetch("gpt-9")
+
+
+def test_a_4_bit_layer_has_its_dense_layer_s_gradient_also_after_an_evaluation(tmp_path):
+    size = {"hidden_size": 128, "intermediate_size": 64, "vocab_size": 20, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(num_attention_heads=4, **size)).save_pretrained(tmp_path)
+    tiny.language_model(0)[1].save_pretrained(tmp_path)
+    model, _ = models.load(tmp_path, torch.float32, **arguments.in_4_bits())
+    layer = model.model.layers[0].mlp.up_proj
+    W = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    x, upstream = torch.randn(5, 128, device=W.device), torch.randn(5, 64, device=W.device)
+    for _ in range(2):
+        x.requires_grad_().grad = None
+        layer(x).backward(upstream)
+        assert torch.nn.functional.cosine_similarity(x.grad, upstream @ W).min() > 0.999
+        with torch.no_grad():
+            model(torch.tensor([[1, 2, 3]], device=W.device))
