@@ -48,12 +48,6 @@ def rows(file: str | Path) -> list[Record]:
     return found
 
 
-def begins_with_mark(file: str | Path) -> bool:
-    """Whether the file begins with UTF-8's byte order mark, which `rows` skips."""
-    with open(file, "rb") as opened:
-        return opened.read(3) == b"\xef\xbb\xbf"
-
-
 def _of_text(path, kind):
     text = _decoded(path)
     reader = {"JSONL": _json_lines, "JSON": _json, "CSV": _csv}[kind]

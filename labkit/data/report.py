@@ -58,8 +58,6 @@ class Report:
             named = [f"{_short(label)} {n}" for label, n in list(counts.items())[:6]]
             more = f", and {len(counts) - 6} more" if len(counts) > 6 else ""
             lines.append(f"answers repeat; {len(counts)} are distinct: {', '.join(named)}{more}")
-        if read.KINDS[self.file.suffix.lower()] != "Parquet" and read.begins_with_mark(self.file):
-            lines.append("the file begins with a byte order mark, which was skipped: nothing to do")
         return lines + (self.test.summary() if self.test else [])
 
     def line(self, finding: Finding) -> str:

@@ -62,8 +62,6 @@ def test_all_kinds_of_file_hold_the_same_rows(tmp_path):
         assert [record.cells for record in records] == rows, file
         lines = [2, 4] if "sv" in file.suffix else [1, 2]  # below a header, a cell of two lines
         assert [record.line for record in records] == lines, file
-    marked = [file.name for file in tmp_path.glob("*.csv") if read.begins_with_mark(file)]
-    assert marked == ["b.csv"]
 
 
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
