@@ -20,7 +20,7 @@ class UnknownName(LabError, ValueError):
 def load(name, split="train", **options):
     """Load a task's split as a `datasets.Dataset` with a `messages` column.
 
-    Options: `home`: full=False, seed=0. `tickets`: groups, some of `tickets.GROUPS`.
+    Options: `home`: seed=0. `tickets`: groups, some of `tickets.GROUPS`.
     """
     for what, given, known in (("task", name, NAMES), ("split", split, SPLITS)):
         if given not in known:

@@ -66,27 +66,26 @@ class Template:
         return [pool for name in lists for pool in (named if name == "name" else [name])]
 
 
-def rows(split="train", full=False, seed=0):
+def rows(split="train", seed=0):
     """Return a split's rows as dicts; built on first use, then read from the cache."""
     from labkit.download import cache_dir
 
-    kind = "full" if full else "everyday"
-    path = cache_dir() / "tasks" / f"home-{kind}-{seed}-{_inputs()}.jsonl"
+    path = cache_dir() / "tasks" / f"home-{seed}-{_inputs()}.jsonl"
     if not path.exists():
         with whole(path) as part:
-            part.write_text(build(full, seed), "utf-8", newline="\n")
+            part.write_text(build(seed), "utf-8", newline="\n")
     found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [row for row in found if row.pop("split") == split]
 
 
-def build(full=False, seed=0):
+def build(seed=0):
     """Build both splits as JSONL text, the same on all machines for a seed and package version."""
     rng = random.Random(seed)
     words = tomllib.loads(WORDS.read_text(encoding="utf-8"))
     package = json.loads(TEMPLATES.read_text(encoding="utf-8"))
     pools = _pools(words, package["lists"], rng)
     parts = {"train": [], "test": []}
-    for intent in sorted(package["intents"]) if full else EVERYDAY:
+    for intent in EVERYDAY:
         for split, groups in _split(_templates(intent, package, words, pools), pools, rng).items():
             parts[split].append(groups)
     trained = {r for part in parts["train"] for g in part.values() for t in g for r in t.readings}

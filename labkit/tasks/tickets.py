@@ -89,9 +89,9 @@ def rows(split="train", groups=tuple(GROUPS)):
     ]
 
 
-def zero_shot(text, categories=CATEGORIES):
+def zero_shot(text):
     """Messages that list the categories, for a model not trained on the task."""
-    task = f"Choose the category of this ticket from: {', '.join(categories)}."
+    task = f"Choose the category of this ticket from: {', '.join(CATEGORIES)}."
     return _asked(f"{task}\nAnswer with the category only.\n\nTicket: {text}")
 
 

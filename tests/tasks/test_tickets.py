@@ -85,7 +85,6 @@ def test_the_zero_shot_prompt_lists_the_categories():
     assert (system["role"], user["role"]) == ("system", "user")
     assert user["content"].endswith("Where is my lamp?")
     assert all(category in user["content"] for category in tickets.CATEGORIES)
-    assert "app_crash" not in tickets.zero_shot("Hi", ["refund_request"])[1]["content"]
 
 
 RIGHT = ["app_crash", " App_Crash\n"]
