@@ -14,6 +14,9 @@ from labkit.ship import card, families, gguf, measure
 from labkit.ship.card import Asked, Parts
 
 PLAIN = "merged"  # the folder of the plain model
+DEQUANTIZED = """This adapter was trained on a 4-bit base, so it is merged into that base,
+dequantized. `--apart` writes this base, too. The original base, which vLLM's command loads, may
+give worse answers."""
 
 
 def ship(asked: Asked) -> dict:
@@ -38,7 +41,8 @@ def ship(asked: Asked) -> dict:
     parts = Parts(adapter, base, tokenizer, ends, rows)
     known = models.hub_id(base) or adapter.base or base.name
     facts = {"key": key, "title": asked.out.resolve().name, "base": known}
-    facts |= {"rank": adapter.rank, "measured": where if rows else "", "notes": []}
+    facts |= {"rank": adapter.rank, "measured": where if rows else ""}
+    facts["notes"] = [DEQUANTIZED] if adapter.in_4_bits else []
     work = stages.begin(asked.out, key)
     with stages.alone(work):
         stages.publish(work, asked.out, lambda into: _write(into, asked, parts, facts))
@@ -66,13 +70,14 @@ def _refuse_early(asked, base):
 
 
 def _write(into, asked, parts, facts):
-    from labkit.training import models
-
     name = asked.folder.resolve().name
-    exact = _trained(parts)
-    model, _ = models.load(parts.base, dtype=torch.float32)
+    model = _base(parts)
     files = _apart(into, asked, parts, model, facts)
-    model = adapters.beside(model, parts.adapter).merge_and_unload()
+    model = adapters.beside(model, parts.adapter)
+    if parts.rows:
+        say("measuring the trained model …")
+    exact = measure.logits(model, parts.rows)
+    model = model.merge_and_unload()
     for kind in asked.kinds:
         say(f"writing the merged model in {kind} …")
         gguf.write_model(model, parts.tokenizer, into / f"{name}-{kind}.gguf", kind)
@@ -88,16 +93,13 @@ def _write(into, asked, parts, facts):
     card.write(into, asked, parts, facts)
 
 
-def _trained(parts):
-    """Compute logits of the trained model: the unmerged adapter on the base as in training."""
-    if not parts.rows:
-        return []
+def _base(parts):
+    """Load the base in fp32; for a QLoRA adapter, with the dequantized values it was trained on."""
     from labkit.training import arguments, models
 
-    say("measuring the trained model …")
-    how = arguments.in_4_bits() if parts.adapter.in_4_bits else {}
-    model, _ = models.load(parts.base, dtype=torch.float32, **how)
-    return measure.logits(adapters.beside(model, parts.adapter), parts.rows)
+    if not parts.adapter.in_4_bits:
+        return models.load(parts.base, torch.float32)[0]
+    return models.load(parts.base, torch.float32, **arguments.in_4_bits())[0].dequantize()
 
 
 def _apart(into, asked, parts, model, facts):

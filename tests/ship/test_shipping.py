@@ -16,7 +16,7 @@ from labkit.data.tokens import PLAIN
 from labkit.errors import LabError
 from labkit.ship import adapter, gguf, measure, recipes, shipping
 from labkit.ship.shipping import Asked
-from labkit.training import loop, models
+from labkit.training import arguments, loop, models
 
 SETTINGS = {"max_length": 512, "held_out": 0.2, "seed": 0}
 ROWS = [("turn on the lamp", "it's on"), ("the kitchen", "12 times"), ("see the lamp", "on")]
@@ -83,10 +83,27 @@ def test_rows_that_were_trained_on_are_not_called_held_out(shelf, tokenizer, tes
 
 
 def test_the_cost_is_the_divergence_from_the_adapter_apart(shipped, trained, tokenizer):
-    """KL by torch's own function, over the tokens of the answers."""
     out, facts, _ = shipped
+    (row,) = [row for row in facts["files"] if row["file"] == "mine-q4_0.gguf"]
+    wanted = divergence(tokenizer, read(out / "mine-q4_0.gguf"), trained)
+    assert row["kl"] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_qlora_adapter_is_merged_into_the_base_that_it_was_trained_on(shelf, tokenizer, tmp_path):
+    shutil.copytree(shelf / "mine", tmp_path / "mine")
+    (tmp_path / "mine/labkit.json").write_text('{"settings": {"method": "qlora"}}', "utf-8")
+    out = tmp_path / "out"
+    shipping.ship(Asked(tmp_path / "mine", out, ("f32",), apart=True))
+    base, _ = models.load(shelf / "base", torch.float32, **arguments.in_4_bits())
+    assert divergence(tokenizer, read(out / "base-f16.gguf"), base) < 1e-3
+    tuned = PeftModel.from_pretrained(base, shelf / "mine").eval()
+    assert divergence(tokenizer, read(out / "mine-f32.gguf"), tuned) < 1e-3
+
+
+def divergence(tokenizer, *models):
+    """KL by torch's own function, over the tokens of the answers."""
     logs = []
-    for model in (read(out / "mine-q4_0.gguf"), trained):
+    for model in models:
         found = []
         for question, answer in ROWS:
             asked = [{"role": "user", "content": question}]
@@ -95,9 +112,7 @@ def test_the_cost_is_the_divergence_from_the_adapter_apart(shipped, trained, tok
                 logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
             found.append(logits[torch.tensor(row["labels"][1:]) != -100].log_softmax(-1))
         logs.append(torch.cat(found))
-    wanted = torch.nn.functional.kl_div(*logs, log_target=True, reduction="batchmean").item()
-    (row,) = [row for row in facts["files"] if row["file"] == "mine-q4_0.gguf"]
-    assert row["kl"] == pytest.approx(wanted, rel=1e-3)
+    return torch.nn.functional.kl_div(*logs, log_target=True, reduction="batchmean").item()
 
 
 def test_the_plain_model_is_the_merged_one_in_the_base_s_dtype(shipped, trained, tokenizer):
