@@ -95,19 +95,19 @@ def lines(into: Path, asked: Asked, parts: Parts, facts: dict) -> dict[str, str]
         chosen = merged.get("q8_0") or next(iter(merged.values()))
         made = recipes.modelfile(chosen, system=system, tokenizer=parts.tokenizer)
         (into / "Modelfile").write_text(made, "utf-8")
-        found["llama.cpp"] = recipes.llama_server(chosen, {})
+        found["llama.cpp"] = recipes.llama_server(chosen)
         found["Ollama"] = f"ollama create {name} -f Modelfile\nollama run {name}"
     if asked.apart:
         files = {row["what"]: row["file"] for row in facts["files"]}
-        both = (files["base"], files["adapter"], system, parts.tokenizer)
-        (into / "Modelfile.apart").write_text(recipes.modelfile(*both), "utf-8")
-        adapters = {name: files["adapter"]}
-        found["llama.cpp, base and adapter"] = recipes.llama_server(files["base"], adapters)
+        base, adapter = files["base"], files["adapter"]
+        made = recipes.modelfile(base, adapter, system, parts.tokenizer)
+        (into / "Modelfile.apart").write_text(made, "utf-8")
+        found["llama.cpp, base and adapter"] = recipes.llama_server(base, [adapter])
         found["Ollama, base and adapter"] = f"ollama create {name} -f Modelfile.apart"
     folder = os.path.relpath(asked.folder.resolve(), asked.out.resolve())
     own = Path(folder) / "chat_template.jinja"
     template = str(own) if (asked.folder / own.name).is_file() else ""
-    found["vLLM"] = recipes.vllm(facts["base"], {name: folder}, facts["rank"], template)
+    found["vLLM"] = recipes.vllm(facts["base"], name, folder, facts["rank"], template)
     if asked.merge:
-        found["transformers"] = recipes.transformers("./merged")
+        found["transformers"] = "transformers serve ./merged"
     return found

@@ -1,7 +1,7 @@
 """Write the commands that serve a shipped model in other engines."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ def _ends_early(text):
     return any(line.rstrip().endswith('"""') for line in re.split("[\r\n]", text)[:-1])
 
 
-def llama_server(gguf: str | Path, adapters: Mapping[str, str | Path]) -> str:
+def llama_server(gguf: str | Path, adapters: Sequence[str | Path] = ()) -> str:
     """The command for llama.cpp's server with a base and adapters, which start switched off.
 
     Two versions from 2026 may leave adapters on (ggml-org/llama.cpp issue 28674). A request is safe
@@ -58,20 +58,14 @@ def llama_server(gguf: str | Path, adapters: Mapping[str, str | Path]) -> str:
     parts = [f"llama-server -m {gguf} --jinja"]
     # the prompt cache ignores adapters (ggml-org/llama.cpp issue 26207)
     parts += ["--lora-init-without-apply", "--no-cache-prompt"] if adapters else []
-    parts += ["--lora " + ",".join(map(str, adapters.values()))] if adapters else []
+    parts += ["--lora " + ",".join(map(str, adapters))] if adapters else []
     return " \\\n    ".join(parts)
 
 
-def vllm(base: str, adapters: Mapping[str, str | Path], rank: int, template: str = "") -> str:
-    """The command for vLLM with PEFT folders as models; `template` is a chat template file."""
+def vllm(base: str, name: str, folder: str | Path, rank: int, template: str = "") -> str:
+    """The command for vLLM with a PEFT folder as model `name`; `template` is a file."""
     allowed = next((n for n in RANKS if n >= rank), rank)
-    modules = " ".join(f"{name}={path}" for name, path in adapters.items())
     parts = [f"vllm serve {base} --enable-lora --max-lora-rank {allowed}"]
-    parts += [f"--lora-modules {modules}"]
+    parts += [f"--lora-modules {name}={folder}"]
     parts += [f"--chat-template {template}"] if template else []
     return " \\\n    ".join(parts)
-
-
-def transformers(folder: str | Path) -> str:
-    """The command for transformers' server with a plain model."""
-    return f"transformers serve {folder}"

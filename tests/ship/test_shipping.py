@@ -141,8 +141,7 @@ def test_the_lines_name_the_files(shipped, shelf):
         assert all(word in line for word in words[engine]), line
     first = (out / "Modelfile.apart").read_text("utf-8").splitlines()[:2]
     assert first == ["FROM ./base-f16.gguf", "ADAPTER ./mine-lora.gguf"]
-    several = {"one": "one.gguf", "two": "two.gguf"}
-    assert "--lora one.gguf,two.gguf" in recipes.llama_server("base.gguf", several)
+    assert "--lora a.gguf,b.gguf" in recipes.llama_server("base.gguf", ["a.gguf", "b.gguf"])
 
 
 def test_the_same_again_is_done_and_another_is_refused(shipped, capsys):
