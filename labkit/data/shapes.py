@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -216,7 +217,7 @@ def _is_text_part(part):
 
 def _unpacked(value):
     """Parse messages from a cell with JSON, or with a list as pandas writes it; else the cell."""
-    if not (isinstance(value, str) and value.lstrip().startswith(("[{", "[]"))):
+    if not (isinstance(value, str) and re.match(r"\s*\[\s*\{", value)):
         return value
     for read in (json.loads, ast.literal_eval):
         try:

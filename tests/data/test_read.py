@@ -12,7 +12,6 @@ GOOD = '{"question": "a", "answer": "b"}\n'
 BAD = [  # name, bytes, what the line says
     ("mine.xlsx", b"PK", "ends in .xlsx: give a file that ends in .jsonl"),
     ("mine.jsonl", b"", "has no rows"),
-    ("mine.jsonl", b"\n \n", "has no rows"),
     ("mine.csv", b"question,answer\n", "has no rows"),
     ("mine.jsonl", GOOD.encode() * 2 + b'{"question": "a",\n', "line 3: not JSON"),
     ("mine.jsonl", GOOD.encode() + b"[1, 2]\n", "line 2: a list; expected an object"),
@@ -25,7 +24,6 @@ BAD = [  # name, bytes, what the line says
     ("mine.csv", b'question,answer\n"a\nb",c\nd,"e" f\n', "line 4: "),
     ("mine.csv", b"answer,answer\na,b\n", "line 1: two columns are called 'answer'"),
     ("mine.csv", b"where is it?,there\nwho?,me\n", "line 2: no known columns among: where"),
-    ("mine.csv", b"question,answer\ncaf\xe9,b\n", "line 2: byte 0xe9 is not UTF-8"),
     ("mine.parquet", b"PAR1 and no more", "is not a complete Parquet file"),
     ("mine.csv", None, "is a folder"),
 ]
@@ -77,7 +75,6 @@ SHAPES = [  # a row, its kind, its messages
     ({"conversations": GPT}, "chat", TALK),
     ({"messages": PARTS}, "chat", TALK),
     ({"prompt": "a", "completion": "b"}, "prompt-completion", TALK),
-    ({"prompt": TALK[:1], "completion": TALK[1:]}, "prompt-completion", TALK),
     ({"prompt": [SYSTEM, TALK[0]], "completion": TALK[1:]}, "prompt-completion", [SYSTEM, *TALK]),
     ({"Question": "a", " Answer ": "b", "id": "7"}, "question-answer", TALK),
     ({"instruction": "a", "input": "", "output": "b"}, "question-answer", TALK),
@@ -85,6 +82,8 @@ SHAPES = [  # a row, its kind, its messages
     ({"text": "a", "label": "b"}, "question-answer", TALK),
     ({"system": "s", "user": "a", "assistant": "b"}, "question-answer", [SYSTEM, *TALK]),
     ({"question": "a", "answer": JSON}, "question-answer", [TALK[0], TALK[1] | {"content": JSON}]),
+    ({"question": "a", "answer": "[]"}, "question-answer", [TALK[0], TALK[1] | {"content": "[]"}]),
+    ({"messages": json.dumps(TALK, indent=1)}, "chat", TALK),
     ({"text": "a"}, "text", []),
 ]
 
