@@ -99,6 +99,7 @@ def test_a_batch_is_shared_by_processes_and_accumulated_where_it_does_not_fit(mo
     def asked(batch):
         return SimpleNamespace(method="lora", learning_rate=1e-3, seed=0, batch=batch)
 
+    assert arguments.arguments("no peak is known", asked(16), 2, 1).per_device_train_batch_size == 1
     monkeypatch.setattr(hardware, "micro_batch", lambda *asked: 2)
     args = arguments.arguments(model, asked(16), 2, 1)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4)

@@ -16,6 +16,7 @@ from peft.tuners.lora import dora
 from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from labkit.errors import LabError
@@ -148,7 +149,8 @@ def _left_out(model):
     kernel.
     """
     linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    own = [n for n, m in linear if type(m).forward not in (nn.Linear.forward, Linear4bit.forward)]
+    plain = (nn.Linear.forward, Linear4bit.forward, FalconLinear.forward)
+    own = [n for n, m in linear if type(m).forward not in plain]
     mamba = ["out_proj"] if model.config.model_type in MAMBA else []
     return sorted({name.rsplit(".", 1)[-1] for name in [*own, *mamba]})
 

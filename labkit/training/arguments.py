@@ -28,7 +28,7 @@ def arguments(
         raise LabError(f"a batch of {asked.batch} rows {why}")
     try:
         micro = hardware.micro_batch(name, asked.method, share, n_processes, max_length)
-    except (RuntimeError, ValueError):  # this model cannot be simulated
+    except (LabError, RuntimeError, ValueError):  # this model cannot be simulated
         micro = 1
     return SFTConfig(
         output_dir=folder,

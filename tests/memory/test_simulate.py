@@ -124,6 +124,12 @@ def test_where_peft_refuses_a_mamba_layer_it_is_left_out():
     assert adapters and not any(n.endswith("out_proj") for n in adapters)
 
 
+def test_falcon_s_linear_layers_with_a_forward_of_their_own_get_adapters():
+    sizes = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6}
+    model, _ = adapted.build(transformers.FalconConfig(**sizes), Settings(rank=4))
+    assert any(hasattr(m, "lora_A") for m in model.modules())
+
+
 REPEATED = [  # models of which layers are left out, and settings whose events come in odd places
     ("smollm2-135m", 6, {}),
     ("smollm2-135m", 6, {"method": "full", "optim": "adamw_torch", "checkpointing": True}),

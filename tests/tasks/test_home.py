@@ -20,13 +20,9 @@ WORDS = tomllib.loads(home.WORDS.read_text(encoding="utf-8"))
 PACKAGE = json.loads(home.TEMPLATES.read_text(encoding="utf-8"))
 
 
-def parsed(text):
-    return [json.loads(line) for line in text.splitlines()]
-
-
 @pytest.fixture(scope="module")
 def rows():
-    return parsed(home.build())
+    return [json.loads(line) for line in home.build().splitlines()]
 
 
 def in_split(rows, split):

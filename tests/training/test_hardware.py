@@ -27,7 +27,6 @@ CARDS = {  # compute capability, memory
 
 @pytest.fixture
 def card(monkeypatch):
-
     def put(name):
         capability, n_bytes = CARDS[name]
         seen = SimpleNamespace(name=name, total_memory=int(n_bytes))

@@ -141,10 +141,9 @@ def test_a_4_bit_layer_has_its_dense_layer_s_gradient_also_after_an_evaluation(t
     model, _ = models.load(tmp_path, torch.float32, **arguments.in_4_bits())
     layer = model.model.layers[0].mlp.up_proj
     W = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
-    x, upstream = torch.randn(5, 128, device=W.device), torch.randn(5, 64, device=W.device)
     for _ in range(2):
-        x.requires_grad_().grad = None
-        layer(x).backward(upstream)
-        assert torch.nn.functional.cosine_similarity(x.grad, upstream @ W).min() > 0.999
+        x = torch.randn(5, 128, device=W.device, requires_grad=True)
+        layer(x).sum().backward()
+        torch.testing.assert_close(x.grad, W.sum(0).expand_as(x), rtol=0.02, atol=0.02)
         with torch.no_grad():
             model(torch.tensor([[1, 2, 3]], device=W.device))
