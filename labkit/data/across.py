@@ -9,7 +9,6 @@ from labkit.data.shapes import Example, folded
 
 Found = tuple[str, list[int], str]  # an id of `meaning.MEANING`, lines, a detail
 LONGEST, FEW = 30, 3  # words in a label; a label with fewer rows is rare
-ENDINGS = tuple(".!?:;…\"'”’)]}`*>")
 
 
 def of(examples: list[Example], part: bool = False) -> Iterator[Found]:
@@ -51,14 +50,15 @@ def labels(examples: list[Example]) -> dict[str, int]:
 
 
 def _twice(examples):
-    """Find rows that repeat an earlier row, and prompts with several answers."""
+    """Find rows that repeat an earlier row, and prompts (system message included) with several."""
     seen, repeated, groups = {}, [], defaultdict(list)
     for e in examples:
-        pair = (e.key, folded(e.answer))
+        asked = folded("\n".join(m["content"] for m in e.messages[:-1])) or e.key
+        pair = (asked, folded(e.answer))
         if pair in seen:
             repeated.append((e.line, seen[pair]))
         seen.setdefault(pair, e.line)
-        groups[e.key].append(e)
+        groups[asked].append(e)
     if repeated:
         yield "duplicate", [line for line, _ in repeated], "line {} is line {}".format(*repeated[0])
     different = [g for g in groups.values() if g[0].messages and len(_answers(g)) > 1]
@@ -122,7 +122,7 @@ def _is_json(text):
 
 
 def _is_finished(text):
-    return text.endswith(ENDINGS) or not text[-1].isalnum()
+    return not text[-1].isalnum()
 
 
 def _systems(examples):

@@ -110,6 +110,8 @@ def test_different_answers_to_one_prompt_are_wrong(clean, examined):
     other = copy.deepcopy(clean[5])
     other[ANSWER] = clean[15][ANSWER]
     assert told(examined([*clean, other])) == [("contradiction", "wrong", [6, 41])]
+    other[0]["content"] = "Another system message may want another answer."
+    assert told(examined([*clean, other])) == [("system_differs", "look", [41])]
 
 
 def test_a_sentence_that_comes_back_is_spelled_in_one_way(examined):

@@ -70,7 +70,6 @@ BELOW = [{"role": "user", "content": "a\n\nc"}, TALK[1]]  # what more there is t
 JSON = '[{"x": 1}]'
 SHAPES = [  # a row, its kind, its messages
     ({"messages": TALK}, "chat", TALK),
-    ({"messages": json.dumps(TALK)}, "chat", TALK),
     ({"messages": str(TALK)}, "chat", TALK),  # as pandas writes it to CSV
     ({"conversations": GPT}, "chat", TALK),
     ({"messages": PARTS}, "chat", TALK),
