@@ -48,7 +48,7 @@ def no_card(monkeypatch):
 )
 def test_the_precision_is_that_of_the_card(card, name, multiplied, kept):
     card(name)
-    assert hardware.device() == "cuda" and hardware.attention("cuda") == "sdpa"
+    assert hardware.device() == "cuda" and hardware.attention("cuda") is None
     assert (hardware.precision("cuda"), hardware.weights("cuda")) == (multiplied, kept)
     wanted = {"bf16": multiplied == torch.bfloat16, "fp16": multiplied == torch.float16}
     assert hardware.flags("cuda") == {"use_cpu": False, **wanted}
