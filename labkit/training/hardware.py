@@ -121,15 +121,14 @@ def largest_qlora(n_bytes: int) -> str | None:
 
 
 def micro_batch(name: str, method: str, total: int, n_processes: int = 1, seq: int = 512) -> int:
-    """Find the largest of `total`, `total` / 2, … rows of `seq` tokens that fits one process.
+    """Find the largest divisor of `total` rows of `seq` tokens that fits one process; at least 1.
 
     The other rows are accumulated, so the gradient is the same. The limit is based on total memory
     (the card's, or half of the host's), not free memory, so that all processes agree.
     """
     room = 0.8 * card_bytes() or 0.5 * psutil.virtual_memory().total / n_processes
-    while total % 2 == 0 and _peak(name, method, batch=total, seq=seq) > room:
-        total //= 2
-    return total
+    sizes = [n for n in range(total, 1, -1) if total % n == 0]
+    return next((n for n in sizes if _peak(name, method, batch=n, seq=seq) <= room), 1)
 
 
 def _peak(name, method, **more):
