@@ -1,6 +1,5 @@
 """Make a trainer for a file: the course's lean trainer if packing is exact, else TRL's."""
 
-import copy
 import sys
 import time
 from functools import partial
@@ -30,17 +29,10 @@ def trainer_for(
     spared = ["out_proj", "conv1d"] if model.config.model_type in MAMBA else None
     lora = arguments.lora(rank, 2 * rank, exclude_modules=spared)
     dataset = Dataset.from_list(rows)
-    if packs(model, rows):
-        made = lean.lean_trainer(model, tokenizer, dataset, lora, args)
-    else:
-        made = PaddedTrainer(
-            model=model,
-            args=lean.settings(args, model),
-            train_dataset=dataset,
-            data_collator=partial(packing.padded, pad=tokenizer.pad_token_id or 0),
-            processing_class=tokenizer,
-            peft_config=copy.deepcopy(lora),
-        )
+    how = ()
+    if not packs(model, rows):
+        how = PaddedTrainer, partial(packing.padded, pad=tokenizer.pad_token_id or 0)
+    made = lean.lean_trainer(model, tokenizer, dataset, lora, args, *how)
     made.add_callback(Steps(made.accelerator.is_main_process))
     return made
 

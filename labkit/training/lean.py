@@ -8,6 +8,7 @@ schedule, clipping and loss are TRL's (`benchmarks/train_step.py` compares the t
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 
@@ -26,15 +27,17 @@ def lean_trainer(
     dataset: Dataset,
     peft_config: LoraConfig,
     args: SFTConfig,
-) -> LeanTrainer:
-    """Make the trainer that `finetune` runs, not yet started; changes `model` in place."""
+    kind: type[SFTTrainer] | None = None,
+    collator: Callable = packing.pack,
+) -> SFTTrainer:
+    """Make a trainer, by default `finetune`'s, not yet started; changes `model` in place."""
     chosen = settings(args, model)
     with packing.own_forward(model):  # SFTTrainer's would keep the model in memory
-        trainer = LeanTrainer(
+        trainer = (kind or LeanTrainer)(
             model=model,
             args=chosen,
             train_dataset=_rows(dataset, tokenizer),
-            data_collator=packing.pack,
+            data_collator=collator,
             processing_class=tokenizer,
             peft_config=copy.deepcopy(peft_config),  # PEFT writes into it
         )
