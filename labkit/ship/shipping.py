@@ -94,12 +94,12 @@ def _write(into, asked, parts, facts):
 
 
 def _base(parts):
-    """Load the base in fp32; for a QLoRA adapter, with the dequantized values it was trained on."""
+    """Load the base in fp32 on the CPU; a QLoRA adapter's has the dequantized 4-bit values."""
     from labkit.training import arguments, models
 
-    if not parts.adapter.in_4_bits:
-        return models.load(parts.base, torch.float32)[0]
-    return models.load(parts.base, torch.float32, **arguments.in_4_bits())[0].dequantize()
+    how = arguments.in_4_bits("cpu") if parts.adapter.in_4_bits else {}
+    model, _ = models.load(parts.base, torch.float32, "cpu", **how)
+    return model.dequantize() if how else model
 
 
 def _apart(into, asked, parts, model, facts):

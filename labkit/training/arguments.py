@@ -49,12 +49,12 @@ def lora(rank: int, alpha: float, **switches) -> LoraConfig:
     return LoraConfig(r=rank, lora_alpha=alpha, **how)
 
 
-def in_4_bits() -> dict:
-    """Arguments of `from_pretrained` for a 4-bit base on this process's device."""
+def in_4_bits(device: str | None = None) -> dict:
+    """Arguments of `from_pretrained` for a 4-bit base on `device`, by default this process's."""
     from labkit.memory.adapted import in_4_bits
     from labkit.memory.settings import Settings
 
-    where = hardware.device()
+    where = device or hardware.device()
     kind = str(hardware.precision(where)).removeprefix("torch.")
     settings = Settings(method="qlora", dtype=kind)
     return {"quantization_config": in_4_bits(settings), "device_map": {"": where}}

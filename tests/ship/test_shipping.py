@@ -16,7 +16,7 @@ from labkit.data.tokens import PLAIN
 from labkit.errors import LabError
 from labkit.ship import adapter, gguf, measure, recipes, shipping
 from labkit.ship.shipping import Asked
-from labkit.training import arguments, loop, models
+from labkit.training import arguments, hardware, loop, models
 
 SETTINGS = {"max_length": 512, "held_out": 0.2, "seed": 0}
 ROWS = [("turn on the lamp", "it's on"), ("the kitchen", "12 times"), ("see the lamp", "on")]
@@ -89,15 +89,15 @@ def test_the_cost_is_the_divergence_from_the_adapter_apart(shipped, trained, tok
     assert row["kl"] == pytest.approx(wanted, rel=1e-3)
 
 
-def test_a_qlora_adapter_is_merged_into_the_base_that_it_was_trained_on(shelf, tokenizer, tmp_path):
+def test_qlora_is_merged_on_the_cpu_into_its_own_base(shelf, tokenizer, tmp_path, monkeypatch):
     shutil.copytree(shelf / "mine", tmp_path / "mine")
     (tmp_path / "mine/labkit.json").write_text('{"settings": {"method": "qlora"}}', "utf-8")
-    out = tmp_path / "out"
-    shipping.ship(Asked(tmp_path / "mine", out, ("f32",), apart=True))
-    base, _ = models.load(shelf / "base", torch.float32, **arguments.in_4_bits())
-    assert divergence(tokenizer, read(out / "base-f16.gguf"), base) < 1e-3
+    monkeypatch.setattr(hardware, "device", lambda: "cuda")  # too small for fp32
+    shipping.ship(Asked(tmp_path / "mine", tmp_path / "out", ("f32",), apart=True))
+    base, _ = models.load(shelf / "base", torch.float32, "cpu", **arguments.in_4_bits("cpu"))
+    assert divergence(tokenizer, read(tmp_path / "out/base-f16.gguf"), base) < 1e-3
     tuned = PeftModel.from_pretrained(base, shelf / "mine").eval()
-    assert divergence(tokenizer, read(out / "mine-f32.gguf"), tuned) < 1e-3
+    assert divergence(tokenizer, read(tmp_path / "out/mine-f32.gguf"), tuned) < 1e-3
 
 
 def divergence(tokenizer, *models):
