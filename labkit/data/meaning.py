@@ -113,5 +113,7 @@ MEANING = {
         "look", "fewer than 20 rows", "add rows: a score on two or three rows says little"
     ),
     "number": Meaning("note", "a number or true/false, read as text", "nothing, if intended"),
-    "spaces": Meaning("note", "spaces around an answer", "nothing, if intended: many templates keep them"),
+    "spaces": Meaning(
+        "note", "spaces around an answer", "nothing, if intended: many templates keep them"
+    ),
 }
