@@ -35,7 +35,7 @@ def answer(rows: list[tuple[int, dict]]) -> None:
     model, tokenizer = models.load()
     for start in range(0, len(rows), AT_ONCE):
         begun, part = time.perf_counter(), rows[start : start + AT_ONCE]
-        chance = torch.Generator().manual_seed(part[0][0])
+        chance = torch.Generator(model.device).manual_seed(part[0][0])
         asked = [row for _, row in part]
         answers = rollouts.sample(model, tokenizer, asked, SAMPLES, TOKENS, TEMPERATURE, chance)
         with SAID.open("a", encoding="utf-8") as file:

@@ -137,7 +137,7 @@ def scores(model, lab, unseen):
 @torch.no_grad()
 def distances(policy, lab, unseen):
     """KL from the start on 64 of the policy's own answers, and perplexity on everyday English."""
-    chance = torch.Generator().manual_seed(0)
+    chance = torch.Generator(policy.device).manual_seed(0)
     rows = unseen.to_list()[:64]
     answers = rollouts.sample(policy, lab["tokenizer"], rows, 1, generator=chance)
     logp, mask = rollouts.logprobs(policy, answers)

@@ -107,7 +107,7 @@ def _record(path, number, row):
 
 def _csv(path, text) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)
-    header = text.partition("\n")[0]
+    header = text.lstrip("\r\n").partition("\n")[0]
     separator = max(SEPARATORS, key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names, begun = None, 1

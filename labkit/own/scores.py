@@ -111,6 +111,7 @@ def _generated(model, prompts, n, ends):
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
     seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     how = {"do_sample": False, "eos_token_id": sorted(ends), "pad_token_id": min(ends)}
+    how["repetition_penalty"] = 1.0  # some models' generation_config has another
     out = model.generate(
         input_ids=ids, attention_mask=seen.to(model.device), max_new_tokens=n, **how
     )

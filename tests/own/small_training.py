@@ -11,6 +11,7 @@ def write_model(folder, seed=0, dropout=0.0):
     model, tokenizer = tiny.language_model(seed)
     model.config.attention_dropout = dropout
     model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.repetition_penalty = 3.0  # no course answer uses it
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
