@@ -72,7 +72,8 @@ def recognise(records: list[Record], file: str = "the file") -> Shape:
     """Find the shape that most rows have; LabError if it is not a known shape."""
     names = Counter(name for record in records for name in record.cells)
     common = {str(n).strip().lower(): n for n, count in names.items() if 2 * count >= len(records)}
-    shape = _chat(common) or _pair(common) or _text(common)
+    chat, text = ("chat", "messages", CHATS), ("text", "text", TEXTS)
+    shape = _one(common, *chat) or _pair(common) or _one(common, *text)
     if shape is None:
         found = ", ".join(map(str, names)) or "none"
         wanted = "messages; prompt and completion; question and answer; or text"
@@ -89,9 +90,9 @@ def _first(common, names, but=None):
     return next((common[n] for n in names if n in common and common[n] != but), None)
 
 
-def _chat(common):
-    name = _first(common, CHATS)
-    return name and Shape("chat", {"messages": name})
+def _one(common, kind, role, names):
+    name = _first(common, names)
+    return name and Shape(kind, {role: name})
 
 
 def _pair(common):
@@ -107,11 +108,6 @@ def _pair(common):
         more = _first(common, MORE)
         columns["more"] = more if more not in (prompt, completion) else None
     return Shape(kind, {role: name for role, name in columns.items() if name})
-
-
-def _text(common):
-    name = _first(common, TEXTS)
-    return name and Shape("text", {"text": name})
 
 
 def examples(records: list[Record], shape: Shape) -> list[Example]:
