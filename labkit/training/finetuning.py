@@ -70,7 +70,7 @@ def finetune(
         trainer = lean.lean_trainer(model, tokenizer, dataset, peft_config, args)
         tuned, history = _train(trainer, title, work)
         if trainer.accelerator.is_main_process:
-            _keep(tuned, history, folder)
+            _store(tuned, history, folder)
             shutil.rmtree(work, ignore_errors=True)
         trainer.accelerator.wait_for_everyone()
     return Result(tuned, history["losses"], history["seconds"], folder / "adapter", cached=False)
@@ -136,7 +136,7 @@ def _key(model, tokenizer, dataset, peft_config, args):
     return fingerprint.of(fingerprint.TRAINING, PACKAGES, parts)[:16]
 
 
-def _keep(tuned, history, folder):
+def _store(tuned, history, folder):
     """Write adapter and history to a temporary folder, then move them to `folder` in one step."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as scratch:

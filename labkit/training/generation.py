@@ -103,7 +103,7 @@ def _read(decoder, prompts, max_new_tokens, device):
         row["labels"][-1] = row["input_ids"][-1]  # the prefix ends before this token
     batch = {name: values.to(device) for name, values in packing.pack(rows).items()}
     lengths = torch.tensor([len(ids) for ids in prompts], device=device)
-    cached = packing.Kept(lengths, max_new_tokens)
+    cached = packing.KeyValueCache(lengths, max_new_tokens)
     hidden = packing.hidden_states(decoder, batch, cached)[0]
     last = (batch["rows"] >= 0).sum(1) - 1
     return hidden[batch["rows"].gather(1, last[:, None])[:, 0]], cached

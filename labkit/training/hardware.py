@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SMALLEST = "smollm2-135m"  # the model of the labs
 LARGER = ("smollm2-1.7b", "smollm2-360m")  # candidates of `default_model`, in this order
 KNOWN = ("smollm2-1.7b", "llama-2-7b", "llama-2-13b", "llama-2-70b")  # by size, for `largest_qlora`
-KEPT_FREE = 1.5 * 2**30  # bytes of a card for the CUDA context, workspaces and fragmentation
+RESERVED_BYTES = 1.5 * 2**30  # bytes of a card for the CUDA context, workspaces and fragmentation
 # limits of a rehearsal: training steps, answer tokens, rows of data; the model's layers and MLP
 # width
 REHEARSED = {"steps": 3, "tokens": 4, "rows": 4, "layers": 16, "mlp": 256}
@@ -116,7 +116,7 @@ def largest_qlora(n_bytes: int) -> str | None:
     Assumes one sequence of 512 tokens, checkpointing, r=16 on all linear layers, paged 8-bit AdamW.
     """
     saving = {"checkpointing": True, "optim": "paged_adamw_8bit"}
-    fitting = [n for n in KNOWN if _peak(n, "qlora", **saving) <= n_bytes - KEPT_FREE]
+    fitting = [n for n in KNOWN if _peak(n, "qlora", **saving) <= n_bytes - RESERVED_BYTES]
     return fitting[-1] if fitting else None
 
 

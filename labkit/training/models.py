@@ -12,7 +12,6 @@ import torch
 from labkit import download
 from labkit.errors import LabError
 from labkit.training import hardware
-from labkit.training.hardware import precision  # noqa: F401 (labs say models.precision)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

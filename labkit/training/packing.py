@@ -79,13 +79,13 @@ def own_forward(model: torch.nn.Module) -> Iterator[None]:
 
 
 def hidden_states(
-    decoder: PreTrainedModel, batch: dict[str, torch.Tensor], kept: Kept | None = None
+    decoder: PreTrainedModel, batch: dict[str, torch.Tensor], cache: KeyValueCache | None = None
 ) -> torch.Tensor:
     """Compute a packed batch's last hidden states `(1, N, d)` with plain causal attention.
 
-    Each position sees the prefix and its own row. `kept` stores keys and values, for generation.
+    Each position sees the prefix and its own row. `cache` stores keys and values, for generation.
     """
-    return _run(decoder, batch["input_ids"], batch["position_ids"], _Layout(batch["rows"], kept))
+    return _run(decoder, batch["input_ids"], batch["position_ids"], _Layout(batch["rows"], cache))
 
 
 def _run(decoder, input_ids, position_ids, layout):
@@ -106,8 +106,8 @@ def _attention(config, name):
 class _Layout:
     """The layout of a packed sequence: p prefix tokens, followed by b rows of n slots."""
 
-    def __init__(self, rows, kept=None):
-        self.kept = kept
+    def __init__(self, rows, cache=None):
+        self.cache = cache
         self.b, self.n = rows.shape
         self.p = int(rows[0, 0])
         self.longest = self.p + self.n
@@ -127,8 +127,8 @@ class _Layout:
     def attend(self, layer, query, key, value, scaling, dropout):
         """Attend with queries `(1, heads, N, d)`; returns `(N, heads d)`."""
         (q0, q), (k0, k), (v0, v) = (_split(x, self) for x in (query, key, value))
-        if self.kept:
-            self.kept.keep(layer, (k0, v0), (k, v))
+        if self.cache:
+            self.cache.store(layer, (k0, v0), (k, v))
         k, v = (torch.cat([x0.expand(self.b, -1, -1, -1), x], 2) for x0, x in ((k0, k), (v0, v)))
         later0, later = self.later0.to(q.dtype), self.later.to(q.dtype)
         prefix = _softmax_attention(q0, k0, v0, later0, scaling, dropout)
@@ -136,7 +136,7 @@ class _Layout:
         return torch.cat([prefix, _Gather.apply(rows, self.slots, self.tokens, self.empty)])
 
 
-class Kept:
+class KeyValueCache:
     """A cache of every layer's keys and values, for the prefix (once) and for each growing row.
 
     `lengths` `(b,)` are token counts with the prefix; each row has room for `more` new tokens.
@@ -146,7 +146,7 @@ class Kept:
         self.places, self.more = lengths, more  # position of each row's next token
         self.prefix, self.rows = {}, {}  # by layer, keys and values: (1, h, p, d) and (b, h, n, d)
 
-    def keep(self, layer: int, prefix: tuple, rows: tuple) -> None:
+    def store(self, layer: int, prefix: tuple, rows: tuple) -> None:
         """Store a layer's keys and values for prefix and rows, with room for new tokens."""
         self.prefix[layer] = [x[0] for x in prefix]
         self.rows[layer] = [F.pad(x, (0, 0, 0, self.more)) for x in rows]
