@@ -36,12 +36,9 @@ def check(path: Path, seconds: float) -> Checked:
     Each cell may take `seconds`. Cells run as the calling user, without a sandbox. LabError for a
     file that is not a lab's notebook, or if the kernel dies.
     """
-    book = _read(path)
-    code = [cell for cell in book.cells if cell.cell_type == "code"]
-    stems = [found[1] for cell in code if (found := START.search(cell.source))]
+    book, code, stems = _read(path)
     if not stems:
         raise LabError(f'{path} belongs to no lab: its cell labkit.start("02_lora") is missing')
-    code = [c for c in code if "experiment" not in c.metadata.get("tags", ())]
     book.cells = [*code, nbformat.v4.new_code_cell(CLOSING.format(stem=stems[0]))]
     how = {"allow_errors": True, "timeout": seconds, "interrupt_on_timeout": True}
     failure, _ = run.execute(book, path.absolute().parent, lambda index: None, **how)
@@ -61,15 +58,18 @@ def check(path: Path, seconds: float) -> Checked:
 
 
 def _read(path):
-    """The notebook in a file; LabError if the file is not a notebook."""
+    """`(notebook, its code cells except experiments, the labs it starts)`; LabError for others."""
     try:
         book = nbformat.read(path, as_version=4)
+        cells = [cell for cell in book.cells if cell.cell_type == "code"]
+        code = [c for c in cells if "experiment" not in c.metadata.get("tags", ())]
+        stems = [found[1] for cell in cells if (found := START.search(cell.source))]
     except OSError as error:
         raise LabError(f"{path}: {error.strerror}") from None
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
+    except (ValueError, AttributeError, TypeError, KeyError, nbformat.ValidationError) as error:
         why = str(error).strip().partition("\n")[0]
         raise LabError(f"{path} is not a notebook: {why[:120]}") from None
-    return book
+    return book, code, stems
 
 
 def lines(checked: Checked) -> list[str]:

@@ -134,7 +134,7 @@ def _solved(root: Path, stem: str) -> nbformat.NotebookNode:
         raise LabError(f"solutions/{path.name} is not built yet: run 'labkit build'")
     try:
         return nbformat.read(path, as_version=4)
-    except ValueError as error:
+    except (ValueError, AttributeError, nbformat.ValidationError) as error:
         raise LabError(f"solutions/{path.name} is not a notebook: {error}") from None
 
 

@@ -94,17 +94,18 @@ def test_bad_input_is_one_line_and_exit_2(course, small, capsys, args, said):
 
 
 @pytest.mark.parametrize(
-    ("file", "command", "said"),
+    ("file", "data", "command", "said"),
     [
-        ("labs/01_tiny.py", "build", "labs/01_tiny.py, line 1: not UTF-8"),
-        ("solutions/01_tiny.ipynb", "run", "solutions/01_tiny.ipynb is not a notebook"),
-        ("pyproject.toml", "build", "pyproject.toml has no valid project"),
+        ("labs/01_tiny.py", b"\xff", "build", "labs/01_tiny.py, line 1: not UTF-8"),
+        ("solutions/01_tiny.ipynb", b"\xff", "run", "solutions/01_tiny.ipynb is not a notebook"),
+        ("solutions/01_tiny.ipynb", b'{"nbformat": 4}', "run", "is not a notebook"),
+        ("pyproject.toml", b"\xff", "build", "pyproject.toml has no valid project"),
     ],
 )
-def test_a_broken_file_of_the_course_is_one_line(course, capsys, file, command, said):
+def test_a_broken_file_of_the_course_is_one_line(course, capsys, file, data, command, said):
     call("build")
     capsys.readouterr()
-    Path(file).write_bytes(b"\xff")
+    Path(file).write_bytes(data)
     assert call(command) == 2
     captured = capsys.readouterr()
     assert said in captured.err and "Traceback" not in captured.err

@@ -72,3 +72,16 @@ def test_what_is_no_notebook_of_a_lab_is_one_line(tmp_path):
     for name, words in said.items():
         with pytest.raises(LabError, match=words):
             check.check(tmp_path / f"{name}.ipynb", 8)
+
+
+CODE = {"cell_type": "code", "source": "", "metadata": {}}
+MALFORMED = ["text", CODE | {"metadata": {"tags": None}}]
+MALFORMED += [{key: CODE[key] for key in CODE.keys() - {absent}} for absent in CODE]
+
+
+@pytest.mark.parametrize("cell", MALFORMED)
+def test_a_malformed_notebook_is_one_line(tmp_path, cell):
+    book = {"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [cell]}
+    (tmp_path / "a.ipynb").write_text(json.dumps(book))
+    with pytest.raises(LabError, match="is not a notebook"):
+        check.check(tmp_path / "a.ipynb", 8)
