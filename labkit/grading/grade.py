@@ -66,10 +66,11 @@ def grade(
     try:
         with store.judging_anew(out, only), closing(_rows(todo, seed, how)) as graded:
             for done, (book, row, sources) in enumerate(graded, len(books) - len(todo) + 1):
-                row = _with(before[book.name], book, row, only) if only else row
-                store.save(out, _kept(book, row, sources))
+                entry = _kept(book, row, sources)
+                entry = _with(before[book.name], entry, only) if only else entry
+                store.save(out, entry)
                 if progress:
-                    progress(done, len(books), row)
+                    progress(done, len(books), entry.row)
         if only:
             _stand(out, set(books) - set(todo), before)
     finally:
@@ -139,15 +140,16 @@ def _rows(todo, seed, how):
         yield from workers.here(readable, setup, seed, how.jobs)
 
 
-def _with(old, book, new, only):
-    """The old row with one exercise from `new`; `new` itself if the notebook has changed."""
-    fresh = new.exercise(only)
-    if old.digest != book.digest:
+def _with(old, new, only):
+    """The old entry with one exercise from `new`; `new` itself if the notebook has changed."""
+    fresh = new.row.exercise(only)
+    if old.digest != new.digest:
         return new
-    if new.status != "graded" or fresh is None:
-        return old.row
+    if new.row.status != "graded" or fresh is None:
+        return replace(old, key=new.key)  # "" after a crash: the next call grades it
     exercises = [fresh if e.id == only else e for e in old.row.exercises]
-    return replace(old.row, exercises=exercises, earned=sum(e.earned for e in exercises))
+    row = replace(old.row, exercises=exercises, earned=sum(e.earned for e in exercises))
+    return replace(new, row=row)
 
 
 def _stand(out, books, before):

@@ -116,6 +116,21 @@ def test_rows_of_another_lab_stand_when_an_exercise_is_judged_anew(batch, tmp_pa
     assert len(Fake.asked) == 5
 
 
+def test_a_crash_while_one_exercise_is_judged_loses_nothing_and_is_graded_again(batch):
+    batch(books(0, 1))
+    grade = Fake.grade
+
+    def crashes(self, name, *rest):
+        return (Row(name, "crashed"), {}) if name == "0.ipynb" else grade(self, name, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fake, "grade", crashes)
+        batch(only="2.1")
+    assert "<code>" in (batch.out / "feedback/0.html").read_text()
+    batch()
+    assert asked(3) == ["0.ipynb"]
+
+
 def test_ctrl_c_leaves_what_is_done(batch):
     with pytest.raises(KeyboardInterrupt):
         batch(books(0, 1, 2) | {"3.ipynb": notebook("INTERRUPT")} | books(4, 5), jobs=1)
