@@ -98,7 +98,7 @@ def export(
     column: Annotated[str | None, typer.Option(help="Title of the column to fill.")] = None,
 ) -> int:
     """Copy the grades into another system's gradebook; exit 1 if a line needs attention."""
-    from labkit.grading.after import comments, exports
+    from labkit.grading.after import comments, exports, report
     from labkit.grading.grade import mixed
 
     if (canvas is not None) + (moodle is not None) + gradescope != 1:
@@ -107,7 +107,7 @@ def export(
         print(f"written: {exports.to_gradescope(out)}", *(halves := mixed(out)), sep="\n")
         return int(bool(halves))
     name, fill = ("canvas", exports.canvas) if canvas else ("moodle", exports.moodle)
-    done = fill(exports.results_in(out), canvas or moodle, lab, column)
+    done = fill(report.results_in(out), canvas or moodle, lab, column)
     if lab and done.filled:  # one file per lab
         name = f"{name}-{done.filled[0].lab}"
     table, notes = out / f"{name}.csv", out / f"{name}-comments.zip"

@@ -175,10 +175,7 @@ def _report(out, renamed):
         for name in renamed:
             store.forget(out, name)
         entries = store.entries(out)
-        found = {row.submission: row for row in report.rows_in(out)}
-        found |= {name: entry.row for name, entry in entries.items()}
-        rows = [found[name] for name in sorted(found.keys() - renamed)]
-        rows, lines = overrides.put_over(out, rows)
+        rows, lines = overrides.put_over(out, [entries[name].row for name in sorted(entries)])
         report.write(out, rows, {name: entry.sources for name, entry in entries.items()})
     return rows, lines + mixed(out)
 

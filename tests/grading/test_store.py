@@ -169,10 +169,6 @@ def test_a_folder_of_grades_only_grows(batch, tmp_path):
     (batch.folder / "a.ipynb").unlink()
     assert batch(notes=notes) == rows and len(Fake.asked) == 4
     assert any("the file is gone" in note and "a.ipynb" in note for note in notes)
-    for file in (batch.out / "graded").glob("*.json"):  # a page says more than results.json
-        file.unlink()
-    assert batch(paths=[late]) == rows and len(Fake.asked) == 5
-    assert (batch.out / "feedback/b.html").read_text() == pages["b.html"]
 
 
 def test_the_same_name_is_graded_anew_and_another_file_of_that_name_is_told(batch, tmp_path):

@@ -33,7 +33,7 @@ def canvas(path: Path, rows: list[Row]) -> None:
 
 def moodle(path: Path, rows: list[Row], out: Path) -> None:
     """Write the zip for Moodle from the feedback pages that grading left in `out`."""
-    everyone = [row.submission for row in report.rows_in(out)]
+    everyone = [row.submission for row in report.results_in(out)]
     pages = dict(zip(everyone, report.page_names(everyone), strict=True))
     folders = [next(p for p in row.submission.split("/") if MOODLE.search(p)) for row in rows]
     texts = [(out / "feedback" / pages[row.submission]).read_text("utf-8") for row in rows]

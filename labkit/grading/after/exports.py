@@ -30,25 +30,10 @@ class Export(tables.Table):
     remarks: list[str]
 
 
-def results_in(out: Path) -> list[Row]:
-    """The rows of the results.json that grading left in `out`; LabError if there is none."""
-    path, again = out / "results.json", f"labkit grade SUBMISSIONS --out {out}"
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise LabError(f"{path} isn't there: run {again}") from None
-    except (ValueError, RecursionError) as error:
-        raise LabError(f"{path} is not JSON ({error}); recreate it: {again}") from None
-    try:
-        return [Row.of(data) for data in (found if isinstance(found, list) else [found])]
-    except ValueError:
-        raise LabError(f"{path} does not come from grading; recreate it: {again}") from None
-
-
 def to_gradescope(out: Path) -> Path:
     """Write one file per submission for Gradescope into a folder of `out`; return the folder."""
     folder = out / "gradescope"
-    rows = results_in(out)
+    rows = report.results_in(out)
     folder.mkdir(exist_ok=True)
     for row, page in zip(rows, report.page_names([r.submission for r in rows]), strict=True):
         text = json.dumps(gradescope.as_gradescope(row), indent=1)

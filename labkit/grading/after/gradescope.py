@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from labkit.grading.after.report import LONGEST_MESSAGE, rows_in
+from labkit.grading.after.report import LONGEST_MESSAGE, results_in
 from labkit.grading.row import Row
 
 
@@ -81,7 +81,7 @@ def main(submission: str, results: str, lab: str, *options: str) -> None:
             reason = f"the grader stopped ({_last_line(done)}): tell your instructor"
             row = Row("", "crashed", reason)
         else:
-            row = choose(rows_in(Path(out)), lab)
+            row = choose(results_in(Path(out)), lab)
     Path(results).parent.mkdir(parents=True, exist_ok=True)
     Path(results).write_text(json.dumps(as_gradescope(row), indent=1), "utf-8")
 

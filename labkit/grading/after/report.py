@@ -5,7 +5,6 @@ each page forbids foreign scripts (Content-Security-Policy), and file names are 
 """
 
 import base64
-import contextlib
 import hashlib
 import json
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.contract import natural
+from labkit.errors import LabError
 from labkit.grading import store
 from labkit.grading.after import summary
 from labkit.grading.limits import LONGEST_SOURCE
@@ -38,8 +38,7 @@ MARKS = {
 def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> None:
     """Write results.json, two tables, index.html and feedback/*.html into the folder `out`.
 
-    sources[submission][exercise id] is the learner's cell. A submission without sources keeps its
-    page.
+    sources[submission][exercise id] is the learner's cell.
     """
     (out / "feedback").mkdir(parents=True, exist_ok=True)
     data = [row.data() for row in rows]
@@ -50,21 +49,23 @@ def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> Non
     for old in {page.name for page in (out / "feedback").glob("*.html")} - set(pages):
         (out / "feedback" / old).unlink()  # its submission is gone
     for row, page in zip(rows, pages, strict=True):
-        path, cells = out / "feedback" / page, sources.get(row.submission)
-        if cells is not None or not path.exists():
-            put(path, feedback_page(row, cells or {}))
+        put(out / "feedback" / page, feedback_page(row, sources.get(row.submission, {})))
     put(out / "index.html", class_page(rows, pages))
 
 
-def rows_in(out: Path) -> list[Row]:
-    """The valid rows of the results.json in `out`; [] if it is missing."""
-    found, rows = None, []
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads((out / "results.json").read_text("utf-8"))
-    for data in found if isinstance(found, list) else ():
-        with contextlib.suppress(ValueError):
-            rows.append(Row.of(data))
-    return rows
+def results_in(out: Path) -> list[Row]:
+    """The rows of the results.json that grading left in `out`; LabError if there is none."""
+    path, again = out / "results.json", f"labkit grade SUBMISSIONS --out {out}"
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise LabError(f"{path} isn't there: run {again}") from None
+    except (ValueError, RecursionError) as error:
+        raise LabError(f"{path} is not JSON ({error}); recreate it: {again}") from None
+    try:
+        return [Row.of(data) for data in (found if isinstance(found, list) else [found])]
+    except ValueError:
+        raise LabError(f"{path} does not come from grading; recreate it: {again}") from None
 
 
 def page_names(submissions: list[str]) -> list[str]:

@@ -36,6 +36,16 @@ def test_they_hold_until_their_line_goes_and_nothing_is_graded_again(batch):
     assert points(batch()) == {"ada.ipynb": 1, "kurt.ipynb": 1}
 
 
+def test_an_override_is_never_applied_to_itself(batch):
+    """results.json has it already, so grading never reads that file."""
+    batch(BOOKS)
+    (batch.out / overrides.FILE).write_text(HEAD + "ada.ipynb,2.1,2,fine\n")
+    batch()
+    for file in (batch.out / "graded").glob("*.json"):
+        file.unlink()
+    assert points(batch(paths=[batch.folder / "kurt.ipynb"])) == {"kurt.ipynb": 1}
+
+
 def test_excel_writes_them_too_and_what_cannot_be_is_named(batch):
     batch(BOOKS)
     lines = "kurt.ipynb;2.1;0,5;half\r\nnobody.ipynb;2.1;1;\r\nada.ipynb;9.9;1;\r\n"
