@@ -28,12 +28,12 @@ def put_over(out: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
     except (LabError, OSError, ValueError):
         return rows, [f"LOOK: {FILE} is not used: its first line must be {','.join(COLUMNS)}"]
     found, invalid = {row.submission: row for row in rows}, []
-    for n, line in enumerate(lines, 2):
+    for line in lines:
         name, id, points, why = (line[i].strip() for i in at)
         try:
             found[name] = _given(found.get(name), name, id, points, why)
         except LabError as error:
-            invalid.append(f"LOOK: {FILE}, line {n}: {error}")
+            invalid.append(f"LOOK: {FILE}, {name!r}: {error}")
     done = len(lines) - len(invalid)
     return [found[row.submission] for row in rows], [f"points by hand, {FILE}: {done}", *invalid]
 
@@ -42,12 +42,12 @@ def _given(row, name, id, points, why):
     """The row with the points for one exercise; LabError for an invalid entry."""
     old, new = row and row.exercise(id), tables.number(points)
     if row is None:
-        raise LabError(f"no submission is called {name!r}")
+        raise LabError("no submission has this name")
     if old is None:
         known = ", ".join(exercise.id for exercise in row.exercises)
-        raise LabError(f"{name} has no exercise {id!r}: {known or row.outcome}")
+        raise LabError(f"it has no exercise {id!r}: {known or row.outcome}")
     if new is None or not 0 <= new <= old.points:
-        raise LabError(f"{points!r} is not a number from 0 to {old.points:g}")
+        raise LabError(f"exercise {id}: {points!r} is not a number from 0 to {old.points:g}")
     new = int(new) if new == int(new) else new
     message = f"by hand: {why or 'no reason given'}"
     message += f"\n{old.message}" if old.message else ""

@@ -55,9 +55,9 @@ def test_excel_writes_them_too_and_what_cannot_be_is_named(batch):
     assert points(batch(notes=notes)) == {"ada.ipynb": 1, "kurt.ipynb": 0.5}
     assert notes == [
         "points by hand, overrides.csv: 1",
-        "LOOK: overrides.csv, line 3: no submission is called 'nobody.ipynb'",
-        "LOOK: overrides.csv, line 4: ada.ipynb has no exercise '9.9': 2.1",
-        "LOOK: overrides.csv, line 5: '3' is not a number from 0 to 2",
+        "LOOK: overrides.csv, 'nobody.ipynb': no submission has this name",
+        "LOOK: overrides.csv, 'ada.ipynb': it has no exercise '9.9': 2.1",
+        "LOOK: overrides.csv, 'ada.ipynb': exercise 2.1: '3' is not a number from 0 to 2",
     ]
     (batch.out / overrides.FILE).write_text("who,what\n")
     assert points(batch(notes=notes)) == {"ada.ipynb": 1, "kurt.ipynb": 1}
