@@ -64,17 +64,12 @@ def build(root: Path, check: bool = False) -> list[str]:
 
 def lint(root: Path) -> list[str]:
     """Ruff's findings in the masters, one line each; [] without ruff."""
-    ruff, found = shutil.which("ruff", path=f"{Path(sys.executable).parent}:{os.defpath}"), []
-    if ruff is None:
-        return []
-    for options in (
-        ["check", "--quiet", "--output-format=concise"],
-        ["format", "--check", "--quiet"],
-    ):
-        done = subprocess.run([ruff, *options, "labs"], cwd=root, capture_output=True, text=True)
-        found += (done.stdout + done.stderr).splitlines()
-        if done.returncode and not found:
-            found.append("labs/ is not formatted: ruff format labs")
+    places, found = (str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)), []
+    ruff = shutil.which("ruff", path=os.pathsep.join(places))
+    how = {"cwd": root, "env": os.environ | {"RUFF_OUTPUT_FORMAT": "concise"}}
+    for options in (["check", "--quiet"], ["format", "--check"]) if ruff else ():
+        done = subprocess.run([ruff, *options, "labs"], **how, capture_output=True, text=True)
+        found += (done.stdout + done.stderr).splitlines() if done.returncode else []
     return found
 
 
