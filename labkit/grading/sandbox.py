@@ -12,15 +12,7 @@ A submission leaves nothing behind for the next one: its files, sockets, locks, 
 standard streams are its own, and it cannot change the content, times or hints of the machine's
 files and devices.
 
-docs/instructor.md lists what this does not stop: kernel bugs, and machine-wide counters.
-Between two checks memory may exceed its limit, and kernel memory (pipes, mappings, page tables) is
-limited only by the number of processes and descriptors, unless a memory cgroup (`cgroup`) counts
-it. Two submissions that run at the same time can signal each other by futexes in a file that both
-map: no filter can distinguish these from a submission's own semaphores.
-
-A submission's code and the probes share a process. A check that looks only at an answer's form,
-not at results that take work, can therefore be deceived; checks are written with that in mind. A
-learner who knows an instructor's check can also hard-code its answers.
+docs/instructor.md lists what this does not stop.
 
 If the kernel allows no user namespace inside bubblewrap's ("alone"), a submission has no process
 tree inside the outer wall. Each submission then has its own warm process, which takes seconds to
