@@ -7,7 +7,6 @@ import base64
 import re
 import shutil
 import tomllib
-import zipfile
 from pathlib import Path
 
 import jinja2
@@ -61,6 +60,7 @@ def autograders(root: Path, out: Path, checks: Path | None = None) -> list[str]:
     shutil.copy(root / "LICENSE", source / "LICENSE")
     shutil.copy(root / "constraints.txt", source / "constraints.txt")
     shutil.copy(TEMPLATES / "gradescope_setup.sh", source / "setup.sh")
+    (source / "setup.sh").chmod(0o755)
     if checks:
         shutil.copy(checks, source / "private_checks.py")
     made = [_autograder(source, out / f"{master.stem}.zip") for master in masters.masters(root)]
@@ -70,15 +70,11 @@ def autograders(root: Path, out: Path, checks: Path | None = None) -> list[str]:
 
 def _autograder(source: Path, path: Path) -> str:
     """Zip the folder `source` with the program that grades the lab in the zip's name."""
-    run = (TEMPLATES / "gradescope_run.sh").read_text("utf-8").replace("LAB", path.stem)
-    (source / "run_autograder").write_text(run, "utf-8", newline="\n")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(source.rglob("*")):
-            if file.is_file():
-                info = zipfile.ZipInfo(file.relative_to(source).as_posix())
-                runs = info.filename in ("setup.sh", "run_autograder")
-                info.external_attr = (0o100755 if runs else 0o100644) << 16
-                archive.writestr(info, file.read_bytes(), zipfile.ZIP_DEFLATED)
+    run = source / "run_autograder"
+    text = (TEMPLATES / "gradescope_run.sh").read_text("utf-8")
+    run.write_text(text.replace("LAB", path.stem), "utf-8", newline="\n")
+    run.chmod(0o755)
+    shutil.make_archive(str(path.with_suffix("")), "zip", source)
     return path.name
 
 
