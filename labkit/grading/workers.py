@@ -191,19 +191,15 @@ def client(workers: int | None = None, scheduler: str | None = None) -> Iterator
     if workers and scheduler:
         raise LabError("use --workers or --scheduler, not both")
     try:
-        from distributed import Client, LocalCluster
+        from distributed import Client
     except ImportError:
         raise LabError("dask.distributed is missing: pip install 'lora-labs[cluster]'") from None
-    if scheduler:
-        try:
-            found = Client(scheduler, timeout=10)
-        except (OSError, ValueError) as error:
-            raise LabError(f"no Dask scheduler at {scheduler}: {error}") from None
-        with found:
-            yield found
-        return
-    how = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
-    with LocalCluster(**how) as cluster, Client(cluster) as found:
+    here = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    try:
+        found = Client(scheduler, timeout=10) if scheduler else Client(**here)
+    except (OSError, ValueError) as error:
+        raise LabError(f"no Dask scheduler at {scheduler or 'this machine'}: {error}") from None
+    with found:
         yield found
 
 
