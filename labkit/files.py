@@ -1,10 +1,17 @@
-"""Write files atomically: first under a temporary name, then move them into place."""
+"""Write files atomically (first under a temporary name, then moved into place), and templates."""
 
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jinja2
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @contextmanager
@@ -21,3 +28,13 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@cache
+def template(name: str) -> "jinja2.Template":
+    """A compiled template; autoescape is on, so data never becomes markup."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    return jinja2.Environment(loader=loader, autoescape=True, **options).get_template(name)

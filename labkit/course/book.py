@@ -14,13 +14,13 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import jinja2
 import nbformat
 
 from labkit.course import claims, doctor, evidence, executed, masters, notebooks, release
+from labkit.files import TEMPLATES, template
 
 LIBRARIES = ("torch", "transformers", "peft", "trl")
-TEMPLATES = Path(__file__).parents[1] / "templates" / "book"
+BOOK = TEMPLATES / "book"
 OURS = ("index", "labs", "claims")
 GUIDES = (*release.GUIDES, "instructor", "maintainer")
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128)  # of the photograph on the first page
@@ -31,9 +31,9 @@ CONF = {
     "html_theme": "pydata_sphinx_theme",
     "html_title": "LoRA Labs",
     "html_css_files": ["book.css"],
-    "html_favicon": str(TEMPLATES / "static" / "icon.svg"),
-    "html_static_path": [str(TEMPLATES / "static")],
-    "templates_path": [str(TEMPLATES / "theme")],
+    "html_favicon": str(BOOK / "static" / "icon.svg"),
+    "html_static_path": [str(BOOK / "static")],
+    "templates_path": [str(BOOK / "theme")],
     "html_sidebars": {"index": [], "claims": []},
     "html_copy_source": False,
     "html_use_index": False,
@@ -126,11 +126,8 @@ def _texts(
         "claims": [(claim, _places(claim, pages)) for claim in found],
         "verdicts": Counter(claim.verdict for claim in found).most_common(),
     }
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
-    texts = jinja2.Environment(loader=loader, autoescape=True, **options)
-    made = {n: texts.get_template(f"{n}.md.j2").render(known) for n in OURS}
-    pages_of = texts.get_template("pages.md.j2")
+    made = {n: template(f"book/{n}.md.j2").render(known) for n in OURS}
+    pages_of = template("book/pages.md.j2")
     made |= {n: pages_of.render(title=n.title(), pages=listed) for n, listed in lists.items()}
     return made | {path.stem: executed.linked(path.read_text("utf-8")) for path in guides}
 

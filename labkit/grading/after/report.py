@@ -9,21 +9,16 @@ import hashlib
 import json
 import re
 from collections import Counter
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from labkit.contract import natural
 from labkit.errors import LabError
+from labkit.files import TEMPLATES, template
 from labkit.grading import store
 from labkit.grading.after import summary
 from labkit.grading.limits import LONGEST_SOURCE
 from labkit.grading.row import Row
 
-if TYPE_CHECKING:
-    import jinja2
-
-TEMPLATES = Path(__file__).parents[2] / "templates"
 LONGEST_MESSAGE = 2_000  # characters shown on a page
 MARKS = {
     "passed": "✓",
@@ -163,16 +158,6 @@ def feedback_page(row: Row, sources: dict[str, str]) -> str:
         }
         exercises.append(vars(exercise) | shown)
     return template("grading_feedback.html.j2").render(row=row, exercises=exercises, marks=MARKS)
-
-
-@cache
-def template(name: str) -> "jinja2.Template":
-    """A compiled template; autoescape is on, so data never becomes markup."""
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
-    return jinja2.Environment(loader=loader, autoescape=True, **options).get_template(name)
 
 
 def put(path: Path, text: str) -> None:

@@ -17,6 +17,7 @@ from scipy.sparse import lil_matrix
 
 from labkit import reference
 from labkit.contract import natural
+from labkit.files import template
 from labkit.grading.after import report
 from labkit.grading.row import Row
 
@@ -50,11 +51,11 @@ def write(out: Path, rows: list[Row], sources: dict[str, dict[str, str]]) -> lis
     for old in folder.glob("*.html"):
         old.unlink()
     for i, pair in enumerate(found[:MOST], 1):
-        page = report.template("grading_pair.html.j2").render(
+        page = template("grading_pair.html.j2").render(
             pair=pair, sides=list(zip(pair.names, pair.sides, strict=True))
         )
         report.put(folder / f"{i}.html", page)
-    page = report.template("grading_similar.html.j2").render(pairs=found[:MOST], n=len(found))
+    page = template("grading_similar.html.j2").render(pairs=found[:MOST], n=len(found))
     report.put(out / "similar.html", page)
     return found
 
