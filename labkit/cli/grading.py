@@ -48,7 +48,6 @@ def grade(
     """Grade submissions, each in its own sandbox; later calls skip unchanged ones."""
     from labkit.grading import sandbox
     from labkit.grading.after import show
-    from labkit.grading.collect import left_out
     from labkit.grading.grade import grade as grade_all
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` writes the pages, too
@@ -56,13 +55,12 @@ def grade(
     if unsafe:
         console.print(sandbox.UNSAFE, style="bold white on red", highlight=False, soft_wrap=True)
     how = {"jobs": jobs, "workers": workers, "scheduler": scheduler, "unsafe": unsafe}
-    how |= {"seed": seed, "checks": checks}
-    chosen = {"again": again or (), "only": exercise, "alike": similar}
+    how |= {"seed": seed, "checks": checks, "exercise": exercise, "similar": similar}
     with show.progress(console, now) as report:
-        rows = grade_all(paths, out, **chosen, progress=report, notes=notes, **how)
+        rows = grade_all(paths, out, again=again or (), progress=report, notes=notes, **how)
     if as_json:
         print_json([row.data() for row in rows])
-    show.summary(rows, out, console, notes + left_out(paths, out), now)
+    show.summary(rows, out, console, notes, now)
 
 
 def check(

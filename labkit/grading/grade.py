@@ -12,7 +12,7 @@ from pathlib import Path
 from labkit.errors import LabError
 from labkit.grading import sandbox, store, workers
 from labkit.grading.after import overrides, report
-from labkit.grading.collect import Notebook, absolute, collect, listed
+from labkit.grading.collect import Notebook, absolute, collect, left_out, listed
 from labkit.grading.limits import Limits
 from labkit.grading.row import Row
 
@@ -38,8 +38,8 @@ def grade(
     out: str | Path,
     *,
     again: Iterable[str] = (),
-    only: str | None = None,
-    alike: bool = False,
+    exercise: str | None = None,
+    similar: bool = False,
     progress: Callable[[int, int, Row], None] | None = None,
     notes: list[str] | None = None,
     **how,
@@ -48,13 +48,12 @@ def grade(
 
     Writes results.json, grades.csv and the pages into `out`; earlier grades stay there. A notebook
     is not graded again if it and the seed, checks, limits, course and libraries are unchanged,
-    unless `again` has its name, part of the name, or a matching pattern. `only` is the id of an
-    exercise to judge again in all submissions; the others keep their verdicts. With `alike` a page
-    lists submissions with similar code. `progress(done, total, row)` is called after each one;
-    lines to show are appended to `notes`. LabError for bad input. After an interrupt, finished
-    grades are written, too.
+    unless `again` has its name, part of the name, or a matching pattern. `exercise` is the id of
+    one to judge again in all submissions; others keep their verdicts. With `similar` a page lists
+    submissions with similar code. `progress(done, total, row)` is called after each one; lines to
+    show are appended to `notes`. LabError for bad input. An interrupt leaves finished grades.
     """
-    how, out = How(**how), Path(out)
+    how, out, paths = How(**how), Path(out), list(paths)
     _possible(how)
     found = collect(paths, out)
     (out / store.FOLDER).mkdir(parents=True, exist_ok=True)
@@ -62,22 +61,22 @@ def grade(
     found, renamed = _as_before(found, before)
     version, most = store.depends_on(how.checks, how.limits, seed), how.limits.notebook_bytes
     books = [Notebook.at(name, path, most, version) for name, path in found.items()]
-    todo = _todo(books, before, _chosen(again, found), only)
+    todo = _todo(books, before, _chosen(again, found), exercise)
     try:
-        with store.judging_anew(out, only), closing(_rows(todo, seed, how)) as graded:
+        with store.judging_anew(out, exercise), closing(_rows(todo, seed, how)) as graded:
             for done, (book, row, sources) in enumerate(graded, len(books) - len(todo) + 1):
-                entry = _kept(book, row, sources)
-                entry = _with(before[book.name], entry, only) if only else entry
+                entry = _with(before.get(book.name), _kept(book, row, sources), exercise)
                 store.save(out, entry)
                 if progress:
                     progress(done, len(books), entry.row)
-        if only:
+        if exercise:
             _stand(out, set(books) - set(todo), before)
     finally:
-        rows, lines = _report(out, renamed)
-    shown = _notes(todo, found, before, renamed) + lines + ([_alike(out, rows)] if alike else [])
+        rows, sources, lines = _report(out, renamed)
+    lines += _notes(todo, found, before, renamed) + left_out(paths, out)
+    lines += [_similar(out, rows, sources)] if similar else []
     if notes is not None:
-        notes += shown
+        notes += lines
     return rows
 
 
@@ -115,12 +114,12 @@ def _chosen(again, names):
     return chosen
 
 
-def _todo(books, before, again, only):
-    """The notebooks to grade; LabError if none has the exercise `only`."""
-    if only:
-        todo = [book for book in books if (e := before.get(book.name)) and e.row.exercise(only)]
+def _todo(books, before, again, exercise):
+    """The notebooks to grade; LabError if none has the exercise with the id `exercise`."""
+    if exercise:
+        todo = [b for b in books if (e := before.get(b.name)) and e.row.exercise(exercise)]
         if not todo:
-            raise LabError(f"--exercise {only}: no submission here has that exercise")
+            raise LabError(f"--exercise {exercise}: no submission here has that exercise")
         return todo
     done = {entry.key for entry in before.values()}  # keys depend on names
     return [book for book in books if book.name in again or not book.digest or book.key not in done]
@@ -140,14 +139,14 @@ def _rows(todo, seed, how):
         yield from workers.here(readable, setup, seed, how.jobs)
 
 
-def _with(old, new, only):
-    """The old entry with one exercise from `new`; `new` itself if the notebook has changed."""
-    fresh = new.row.exercise(only)
-    if old.digest != new.digest:
+def _with(old, new, id):
+    """The old entry with one exercise from `new`; `new` without an id or for another file."""
+    fresh = new.row.exercise(id)
+    if not id or old.digest != new.digest:
         return new
     if new.row.status != "graded" or fresh is None:
         return replace(old, key=new.key)  # "" after a crash: the next call grades it
-    exercises = [fresh if e.id == only else e for e in old.row.exercises]
+    exercises = [fresh if e.id == id else e for e in old.row.exercises]
     row = replace(old.row, exercises=exercises, earned=sum(e.earned for e in exercises))
     return replace(new, row=row)
 
@@ -170,14 +169,15 @@ def _kept(book, row, sources):
 
 
 def _report(out, renamed):
-    """Write the reports on all submissions so far; return their rows, and lines to look at."""
+    """Write the reports on all submissions; return rows, `{name: sources}`, lines to look at."""
     with store.locked(out):
         for name in renamed:
             store.forget(out, name)
         entries = store.entries(out)
         rows, lines = overrides.put_over(out, [entries[name].row for name in sorted(entries)])
-        report.write(out, rows, {name: entry.sources for name, entry in entries.items()})
-    return rows, lines + mixed(out)
+        sources = {name: entry.sources for name, entry in entries.items()}
+        report.write(out, rows, sources)
+    return rows, sources, lines + mixed(out)
 
 
 def mixed(out: Path) -> list[str]:
@@ -186,10 +186,9 @@ def mixed(out: Path) -> list[str]:
     return [f"LOOK: --exercise {id} {why}" for id in store.half_done(out)]
 
 
-def _alike(out, rows):
+def _similar(out, rows, sources):
     from labkit.grading.after import similar
 
-    sources = {name: entry.sources for name, entry in store.entries(out).items()}
     n = len(similar.write(out, rows, sources))
     return f"{'LOOK: ' if n else ''}similar pairs: {n}, {out / 'similar.html'}"
 

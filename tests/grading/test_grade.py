@@ -1,4 +1,4 @@
-"""The command: progress, bad input, no sandbox, Ctrl-C."""
+"""The command: bad input, no sandbox, Ctrl-C."""
 
 import json
 import signal
@@ -14,13 +14,6 @@ from submissions import FLOPS, LITTLE_JUDGE, NAMED, needs_sandbox, notebook
 from labkit.errors import LabError
 from labkit.grading import grade as grading
 from labkit.grading import sandbox
-
-
-def test_progress_is_told(batch):
-    told = []
-    files = {f"{i}.ipynb": notebook(f"x = {i}") for i in range(3)}
-    batch(files, progress=lambda done, total, row: told.append((done, total)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize(
