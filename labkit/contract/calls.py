@@ -120,19 +120,26 @@ class Session:
 
     @contextlib.contextmanager
     def lent(self, sources: dict[str, str]) -> Iterator[dict]:
-        """Replace the learner's objects by the course's, `{id: source}`; yield `{name: object}`."""
+        """Replace the learner's objects by the course's, `{id: source}`; yield `{name: object}`.
+
+        They are replaced wherever the checked functions look names up, in a notebook or a module.
+        """
         theirs = {}
         for id, source in sources.items():
             own = defined_by(source)
             theirs |= {name: own[name] for name in NAMES[id] if name in own}
-        before = {name: self.namespace[name] for name in theirs if name in self.namespace}
-        self.namespace.update(theirs)
+        checked = map(inspect.unwrap, self.objects.values())
+        spaces = [self.namespace, *(getattr(one, "__globals__", {}) for one in checked)]
+        before = [{name: space[name] for name in theirs if name in space} for space in spaces]
+        for space in spaces:
+            space.update(theirs)
         try:
             yield theirs
         finally:
-            for name in theirs:
-                self.namespace.pop(name, None)
-            self.namespace.update(before)
+            for space, own in zip(spaces, before, strict=True):
+                for name in theirs:
+                    space.pop(name, None)
+                space.update(own)
 
 
 def kept(f: Callable, *args: object) -> object:

@@ -108,6 +108,12 @@ def test_an_open_exercise_is_stood_in_for(double, learner, capsys):
     assert learner.get("double") is double, "what stood in is gone afterwards"
 
 
+def test_what_stands_in_is_seen_by_an_answer_from_another_module(learner):
+    elsewhere = {"double": lambda x: x}
+    quadrupled(eval("lambda x: double(double(x))", elsewhere))
+    assert contract.session.records["99.4"]["status"] == "passed" and elsewhere["double"](3) == 3
+
+
 def test_what_stands_in_is_an_argument_too(learner):
     applied(lambda double, n: double(double(double(n))), contract.NotRun("double"))
     assert contract.session.records["99.5"]["status"] == "passed"
