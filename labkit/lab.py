@@ -25,11 +25,11 @@ OPEN = {"status": "missing", "earned": 0, "message": ""}  # of an unchecked exer
 class Lab:
     """One notebook's lab: device, precision, seed, and the state of its exercises."""
 
-    def __init__(self, stem: str, check: ModuleType):
+    def __init__(self, stem: str):
         self.stem, self.seed = stem, 0
         self.device = hardware.device()
         self.dtype = hardware.precision(self.device)
-        self._checks = {f.exercise["id"]: f for f in contract.checks_of(check)}
+        self._checks = {f.exercise["id"]: f for f in reference.checks(stem)}
         marked = [f.exercise for f in self._checks.values()]
         self.exercises = sorted(marked, key=lambda exercise: contract.natural(exercise["id"]))
         self._guesses = {}
@@ -171,7 +171,7 @@ def start(stem: str) -> tuple[Lab, ModuleType]:
     models.hush_libraries()
     plots.use_style()
     check = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
-    lab, shell, state = Lab(stem, check), get_ipython(), contract.session
+    lab, shell, state = Lab(stem), get_ipython(), contract.session
     state.clear()
     state.reference = functools.partial(reference.reference, stem)
     state.namespace = shell.user_ns if shell else {}
@@ -190,13 +190,12 @@ def start(stem: str) -> tuple[Lab, ModuleType]:
 
 def closing(stem: str) -> None:
     """Run all checks of lab `stem` silently on the notebook's objects; show the score."""
-    check = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
     names = get_ipython().user_ns
-    for judge in contract.checks_of(check):
+    for judge in reference.checks(stem):
         objects = [names.get(n, contract.NotRun(n)) for n in judge.exercise["names"]]
         with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
             judge(*objects)
-    Lab(stem, check).score()
+    Lab(stem).score()
 
 
 def _publish(text, kind, data):

@@ -6,6 +6,7 @@ import builtins
 import importlib
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from labkit import contract
@@ -25,10 +26,14 @@ def reference(stem: str, id: str) -> str | None:
     return "\n\n\n".join(needed(cells, names)) + "\n"
 
 
+def checks(stem: str) -> list[Callable]:
+    """The checks of a lab, in order."""
+    return contract.checks_of(importlib.import_module(f"labkit.checks.lab{stem[:2]}"))
+
+
 def names_of(stem: str, id: str) -> list[str]:
     """The names that the check of exercise `id` needs; [] for a quiz or an unknown id."""
-    module = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
-    exercises = (check.exercise for check in contract.checks_of(module))
+    exercises = (check.exercise for check in checks(stem))
     names = next((exercise["names"] for exercise in exercises if exercise["id"] == id), [])
     return [] if names == ["quiz"] else names
 

@@ -1,6 +1,5 @@
 """The builder: what is cut, what is refused, and that the committed notebooks are current."""
 
-import importlib
 import re
 import shutil
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit.contract import checks_of
+from labkit import reference
 from labkit.course.notebooks import BuildError, build, cut
 
 ROOT = Path(__file__).parents[2]
@@ -228,8 +227,7 @@ EXERCISE = re.compile(r"# ### Exercise (\S+) · ?(.*)\n#\n# [●○]+ · \d+ min
 
 @pytest.mark.parametrize("master", MASTERS, ids=lambda path: path.stem)
 def test_points_and_names_of_the_text_are_the_checks(master):
-    checks = checks_of(importlib.import_module(f"labkit.checks.lab{master.stem[:2]}"))
-    exercises = {check.exercise["id"]: check.exercise for check in checks}
+    exercises = {c.exercise["id"]: c.exercise for c in reference.checks(master.stem)}
     told = {id: rest for id, *rest in EXERCISE.findall(master.read_text("utf-8"))}
     assert told.keys() == exercises.keys()
     for id, (title, points) in told.items():

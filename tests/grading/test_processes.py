@@ -6,7 +6,7 @@ from submissions import FLOPS, FORWARD, KIND, NAMED, QUIZ, START, notebook
 from labkit.checks import lab02
 from labkit.contract import checks_of
 from labkit.grading.judge import judge as judging
-from labkit.grading.judge.case import names_of
+from labkit.grading.judge.case import object_names
 from labkit.grading.limits import TIME_UP, Limits
 
 pytestmark = pytest.mark.thorough
@@ -66,7 +66,7 @@ def test_slow_cells_of_no_consequence_cost_no_exercise(hasty):
 
 def test_a_submission_has_an_end(hasty):
     """Each of eight exercises hangs, and takes its three seconds; the first one is right."""
-    names = set(names_of(checks_of(lab02))) - {"lora_forward"}
+    names = set(object_names(checks_of(lab02))) - {"lora_forward"}
     hang = "\n".join(f"def {name}(*args):\n    while True: pass" for name in names)
     row, records = hasty(START, FORWARD, hang, seconds=None)
     assert row["status"] == "timeout" and row["seconds"] < 60

@@ -46,7 +46,7 @@ class Case:
         self.judge, self.work, self.stem, self.checks = judge, work, stem, checks
         self.limits, self.seed = judge.limits, seed
         self.over = over  # end of its time on the monotonic clock
-        self.names = set(names_of(checks))
+        self.names = set(object_names(checks))
         self.failed = FailedCells(work, self.names, ())
         self.down = ""  # why no more exercises can be judged
         self.used = False  # whether the answering process has served an exercise
@@ -198,7 +198,7 @@ class Case:
         return self.session.records[id]
 
 
-def names_of(checks: list[Callable]) -> list[str]:
+def object_names(checks: list[Callable]) -> list[str]:
     """The names of the objects that `checks` are about."""
     return [name for check in checks for name in check.exercise["names"]]
 

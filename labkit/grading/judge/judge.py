@@ -1,6 +1,5 @@
 """The trusted process: runs the checks, asks the submission's process, and gives the verdict."""
 
-import importlib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from labkit import contract, reference
 from labkit.errors import LabError
 from labkit.grading import wire
 from labkit.grading.judge import private, submission
-from labkit.grading.judge.case import Case, names_of
+from labkit.grading.judge.case import Case, object_names
 from labkit.grading.limits import LONGEST_SOURCE, Limits
 from labkit.grading.row import Row
 from labkit.grading.warm import WarmProcess
@@ -72,7 +71,7 @@ class Judge:
         names, known = work.names() - {"quiz"}, stems()
         started = [known[number] for number in sorted(work.started & known.keys())]
         tried = started or known.values()
-        fits = {stem: len(names & set(names_of(self.checks(stem)))) for stem in tried}
+        fits = {stem: len(names & set(object_names(self.checks(stem)))) for stem in tried}
         best = max(fits, key=fits.get)
         if not fits[best] and not started:
             raise submission.Unreadable("not a lab of this course: it defines no exercise")
@@ -81,8 +80,7 @@ class Judge:
     def checks(self, stem: str) -> list[Callable]:
         """The checks of a lab, by exercise id; an instructor's own replace the course's."""
         if stem not in self.known:
-            module = importlib.import_module(f"labkit.checks.lab{stem[:2]}")
-            found = contract.checks_of(module)
+            found = reference.checks(stem)
             found += [f for f in self.own if private.of_lab(f, stem)]
             by_id = {f.exercise["id"]: f for f in found}
             self.known[stem] = [by_id[id] for id in sorted(by_id, key=contract.natural)]
