@@ -177,9 +177,7 @@ def start(stem: str) -> tuple[Lab, ModuleType]:
     state.namespace = shell.user_ns if shell else {}
     torch.manual_seed(lab.seed)
     if shell:
-        with contextlib.suppress(ValueError):  # of an earlier start
-            shell.events.unregister("post_run_cell", _explained)
-        shell.events.register("post_run_cell", _explained)
+        shell.events.register("post_run_cell", _explained)  # once, however often a lab starts
         session.watch(stem)
     names = [name for exercise in lab.exercises for name in exercise["names"]]
     for name in names if shell else ():  # a check before its cell gives no traceback
