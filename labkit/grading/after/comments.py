@@ -21,23 +21,26 @@ SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|$!&~-])")  # Markdown's special characte
 
 def canvas(path: Path, rows: list[Row]) -> None:
     """Write the zip for Canvas; a student who submitted a zip gets a zip back."""
-    names, texts = [], []
+    files = {}
     for row in rows:
         *folders, file = row.submission.split("/")
         unpacked = next((folder for folder in folders if CANVAS.search(folder)), None)
         text = json.dumps(as_notebook(row), indent=1)
-        names.append(f"{unpacked}.zip" if unpacked else file)
-        texts.append(_zipped(file, text) if unpacked else text)
-    _write(path, names, texts)
+        name = f"{unpacked}.zip" if unpacked else file
+        files[name] = _zipped(file, text) if unpacked else text
+    _write(path, files)
 
 
 def moodle(path: Path, rows: list[Row], out: Path) -> None:
     """Write the zip for Moodle from the feedback pages that grading left in `out`."""
     everyone = [row.submission for row in report.results_in(out)]
     pages = dict(zip(everyone, report.page_names(everyone), strict=True))
-    folders = [next(p for p in row.submission.split("/") if MOODLE.search(p)) for row in rows]
-    texts = [(out / "feedback" / pages[row.submission]).read_text("utf-8") for row in rows]
-    _write(path, [f"{folder}/feedback.html" for folder in folders], texts)
+    files = {}
+    for row in rows:
+        folder = next(part for part in row.submission.split("/") if MOODLE.search(part))
+        page = out / "feedback" / pages[row.submission]
+        files[f"{folder}/feedback.html"] = page.read_text("utf-8")
+    _write(path, files)
 
 
 def as_notebook(row: Row) -> dict:
@@ -57,11 +60,11 @@ def _plain(text):
 
 def _zipped(name, text):
     inner = io.BytesIO()
-    _write(inner, [name], [text])
+    _write(inner, {name: text})
     return inner.getvalue()
 
 
-def _write(path, names, texts):
+def _write(path, files):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in zip(names, texts, strict=True):
+        for name, text in files.items():
             archive.writestr(name, text)
