@@ -120,15 +120,12 @@ class Session:
 
     @contextlib.contextmanager
     def lent(self, sources: dict[str, str]) -> Iterator[dict]:
-        """Replace the learner's objects by the course's, `{id: source}`; yield `{name: object}`.
-
-        They are replaced wherever the checked functions look names up, in a notebook or a module.
-        """
+        """Replace the learner's objects by the course's, `{id: source}`; yield `{name: object}`."""
         theirs = {}
         for id, source in sources.items():
             own = defined_by(source)
             theirs |= {name: own[name] for name in NAMES[id] if name in own}
-        checked = map(inspect.unwrap, self.objects.values())
+        checked = map(inspect.unwrap, self.objects.values())  # they may be from another module
         spaces = [self.namespace, *(getattr(one, "__globals__", {}) for one in checked)]
         before = [{name: space[name] for name in theirs if name in space} for space in spaces]
         for space in spaces:

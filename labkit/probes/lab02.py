@@ -29,9 +29,10 @@ def by_hand(lora_gradients, x, W, A, B, alpha, dY):
             got = lora_gradients(x, W, A, B, alpha, dY)
     except watch.Autograd:
         return {"the gradients": "computed by autograd"}
-    got = list(got) if isinstance(got, list | tuple) else [got]
-    facts = {"the gradients": "computed by hand", "the number of results": len(got)}
-    return facts | dict(zip(("dA", "dB"), got, strict=False)) | work.pace()
+    several = isinstance(got, list | tuple)
+    facts = {"the result": f"a tuple of {len(got)}" if several else kind(got)}
+    facts |= {"the gradients": "computed by hand"} | work.pace()
+    return facts | dict(zip(("dA", "dB"), got if several else (), strict=False))
 
 
 def _base(W, bias=None, dtype=torch.float32):
@@ -76,7 +77,7 @@ def new_layer(LoRALinear, W, bias, A, B, alpha, x):
         "B at the start": "all zeros" if not layer.B.any() else "random",
         "the parameters": sorted(trains),
         "the parameters that train": sorted(name for name, flag in trains.items() if flag),
-        "the output of a new layer": layer(x) if layer.A.shape == A.shape else None,
+        "the output": layer(x) if layer.A.shape == A.shape else None,
     }
 
 
@@ -129,19 +130,15 @@ def layer_in_bf16(LoRALinear, W, A, alpha):
     with contextlib.suppress(RuntimeError):  # moving .data can't leave the meta device
         apart = LoRALinear(nn.Linear(4, 4, device="meta"), 2, 4)
         places = sorted({p.device.type for p in (apart.A, apart.B)})
-    owned = [n for n in "AB" if all(_owns(one, n) for one in (layer, apart))]
-    kinds = {name: str(t.dtype)[6:] for name, t in {"A": layer.A, "B": layer.B, "y": y}.items()}
-    return {
-        "the dtype of A over a bf16 base": kinds["A"],
-        "the dtype of B over a bf16 base": kinds["B"],
-        "the Parameters among A and B, over a bf16 base or on another device,": owned,
-        "the dtype of the output over a bf16 base": kinds["y"],
+    ids = [set(map(id, one.parameters())) for one in (layer, apart)]
+    owned = [n for n in "AB" if id(getattr(layer, n)) in ids[0] and id(getattr(apart, n)) in ids[1]]
+    tensors = {"A": layer.A, "B": layer.B, "the output": y}
+    facts = {f"the dtype of {n} with a bf16 base": str(t.dtype)[6:] for n, t in tensors.items()}
+    facts |= work.facts("forward")
+    return facts | {
+        "the Parameters among A and B, with a bf16 base or on another device,": owned,
         "the device of A and B, for a base that is not on the CPU,": ", ".join(places),
-    } | work.facts("forward")
-
-
-def _owns(layer, name):
-    return any(getattr(layer, name) is p for p in layer.parameters())
+    }
 
 
 def merging(merge_, unmerge_, LoRALinear, W, bias, A, B, alpha, x):
@@ -183,8 +180,8 @@ def merging(merge_, unmerge_, LoRALinear, W, bias, A, B, alpha, x):
     half, kinds = LoRALinear(_base(W, dtype=torch.bfloat16), 2, 4), set()
     for act in (merge_, unmerge_):
         act(half)
-        kinds.add(str(half.base.weight.dtype).removeprefix("torch."))
-    return facts | {"the dtype of a bf16 base.weight": ", ".join(sorted(kinds))}
+        kinds.add(", ".join(str(p.dtype)[6:] for p in (half.base.weight, half.A, half.B)))
+    return facts | {"the dtypes of W, A and B with a bf16 base": " or ".join(sorted(kinds))}
 
 
 def injected(inject, targets, r, alpha, weights, factors):
@@ -195,6 +192,7 @@ def injected(inject, targets, r, alpha, weights, factors):
     modes = {name: module.training for name, module in model.named_modules()}
     count = inject(model, targets, r, alpha)
     layers = {n: m for n, m in model.named_modules() if hasattr(m, "A") and hasattr(m, "B")}
+    layers.pop("rest.scale", None)  # the Decoy
     layers = {n: m for n, m in layers.items() if model.get_submodule(n) is m}  # no dotted child
     names = {id(getattr(m, part)): f"{n}.{part}" for n, m in layers.items() for part in "AB"}
     here = {id(p) for p in model.parameters()}
@@ -246,7 +244,7 @@ def loaded(adapter_state, load_adapter_, LoRALinear, A, B, x):
     before = parts(model)
     others = {n: p.detach().clone() for n, p in model.named_parameters()}
     source = adapter_state(adapted(LoRALinear, A, B, x))
-    shuffled = {n: source[n] for n in [*list(source)[2:], *list(source)[:2]]}  # the order differs
+    shuffled = {n: source[n].detach() for n in [*list(source)[2:], *list(source)[:2]]}
     kept(functools.partial(load_adapter_, model), shuffled)
     for tensor in source.values():
         tensor.data += 1

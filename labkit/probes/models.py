@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-ADAPTED = ("0.0", "0.2", "1.0")  # the LoRA layers of `adapted`
+ADAPTED = ("0.0", "0.2", "2")  # the LoRA layers of `adapted`
 NAMES = [f"{layer}.{part}" for layer in ADAPTED for part in "AB"]
 
 
@@ -21,18 +21,19 @@ class _Attention(nn.Module):
         return self.normA(self.v_proj(y.tanh()))
 
 
-class _Weighted(nn.Sequential):
-    """A layer that is no nn.Linear but has a weight (d, d), like an embedding or convolution."""
+class QuantLinear(nn.Sequential):
+    """A layer that is no nn.Linear but has a weight (d, d), and a linear layer's sizes."""
 
     weight = property(lambda self: self[0].weight)
+    in_features = out_features = property(lambda self: len(self.weight))
 
 
 class Decoy(nn.Module):
-    """A layer that is no LoRA layer but has a trained parameter A."""
+    """A layer that is no LoRA layer but has trained parameters A and B."""
 
     def __init__(self, size):
         super().__init__()
-        self.A = nn.Parameter(torch.ones(size, size))
+        self.A, self.B = (nn.Parameter(torch.ones(size, size)) for _ in "AB")
 
 
 class Model(nn.Module):
@@ -44,7 +45,7 @@ class Model(nn.Module):
         self.layers = nn.ModuleList(nn.ModuleDict({"attn": _Attention(d)}) for _ in range(2))
         for name in ("out_proj", "proj", "out_proj_2"):
             setattr(self, name, nn.Linear(d, d))
-        self.rest = nn.ModuleDict({"down_proj": _Weighted(nn.Linear(d, d))})
+        self.rest = nn.ModuleDict({"down_proj": QuantLinear(nn.Linear(d, d))})
         self.head = nn.Linear(d, vocab, bias=False)
         self.head.weight = self.embed.weight
         self.gain = nn.Parameter(torch.ones(d))  # the model's own, in no submodule
@@ -58,7 +59,7 @@ class Model(nn.Module):
 
 
 def small_model(weights, dtype=torch.float32):
-    """Make a Model with weights `{name: tensor}` and a Decoy whose A must be frozen, too."""
+    """Make a Model with weights `{name: tensor}` and a Decoy, which must be frozen, too."""
     vocab, d = weights["embed.weight"].shape
     model = Model(d, vocab).to(dtype)
     model.rest["scale"] = Decoy(1).to(dtype)
@@ -78,7 +79,7 @@ def adapted(LoRALinear, A, B, x):
     """Make a nested model with LoRA in the layers ADAPTED and with a Decoy."""
     r, size = A.shape
     inner = nn.Sequential(*(nn.Linear(size, size) for _ in range(3)))
-    model = nn.Sequential(inner, nn.Sequential(nn.Linear(size, size), Decoy(size)))
+    model = nn.Sequential(inner, Decoy(size), nn.Linear(size, size))
     for i, name in enumerate(ADAPTED):
         layer = LoRALinear(model.get_submodule(name), r, 4)
         model.set_submodule(name, layer)
