@@ -77,9 +77,7 @@ class WarmProcess:
     def _last_error(self):
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(GONE)
-        self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it ended without a message"
+        return wire.last_line(self.errors) or "it ended without a message"
 
     @contextlib.contextmanager
     def submission(self) -> Iterator[socket.socket]:

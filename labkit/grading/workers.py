@@ -111,9 +111,7 @@ class JudgeProcess:
 
     def _last_error(self):
         self._end()
-        self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1][:300] if lines else "it was killed"
+        return wire.last_line(self.errors)[:300] or "it was killed"
 
     def kill(self) -> None:
         """End the process for good, with everything it started; `grade` then returns."""

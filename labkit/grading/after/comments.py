@@ -38,8 +38,7 @@ def moodle(path: Path, rows: list[Row], out: Path) -> None:
     files = {}
     for row in rows:
         folder = next(part for part in row.submission.split("/") if MOODLE.search(part))
-        page = out / "feedback" / pages[row.submission]
-        files[f"{folder}/feedback.html"] = page.read_text("utf-8")
+        files[f"{folder}/feedback.html"] = (out / "feedback" / pages[row.submission]).read_bytes()
     _write(path, files)
 
 
