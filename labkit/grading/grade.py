@@ -65,7 +65,7 @@ def grade(
     try:
         with store.judging_anew(out, exercise), closing(_rows(todo, seed, how)) as graded:
             for done, (book, row, sources) in enumerate(graded, len(books) - len(todo) + 1):
-                entry = _with(before.get(book.name), _kept(book, row, sources), exercise)
+                entry = _with(before.get(book.name), _entry(book, row, sources), exercise)
                 store.save(out, entry)
                 if progress:
                     progress(done, len(books), entry.row)
@@ -159,13 +159,13 @@ def _stand(out, books, before):
             store.save(out, replace(old, key=book.key))
 
 
-def _kept(book, row, sources):
+def _entry(book, row, sources):
     """The stored entry of a submission; without a key if it has to be graded again."""
     made = filter(None, map(LATE.search, row.submission.split("/")))
     late = next(made, None)  # the file's name, or that of the folder of an unpacked zip
     row.late = bool(late and late[1])
     last = row.status not in UNFINISHED and row.reason != workers.GONE
-    return store.Kept(book.key if last else "", str(book.path), book.digest, row, sources)
+    return store.Entry(book.key if last else "", str(book.path), book.digest, row, sources)
 
 
 def _report(out, renamed):

@@ -26,7 +26,7 @@ LIBRARIES = {"bitsandbytes", "numpy", "pandas", "peft", "torch", "transformers"}
 
 
 @dataclass
-class Kept:
+class Entry:
     """The stored entry of a submission."""
 
     key: str  # what its grade depends on; "" if the next call has to grade it again
@@ -95,7 +95,7 @@ def _mark(out, change):
             put(out / FOLDER / "anew", "\n".join(sorted(ids)).encode())
 
 
-def entries(out: Path) -> dict[str, Kept]:
+def entries(out: Path) -> dict[str, Entry]:
     """The stored entries of the folder, by submission, oldest first, without malformed ones."""
     found = [pair for file in (out / FOLDER).glob("*.json") if (pair := _entry(file))]
     found.sort(key=lambda pair: pair[0])
@@ -106,14 +106,14 @@ def _entry(file):
     """`(time written, entry)`; None if malformed, or deleted in the meantime."""
     try:
         written, data = file.stat().st_mtime_ns, json.loads(file.read_text("utf-8"))
-        entry = made(Kept, data | {"row": Row.of(data["row"])})
+        entry = made(Entry, data | {"row": Row.of(data["row"])})
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     whole = all(isinstance(cell, str) for cell in entry.sources.values())
     return (written, entry) if whole else None
 
 
-def save(out: Path, entry: Kept) -> None:
+def save(out: Path, entry: Entry) -> None:
     """Store the entry of a submission, replacing any earlier entry."""
     data = vars(entry) | {"row": entry.row.data()}
     put(_file(out, entry.row.submission), json.dumps(data).encode())

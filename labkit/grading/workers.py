@@ -45,7 +45,7 @@ class JudgeProcess:
     ):
         self.setup = {"limits": asdict(limits), "unsafe": unsafe, "checks": checks, "cores": cores}
         self.most, self.process = 256 << 20, None
-        self.started = self.over = False  # it has been ready once; it has to end
+        self.started = self.killed = False  # it was ready once; `kill` was called
 
     def start(self) -> None:
         """Start the process; LabError without a sandbox."""
@@ -61,7 +61,7 @@ class JudgeProcess:
                 start_new_session=True,
                 env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},  # checks need no card
             )
-        if self.over:  # `kill` came before there was a process
+        if self.killed:  # `kill` came before there was a process
             self._end()
         wire.send(self.link, b"S", json.dumps(self.setup).encode())
         frame = wire.receive(self.link, self.most)
@@ -80,14 +80,14 @@ class JudgeProcess:
         begun, seconds = time.monotonic(), self.setup["limits"]["submission_seconds"]
         row, sources = self._grade(name, data, seed, seconds)
         left = seconds - (time.monotonic() - begun)
-        if row.status == "crashed" and not self.over and left > 0:
+        if row.status == "crashed" and not self.killed and left > 0:
             self.stop()
             row, sources = self._grade(name, data, seed, left)
         return row, sources
 
     def _grade(self, name, data, seed, seconds):
         try:
-            if self.process is None and self.over:
+            if self.process is None and self.killed:
                 raise ConnectionError
             if self.process is None:
                 self.start()
@@ -115,7 +115,7 @@ class JudgeProcess:
 
     def kill(self) -> None:
         """End the process for good, with everything it started; `grade` then returns."""
-        self.over = True
+        self.killed = True
         self._end()
 
     def _end(self):

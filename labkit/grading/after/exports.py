@@ -96,10 +96,10 @@ def _canvas_id(name: str, names: dict[str, str]) -> str | None:
 
     Learners choose the names in a zip, so the outermost part with a number decides.
     """
-    return next((id for part in name.split("/") if (id := _told(part, names))), None)
+    return next((id for part in name.split("/") if (id := _id_in(part, names))), None)
 
 
-def _told(part: str, names: dict[str, str]) -> str | None:
+def _id_in(part: str, names: dict[str, str]) -> str | None:
     """The student's number in a name; learners choose parts of it, so the roster decides."""
     places = [(m.start(), m[1]) for m in CANVAS.finditer(part) if m[1] in names]
     whose = [(id, _letters(part[:start].removesuffix("_LATE"))) for start, id in places]

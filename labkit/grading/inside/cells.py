@@ -52,7 +52,7 @@ class Cells:
         self.cells, self.needed, self.shell = cells, needed, shell
         self.limits, self.nested = limits, nested
         self.began = time.monotonic()
-        self.over = self.began + seconds  # end of the submission's time
+        self.deadline = self.began + seconds  # end of the submission's time
         self.last = self.began + FOR_CELLS * seconds  # end of its cells' time
         self.used = 0.0  # seconds of all cells so far
         self.messages = {}  # index of a cell -> [how, message]
@@ -141,7 +141,7 @@ class Cells:
         if answer.get("done") == index:
             self.pid = pid
             if answer.get("error"):
-                self.messages.setdefault(index, ["raised", str(answer["error"])[: runner.TOLD]])
+                self.messages.setdefault(index, ["raised", str(answer["error"])[: runner.MESSAGE]])
         elif answer.get("lost") == index:
             self.messages.setdefault(index, ["error", "it ended its process"])
         else:
@@ -177,7 +177,7 @@ class Cells:
 
     def _hopeless(self):
         """Whether this submission itself blocks descriptors, or time is up."""
-        return tree.under_way() > wall.OPEN_FILES or time.monotonic() > self.over
+        return tree.under_way() > wall.OPEN_FILES or time.monotonic() > self.deadline
 
     def new_pid(self) -> int:
         """The process started by an order."""
@@ -191,7 +191,7 @@ class Cells:
 
     def clock(self, seconds: float, *pids: int) -> Clock:
         """A clock for `seconds` of own time; it ends with the submission's."""
-        end = min(time.monotonic() + self.limits.crowding * seconds, self.over)
+        end = min(time.monotonic() + self.limits.crowding * seconds, self.deadline)
         return Clock(seconds, end, *pids)
 
     def answer(self, clock: Clock, *pids: int) -> dict:

@@ -25,7 +25,7 @@ from labkit.grading.inside.restore import restorer, small_names
 ORDER_BYTES = 1 << 16
 SPARE = 12  # processes and descriptors reserved from cells
 STATES = 400  # cells after which names are stored
-TOLD = 400  # characters of an error message sent back
+MESSAGE = 400  # characters of an error message sent back
 
 
 def obey(channel: socket.socket, shell: object, cells: list[str], most: int) -> None:
@@ -78,7 +78,7 @@ def _spare(n):
             resource.setrlimit(which, (max(1, hard - n), hard))
 
 
-def _tell(channel, **what):
+def _send(channel, **what):
     channel.send(json.dumps(what).encode())
 
 
@@ -89,9 +89,9 @@ def _run(channel, run, cells, index, apart):
         pid = fork()
         if pid:
             waitpid(pid, 0)  # a fork that finishes its cell kills this process
-            _tell(channel, lost=index)
+            _send(channel, lost=index)
             return
-        _tell(channel, pid=getpid())
+        _send(channel, pid=getpid())
     me = getpid()
     _spare(SPARE)
     error = run(cells[index])
@@ -100,7 +100,7 @@ def _run(channel, run, cells, index, apart):
         _exit(0)
     if apart:
         _take_over(before)
-    _tell(channel, done=index, error=error)
+    _send(channel, done=index, error=error)
 
 
 def _take_over(before):
@@ -137,8 +137,8 @@ def _line(error, source):
                 ast.parse(source)
             except SyntaxError as own:
                 error = own
-        return f"{type(error).__name__}: {error.msg} (line {error.lineno})"[:TOLD]
-    return f"{type(error).__name__}: {error}"[:TOLD] if error is not None else None
+        return f"{type(error).__name__}: {error.msg} (line {error.lineno})"[:MESSAGE]
+    return f"{type(error).__name__}: {error}"[:MESSAGE] if error is not None else None
 
 
 def _let_go(error):
@@ -159,7 +159,7 @@ def _settle(channel):
     if pid:
         waitpid(pid, 0)
         return
-    _tell(channel, pid=getpid())
+    _send(channel, pid=getpid())
     _take_over(before)
 
 
@@ -171,7 +171,7 @@ def _serve(channel, what, fd):
     pid = fork()
     if pid:
         close(fd)
-        _tell(channel, pid=pid)
+        _send(channel, pid=pid)
         return
     channel.close()
     setsid()

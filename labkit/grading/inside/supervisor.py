@@ -72,13 +72,13 @@ class Answers:
         try:
             if self.pid is None:
                 self._call()
-            if time.monotonic() > self.cells.over:
+            if time.monotonic() > self.cells.deadline:
                 raise TimeoutError
             self.line.settimeout(self.clock.left())
             wire.send(self.line, b"A", body)
             return self._reply()
         except TimeoutError:
-            over = time.monotonic() > self.cells.over
+            over = time.monotonic() > self.cells.deadline
             too_long = f"it took longer than {self.limits.exercise_seconds:g} s"
             lost = Lost(TIME_UP if over else too_long, "timeout")
         except OSError:
@@ -100,7 +100,7 @@ class Answers:
         try:
             self._fork()
         except (Lost, TimeoutError, OSError):
-            self.cells.last = self.cells.over  # needed cells may use the exercises' time
+            self.cells.last = self.cells.deadline  # needed cells may use the exercises' time
             self.cells.run()
             self.settled = False
             self._fork()

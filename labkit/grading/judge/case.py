@@ -42,10 +42,10 @@ _reference = cache(reference)
 class Case:
     """One submission before the judge."""
 
-    def __init__(self, judge, work, stem, checks, seed, over):
+    def __init__(self, judge, work, stem, checks, seed, deadline):
         self.judge, self.work, self.stem, self.checks = judge, work, stem, checks
         self.limits, self.seed = judge.limits, seed
-        self.over = over  # end of its time on the monotonic clock
+        self.deadline = deadline  # end of its time on the monotonic clock
         self.names = set(object_names(checks))
         self.failed = FailedCells(work, self.names, ())
         self.down = ""  # why no more exercises can be judged
@@ -55,7 +55,7 @@ class Case:
         """`(exercises, {"status": …})`: the results of the exercises and of the submission."""
         revealed = self._revealed()
         with self.judge.warm.submission() as link:
-            self.session = RemoteSession(link, self.seed, self.limits, self.over)
+            self.session = RemoteSession(link, self.seed, self.limits, self.deadline)
             self.session.reference = functools.partial(_reference, self.stem)
             try:
                 self._run_cells(link)
@@ -75,7 +75,7 @@ class Case:
         return Exercise(id, name, points, earned, status, line(message))
 
     def _judge(self, check):
-        if not self.down and time.monotonic() > self.over:
+        if not self.down and time.monotonic() > self.deadline:
             return Verdict("timeout", 0, TIME_UP)
         if not self.down:
             try:
@@ -116,9 +116,9 @@ class Case:
             for i, source in enumerate(self.work.cells)
         ]
         task = {"cells": cells, "needed": sorted(self.work.needed(self.names))}
-        task["seconds"] = max(1, self.over - time.monotonic())
+        task["seconds"] = max(1, self.deadline - time.monotonic())
         wire.send(link, b"C", json.dumps(task).encode())
-        frame = wire.receive(link, self.limits.reply_bytes, self.over + PATIENCE)
+        frame = wire.receive(link, self.limits.reply_bytes, self.deadline + PATIENCE)
         if frame is None or frame[0] != b"D":
             raise Down(frame[1].decode() if frame else "")
         self.failed = FailedCells(self.work, self.names, json.loads(frame[1]))

@@ -58,8 +58,8 @@ class Judge:
         except submission.Unreadable as reason:
             return Row(name, "unreadable", str(reason)), {}
         checks = self.checks(stem)
-        over = time.monotonic() + (seconds or self.limits.submission_seconds)
-        exercises, state = Case(self, work, stem, checks, seed, over).judged()
+        deadline = time.monotonic() + (seconds or self.limits.submission_seconds)
+        exercises, state = Case(self, work, stem, checks, seed, deadline).judged()
         row = Row(name, **state, lab=stem, exercises=exercises)
         row.earned = sum(exercise.earned for exercise in row.exercises)
         row.possible = sum(exercise.points for exercise in row.exercises)
@@ -125,7 +125,7 @@ def _sources(work, checks, course):
     return sources | {"": "\n\n".join(others)[:LONGEST_SOURCE]}
 
 
-def _tell(link, kind, body):
+def _send(link, kind, body):
     """Send to the controller; exit if it is gone."""
     try:
         wire.send(link, kind, body.encode())
@@ -142,14 +142,14 @@ def main() -> None:
     judge = Judge(Limits(**setup["limits"]), setup["unsafe"], setup["checks"])
     try:
         judge.start()
-        _tell(link, b"H", "")
+        _send(link, b"H", "")
         while frame := wire.receive(link, judge.limits.notebook_bytes + (1 << 20)):
             head, _, data = frame[1].partition(b"\n")
             order = json.loads(head)
             row, sources = judge.grade(order["name"], data, order["seed"], order["seconds"])
-            _tell(link, b"R", json.dumps([row.data(), sources]))
+            _send(link, b"R", json.dumps([row.data(), sources]))
     except LabError as error:
-        _tell(link, b"X", str(error))
+        _send(link, b"X", str(error))
     except KeyboardInterrupt:
         pass
     finally:

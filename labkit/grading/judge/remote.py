@@ -49,10 +49,10 @@ class Forged(Exception):
 class RemoteSession(Session):
     """Sends each observation over `link` and checks the reply."""
 
-    def __init__(self, link, seed, limits, over):
-        """`over` is the end of the submission's time on the monotonic clock."""
+    def __init__(self, link, seed, limits, deadline):
+        """`deadline` is the end of the submission's time on the monotonic clock."""
         super().__init__(seed=seed)
-        self.link, self.limits, self.over = link, limits, over
+        self.link, self.limits, self.deadline = link, limits, deadline
         self.asked = 0
         self.lending = []  # [names, source] of the course's own objects while lent
         self.then = None  # index of the cell whose names to restore
@@ -108,7 +108,7 @@ class RemoteSession(Session):
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
     def _reply(self, nonce):
-        frame = wire.receive(self.link, self.limits.reply_bytes, self.over + PATIENCE)
+        frame = wire.receive(self.link, self.limits.reply_bytes, self.deadline + PATIENCE)
         if frame is None:
             raise Down("the submission's processes ended")
         if frame[0] == b"X":

@@ -53,7 +53,7 @@ def _slow(monkeypatch, name):
     monkeypatch.setattr(runner, name, slow)
 
 
-@pytest.mark.parametrize("slow", ["_tell", "kill"])
+@pytest.mark.parametrize("slow", ["_send", "kill"])
 def test_going_on_without_threads_loses_nothing_whatever_comes_first(slow, hold, monkeypatch):
     """There is a pause behind the word of the new process, or behind the end of the old one."""
     _slow(monkeypatch, slow)
@@ -66,7 +66,7 @@ def test_going_on_without_threads_loses_nothing_whatever_comes_first(slow, hold,
 
 
 def test_the_supervisor_may_be_the_first_to_end_the_old_process(hold, monkeypatch):
-    _slow(monkeypatch, "_tell")
+    _slow(monkeypatch, "_send")
     cells = hold(THREAD, "x = 7", "assert x == 7")
     before = cells.pid
 
@@ -83,7 +83,7 @@ def test_the_supervisor_may_be_the_first_to_end_the_old_process(hold, monkeypatc
     assert cells.messages == {}
 
 
-@pytest.mark.parametrize("slow", ["_tell", "kill"])
+@pytest.mark.parametrize("slow", ["_send", "kill"])
 def test_cells_in_processes_of_their_own_lose_nothing(slow, hold, monkeypatch):
     _slow(monkeypatch, slow)
     cells = hold("x = 7", "import os\nos._exit(0)", "x += 1", "assert x == 8")
@@ -241,7 +241,7 @@ def test_where_no_descriptor_can_be_sent_nobody_is_said_to_have_ended(hold, monk
     with pytest.raises(holding.Crowded, match="descriptors in flight"):
         cells.order(fds=[0], serve=True)
     assert len(asked) == 3, "a neighbour's were waited for, its own were not"
-    monkeypatch.setattr(cells, "over", 0)
+    monkeypatch.setattr(cells, "deadline", 0)
     with pytest.raises(holding.Crowded):
         cells.order(fds=[0], serve=True)
     assert tree.alive(cells.pid)
