@@ -4,7 +4,7 @@ Forked from the warm process, it has the cells run, keeps time, counts processes
 messages between the judge and the answering process, and restarts lost processes.
 
 Frames from the judge: C, the cells; B, the code to ship; N, a new exercise; A, a question. Frames
-to the judge: D, how the cells went; R, a reply; G, the answering process is gone.
+to the judge: D, how the cells went; R, a reply; G, the answering process is gone; X, all is lost.
 """
 
 import json

@@ -134,7 +134,11 @@ def _send(link, kind, body):
 
 
 def main() -> None:
-    """Serve a controller on descriptor argv[1]: receive notebooks, send rows."""
+    """Serve a controller on descriptor argv[1].
+
+    Frames from the controller: S, the set-up; G, a notebook to grade. Frames to the controller: H,
+    ready; R, a row; X, an error.
+    """
     link = socket.socket(fileno=int(sys.argv[1]))
     setup = json.loads(wire.receive(link, 1 << 20)[1])
     if setup["cores"]:
