@@ -39,10 +39,11 @@ def stated_time(cells: list) -> str:
 
 def broken(cells: list) -> list[str]:
     """One clause for each limit that a lab exceeds."""
+    parts = "minutes ({} to read, {} for exercises, {} for experiments)".format(*minutes(cells))
     totals = [
         (sum(map(words, cells)), MAX_WORDS, "words"),
         (len(cells), MAX_CELLS, "cells"),
-        (sum(minutes(cells)), MAX_MINUTES, "minutes"),
+        (sum(minutes(cells)), MAX_MINUTES, parts),
     ]
     found = [
         f"{n:,} {what}, but a lab may have only {most:,}" for n, most, what in totals if n > most

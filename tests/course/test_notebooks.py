@@ -166,7 +166,7 @@ def test_a_lab_states_the_time_that_its_parts_take(course):
     [
         ((prose(650) + TASK) * 7, "4,6\\d\\d words, .* 4,000"),
         ("\n# %%\nx = 1\n" * 80, "82 cells, .* 75"),
-        (TASK.replace("5 min", "91 min"), "92 minutes, .* 90"),
+        (TASK.replace("5 min", "91 min"), "92 minutes .* 91 for exercises, .* 90"),
         (prose(800, "The idea") + TASK, "8\\d\\d words .*'Lab 7 · Tiny'.* 700"),
         (TASK + prose(400, "The idea") + prose(400), "8\\d\\d words .*'The idea'.* 700"),
     ],
