@@ -69,7 +69,7 @@ def test_before_and_after_are_answers_of_that_run():
     before, after, of = re.search(r"(\d+) → (\d+) of (\d+)", RUN["answers"]["headline"]).groups()
     seconds = re.search(r"in (\d+) s", RUN["answers"]["headline"])[1]
     assert f"{after} of {of} unseen commands" in plain(top) and f"{seconds} s" in top
-    assert before == "0" and "0 with 8 examples in the prompt" in RUN["answers"]["headline"]
+    assert before == "0" and "1 with 10 examples in the prompt" in RUN["answers"]["headline"]
 
 
 def test_what_it_says_of_a_cut_update_is_in_the_table():
