@@ -1,4 +1,4 @@
-"""Write files atomically (first under a temporary name, then moved into place), and templates."""
+"""Files: atomic writes, the course's templates, and the last line of a log."""
 
 import os
 import secrets
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     import jinja2
@@ -38,3 +38,9 @@ def template(name: str) -> "jinja2.Template":
     loader = jinja2.FileSystemLoader(TEMPLATES)
     options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     return jinja2.Environment(loader=loader, autoescape=True, **options).get_template(name)
+
+
+def last_line(file: BinaryIO) -> str:
+    """The last line that a process wrote into a file; "" if none."""
+    file.seek(0)
+    return file.read().decode(errors="replace").strip().rpartition("\n")[2]

@@ -6,15 +6,15 @@ A figure's title states its message. Lab figures are in `labkit.figures.labNN`, 
 
 import operator
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib.pyplot as plt
 from IPython import get_ipython
 from IPython.core.pylabtools import retina_figure
 from IPython.display import HTML
 from matplotlib.figure import Figure
+
+from labkit.files import template
 
 # Okabe and Ito's colors: distinguishable for color-blind readers and in gray print
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -31,7 +31,6 @@ VARIANTS = ["#0072B2", "#7F7F00", "#332288", "#8C564B", "#000000"]  # settings o
 PARTS = ["#999999", "#F0E442", "#6A3D9A", "#56B4E9", "#5C4033", "#DDDDDD"]  # of a stacked bar
 BESIDE = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind text that crosses lines
-ANSWERS = Path(__file__).parent / "templates" / "answers.html.j2"
 
 
 def use_style() -> None:
@@ -124,6 +123,5 @@ def compare_answers(
 
     Each answer is marked ✓ or ✗ by `right(answer, wanted)`; without `wanted` there are no marks.
     """
-    table = jinja2.Template(ANSWERS.read_text("utf-8"), autoescape=True)
     columns = {"questions": questions, "wanted": wanted, "answers": answers, "is_right": right}
-    return HTML(table.render(columns, n=min(rows, len(questions))))
+    return HTML(template("answers.html.j2").render(columns, n=min(rows, len(questions))))

@@ -389,9 +389,9 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
 # With three other seeds, merging into the original costs 7 to 18 right answers out of 60
 # ([evidence](../docs/evidence/06_merging.md#the-merges)). The adapter was trained with NF4's
 # rounding error (lab 4), and the original weights don't have it. As you saw, this error is several
-# times as large as the update, so the swap changes the weights more than training did. If you round
-# the first merge to NF4 again, no answer is right: the dequantized weights lie exactly on the grid,
-# so most sums land in dead zones.
+# times as large as the update, so replacing the base changes the weights more than training did. If
+# you round the first merge to NF4 again, no answer is right: the dequantized weights lie exactly on
+# the grid, so most sums land in dead zones.
 #
 # Rounding the original plus the update to NF4 works better than leaving this sum in 16 bits. The
 # original weights lie between the grid's values, so the update survives on average, and most
@@ -621,9 +621,9 @@ if lab.experiment("How many right answers are left?", 0, needs=["6.5", "6.6", "6
 
 # %% [markdown]
 # At 1 : 0.5, `cat` keeps most of the right answers on `home` and about two fifths of those on
-# `tickets`. Despite its cross terms, `linear` does about as well. The cut to rank 8 halves the
-# right answers on `tickets`, whose loss rises by about 40%, so the cross terms cost less here than
-# the cut that avoids them. At 1 : 1, TIES keeps more of `home` than `cat` does, but it also drops
+# `tickets`. Despite its cross terms, `linear` does about as well. The cut to rank 8 loses
+# about 40% of the right answers on `tickets`. Here, the cross terms cost less than the cut that
+# avoids them. At 1 : 1, TIES keeps more of `home` than `cat` does, but it also drops
 # half of each update's values, so the comparison isn't at equal strength.
 #
 # Averaging models trained on the *same* task is different: such *model soups* ([Wortsman et al.

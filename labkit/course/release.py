@@ -14,8 +14,8 @@ import jinja2
 from labkit import reference
 from labkit.course import masters, notebooks
 from labkit.errors import LabError
+from labkit.files import TEMPLATES
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
 AS_IT_IS = (".gitignore", "LICENSE", "constraints.txt", "environment.yml")
 # in the order of the book
 GUIDES = ("learner", "troubleshooting", "words", "papers", "own-data", "memory", "gpu")

@@ -27,8 +27,9 @@ def photograph() -> torch.Tensor:
 
 def rank_grid(pictures: dict[int, torch.Tensor], errors: dict[int, float]) -> Figure:
     """Gray pictures in two rows, by rank, with their relative errors (0 to 1)."""
-    good = min(r for r, error in errors.items() if error < 0.1)
+    good = min((r for r, error in errors.items() if error < 0.1), default=None)
     title = f"At rank {good} and above, the error is below a tenth"
+    title = title if good else "No rank here has an error below a tenth"
     fig, axes = titled(title, -(-len(pictures) // 2), width=9.5, height=6.0, n_rows=2)
     for ax, r in zip(axes.flat, pictures, strict=False):
         _picture(ax, pictures[r], f"r = {r} · error {errors[r]:.0%}")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from labkit.errors import LabError
+from labkit.files import last_line
 from labkit.grading import cgroup, sandbox, wire
 from labkit.grading.inside.wall import SCRATCH
 from labkit.grading.limits import Limits
@@ -77,7 +78,7 @@ class WarmProcess:
     def _last_error(self):
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(GONE)
-        return wire.last_line(self.errors) or "it ended without a message"
+        return last_line(self.errors) or "it ended without a message"
 
     @contextlib.contextmanager
     def submission(self) -> Iterator[socket.socket]:

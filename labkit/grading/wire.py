@@ -12,7 +12,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import BinaryIO
 
 HEAD = struct.Struct(">cI")
 SIZES = struct.Struct(">I")
@@ -96,12 +95,6 @@ def _exactly(sock, size, end):
         parts.append(part)
         missing -= len(part)
     return b"".join(parts)
-
-
-def last_line(file: BinaryIO) -> str:
-    """The last line that a process wrote into a file; "" if none."""
-    file.seek(0)
-    return file.read().decode(errors="replace").strip().rpartition("\n")[2]
 
 
 def pack(value: object, reference: Callable | None = None) -> bytes:

@@ -22,6 +22,7 @@ from dataclasses import asdict
 import psutil
 
 from labkit.errors import LabError
+from labkit.files import last_line
 from labkit.grading import wire
 from labkit.grading.collect import Notebook
 from labkit.grading.limits import Limits
@@ -111,7 +112,7 @@ class JudgeProcess:
 
     def _last_error(self):
         self._end()
-        return wire.last_line(self.errors)[:300] or "it was killed"
+        return last_line(self.errors)[:300] or "it was killed"
 
     def kill(self) -> None:
         """End the process for good, with everything it started; `grade` then returns."""
