@@ -420,10 +420,10 @@ if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
 
 # %% [markdown]
 # Almost no JSON is left, no matter who writes the training answers. The final KL from the base
-# differs: about 0.2 nats per token with the student's own answers or the base's, and 0.57 nats with
-# the written answers ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). With
-# the student's or the base's answers, training minimizes the same KL at each token. Only the texts
-# differ, and that made no measurable difference here. (Training on written answers uses
+# differs: 0.2 to 0.3 nats per token with the student's own answers or the base's, and 0.57 nats
+# with the written answers ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)).
+# With the student's or the base's answers, training minimizes the same KL at each token. Only the
+# texts differ, and that made no measurable difference here. (Training on written answers uses
 # cross-entropy, so its loss differs, too.) You need no written answers.
 #
 # ## A loss that was too good
