@@ -15,9 +15,9 @@
 #
 # In LoRA training, the frozen weights usually take the most memory. QLoRA ([Dettmers et al.
 # 2023](https://arxiv.org/abs/2305.14314)) stores each weight of the linear layers in four bits. You
-# will implement QLoRA's 4-bit format and match bitsandbytes byte for byte. Then you will write a
-# layer that trains an adapter on 4-bit weights, and measure what rounding to four bits costs.
-# Finally, you will try to fit a simulated training step of a 70B model onto one 48 GB GPU.
+# will implement QLoRA's 4-bit format and match bitsandbytes' codes byte for byte. Then you will
+# write a layer that trains an adapter on 4-bit weights, and measure what rounding to four bits
+# costs. Finally, you will try to fit a simulated training step of a 70B model onto one 48 GB GPU.
 #
 # {{ time }}
 
@@ -112,17 +112,18 @@ if lab.experiment("One outlier among 4,096 numbers", 1, needs=["4.1"]):
 # ## Which sixteen values?
 #
 # Evenly spaced values suit uniformly distributed numbers. The weights of a layer roughly follow a
-# bell curve, so most of the sixteen values should lie near zero. Each value should represent an
-# equal share of the weights. The *quantile* at probability $p$ is the number below which a share
-# $p$ of the bell curve lies. Try the quantiles at sixteen evenly spaced probabilities.
+# bell curve, so most of the sixteen values should lie near zero. NF4's authors aimed for values
+# that each represent an equal share of the weights. The *quantile* at probability $p$ is the number
+# below which a share $p$ of the bell curve lies. Try the quantiles at sixteen evenly spaced
+# probabilities.
 
 # %%
 normal = torch.distributions.Normal(0, 1)
 print(normal.icdf(torch.linspace(0, 1, 16)))  # icdf: from a probability to its quantile
 
 # %% [markdown]
-# What is wrong with the first and last values? Fix them in the cell above by giving `linspace`
-# different endpoints.
+# What is wrong with the first and last values? Change the endpoints of `linspace` in the cell above
+# so that all values are finite.
 #
 # <details><summary>Why</summary>
 #
@@ -181,9 +182,9 @@ def nf4_codebook():
 check.codebook(nf4_codebook)
 
 # %% [markdown]
-# You have derived the table that ships with bitsandbytes. NF4 has two common alternatives: evenly
-# spaced integers (INT4) and FP4, bitsandbytes' floating-point format and the default for
-# `bnb_4bit_quant_type`.
+# You have computed the table that ships with bitsandbytes. Compare NF4 with 15 evenly spaced values
+# (INT4) and with FP4, bitsandbytes' floating-point format and the default for
+# `bnb_4bit_quant_type`. (NVFP4 and MXFP4 are other formats.)
 
 # %% tags=["experiment"]
 if lab.experiment("Three codebooks", 1, needs=["4.2"]):
@@ -247,9 +248,9 @@ def dequantize_blockwise(codes, absmax, codebook, shape, block=64):
 check.blockwise(quantize_blockwise, dequantize_blockwise)
 
 # %% [markdown]
-# ## Does the model notice?
+# ## What does rounding cost the model?
 #
-# Errors in the weights don't necessarily cause errors in the answers. Round the weights of every
+# Round the weights of every
 # linear layer in SmolLM2, except the output head, to four bits. Then compare the model's loss on
 # each of 120 short conversations before and after rounding.
 
@@ -317,15 +318,16 @@ if lab.experiment("Read with rounded weights", 45, needs=["4.2", "4.3"]):
 
 # %% [markdown]
 # INT4 adds about one and a half times as much loss as NF4. We found no clear difference between FP4
-# and NF4; in the QLoRA paper, NF4 beats two other 4-bit floating-point formats. Block size matters,
-# too: compared with blocks of 64, blocks of 1,024 add 65% more loss, and blocks of 16 add 40% less
-# ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). Rounding hurts larger models much
-# less than this small model, whose weights had already been rounded to four bits once.
+# and NF4; in the QLoRA paper, NF4 beats the 4-bit floats E2M1 and E3M0. Block size matters, too:
+# compared with blocks of 64, blocks of 1,024 add 65% more loss, and blocks of 16 add 40% less
+# ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). (This model's weights had already
+# been rounded to four bits once, so other models may differ.)
 #
-# The abstract of the QLoRA paper calls NF4 information-theoretically optimal. An optimal format
-# would use all codes equally often. For normally distributed numbers in blocks of 64, NF4 uses some
+# The abstract of the QLoRA paper calls NF4 information-theoretically optimal, in the sense that all
+# codes are used equally often. For normally distributed numbers in blocks of 64, NF4 uses some
 # codes five times as often as others
-# ([evidence](../docs/evidence/04_qlora.md#how-often-each-code-is-used)).
+# ([evidence](../docs/evidence/04_qlora.md#how-often-each-code-is-used)). As FP4 shows, equal use
+# doesn't guarantee the least error.
 #
 # ## Down to the bytes
 
@@ -463,7 +465,8 @@ if lab.experiment("Bits against error", 3, needs=["4.2", "4.3", "4.5"]):
 # 2. `forward(x)` returns $W x + \frac{\alpha}{r} B A x$, with $W$ decoded by `dequantize_blockwise`
 #   in blocks of 64. `x`, `A` and `B` are in fp32, and `x` can have any leading dimensions. The
 #   gradients of `x`, `A` and `B` must equal those of the dense layer.
-# 3. After `forward`, no matrix as large as $W$ stays in memory: `backward` decodes $W$ again.
+# 3. After `forward`, nothing as large as $W$ stays in memory but the codes: `backward` decodes $W$
+#   again.
 #
 # Rule 3 is the hardest. If you write `x @ W.T` with the decoded $W$, autograd keeps $W$ until
 # `backward`, because it needs $W$ for the gradient of $x$, $dY\, W$. If every layer does that, the
@@ -476,13 +479,13 @@ if lab.experiment("Bits against error", 3, needs=["4.2", "4.3", "4.5"]):
 # `ctx.save_for_backward(…)` stores tensors, and `ctx.saved_tensors` returns them. You can store
 # other values as attributes of `ctx`. `backward` returns one value per argument of `forward`: the
 # argument's gradient, or `None` if it has none. Call the function as `self.DecodedProduct.apply(x,
-# …)`. For the products with $A$ and $B$, use ordinary PyTorch operations.
+# …)`. Outside the function, write the adapter as usual.
 # </details>
 
 
 # %%
 class QLoRALinear(nn.Module):
-    """A frozen 4-bit matrix plus the trainable update (alpha / r) B A."""
+    """A frozen matrix of 4-bit codes plus the trainable update (alpha / r) B A."""
 
     class DecodedProduct(torch.autograd.Function):
         """x @ W.T, where W is decoded in forward and again in backward."""
@@ -567,9 +570,10 @@ if lab.experiment("Compare your layer with bitsandbytes", 1, needs=["4.2", "4.3"
 
 # %% [markdown]
 # Besides `x` and its own tensors, your layer keeps only $A x$, eight numbers per token. Decoding
-# the weights twice costs time. On our CPUs, a QLoRA step with bitsandbytes takes 8% to 34% longer
-# than a LoRA step, depending on the batch size. In published runs on an A100, with one sequence per
-# step, a QLoRA step takes 51% to 62% longer ([evidence](../docs/evidence/04_qlora.md#time)).
+# the weights twice costs time. On our CPUs, forward and backward take 8% to 34% longer with
+# bitsandbytes' QLoRA than with LoRA, depending on the batch size. In published runs on an A100,
+# with one sequence per step, a QLoRA step takes 51% to 62% longer
+# ([evidence](../docs/evidence/04_qlora.md#time)).
 #
 # ## Train on 4 bits
 #
@@ -659,10 +663,10 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 
 # %% [markdown]
 # Each adapter is best on the base it was trained on. The same is true with three other seeds
-# ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)): moving LoRA's adapter to NF4
-# added 0.16 to 0.19 nats per token, and moving QLoRA's adapter to 16 bits added 0.12 to 0.16. With
-# each adapter on its own base, QLoRA's loss is only 0.01 to 0.04 above LoRA's: QLoRA's adapter has
-# learned to compensate for the rounding.
+# ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)). So the gap closes for both
+# reasons. Without an adapter, rounding costs 0.36 nats per token. With LoRA's adapter, which has
+# learned the task but never saw NF4, it costs 0.16 to 0.19. With QLoRA's adapter, which has also
+# adjusted to the rounded base, the loss ends only 0.01 to 0.04 above LoRA's.
 #
 # Merging a QLoRA adapter into the original 16-bit weights also changes its base. Lab 6 measures the
 # cost.
@@ -711,7 +715,8 @@ check.rule(training_bytes)
 # %% [markdown]
 # Now simulate a training step of Llama-2-7B with one sequence of 512 tokens and rank 16 on all
 # linear layers. PEFT and bitsandbytes build the real model with fake tensors, which have shapes but
-# no data. A laptop can therefore simulate a model of any size.
+# no data. A laptop can therefore simulate a model of any size. (Full fine-tuning peaks in the
+# optimizer's step, when the activations are already freed.)
 
 # %% tags=["experiment"]
 if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
@@ -756,10 +761,10 @@ if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
     display(figures.fits(peaks, card=48))
 
 # %% [markdown]
-# "QLoRA trains a 70B model on one 48 GB card" is true with checkpointing and few tokens per step:
-# in the simulation, 512 tokens fit with 20% to spare, while 4,096 don't. The dotted boxes show this
-# margin. (On GPU labels, GB means GiB, 2^30 bytes; error correction uses some memory.) On the
-# command line, `labkit memory llama-2-70b --method qlora --checkpointing` simulates the second bar.
+# "QLoRA trains a 70B model on one 48 GB card" is probably true with checkpointing and few tokens
+# per step. In the simulation, 512 tokens leave a margin of 20% (dotted), while 4,096 tokens don't.
+# (On GPU labels, GB means GiB, 2^30 bytes.) The command
+# `labkit memory llama-2-70b --method qlora --checkpointing` simulates the second bar.
 #
 # ## With a GPU
 #
@@ -790,7 +795,7 @@ if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
 # %% tags=["experiment"]
 known = (
     "On a GPU, this cell compares the simulated peak of Llama-2-7B with the allocator's. Published "
-    "peaks of LoRA and full fine-tuning are 0 to 7% above the simulation (docs/memory.md)."
+    "peaks of QLoRA are up to 27% above the simulation (docs/memory.md)."
 )
 if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
     from labkit.memory import real
@@ -815,8 +820,8 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 #
 # **GPTQ** ([2022](https://arxiv.org/abs/2210.17323)) rounds a weight matrix column by column and
 # adjusts the remaining columns so that the layer's *output* changes little on calibration text.
-# GPTQ is mostly used for serving. To use it with transformers, install `gptqmodel` and pass
-# `quantization_config=GPTQConfig(bits=4, dataset="c4", tokenizer=tokenizer)`.
+# GPTQ is mostly used for serving. To use it with transformers, install `gptqmodel` and `optimum`,
+# and pass `quantization_config=GPTQConfig(bits=4, dataset="c4", tokenizer=tokenizer)`.
 #
 # **AWQ** ([2023](https://arxiv.org/abs/2306.00978)) scales up the weight columns that multiply
 # large activations, so that rounding costs these columns less precision. The `AWQModifier` in
@@ -824,10 +829,8 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 #
 # ## Take it with you
 #
-# This script runs QLoRA with the usual libraries. (Other scripts call PEFT's
-# `prepare_model_for_kbit_training`, which freezes the base, casts the unpacked weights to fp32 and
-# prepares the model for checkpointing. Here, `SFTTrainer` does what the run needs.) Save the script
-# as `train_qlora.py` and insert your own model and rows.
+# This script runs QLoRA with the usual libraries. `SFTTrainer` prepares the model and converts the
+# adapter to bf16. Save the script as `train_qlora.py` and insert your own model and rows.
 #
 # ```python
 # import torch
@@ -906,8 +909,8 @@ check.quiz(quiz)
 # - A QLoRA layer decodes its weights in the forward pass and again in the backward pass. Otherwise,
 #   autograd would keep the decoded weights and undo the savings.
 # - QLoRA shrinks only the weights that it packs, not the embeddings, head or activations.
-# - An adapter fits the base weights that it was trained on, rounded or not. On other weights, its
-#   loss is higher.
+# - An adapter fits the base weights that it was trained on, rounded or not. Its loss was
+#   higher on the other weights.
 
 # %%
 lab.score()

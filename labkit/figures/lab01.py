@@ -57,8 +57,9 @@ def error_and_cost(
 
     guess: the noise's error at a fifth of the numbers, in percent.
     """
-    fig, ax = titled("A fifth of the numbers is enough for a photograph but not for noise")
     fifth = fifth_of(costs)
+    times = errors["noise"][fifth] / errors["photograph"][fifth]
+    fig, ax = titled(f"With a fifth of the numbers, noise loses {times:.0f} times as much")
     for (name, values), role in zip(errors.items(), ("LoRA", "base"), strict=True):
         x, y = 100 * np.array(costs), 100 * np.array(values)
         ax.plot(x, y, color=ROLES[role])
@@ -123,8 +124,7 @@ def cuts(
     the seeds drawn as rings. guess: the answers at rank 8.
     """
     ranks, kept, scale = sorted(energy), 8 if 8 in right else max(right), 100 / max(full, 1)
-    share = "a smaller" if scale * right[kept] < 100 * energy[kept] else "no smaller"
-    title = f"A cut to rank {kept} keeps {share} share of the answers than of the energy"
+    title = f"A cut to rank {kept} keeps {scale * right[kept]:.0f}% of the right answers"
     if lora is not None:
         beats = "beats" if lora > right[kept] else "doesn't beat"
         title = f"At rank {kept}, LoRA {beats} the truncated update"
@@ -140,7 +140,8 @@ def cuts(
     for setting, counted in (100 * counts / counts.loc["full"]).iterrows():
         if setting.startswith("rank") or (setting == "LoRA" and lora is not None):
             x = 8 if setting == "LoRA" else int(setting.removeprefix("rank "))
-            ax.plot([x] * len(counted), counted, **RING, zorder=3)
+            color = ROLES["LoRA" if setting == "LoRA" else "full"]
+            ax.plot([x] * len(counted), counted, **RING | {"mec": color}, zorder=3)
     if lora is not None:
         ax.plot(8, scale * lora, "*", ms=15, color=ROLES["LoRA"], zorder=4)
         ax.annotate("LoRA of rank 8", (8, scale * lora), (-12, 0), ha="right", **BESIDE)
@@ -150,7 +151,8 @@ def cuts(
         ax.annotate(f"your guess: {as_text(guess.value)}", place, (8, 0), fontsize=9, **BESIDE)
     ax.axhline(100, color=INK, ls=":", lw=1.2)
     ax.set(xscale="log", ylim=(-3, None), xlabel="rank of the cut (ring: another seed)")
-    ax.set(ylabel="% of the whole update's", xticks=ranks, xticklabels=ranks)
+    ticks = sorted({*ranks, 16})
+    ax.set(ylabel="% of the whole update's", xticks=ticks, xticklabels=ticks)
     ax.minorticks_off()
     return fig
 
@@ -173,14 +175,14 @@ def overlap(
     title = f"LoRA shares full fine-tuning's main directions: {times:.0f} times chance"
     fig, ax = titled(title)
     values = {
-        "highest possible\n(the full update)": full,
+        "the full update\nitself": full,
         "LoRA": lora,
         "LoRA,\nother batches": measured["LoRA in full, other seed"],
         "full fine-tuning,\nother batches": measured["full in full, other seed"],
         "chance": 100 * np.median(chance),
     }
     roles = dict.fromkeys(
-        ["highest possible\n(the full update)", "full fine-tuning,\nother batches"], "full"
+        ["the full update\nitself", "full fine-tuning,\nother batches"], "full"
     )
     roles["chance"] = "base"
     dots(ax, values, "% of its energy in these 8 directions (median matrix)", roles, "{:.2g}")

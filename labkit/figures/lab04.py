@@ -87,8 +87,7 @@ def block_sizes(points: dict[str, Sequence[tuple[int, float, float]]]) -> Figure
 def losses(runs: dict[str, Sequence[float]]) -> Figure:
     """How far QLoRA's training loss is above LoRA's: {name: losses in nats}, of both."""
     gap = np.subtract(runs["QLoRA"], runs["LoRA"])
-    title = f"QLoRA's disadvantage all but disappears within {len(gap)} steps"
-    fig, ax = titled(title if gap[-5:].mean() < 0.25 * gap[0] else "QLoRA stays behind LoRA")
+    fig, ax = titled(f"QLoRA's loss comes within {gap[-5:].mean():.2f} of LoRA's")
     ax.bar(range(1, len(gap) + 1), gap, color=ROLES["QLoRA"])
     ax.axhline(0, color=INK, lw=1.2)
     text = f"LoRA's own loss goes\nfrom {runs['LoRA'][0]:.1f} to {runs['LoRA'][-1]:.1f}"
@@ -135,14 +134,14 @@ def fits(peaks: dict[str, dict[str, int]], card: float) -> Figure:
     """Memory at the peak of a step, {settings: {category: bytes}}, and 20% more; a card's GiB."""
     totals = np.array([sum(row.values()) for row in peaks.values()]) / 2**30
     n = sum(1.2 * totals < card)
-    fig, ax = titled(f"A {card} GB GPU is large enough for {n} of {len(peaks)} settings")
+    fig, ax = titled(f"Settings that fit with a margin of 20%: {n} of {len(peaks)}")
     stacks(ax, peaks, "peak memory of a step (GiB; dotted: +20%)", "", unit=2**30)
     outline = {"facecolor": "none", "edgecolor": INK, "ls": ":"}
     ax.bar(range(len(peaks)), 0.2 * totals, 0.5, bottom=totals, **outline)
     ax.axhline(card, color=INK, lw=1.2, ls="--")
     ax.text(1, card, f" {card:g} GB", transform=ax.get_yaxis_transform(), va="center", color=INK)
     for x, total in enumerate(totals):
-        ax.text(x, 1.1 * total, f"{total:.0f}", ha="center", va="center", bbox=PAPER)
+        ax.text(x, 0.97 * total, f"{total:.0f}", ha="center", va="top", bbox=PAPER)
     ax.set_ylim(0, 1.28 * max(card, *totals))
     ax.tick_params(axis="x", labelsize=9)
     return fig
