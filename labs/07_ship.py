@@ -861,8 +861,8 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
 #
 # Only your first answer to each question counts. Then read the explanation.
 #
-# **q1. Your adapter answers well in PEFT. On a server with the same weights, its answers are chatty
-# and vague. What do you check first?**
+# **q1. Your adapter answers well in PEFT. On a server with the same weights, most answers are empty
+# or wrong. What do you check first?**
 #
 # - (a) The rank: the adapter learned too little for a server's many requests.
 # - (b) The sampling: each engine implements greedy decoding in its own way.

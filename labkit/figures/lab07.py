@@ -60,21 +60,19 @@ def asked(right: dict[str, int], n: int, guess: Guess) -> Figure:
 
 def files(made: dict[str, tuple[float, float]], n: int, guess: Guess) -> Figure:
     """Each file: KL from the first model (nats per token), and the share right of n answers."""
-    exact, *others = made
+    (_, whole), *_ = made.values()
     eight = next((right for name, (_, right) in made.items() if name[:4] == "q8_0"), 0)
     title = "One model, several files"
-    if made["rows not moved"][1] < 0.1 and eight >= made[exact][1] > 0.5:
+    if made["rows not moved"][1] < 0.1 and eight >= whole > 0.5:
         title = "Q8_0 costs no right answers, the wrong row order nearly all"
     fig, (left, right) = titled(title, 2, height=0.4 * len(made) + 1.4, sharey=True)
     roles = {name: "mistake" if name == "rows not moved" else "LoRA" for name in made}
-    kls = {exact: np.nan} | {name: made[name][0] for name in others}
+    kls = {name: kl or np.nan for name, (kl, _) in made.items()}  # zero isn't on a log axis
     dots(left, kls, "KL from the fp32 model,\nnats per token", roles)
     for text, kl in zip(left.texts, kls.values(), strict=True):
-        text.set_text(
-            "" if np.isnan(kl) else np.format_float_positional(kl, 1, fractional=False, trim="-")
-        )
-    ends = [kls[name] for name in others]
-    left.set(xscale="log", xlim=(min(ends) / 5, 30 * max(ends)))
+        number = np.format_float_positional(kl, 1, fractional=False, trim="-")
+        text.set_text("" if np.isnan(kl) else number)
+    left.set(xscale="log", xlim=(np.nanmin([*kls.values()]) / 5, 30 * made["rows not moved"][0]))
     shares = {name: tuple(100 * x / n for x in wilson(n * made[name][1], n)) for name in made}
     dots(right, shares, f"right answers, % of {n}\n(line: 95% interval)", roles, "{:.0f}")
     right.set_xlim(-8, 118)
@@ -88,14 +86,13 @@ def batches(sizes: Sequence[int], times: dict[str, Sequence[float]]) -> Figure:
     quicker = f"For 64 rows, grouping is {slow / fast:.0f} times as fast as one by one"
     fig, ax = titled(quicker if fast < slow else "Here, grouping is slower than one by one")
     rows = {name: 1e6 * np.array(seconds) / np.array(sizes) for name, seconds in times.items()}
-    flat = np.concatenate(list(rows.values()))
-    low, span = flat.min(), np.log(flat.max() / flat.min())
-    ends = [np.log(values[-1] / low) for values in rows.values()]
-    places = low * np.exp(spread(ends, 0.08 * span, span))
+    ends = np.array([values[-1] for values in rows.values()])
+    places = ends.min() * np.exp(spread(np.log(ends / ends.min()), 0.35, 99))
     for (name, values), place, color in zip(rows.items(), places, VARIANTS, strict=False):
         ax.plot(sizes, values, "o-", color=color)
         ax.annotate(f"{name}: {values[-1]:.0f}", (sizes[-1], place), (10, 0), color=color, **BESIDE)
     ax.set(xscale="log", yscale="log", xlabel="rows in the batch", ylabel="microseconds per row")
     ax.set_xticks(sizes, [str(n) for n in sizes])
+    ax.set_yticks([1, 10, 100], ["1", "10", "100"])
     ax.minorticks_off()
     return fig
