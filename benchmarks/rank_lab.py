@@ -4,10 +4,12 @@
 
 Each run adds rows to labkit/measured/rank.csv: study, setting, seed, measure, value. After an
 interruption, call the script again: it skips finished runs. The code is the lab's `memorize`. The
-seed determines A, the values and the order of the pairs. 1,000 pairs of 6 bits, 100 passes.
+seed determines A, the values and the order of the pairs. Unless a setting says otherwise: 1,000
+pairs of 6 bits, 100 passes.
 
 rates     Bits at each rank and learning rate, seed 0.
 chosen    Bits at each rank's best rate in `rates`, with other seeds.
+passes    Bits by number of pairs and of passes, each pass of four steps, at the lab's rate.
 """
 
 from pathlib import Path
@@ -18,6 +20,7 @@ from studies import LabRun
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rank.csv"
 RANKS, RATES = (1, 2, 4, 8, 16), (0.01, 0.02, 0.04)
+PASSES = [(r, n, passes) for r, n in ((1, 250), (1, 1000), (2, 250)) for passes in (100, 400)]
 
 
 def bits(lab, seed, rank, rate=None):
@@ -28,11 +31,21 @@ def bits(lab, seed, rank, rate=None):
     return {"bits": lab["memorize"](rank, 1000, learning_rate=rate, seed=seed)}
 
 
+def longer(lab, seed, rank, n, passes):
+    """What `memorize` gives after more passes."""
+    return {"bits": lab["memorize"](rank, n, passes=passes, seed=seed)}
+
+
 def every_run():
     """{run: the function that measures it and its arguments}, the rates first."""
     runs = {LabRun("rates", f"r={r}, rate {x:g}", 0): (bits, r, x) for r in RANKS for x in RATES}
     chosen = {LabRun("chosen", f"r={r}", seed): (bits, r) for r in RANKS for seed in (1, 2, 3)}
-    return runs | chosen
+    more = {
+        LabRun("passes", f"r={r}, {n} pairs, {passes} passes", seed): (longer, r, n, passes)
+        for seed in (0, 1, 2)
+        for r, n, passes in PASSES
+    }
+    return runs | chosen | more
 
 
 def of_lab(seed):

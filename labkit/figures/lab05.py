@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from labkit.figures.forms import RING, bars, spread, titled
+from labkit.figures.forms import RING, bars, dots, mean_interval, spread, titled
 from labkit.figures.guess import Guess
 from labkit.measured import tables
 from labkit.plots import BESIDE, INK, ROLES, VARIANTS
@@ -59,7 +59,8 @@ def grid(losses: pd.DataFrame) -> Figure:
     for i, ((rank, row), end) in enumerate(zip(losses.iterrows(), ends, strict=True)):
         how = {"color": ROLES["LoRA"], "alpha": (i + 2) / (len(losses) + 1)}
         ax.plot(rates, row, "o-", ms=9, markevery=[row.argmin()], **how)
-        ax.annotate(f"r={rank}: {row.iloc[-1]:.2f}", (rates[-1], end), (8, 0), color=INK, **BESIDE)
+        text = f"r={rank}: {row.min():.2f} at best"
+        ax.annotate(text, (rates[-1], end), (8, 0), color=INK, **BESIDE)
     ax.set(xscale="log", ylim=(0, top), xlabel="learning rate (dot: the best)", ylabel=HELD_OUT)
     ax.set(xticks=rates, xticklabels=rates)
     ax.minorticks_off()
@@ -70,18 +71,16 @@ def rate_against_alpha(reached: pd.DataFrame) -> Figure:
     """The rate that reaches a loss, against alpha; `reached` is from `tables.rates_reaching`."""
     slope = tables.exponent(reached)
     fig, ax = titled(f"With 16 times the alpha, 1/{16**-slope:.0f} of the learning rate is enough")
-    for alpha, runs in reached.groupby("alpha"):
-        place = runs["rank"].rank(method="dense")  # from left to right
-        x = alpha * 1.06 ** (place - place.median())
-        ax.plot(x, runs["rate"], "o", color=ROLES["LoRA"], alpha=0.7)
-        text = "r = " + ", ".join(map(str, runs["rank"].unique()))
-        ax.annotate(text, (x.max(), runs["rate"].max()), (8, 3), color=INK, **BESIDE)
+    for i, (rank, runs) in enumerate(reached.groupby("rank")):
+        x = runs["alpha"] * 1.04 ** (i - 1)  # from left to right
+        ax.plot(x, runs["rate"], "o", color=VARIANTS[i], alpha=0.7, label=f"r={rank}")
+    ax.legend()
     alphas, rates = reached["alpha"].unique().astype(int), [0.0003, 0.001, 0.003]
     middle = np.log(reached["rate"]).mean() - slope * np.log(reached["alpha"]).mean()
     ax.plot(alphas, np.exp(middle) * alphas**slope, color=INK, lw=1.2)
     ax.set(xscale="log", yscale="log", ylabel="learning rate that\nreaches a loss of 0.45")
     ax.set(xticks=alphas, xticklabels=alphas, yticks=rates, yticklabels=rates)
-    ax.set_xlabel("alpha (each dot: one seed, interpolated)")
+    ax.set_xlabel("alpha (dot: one seed; not drawn if the lowest rate already reaches the loss)")
     ax.minorticks_off()
     return fig
 
@@ -100,8 +99,8 @@ def memory(stored: dict[tuple[int, int], float], guess: Guess) -> Figure:
 def bits(stored: dict[int, Sequence[float]], available: int) -> Figure:
     """Bits stored against parameters: {rank: bits by seed}; `available`: bits in the data."""
     sizes, values = 2112 * np.array(list(stored)), np.array(list(stored.values()))
-    rate = np.median((values / sizes[:, None])[values.mean(axis=1) < 0.95 * available])
-    fig, ax = titled(f"About {rate:.1f} bits per parameter, until all bits are stored")
+    rate = (values.mean(axis=1) / sizes).max()
+    fig, ax = titled(f"The adapter stores up to about {rate:.1f} bits per parameter")
     ax.plot(sizes, values, **RING | {"mec": ROLES["LoRA"]})
     ends = np.array([sizes[0], available / rate])
     ax.plot(ends, rate * ends, color=INK, lw=1.2, ls=":")
@@ -109,7 +108,8 @@ def bits(stored: dict[int, Sequence[float]], available: int) -> Figure:
     ax.annotate("all bits", (sizes[0], available), (0, 8), color=INK, **BESIDE)
     text = f"{rate:.1f} bits per parameter"
     ax.annotate(text, (sizes[1], rate * sizes[1]), (14, -4), color=INK, **BESIDE)
-    ax.set(xscale="log", yscale="log", ylabel="bits stored", xlabel="parameters (ring: one seed)")
+    what = {"ylabel": "bits stored in 100 passes", "xlabel": "parameters (ring: one seed)"}
+    ax.set(xscale="log", yscale="log", **what)
     ax.set_xticks(sizes, [f"{size:,}\nr={rank}" for size, rank in zip(sizes, stored, strict=True)])
     ax.set_yticks([1000, 2000, 4000, 6000], ["1,000", "2,000", "4,000", "6,000"])
     ax.minorticks_off()
@@ -118,23 +118,26 @@ def bits(stored: dict[int, Sequence[float]], available: int) -> Figure:
 
 def variants(gaps: dict[str, Sequence[float]]) -> Figure:
     """Differences from LoRA's loss, in percent: {method: one per seed}."""
-    fig, ax = titled("Only full fine-tuning beats LoRA for every seed", height=4)
-    for method in sorted(gaps, key=lambda method: -np.mean(gaps[method])):  # the best on top
-        color = ROLES["full"] if method.startswith("full") else "#555555"
-        ax.plot(gaps[method], [method] * len(gaps[method]), **RING | {"mec": color})
-        ax.plot(np.mean(gaps[method]), method, "|", color=color, ms=16, mew=2)
+    names = {"rsLoRA": "rsLoRA (= LoRA, alpha 128)"}
+    order = sorted(gaps, key=lambda method: np.mean(gaps[method]))  # the best on top
+    gaps = {names.get(method, method): gaps[method] for method in order}
+    winners = " and ".join(name for name, values in gaps.items() if max(values) < 0)
+    fig, ax = titled(f"Only {winners} beats LoRA for every seed", height=4)
+    means = {name: mean_interval(values) for name, values in gaps.items()}
+    colors = dict.fromkeys(gaps, "#555555") | {"full fine-tuning": "full"}
+    what = "held-out loss relative to LoRA, %\n(left is better; ring: one seed, line: 95% interval)"
+    dots(ax, means, what, colors, "", gaps)
     ax.axvline(0, color=ROLES["LoRA"], lw=2, zorder=0)
-    ax.annotate("LoRA", (0, len(gaps) - 0.5), (4, 0), color=ROLES["LoRA"], **BESIDE)
-    ax.set_xlabel("held-out loss relative to LoRA, % (left is better; ring: one seed, |: mean)")
+    ax.annotate("LoRA", (0, -0.3), (4, 0), color=ROLES["LoRA"], **BESIDE)
     return fig
 
 
 def tickets(scores: pd.DataFrame, guess: Guess, n: int = 288) -> Figure:
     """Accuracy of each method: columns method, seed, accuracy (0 to 1). guess: in percent."""
-    names = {"zero-shot": "base model", "TF-IDF": "TF-IDF of words"}
-    scores = scores.assign(method=scores["method"].replace(names), share=100 * scores["accuracy"])
+    scores = scores.replace({"method": {"TF-IDF": "TF-IDF of words"}})
+    scores = scores.assign(share=100 * scores["accuracy"])
     colors = {"full fine-tuning": ROLES["full"], "LoRA": ROLES["LoRA"], "QLoRA": ROLES["QLoRA"]}
-    colors |= dict.fromkeys(["TF-IDF of characters", "TF-IDF of words", "base model"], "#777777")
+    colors |= dict.fromkeys(["TF-IDF of characters", "TF-IDF of words"], "#777777")
     by_method = scores.groupby("method")["share"].agg(["mean", "max"]).loc[list(colors)]
     fig, ax = titled("A non-neural classifier comes close to LoRA", height=2.8)
     ax.barh(by_method.index, by_method["mean"], 0.6, color=colors.values())
