@@ -30,13 +30,12 @@ def rates(runs: dict[float, Sequence[float]], guess: Guess) -> Figure:
     return fig
 
 
-def targets(runs: dict[str, Sequence[float]], slow: Sequence[float] | None) -> Figure:
-    """Loss curves by the layers that LoRA adapts, {targets: losses in nats}; `slow` at 2e-5."""
+def targets(runs: dict[str, Sequence[float]]) -> Figure:
+    """Loss curves by the layers that LoRA adapts, {targets: losses in nats}."""
     best = min(runs, key=lambda name: sum(runs[name]))
     title = "All linear layers learn faster than q and v alone"
     fig, ax = titled(title if list(runs) == ["q, v", best] else f"{best} learns fastest")
-    gray = {"all-linear at 2e-5": slow} if slow else {}
-    curves(ax, gray | runs, LOSS, colors=["#999999"] * len(gray) + VARIANTS)
+    curves(ax, runs, LOSS, colors=VARIANTS)
     return fig
 
 
@@ -57,7 +56,7 @@ def stops(counts: dict[str, int], last: dict[str, float], n: int) -> Figure:
     title = "The loss doesn't show which model stops" if alike else "The labels decide what stops"
     fig, (left, right) = titled(title, 2)
     roles = {next(iter(counts)): "mistake"}
-    bars(left, last, "final training loss\n(nats per token)", roles, "{:.2f}")
+    bars(left, last, "final training loss\n(nats per labeled token)", roles, "{:.2f}")
     counted(right, counts, n, "answers that don't stop", roles, top=1.1 * n)
     return fig
 
@@ -76,9 +75,9 @@ def damage(lost: dict[int, dict[str, int]], n: int) -> Figure:
 def checkpointed(runs: dict[str, tuple[Sequence[float], float, Sequence[bool]]]) -> Figure:
     """Activations, last loss and trained B of {way: (losses, bytes at the peak, which B moved)}."""
     losses, peaks, moved = ({way: run[i] for way, run in runs.items()} for i in range(3))
-    title = "Both checkpointed runs save memory"
-    title += "" if all(map(all, moved.values())) else ", but one doesn't train the blocks"
-    fig, axes = titled(title, 3)
+    wrong = [way for way in runs if not all(moved[way])]
+    title = "All three train every adapter"
+    fig, axes = titled(f"“{wrong[0]}” doesn't train the blocks" if wrong else title, 3)
     first, *later = losses["plain"]
     panels = {
         "activations\n(MB)": {way: peak / 1e6 for way, peak in peaks.items()},
@@ -89,12 +88,4 @@ def checkpointed(runs: dict[str, tuple[Sequence[float], float, Sequence[bool]]])
         bars(ax, values, label, {"plain": "base", "given": "mistake"})
         ax.set_yticks([])
         ax.spines["left"].set_visible(False)
-    return fig
-
-
-def reloaded(trained: int, doubled: int, n: int, guess: Guess) -> Figure:
-    """Right answers of `n` of the trained model, and of one with the update counted twice."""
-    fig, ax = titled(f"With the update counted twice, {doubled} of {trained} right answers remain")
-    wrong = "merged,\nthen loaded again"
-    counted(ax, {"as trained": trained, wrong: doubled}, n, roles={wrong: "mistake"}, guess=guess)
     return fig
