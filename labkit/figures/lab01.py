@@ -181,9 +181,7 @@ def overlap(
         "full fine-tuning,\nother batches": measured["full in full, other seed"],
         "chance": 100 * np.median(chance),
     }
-    roles = dict.fromkeys(
-        ["the full update\nitself", "full fine-tuning,\nother batches"], "full"
-    )
+    roles = dict.fromkeys(["the full update\nitself", "full fine-tuning,\nother batches"], "full")
     roles["chance"] = "base"
     dots(ax, values, "% of its energy in these 8 directions (median matrix)", roles, "{:.2g}")
     ax.set_xlim(0, 100)
