@@ -141,7 +141,7 @@ check.merges(merged_weight)
 #
 # summed over the vocabulary, in nats. If the next token is drawn from $p$, the divergence is how
 # much higher $q$'s average loss is than $p$'s. Return the mean over all tokens as a Python float.
-# The logits are in fp32 and can have any leading dimensions. Your result must be finite even for
+# The logits are in fp32 and can have any leading dimensions. Your result must be right even for
 # large logits.
 #
 # <details><summary>Hint</summary>

@@ -88,7 +88,7 @@ def survives(arrives):
     cases = {
         where: (*by_hand, 1.0),
         "for a store that keeps every number": (W, dW, "exact"),
-        "for a grid that W is on, where each step of dW is just long enough": (even, steps, 0.25),
+        "for a grid that W is on, where dW moves each weight by one step": (even, steps, 0.25),
         "for a grid that W is on": (even, 0.7 * dW, 0.25),
         "for a grid that W is not on": (W, dW, 0.25),
         "for a store that scales each block": (W, dW, "blocks"),
@@ -138,8 +138,9 @@ def merges_quantized(merge_quantized):
     where = "for W4 = [3, 0, 10, 7], absmax = [4], codebook = [0, 1/2, 1, ...], "
     cases = {f"{where}A = [[1, 0]], B = [[1/4], [0]], alpha = 3": (*by_hand, 3, (2, 2))}
     expect_right(merge_quantized, cases, _merged_quantized, probes.merged_quantized)
-    where = "for 150 codes of value 1, absmax = [1, 2, 3] (one entry per 64 codes of the flat W4)"
-    blocks = torch.zeros(150).byte(), torch.arange(1.0, 4), torch.ones(16), torch.zeros(1, 75)
+    where = "for 150 codes of value 1, absmax = [2, 1, 3] (one entry per 64 codes of the flat W4)"
+    absmax = torch.tensor([2.0, 1.0, 3.0])
+    blocks = torch.zeros(150).byte(), absmax, torch.ones(16), torch.zeros(1, 75)
     cases = {f"{where} and shape (2, 75)": (*blocks, torch.zeros(2, 1), 1, (2, 75))}
     for shape, alpha in (((24, 40), 29), ((7, 50), 3)):
         A, B = factors(rng, *shape, 5)  # times 2e-4: the update is far shorter than a step
@@ -189,7 +190,7 @@ def _mixes(name, mixes, rng):
     return cases
 
 
-NEW = {"each factor": "a new tensor"}
+NEW = {"the list of adapters": "left as it was", "each factor": "a new tensor"}
 
 
 def _pair(r, product):
@@ -257,7 +258,12 @@ def merges_by_sign(ties):
     """equals PEFT's ties: trims each update, takes the sum's sign, averages values that agree"""
     rng = generator()
     by_hand = [*torch.tensor([[[2.0, -3, 1, 4]], [[-2, 4, 3, 1]], [[-1, -3, -4, 2]]])]
-    cases = {"for one update [[2, -3, 1, 4]] (only trimmed), density 0.75": (by_hand[:1], 0.75)}
+    cases = {
+        "for one update [[2, -3, 1, 4]] (so only trimming matters), density 0.75": (
+            by_hand[:1],
+            0.75,
+        )
+    }
     where = "for updates [[2, -3, 1, 4]], [[-2, 4, 3, 1]] and [[-1, -3, -4, 2]], density 0.75"
     expect_right(ties, cases | {where: (by_hand, 0.75)}, _ties, probes.merged_by_sign)
     updates = [_with_zeros(rng) for _ in range(draw(3, 4, rng))]

@@ -91,13 +91,15 @@ def _pair(got, shape):
 
 
 def combined(combine, adapters, weights):
-    """The pair that `combine_linear` or `combine_cat` returns; whether its tensors are new."""
+    """The pair that `combine_linear` or `combine_cat` returns; whether the inputs are unchanged."""
     before = [M.clone() for pair in adapters for M in pair]
     given = [(A.clone(), B.clone()) for A, B in adapters]
     mine = [M for pair in given for M in pair]
-    got = combine(given, weights)
+    got = combine(pairs := [*given], weights)
+    same = list(map(id, pairs)) == list(map(id, given))
+    facts = {"the list of adapters": "left as it was" if same else "changed"}
     cure = "w * A is new, but A, A *= w and A.mul_(w) are not"
-    facts = _pair(got, (len(given[0][1]), given[0][0].shape[1]))
+    facts |= _pair(got, (len(given[0][1]), given[0][0].shape[1]))
     return facts | {"each factor": _origin(before, mine, got if "B @ A" in facts else [], cure)}
 
 
