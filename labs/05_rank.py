@@ -483,7 +483,7 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 # ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each other once
 # the learning rate is tuned. Full fine-tuning was better for all three seeds, by 11 to 12%; in a
 # coarser study, by 10% ± 20%. At a shared rate of 1e-3, losses range from 0.31 (rsLoRA) to 5.5
-# (LoRA+, which diverged) ([evidence](../docs/evidence/05_rank.md#variants)).
+# (LoRA+, which diverged; [evidence](../docs/evidence/05_rank.md#variants)).
 #
 # ## A case: 48 kinds of tickets
 #
