@@ -88,7 +88,8 @@ def dpo(dpo_loss):
     for sign, side in ((1, "above"), (-1, "below")):
         four = pairs(rng)
         four[0] = four[0] + sign * (1000 + 50 * torch.rand(len(four[0]), generator=rng))
-        cases[f"for margins of a thousand nats {side} 0, beta 0.5"] = *four, 0.5
+        for beta in (0.5, 1.0):
+            cases[f"for margins of a thousand nats {side} 0, beta {beta:g}"] = *four, beta
     expect_right(dpo_loss, cases, preference, probes.preferred)
 
 
@@ -107,7 +108,7 @@ def preference(policy_chosen, policy_rejected, reference_chosen, reference_rejec
     loss = torch.logaddexp(torch.zeros_like(x), -x).mean()
     slope = -beta * torch.sigmoid(-x) / len(x)
     loss, slope = (value.where(value.abs() > 1e-6, 0) for value in (loss, slope))
-    size = {"the loss in nats": "about 500"} if loss > 100 else {}
+    size = {"the loss in nats": "above 400"} if loss > 400 else {}
     return size | _facts("the loss", loss, {"policy_chosen": slope, "policy_rejected": -slope})
 
 
@@ -326,7 +327,7 @@ def _extra(data, rng):
     others = [key for key in KEYS if key not in data]
     half = dict(list(data.items())[: len(data) // 2])
     for said, what in ((data, "all"), (half, "half")):
-        for key in others[:2]:
+        for key in others:
             more = said | {key: _value(key, rng)}
             both, than = f'{what} right, plus an unwanted "{key}"', f'without "{key}"'
             yield both, more, data, "lower than", than, said
@@ -343,7 +344,7 @@ def _wrong_values(data, rng):
     *most, last = data
     for keys in {tuple(most), (most[0],)}:
         right = {key: data[key] for key in keys}
-        for given in (_other(data[last]), None):
+        for given in (_other(data[last]), None, [data[last]], {last: data[last]}):
             what, said = f'a wrong value of "{last}"', right | {last: given}
             yield what, said, data, "at most as high as", f'without "{last}"', right
 
@@ -378,7 +379,7 @@ def steps(grpo_step):
         "for 2 prompts with 3 answers each": (seed, _paid(rng, 2, 3), 0.3, False),
         "for a model with leftover gradients": (seed, _paid(rng, 2, 4), 0.3, True),
         "where every answer earns 0.5": (seed, torch.full((2, 4), 0.5), 0.3, True),
-        "where all 8 answers earn 1/3 and the mean is rounded": (seed, third, 0.3, False),
+        "where all 8 answers earn 1/3": (seed, third, 0.3, False),
         f"for 4 prompts whose answers earn {rows}": (seed, close, 0.3, False),
         "where the norm of the gradient is above 1": (seed, _paid(rng, 2, 5), 30.0, False),
         "for 3 prompts with 3 answers each": (seed, _paid(rng, 3, 3), 0.3, True),

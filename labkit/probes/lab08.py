@@ -25,9 +25,9 @@ def preferred(dpo_loss, *given):
     """The DPO loss and its gradient for the policy; for extreme inputs, only the loss's size."""
     facts = differentiated(dpo_loss, ["policy_chosen", "policy_rejected"], "the loss", *given)
     loss, far = facts.get("the loss", torch.tensor(torch.inf)), given[0] - given[2] < -500
-    if bool(far.all() and (loss < 100).all()):
-        return {"the loss in nats": "below 100"}
-    return {"the loss in nats": "about 500"} | facts
+    if bool(far.all() and (loss < 400).all()):
+        return {"the loss in nats": "below 400"}
+    return {"the loss in nats": "above 400"} | facts
 
 
 def clipped(grpo_loss, logp, old_logp, advantages, mask, clip=None):
@@ -89,7 +89,7 @@ def earned(reward, answer, wanted, law, than="", *others):
     if isinstance(got, bool) or not isinstance(got, int | float):
         return {"the return value": kind(got)}
     if not 0 <= got <= 1:
-        how = "stop at 0, with max(0.0, ...)" if got < 0 else "only a complete answer may earn 1"
+        how = "stop at 0, with max(0.0, ...)" if got < 0 else "a complete answer earns 1"
         raise CheckFailed(f"the reward should be from 0 to 1, not {got:g}: {how}")
     facts = {"the return value": "a float"}
     if not others:
@@ -138,6 +138,8 @@ class _Rollout:
         return answers, logp, torch.cat([model.mask[i, :samples] for i in places])
 
     def score(self, answer):
+        if not isinstance(answer, str) or answer not in self.paid:
+            raise CheckFailed("score() takes one answer, a string that sample() returned")
         self.scored.add(answer)
         return self.paid[answer]
 
