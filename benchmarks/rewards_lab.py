@@ -59,7 +59,7 @@ def grpo(lab, seed):
     after, found = lab["marks"](policy), {}
     for name, marks in (("before", before), ("after", after)):
         found |= {f"{name}: {way}": np.mean(marks[way]) for way in ("sampled", "greedy")}
-        found |= {f"{name}: {key}": marks[key] for key in ("intents", "right", "keys")}
+        found |= {f"{name}: {key}": np.mean(marks[key]) for key in ("intents", "right", "keys")}
     for way in ("sampled", "greedy"):
         gains = np.reshape(np.subtract(after[way], before[way]), (100, -1)).mean(1)
         found |= {f"{way}: gain": gains.mean(), f"{way}: error": gains.std(ddof=1) / 10}

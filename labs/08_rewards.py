@@ -272,7 +272,7 @@ def train_dpo(pairs_of_answers, rate, beta, steps=12, seed=0, picture=True):
     optimizer = adamw(policy, rate)
     batches = pairs.batches(pairs_of_answers, tokenizer, 6, steps, seed)  # chosen answers first
     label, names = "log-probability\ngained, nats", ["chosen", "rejected"]
-    curves = live.Curves("DPO", len(batches), label, names, picture)
+    curves = live.Curves("DPO on its training pairs", len(batches), label, names, picture)
     for batch in batches:
         with fast.layers(policy), trees.forward(policy):  # same result up to rounding, but faster
             logits = policy(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -297,7 +297,9 @@ def lengths(model):
 
 
 # %%
-guess_dpo = lab.predict("Answers average 47 tokens before DPO. How many after DPO?", None)
+guess_dpo = lab.predict(
+    "Cut off at 64, answers average 47 tokens before DPO. How many after DPO?", None
+)
 
 # %% tags=["experiment"]
 if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
@@ -313,17 +315,18 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
 
 # %% [markdown]
 # Answers are less than half as long after DPO, in this run and three others
-# ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)). Read the answers, because
-# the pairs favored shorter answers and nothing else. In the training curves, *both* chosen and
-# rejected answers lose probability. The loss falls because the rejected answers lose more. Razin et
-# al. ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
+# ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)). Read the answers: the
+# pairs rewarded brevity, not quality. *Both* training curves fall: chosen answers became less
+# likely, too. Razin et al. ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood
+# displacement*. The loss still falls: rejected answers lose more, partly because they have more
+# tokens.
 #
 # TRL's default learning rate for DPO is 1e-6, and its LoRA example uses 5e-6. We use 5e-4, because
-# we train on 72 pairs rather than tens of thousands.
+# we take only 12 steps.
 #
-# **Turn it: beta, the rate, and the pairs.** The settings below swap each pair: the longer answer
-# is chosen, as if somebody had mixed up the two columns. Then try `beta=1.0`, or the rate of 5e-6
-# from TRL's example.
+# **Turn it: beta and the pairs.** The settings below swap each pair: the longer answer is chosen,
+# as if somebody had mixed up the two columns. Then set `wish = "shorter"` and `beta = 1.0`. Do
+# you expect longer or shorter answers than with 0.1?
 
 # %% tags=["experiment"]
 wish, beta, rate = "longer", 0.1, 5e-4
@@ -340,7 +343,7 @@ if lab.experiment("Other pairs, beta or rate", 50, needs=["8.1", "8.2", "8.3"]):
 #
 # Another silent mistake is to compute the reference with the adapter *on*: policy and reference are
 # then the same model, and every margin is 0. The symptom is a loss of $\log 2 = 0.693$ at every
-# step. The gradient isn't zero, so the model keeps changing without restraint.
+# step. The gradient isn't zero, so training drifts with nothing to hold it back.
 #
 # ## Better than its group
 #
@@ -385,16 +388,14 @@ def group_advantages(rewards, eps=1e-4):
 check.advantages(group_advantages)
 
 # %% [markdown]
-# A group teaches the model nothing if all its answers earn the same reward.
-#
 # ## One step, and not too far
 #
 # Why does GRPO raise the reward? The mean reward for a prompt is $\sum_y \pi(y) R(y)$. Because
-# $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over the
-# model's own samples. You can therefore estimate this gradient by averaging over samples.
-# Subtracting the mean reward doesn't change the direction, since $\sum_y \nabla \pi(y) = 0$, and
-# usually reduces noise. (The group's mean includes the answer's own reward, which only shortens the
-# gradient.)
+# $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over
+# the model's own samples. You can therefore estimate this gradient by averaging over samples.
+# Subtracting the mean reward usually reduces noise and, since $\sum_y \nabla \pi(y) = 0$, doesn't
+# change the expected gradient. Dividing by each group's standard deviation changes how much its
+# prompt counts.
 #
 # Sampling is expensive, so you want to take several steps on the same samples. After the first
 # step, however, the model has changed. The *ratio* $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ is a
@@ -410,10 +411,9 @@ if lab.experiment("The objective, clipped and not", 0):
     display(figures.clip_shape(epsilon=0.2))
 
 # %% [markdown]
-# Training makes a token in a good answer more likely until the ratio is $1 + \epsilon$. Beyond that
-# ratio, the objective is flat. A token in a bad answer becomes less likely until the ratio is $1 -
-# \epsilon$. Nothing is clipped in the other direction: a token whose probability has moved the
-# wrong way keeps its gradient.
+# Above $1 + \epsilon$, a token in a good answer no longer gets a gradient. Below $1 - \epsilon$, a
+# token in a bad answer no longer gets one. Nothing is clipped in the other direction: a token whose
+# probability has moved the wrong way keeps its gradient.
 
 # %% [markdown]
 # ### Exercise 8.5 · `grpo_loss`
@@ -424,8 +424,7 @@ if lab.experiment("The objective, clipped and not", 0):
 # `advantages`, with shape `(b,)`, has one value per answer, shared by all its tokens. `mask` is
 # True for answer tokens and False for padding. Return the negative of the objective's mean over
 # **all tokens** in the batch except padding. Each token counts once, so a long answer counts more
-# than a short answer. (In TRL, this loss is `loss_type="bnpo"`. The default, `"dapo"`, is the same
-# with one process and one batch per step.)
+# than a short answer.
 #
 # <details><summary>Hint</summary>
 #
@@ -467,9 +466,8 @@ check.clipped(grpo_loss)
 # ## What is an answer worth?
 #
 # The task is now `home`: the model turns a spoken command into a JSON intent. A program can check
-# which answers are right. If only right answers earn a reward, many groups teach the model nothing,
-# so you also reward partly right answers. That is risky: training can find any loophole in a
-# reward.
+# which answers are right. If only right answers earn a reward, many groups earn only zeros, so you
+# also reward partly right answers. That is risky: training can find any loophole in a reward.
 
 # %% [markdown]
 # ### Exercise 8.6 · `reward`
@@ -484,8 +482,7 @@ check.clipped(grpo_loss)
 # - Return 1 if and only if both contain the same data. The order of the keys and the whitespace
 #   between them don't matter. Neither `true` nor `"1"` equals `1`.
 # - Return 0 if the answer isn't a JSON object (a model can write anything) or has no right key.
-# - Each right key raises the reward, and each unwanted key lowers it, except where `max(0.0, ...)`
-#   keeps it at 0.
+# - Each right key raises the reward, and each unwanted key lowers it, but never below 0.
 # - A wanted key with a wrong value earns no more than leaving the key out.
 #
 # Many formulas satisfy these rules. One more rule blocks a common hack: an answer that **names all
@@ -610,15 +607,15 @@ if lab.experiment("A step from the base model", 8, needs=["8.4", "8.5", "8.6", "
     print(grpo_step(policy, adamw(policy, 5e-4), sampler(), earns(reward), prompts, 8))
 
 # %% [markdown]
-# No answer earns a reward, so the rewards in each group are equal and the gradient is zero. The
-# model first needs a *warm start*: train an adapter for 26 steps of 16 written answers, and merge
-# it. After that, the model learns only from the reward. The new adapter has rank 1, which did as
-# well as higher ranks in experiments by [Schulman et al.
-# (2025)](https://thinkingmachines.ai/blog/lora/).
+# No answer earns a reward, so the gradient is zero. The model first needs a *warm start*: train
+# an adapter for 26 steps of 16 written answers, and merge it. After that, the model learns only
+# from the reward. The new adapter has rank 1, which did as well as higher ranks in experiments by
+# [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/).
 #
-# On 100 unseen commands, we measure the mean reward of *sampled* answers (four per command), which
-# GRPO raises, and that of *greedy* answers, which you would use in practice. These commands have
-# new sentence patterns, so answers to them earn less than in the training curve.
+# On 100 unseen commands, we measure the mean reward of *sampled* answers (four per command),
+# which GRPO raises, and that of *greedy* answers, which you would use in practice. Answers earn
+# less than in the training curve: these commands have new sentence patterns, and the warm start
+# has seen answers to training commands.
 
 
 # %%
@@ -673,7 +670,7 @@ def marks(model, samples=4):
         "greedy": [reward(*pair) for pair in both],
         "intents": sum(parsed(a).get("intent") == parsed(b)["intent"] for a, b in both),
         "right": sum(all_right(*pair) for pair in both),
-        "keys": sum(len(parsed(text)) for text in answers) / len(answers),
+        "keys": [len(parsed(text)) for text in answers],
     }
 
 
@@ -685,7 +682,7 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
     start = warm_start()
     found = {"warm start": marks(start)}
     policy, curves = train_grpo(reward)
-    found["GRPO"] = marks(policy)
+    found["paid reward, 12 steps"] = marks(policy)
     some = unseen_commands().select(range(3))
     answers = {
         name: generation.answers(m, tokenizer, some["messages"], 40)
@@ -693,23 +690,19 @@ if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
     }
     display(compare_answers(some["text"], some["answer"], answers, 3, all_right))
     display(figures.rewarded(found))
-    guess_grpo.compare(sum(found["GRPO"]["sampled"]) / 400)
+    guess_grpo.compare(sum(found["paid reward, 12 steps"]["sampled"]) / 400)
 
 # %% [markdown]
-# After GRPO, sampled answers earn more. With three other seeds (rings), the gains were 0.08, 0.08
-# and 0.04, each with a standard error of 0.02
-# ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers didn't reliably improve:
-# in these three runs, 37 of 100 were right before GRPO, and 32, 32 and 30 after it. Your run may
-# differ: one of ours ended with 44 right. From a weaker start, greedy answers improved, too: their
-# reward rose by 0.06 after 768 rewarded answers, and by 0.08 after 128 written answers
-# ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). Researchers disagree on
-# whether rewards can teach a model to give answers it could not give before ([Yue et al.
-# 2025](https://arxiv.org/abs/2504.13837)).
+# After GRPO, sampled answers earn more, but still less than greedy answers did before (0.64).
+# With three other seeds (rings), the gains were 0.08, 0.08 and 0.04, each with a standard error
+# of 0.02 ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). In these three runs, greedy
+# answers named fewer keys: 2.55 before GRPO, and 2.15, 2.05 and 2.10 after it. Fewer were right,
+# too: 37 of 100 before, and 32, 32 and 30 after. A likely cause: leaving a key out costs less
+# than naming a wrong one instead. Your run may differ: one of ours ended with 44 right.
 #
 # ## A reward that can be hacked
 #
-# Some answers leave out a key. Suppose somebody pays for complete answers: 0.2 for each key, up to
-# five keys.
+# Answers often omit a key, so suppose you pay for each key: 0.2, up to five keys.
 
 
 # %%
@@ -730,7 +723,7 @@ guess_keys = lab.predict(
 if lab.experiment("Another reward", 110, needs=["8.4", "8.5", "8.6", "8.7"]):
     worth = complete  # or your own reward
     policy, _ = train_grpo(worth, steps=8)
-    name = f"paid {worth.__name__}"
+    name = f"paid {worth.__name__}, 8 steps"
     found.pop(name, None)  # the newest comes last
     found[name] = marks(policy, samples=1)
     answers = generation.answers(policy, tokenizer, some["messages"], 40)
@@ -738,7 +731,7 @@ if lab.experiment("Another reward", 110, needs=["8.4", "8.5", "8.6", "8.7"]):
         pay, value = (earned(text, row["answer"]) for earned in (worth, reward))
         print(f"{row['text']}\n  paid {pay:.1f}, your reward {value:.2f}: {text}")
     display(figures.hacked(found, guess_keys))
-    guess_keys.compare(found[name]["keys"])
+    guess_keys.compare(sum(found[name]["keys"]) / 100)
 
 # %% [markdown]
 # When each key pays, the model in this run names more keys, but fewer of its answers are right. A
@@ -747,13 +740,13 @@ if lab.experiment("Another reward", 110, needs=["8.4", "8.5", "8.6", "8.7"]):
 # 20, 19 and 21 were right without the bonus, and 9, 0 and 0 with it
 # ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
-# The reward gave no warning: it was higher at the end than at the start. Judge a model by a measure
-# it isn't paid for, on prompts it hasn't seen. A KL term or early stopping limits the damage, but
-# the reward is the cause. Pay only for what you want.
+# The reward gave no warning: it was higher at the end than at the start. Judge a model by a
+# measure it isn't paid for, on prompts it hasn't seen. A KL term or early stopping can limit the
+# damage, but only a better reward removes the cause. Pay only for what you want.
 #
-# Your own reward may have a loophole, too. If a key appears twice, `json.loads` keeps only the last
-# value, so an answer that gives `"domain"` first with a wrong value and then with the right value
-# can earn 1.
+# Your own reward may have a loophole, too. If a key appears twice, `json.loads` keeps only the
+# last value. An answer that gives `"domain"` first with a wrong value and then with the right
+# value can earn 1, and our counts of right answers include it.
 #
 # ## Related methods
 #
@@ -775,15 +768,15 @@ if lab.experiment("Another reward", 110, needs=["8.4", "8.5", "8.6", "8.7"]):
 # def ask(text):  # prompts are messages, so TRL applies the chat template
 #     return [{"role": "user", "content": text}]
 #
-# asked = [ask("Name a color."), ask("Name an animal.")]
-# data = Dataset.from_dict({"prompt": asked, "wanted": ["blue", "cat"]})
+# asked = [ask("Describe the sea."), ask("What is a cat?")]
+# data = Dataset.from_dict({"prompt": asked, "wanted": [8, 16]})
 #
 # def reward(completions, wanted, **columns):  # dataset columns have what the reward needs
-#     said = [c[0]["content"].strip(" .").lower() for c in completions]
-#     return [float(text == word) for text, word in zip(said, wanted)]
+#     said = [len(c[0]["content"].split()) for c in completions]
+#     return [1 / (1 + abs(words - n)) for words, n in zip(said, wanted)]
 #
 # args = GRPOConfig(
-#     "grpo", num_generations=4, per_device_train_batch_size=4, max_completion_length=16,
+#     "grpo", num_generations=4, per_device_train_batch_size=4, max_completion_length=32,
 #     learning_rate=1e-4, max_steps=2, bf16=False, report_to="none")
 # lora = LoraConfig(r=1, lora_alpha=32, target_modules="all-linear")
 # trainer = GRPOTrainer(MODEL, reward, args=args, train_dataset=data, peft_config=lora)
@@ -863,10 +856,11 @@ lab.score()
 if lab.experiment(
     "The result in one line", 0, needs=["8.1", "8.2", "8.3", "8.4", "8.5", "8.6", "8.7"]
 ):
-    means = {name: sum(found[name]["sampled"]) / 400 for name in ("warm start", "GRPO")}
+    marked = found["warm start"], found["paid reward, 12 steps"]
+    start_mean, end_mean = (sum(result["sampled"]) / 400 for result in marked)
     first, last = (sum(tokens[name]) / 60 for name in ("before", "shorter, beta 0.1"))
     lab.headline(
         f"DPO: {first:.0f} tokens per answer -> {last:.0f}; GRPO: mean reward of sampled answers "
-        f"{means['warm start']:.2f} -> {means['GRPO']:.2f}, right greedy answers of 100: "
-        f"{found['warm start']['right']} -> {found['GRPO']['right']}"
+        f"{start_mean:.2f} -> {end_mean:.2f}, right greedy answers of 100: "
+        f"{marked[0]['right']} -> {marked[1]['right']}"
     )

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from labkit import measured
-from labkit.figures.forms import dots, mean_interval, titled, wilson
+from labkit.figures.forms import RING, dots, mean_interval, titled, wilson
 from labkit.figures.guess import Guess
 from labkit.plots import INK, ROLES
 
@@ -16,7 +16,8 @@ def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None, cap: i
     base, *_, last = tokens
     mean, low, high = mean_interval(np.subtract(tokens[last], tokens[base]))  # by instruction
     change = f"{abs(mean) / np.mean(tokens[base]):.0%} {'shorter' if mean < 0 else 'longer'}"
-    change = f"at least {change}" if mean > 0 and max(tokens[last]) >= cap else change
+    more_cut = np.greater_equal(tokens[last], cap).sum() - np.greater_equal(tokens[base], cap).sum()
+    change = f"at least {change}" if more_cut * mean > 0 else change
     change = change if low > 0 or high < 0 else "about as long as before"
     fig, ax = titled(f"DPO ({last}): answers are {change}", height=0.6 * len(tokens) + 1)
     for y, (name, found) in enumerate(tokens.items()):
@@ -35,7 +36,7 @@ def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None, cap: i
 
 def clip_shape(epsilon: float) -> Figure:
     """The objective of a token by its ratio, for an advantage of 1 and of -1."""
-    fig, axes = titled("Clipping acts only in the rewarded direction", 2, 2.9, sharey=False)
+    fig, axes = titled("Clipping acts only in the intended direction", 2, 2.9, sharey=False)
     ratio = np.linspace(0, 2.5, 300)
     for ax, gain, kind in zip(axes, (1, -1), ("good", "bad"), strict=True):
         clipped = np.minimum(ratio * gain, ratio.clip(1 - epsilon, 1 + epsilon) * gain)
@@ -53,24 +54,32 @@ def clip_shape(epsilon: float) -> Figure:
 
 
 def rewarded(found: dict[str, dict]) -> Figure:
-    """Gains in reward and in the share of right answers; rings are the stored seeds' gains.
+    """Gains in reward and in right greedy answers; rings are the stored seeds' gains.
 
     found: {model: result of `marks`}, before and after, compared command by command.
     """
     runs, gains, others = measured.by_run("rewards_lab").loc["grpo"], {}, {}
-    pair = [marks | {"right": np.equal(marks["greedy"], 1)} for marks in found.values()]
-    for way, unit in {"sampled": 1, "greedy": 1, "right": 100}.items():
+    pair = [marks | {"right": 100 * np.equal(marks["greedy"], 1)} for marks in found.values()]
+    for way in ("sampled", "greedy", "right"):
         before, after = (np.mean(np.split(np.array(m[way]), len(m["greedy"])), 1) for m in pair)
-        name = "greedy, share right" if way == "right" else f"{way} reward"
-        label = f"{name}: {before.mean():.2f} → {after.mean():.2f}"
+        form = "greedy: {:.0f} → {:.0f}" if way == "right" else way + ": {:.2f} → {:.2f}"
+        label = form.format(before.mean(), after.mean())
         gains[label] = mean_interval(after - before)
-        others[label] = (runs[f"after: {way}"] - runs[f"before: {way}"]) / unit
+        others[label] = sorted(runs[f"after: {way}"] - runs[f"before: {way}"])
     sampled, *greedy = (low > 0 and min(others[x]) > 0 for x, (_, low, _) in gains.items())
     title = "With GRPO, sampled rewards rise" if sampled else "GRPO brings no clear gain"
     title += "; greedy answers gain nothing reliably" if sampled and not any(greedy) else ""
-    fig, ax = titled(title, height=2.6)
-    dots(ax, gains, "gain (line: 95% interval, ring: other seed)", None, "{:+.2f}", others)
-    ax.axvline(0, color=INK, lw=0.8)
+    fig, (left, right) = titled(title, 2, 2.4)
+    rows = list(gains)
+    dots(left, {x: gains[x] for x in rows[:2]}, "gain in reward", None, "{:+.2f}")
+    dots(right, {rows[2]: gains[rows[2]]}, "gain in right answers", None, "{:+.0f}")
+    fig.supxlabel("100 commands (line: 95% interval, ring: other seed)", fontsize=10.5, color=INK)
+    for ax, labels in ((left, rows[:2]), (right, rows[2:])):
+        for y, label in enumerate(labels):
+            down = 0.12 * np.arange(1, len(others[label]) + 1)  # else equal gains coincide
+            ax.plot(others[label], y + down, **RING)
+        ax.axvline(0, color=INK, lw=0.8)
+        ax.margins(x=0.25)
     return fig
 
 
@@ -78,16 +87,16 @@ def hacked(found: dict[str, dict], guess: Guess) -> Figure:
     """Keys per answer and right answers of each model, on 100 commands, the newest model last."""
     first, *_, last = found
     counts = {name: wilson(marks["right"], 100) for name, marks in found.items()}
+    keys = {name: mean_interval(marks["keys"]) for name, marks in found.items()}
     worse = counts[last][2] < max(count for count, _, _ in counts.values())
     title = f"{last}: {counts[last][0]} of 100 answers are right"
-    if worse and last == "paid complete" and found[last]["keys"] > found[first]["keys"]:
+    if worse and "complete" in last and keys[last][1] > keys[first][0]:
         title = "Paid by the key, it names more keys, and fewer answers are right"
     fig, (left, right) = titled(title, 2, height=0.45 * len(found) + 1.3, sharey=True)
     roles = dict.fromkeys(found, "base") | {last: "mistake" if worse else "LoRA"}
-    keys = {name: marks["keys"] for name, marks in found.items()}
-    dots(left, keys, "keys per answer\n(what `complete` pays for)", roles, "{:.1f}")
-    left.set_xlim(-0.1, 1.2 * max(keys.values()) + 0.1)
+    dots(left, keys, "keys per answer\n(line: 95% interval)", roles, "{:.1f}")
+    left.set_xlim(-0.1, 1.2 * max(high for _, _, high in keys.values()) + 0.1)
     guess.draw(left, "x")
-    dots(right, counts, "right of 100, what you want\n(line: 95% interval)", roles, "{:.0f}")
-    right.set_xlim(-3, 1.05 * max(high for _, _, high in counts.values()))
+    dots(right, counts, "right answers of 100\n(line: 95% interval)", roles, "{:.0f}")
+    right.set_xlim(-3, 1.2 * max(high for _, _, high in counts.values()))
     return fig
