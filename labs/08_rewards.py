@@ -487,7 +487,7 @@ check.clipped(grpo_loss)
 #
 # Many formulas satisfy these rules. One more rule blocks a common hack: an answer that **names all
 # 16 keys** of `home`, with the right value for every wanted key, must earn less than an answer with
-# half of the wanted keys, all of them right, and nothing else.
+# half of the wanted keys (rounded down), all of them right, and nothing else.
 #
 # <details><summary>Hint</summary>
 #
