@@ -362,13 +362,11 @@ if lab.experiment("Distillation from its own base", 65, needs=["9.1", "9.2", "9.
     guess_kept.compare(found["distilled"]["json"])
 
 # %% [markdown]
-# The unwanted JSON is gone. The score on `home` is noisier. In three other runs (rings), the
-# models answered 42, 34 and 40 of 60 instructions with unwanted JSON before distillation, and none
-# after ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The distilled
-# models got 41, 46 and 36 of 100 commands right, compared with 39, 35 and 33 at the start. Models
-# trained for eight more steps on `home` alone got 36, 32 and 38. On average, the score on `home`
-# rose by 5 ± 12 answers, so these runs can't rule out a loss, and a later run fell from 48 to 37.
-# Read the answers: one that isn't JSON isn't necessarily good.
+# The unwanted JSON is gone. In three other runs (rings), the models answered 42, 34 and 40 of 60
+# instructions with unwanted JSON before distillation, and none after
+# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The score on `home` is
+# noisier: it rose from 39, 35 and 33 right answers of 100 to 41, 46 and 36, but a later run fell
+# from 48 to 37. Read the answers: one that isn't JSON isn't necessarily good.
 #
 # Be careful with automatic scores: a JSON intent passes some of the checks in `chat`, such as "at
 # most 30 words".

@@ -26,10 +26,10 @@ def kl(token_kl):
     cases["where every position counts"] = student, teacher, torch.ones_like(mask)
     cases["where the two models are the same"] = student, student, mask
     expect_right(token_kl, cases, _distance, probes.distance)
-    where, cases = "for logits in the hundreds, where softmax underflows to 0 (use log_softmax)", {}
+    where, cases = "for logits in the hundreds (softmax underflows: use log_softmax)", {}
     for way in (True, False):
-        cases[f"{where}, and reverse={way}"] = 100 * student, 100 * teacher, mask, way
-    cases["for bf16 logits, converted to fp32 first"] = student.bfloat16(), teacher.bfloat16(), mask
+        cases[f"{where} and reverse={way}"] = 100 * student, 100 * teacher, mask, way
+    cases["for bf16 logits"] = student.bfloat16(), teacher.bfloat16(), mask
     expect_right(token_kl, cases, _far, probes.far)
 
 
@@ -127,7 +127,7 @@ def _stepped(seed, batch, task, weight, stale):
         "the argument of task_loss": "the model",
         "the number of calls of optimizer.step": 1,
         "the return value": "a dict",
-        "the mode of passes with gradients": MODES[not stale],
+        "the mode in the student's run": MODES[not stale],
         '["task"] of the result': of_task.item(),
         '["kl"] of the result': far.item(),
         "the change of the weights": moved / moved.norm().clamp(min=1.0),

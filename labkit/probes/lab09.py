@@ -114,7 +114,7 @@ def stepped(distill_step, seed, batch, task, weight, stale):
     for key in ("task", "kl") if isinstance(result, dict) else ():
         facts[f'["{key}"] of the result'] = result.get(key)
     other = [its for its, grads in passes if grads and its != mode]
-    facts["the mode of passes with gradients"] = (other or [mode])[0]
+    facts["the mode in the student's run"] = (other or [mode])[0]
     return facts | {"the change of the weights": moved} | policies.left({}, student)
 
 
