@@ -460,8 +460,8 @@ if lab.experiment("Bits against error", 3, needs=["4.2", "4.3", "4.5"]):
 # Write a linear layer for QLoRA. The layer stores $W$ as codes and decodes them when needed. Follow
 # three rules:
 #
-# 1. Make `A` and `B` `nn.Parameter`s. Nothing else trains, so register the other tensors as
-#   buffers.
+# 1. Store the factors as `nn.Parameter`s named `A` and `B`. Nothing else trains, so register the
+#   other tensors as buffers.
 # 2. `forward(x)` returns $W x + \frac{\alpha}{r} B A x$, with $W$ decoded by `dequantize_blockwise`
 #   in blocks of 64. `x`, `A` and `B` are in fp32, and `x` can have any leading dimensions. The
 #   gradients of `x`, `A` and `B` must equal those of the dense layer.
