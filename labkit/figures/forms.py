@@ -152,9 +152,8 @@ def curves(
     ylabel: str,
     top: float | None = None,
     colors: Sequence[str] = VARIANTS,
-    bold: bool = True,
 ) -> None:
-    """Plot losses by step, labeled at their ends; with `bold`, the last run stands out.
+    """Plot losses by step, labeled at their ends.
 
     The axis ends at the largest value or at `top` (default: 3 times the smallest first loss), so a
     diverging run does not flatten the others.
@@ -164,11 +163,10 @@ def curves(
     right = max(2, *(len(losses) for losses in runs.values()))
     heights = spread([min(final(losses), top) for losses in runs.values()], 0.08 * top, top)
     for i, ((label, losses), height) in enumerate(zip(runs.items(), heights, strict=True)):
-        new, color = bold and i == len(runs) - 1, colors[i % len(colors)]
-        ax.plot(range(1, len(losses) + 1), losses, color=color, lw=2.8 if new else 2)
+        color = colors[i % len(colors)]
+        ax.plot(range(1, len(losses) + 1), losses, color=color)
         text = f"{label}: {final(losses):.2f}" if final(losses) < np.inf else f"{label}: diverged"
-        weight = "bold" if new else None
-        ax.annotate(text, (right, height), (6, 0), color=color, weight=weight, **BESIDE)
+        ax.annotate(text, (right, height), (6, 0), color=color, **BESIDE)
     ax.set(xlim=(1, right), ylim=(0, top), xlabel="step", ylabel=ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 

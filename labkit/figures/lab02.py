@@ -64,7 +64,7 @@ def first_losses(runs: dict[str, Sequence[float]]) -> Figure:
     fig, ax = titled(title if len(set(rates)) > 1 else title.replace(f", {rates[0]}", ""))
     named = runs if len(set(rates)) > 1 else dict(zip(starts, runs.values(), strict=True))
     colors = [STARTS.get(start, "#888888") for start in starts]
-    curves(ax, named, LOSS, top=20, colors=colors, bold=False)
+    curves(ax, named, LOSS, top=20, colors=colors)
     for line, rate in zip(ax.lines, rates, strict=True):
         line.set_linestyle("-" if rate == rates[0] else "--")
     return fig
@@ -93,7 +93,7 @@ def turned(runs: dict[str, Sequence[float]]) -> Figure:
     fig, ax = titled(title)
     alphas = list(dict.fromkeys(map(_alpha, runs)))  # a color each
     colors = [VARIANTS[alphas.index(_alpha(label)) % len(VARIANTS)] for label in runs]
-    curves(ax, runs, LOSS, colors=colors, bold=False)
+    curves(ax, runs, LOSS, colors=colors)
     first = _rank(next(iter(runs)))
     for line, label in zip(ax.lines, runs, strict=True):
         line.set_linestyle("-" if _rank(label) == first else "--")

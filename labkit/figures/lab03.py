@@ -25,7 +25,7 @@ def rates(runs: dict[float, Sequence[float]], guess: Guess) -> Figure:
         ROLES["mistake"] if rate == 2e-5 else VARIANTS[i % len(VARIANTS)]
         for i, rate in enumerate(runs)
     ]
-    curves(ax, dict(zip(names, runs.values(), strict=True)), LOSS, colors=colors, bold=False)
+    curves(ax, dict(zip(names, runs.values(), strict=True)), LOSS, colors=colors)
     guess.draw(ax)
     return fig
 
