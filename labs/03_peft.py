@@ -82,12 +82,13 @@ if lab.experiment("The task and the tokenizer", 4):
 #   `messages` column contains conversations; the last message of each conversation is the answer.
 #   Given a `messages` column, TRL would train on every token. Instead, create two columns, `prompt`
 #   and `completion`, both with lists of messages: TRL then trains only on the completion.
-# - Call the trainer's `train()`, then `save_model()`, which saves the adapter to `output_dir`.
+# - Pass all of it to `SFTTrainer(model, args, train_dataset=…, processing_class=tokenizer,
+#   peft_config=…)`. Call its `train()`, then `save_model()`, which saves the adapter to
+#   `output_dir`.
 #
 # Other useful settings: `gradient_checkpointing=False` speeds up training (see exercise 3.5),
 # `report_to="none"` sends nothing to tracking services, and `logging_steps=1` logs the loss at each
-# step. Older tutorials use `max_seq_length` and `tokenizer`, which are now called `max_length` and
-# `processing_class`.
+# step. (Older tutorials use `tokenizer=` instead of `processing_class=`.)
 #
 # <details><summary>Hint: the columns</summary>
 #
@@ -390,7 +391,8 @@ if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.2"]):
 # <details><summary>Hint</summary>
 #
 # Print the text that `apply_chat_template` returns. What is missing at its end, and what might the
-# tokenizer add at its beginning? A single call can apply the template and tokenize the text.
+# tokenizer add at its beginning? With `return_dict=False`, this method can return the
+# token ids itself.
 # </details>
 
 

@@ -138,7 +138,7 @@ def _found(text, seen, columns):
 
 
 CUT = "a row is cut"
-NO_ROW = "none: no row has this conversation. The prompt is all but the last message, messages[:-1]"
+NO_ROW = "none: no row has this conversation. The prompt is messages[:-1], a list and not a string"
 ALONE = "TRL trains on all of `messages`: make the columns prompt and completion"
 LAST = "the completion must be only the last one, messages[-1:]"
 PLAIN = "in plain text: make prompt and completion lists of messages, not strings"
