@@ -664,9 +664,10 @@ if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
 # %% [markdown]
 # Each adapter is best on the base it was trained on. The same is true with three other seeds
 # ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)). So the gap closes for both
-# reasons. Without an adapter, rounding costs 0.36 nats per token. With LoRA's adapter, which has
-# learned the task but never saw NF4, it costs 0.16 to 0.19. With QLoRA's adapter, which has also
-# adjusted to the rounded base, the loss ends only 0.01 to 0.04 above LoRA's.
+# reasons. In these runs, rounding costs 0.36 nats per token without an adapter. With LoRA's
+# adapter, which has learned the task but never saw NF4, it costs 0.16 to 0.19. With QLoRA's
+# adapter, which has also adjusted to the rounded base, the loss ends only 0.01 to 0.04 above
+# LoRA's.
 #
 # Merging a QLoRA adapter into the original 16-bit weights also changes its base. Lab 6 measures the
 # cost.
