@@ -730,7 +730,8 @@ if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
     keys = dict(zip(ways, ["full_bf16", "lora", "qlora"], strict=True))
     steps = {name: simulate(configs.find("llama-2-7b"), how) for name, how in ways.items()}
     for name, step in steps.items():
-        rule = sum(training_bytes(step.n_params, step.n_trainable, keys[name]).values())
+        sizes = training_bytes(step.n_params, step.n_trainable, keys[name])
+        rule = sum(sizes[part] for part in ("weights", "gradients", "optimizer"))
         peak = f"simulated peak {step.peak / 1e9:.1f} GB"
         print(f"{name}: your rule {float(rule) / 1e9:.1f} GB, {peak}")
     display(figures.step_memory({name: step.by_category for name, step in steps.items()}))

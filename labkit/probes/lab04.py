@@ -230,9 +230,8 @@ def bytes_of(training_bytes, *data):
     got = training_bytes(*data)
     facts = {"the return value": form(got)}
     if isinstance(got, dict):
-        known = [k for k in ("weights", "gradients", "optimizer") if k in got]
-        facts["its keys"] = known + [k for k in got if k not in known]
-        facts |= {f"{name}, in GB,": _billions(got[name]) for name in known}
+        facts["its keys"] = [k for k in ("weights", "gradients", "optimizer") if k in got]
+        facts |= {f"{name}, in GB,": _billions(got[name]) for name in facts["its keys"]}
     return facts
 
 
