@@ -6,9 +6,9 @@ Each run adds rows to labkit/measured/distill_lab.csv: study, setting, seed, mea
 an interruption, call the script again: it skips finished runs. The code is the lab's solution. The
 seed determines A, the order of the rows, and what is sampled in training.
 
-ways    From one adapter trained on `home` alone, 8 steps with several methods. home: right answers
-        to 100 unseen commands. json: how many of 60 unseen instructions get unwanted JSON answers.
-        kl: nats per token from the base, on the model's own answers to these instructions.
+ways    From one adapter trained on `home` alone, 8 steps with several methods. home: percentage of
+        300 unseen commands answered right. json: how many of 54 unseen instructions get unwanted
+        JSON answers. kl: nats per token from the base, on the model's own answers to 27 of these.
 """
 
 from functools import cache
@@ -17,17 +17,16 @@ from pathlib import Path
 import studies
 from studies import LabRun
 
-from labkit import tasks
-from labkit.training import fast, models, trees
+from labkit.training import models
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "distill_lab.csv"
-NAMES = ["adapted", "learn_home", "marks", "sampler", "from_base", "distill", "drift"]
+NAMES = ["adapted", "learn_home", "chats", "marks", "sampler", "from_base", "distill", "apart"]
 WAYS = {  # what `distill` is given
-    "its own answers": {},
+    "distilled": {},
+    "no task batches": {"learned": ()},
+    "weight 0.0": {"weight": 0.0},
+    "written answers": {"learned": ("home", "chat"), "weight": 0.0},
     "the base's answers": {"sample": "base"},
-    "written answers, cross-entropy": {"learned": ("home", "chat"), "weight": 0.0},
-    "home alone, 8 steps more": {"weight": 0.0},
-    "without home": {"learned": ()},
 }
 
 
@@ -65,9 +64,7 @@ def onward(lab, seed, how):
 
 def measured(lab, model):
     """Its marks, and its KL from the base."""
-    answers = lab["sampler"]()(model, tasks.load("chat", "test").to_list())
-    with fast.layers(model), trees.forward(model):
-        return lab["marks"](model) | {"kl": lab["drift"](model, answers)}
+    return lab["marks"](model, 300) | {"kl": lab["apart"](model)}
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ lab, check = labkit.start("01_svd")
 # runs the solution, but you earn no points.
 #
 # Cells that begin with `if lab.experiment(…)` train a model or measure something, and print how
-# long they take. Cells marked **Turn it** are for you to change and rerun. After a kernel restart,
+# long they take. Cells marked **Try it** are for you to change and rerun. After a kernel restart,
 # `lab.resume()` restores your passing answers.
 
 # %%
@@ -149,7 +149,7 @@ if lab.experiment("A photograph, rank by rank", 1, needs=["1.1", "1.2"]):
 # of the same few patterns. In smooth areas, neighboring rows are alike, so a few patterns are
 # enough. Small slanted details, such as the stars on the flag, need many patterns.
 #
-# **Turn it: rank.** Use the slider to find the rank at which you no longer see a difference.
+# **Try it: rank.** Use the slider to find the rank at which you no longer see a difference.
 
 # %% tags=["experiment"]
 if lab.experiment("Move the slider", 0, needs=["1.1", "1.2"]):
@@ -417,7 +417,7 @@ energy = {}  # share kept by each cut so far: {rank: share}
 guess_cut = lab.predict("After a cut to rank 8, how many of the 60 answers are right?", None)
 
 # %% [markdown]
-# **Turn it: the rank of the cut.** Run the cell. Then set `cut_ranks` to other ranks, and find the
+# **Try it: the rank of the cut.** Run the cell. Then set `cut_ranks` to other ranks, and find the
 # smallest one that keeps 80% of the right answers.
 
 # %% tags=["experiment", "cover"]
@@ -432,8 +432,8 @@ if lab.experiment("Every update cut to rank r", 60, needs=["1.1", "1.4", "1.5"])
         guess_cut.compare(cuts[8])
 
 # %% [markdown]
-# The cut to rank 8 keeps less than half of the right answers. Averaged over three other seeds, rank
-# 8 keeps 42% of them, rank 16 keeps 83%, and rank 64 keeps all
+# Cut to rank 8, the update keeps less than half of the right answers. Averaged over three other
+# seeds, rank 8 keeps 42% of them, rank 16 keeps 83%, and rank 64 keeps all
 # ([evidence](../docs/evidence/01_svd.md#what-a-cut-keeps)). The loss suffers less: at rank 8, it
 # keeps about 95% of the improvement. But a single wrong token makes an answer wrong. Is rank 8 too
 # low for LoRA, then?

@@ -16,7 +16,7 @@
 # In this lab, you write LoRA in about forty lines of PyTorch, add it to a real language model, and
 # teach the model a new task. Then you measure what LoRA saves and what it doesn't.
 #
-# In cells marked **Turn it**, change a setting, predict the result, and rerun the cell. Some cells
+# In cells marked **Try it**, change a setting, predict the result, and rerun the cell. Some cells
 # ask for a guess first. Wrong guesses cost no points.
 #
 # {{ time }}
@@ -196,7 +196,7 @@ check.gradients(lora_gradients)
 # gradient in the first step. From the second step on, both matrices train.
 #
 # Now try each initialization in a real model, SmolLM2-135M-Instruct. (Our copy comes from a 4-bit
-# file, so it's a little worse than the original.) The `home` task is to turn a spoken command into
+# file, so it isn't exactly the original.) The `home` task is to turn a spoken command into
 # JSON that a smart home understands.
 
 # %%
@@ -206,8 +206,8 @@ for row in home.select(range(0, 1500, 500)):
     print(f"{row['text']}\n    {row['answer']}")
 
 # %% [markdown]
-# All training runs in this lab use the same plain PyTorch loop. `loop.answer_loss` is the mean
-# cross-entropy over the answer tokens.
+# All training runs in this lab use the same short PyTorch loop. `loop.answer_loss` is the mean
+# cross-entropy over the answer tokens. If the model's head is frozen, it never stores all logits.
 
 
 # %%
@@ -253,7 +253,7 @@ def first_steps(start, learning_rate, steps=10):
 start_runs = {}  # your runs so far: {setting: losses}
 
 # %% [markdown]
-# **Turn it: start.** Which initialization fails immediately, which never learns, and which
+# **Try it: start.** Which initialization fails immediately, which never learns, and which
 # overshoots? Run the cell. Then halve the learning rate: set `starts` to
 # `[("A = 0", 5e-3), ("B = 0", 5e-3)]` and rerun the cell. The new curves appear with the old ones.
 
@@ -268,16 +268,14 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
 # If `A` and `B` are both random, an update of this size damages the model before the first step. If
 # both are zero, neither ever gets a nonzero gradient. `A = 0` starts from the base model, but at
 # this learning rate its loss shoots up at first, while `B = 0` learns right away. At half the
-# learning rate, both learn, and our seeds don't show which is better
+# learning rate, both learn, and three seeds don't show which is better
 # ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
 # Why does `A = 0` overshoot? Adam's first step changes every entry with a nonzero gradient by about
-# the learning rate. With `A = 0`, it moves all 576 weights in a row of `A`. These changes add up in
-# $A x$, and `B`, with entries up to 0.35, passes the sum on. With `B = 0`, only 8 weights per
-# output move, and they multiply the small entries of $A x$. At the same learning rate, `A = 0`
-# therefore changes the outputs far more. Hayou et al. ([2024](https://arxiv.org/abs/2406.08447))
-# show in theory that `B = 0` tolerates larger learning rates, and observe this in fine-tuning runs.
-# PEFT also starts with `B = 0`.
+# the learning rate. With `A = 0`, 576 such changes add up in each entry of $Ax$. With `B = 0`, only
+# 8 add up in each output. Hayou et al. ([2024](https://arxiv.org/abs/2406.08447)) show in theory
+# that `B = 0` tolerates larger learning rates, and observe this in fine-tuning runs. PEFT also
+# starts with `B = 0`.
 #
 # ## Into the model
 #
@@ -380,7 +378,7 @@ def count_params(model):
 
 
 # %% [markdown]
-# **Turn it: examples.** The task has ten intents. How many of the 60 answers will be right with an
+# **Try it: examples.** The task has ten intents. How many of the 60 answers will be right with an
 # example of each intent in the prompt? Run the cell, then try two of each.
 
 # %% tags=["experiment"]
@@ -397,9 +395,9 @@ if lab.experiment("What the base model answers", 15):
         print(f"{kind}: {exact} of 60 right, {intents} intents. The first:", said[kind][0])
 
 # %% [markdown]
-# With examples, the base model answers in JSON, but most intents and fields are wrong. Now train
-# rank-8 LoRA on all seven linear layers of every block, for 50 steps with 16 commands each. What
-# must the first step's loss be?
+# With examples, this small model answers in JSON, but most intents and fields are wrong. (A large
+# model may need no training for such a task.) Now train rank-8 LoRA on all seven linear layers of
+# every block, for 50 steps with 16 commands each.
 
 # %%
 guess_right = lab.predict("After 50 steps, how many of the 60 answers match word for word?", None)
@@ -426,8 +424,8 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # The curve starts at the base model's loss, because `B` starts at zero. You trained less than 2% of
-# the parameters. Full fine-tuning reaches a somewhat lower held-out loss with each of three seeds,
-# but the number of right answers shows no clear difference
+# the parameters. With all three seeds, full fine-tuning reached a lower held-out loss, but it
+# didn't clearly answer more commands right
 # ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
 #
 # ### Rank and alpha
@@ -450,7 +448,7 @@ def short_run(r, alpha, steps=12, learning_rate=1e-3):
 rank_runs = {}  # your runs so far: {setting: losses}
 
 # %% [markdown]
-# **Turn it: rank and alpha.** A common rule is $\alpha = 2r$. The cell below compares ranks 8 and
+# **Try it: rank and alpha.** A common rule is $\alpha = 2r$. The cell below compares ranks 8 and
 # 64 at the two values of $\alpha$ that this rule gives, 16 and 128. Which curves will agree, those
 # with the same rank or those with the same $\alpha$? Run the cell, then rerun it with
 # `settings = [(1, 16), (1, 128)]`.
@@ -463,13 +461,13 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
     display(figures.turned(rank_runs))
 
 # %% [markdown]
-# The curves with the same $\alpha$ nearly agree. $BA$ is a sum of $r$ outer products $b_k a_k^\top$
-# of a column of $B$ and a row of $A$. Adam's first step changes every entry of $b_k$ by about the
-# learning rate, against the sign of $G a_k$, where $G$ is the gradient of $W$. On average, all $r$
-# terms push the output the same way, so their sum grows like $r$, and the factor $1/r$ cancels this
-# growth. While $B$ is small, $\alpha$ therefore acts like a learning rate. If you raise the rank
-# and $\alpha$ together, training starts faster because of $\alpha$, not because of the rank
-# ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)).
+# The curves with the same $\alpha$ nearly agree, in the rerun even at rank 1. $BA$ is a sum of $r$
+# terms, each a column of $B$ times a row of $A$. Adam's first step changes each term by about as
+# much, so together they change the output $r$ times as much, and the factor $1/r$ cancels this.
+# Early in training, $\alpha$ therefore acts like a learning rate. If you raise the rank and
+# $\alpha$ together, training starts faster because of $\alpha$, not because of the rank
+# ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)). In lab 5, you will see when the rank
+# matters.
 #
 # ## What does a step cost?
 #
@@ -519,8 +517,8 @@ check.arithmetic(step_flops)
 
 # %% [markdown]
 # A frozen weight needs no gradient, which removes one of the three matrix products. LoRA in every
-# block therefore saves at most a third of the arithmetic, no matter how few parameters you train. A
-# step takes 69% of a full fine-tuning step at rank 8, and 85% at rank 64.
+# block therefore saves at most a third of the arithmetic, no matter how few parameters you train.
+# At rank 8, a step needs 69% of the arithmetic of a full fine-tuning step, and at rank 64, 85%.
 #
 # ### Arithmetic and memory
 #
@@ -554,7 +552,7 @@ def measure(lora, dtype, commands):
 
 
 # %% [markdown]
-# **Turn it: batch size.** If you increase `commands` from 8 to 32, will LoRA's memory rise or fall
+# **Try it: batch size.** If you increase `commands` from 8 to 32, will LoRA's memory rise or fall
 # relative to full fine-tuning's?
 
 # %% tags=["experiment"]
@@ -578,14 +576,15 @@ if lab.experiment("A step's memory", 14, needs=["2.2", "2.4"]):
 # input `x`, because computing $dA$ (exercise 2.3) requires `x`.
 #
 # With 8 commands, the two methods reach peak memory at different times. Full fine-tuning peaks
-# during the Adam step, after its activations have been freed. With LoRA, Adam updates few
+# during the Adam step (with some temporary scratch memory), after its activations have been freed.
+# With LoRA, Adam updates few
 # parameters, so memory peaks at the end of the forward pass, when weights and activations dominate.
 # Activations grow with the batch, so LoRA saves relatively less memory at larger batch sizes. With
 # 32 commands, both methods peak at the end of the forward pass, and LoRA's peak is 58% of full
 # fine-tuning's. Lab 4 shows how to reduce activation memory.
 #
-# To see LoRA's own savings, compare the first two bars. In the third bar, the bf16 base also saves
-# memory.
+# In the third bar, the bf16 base halves the weights. But the activations shrink by only a fifth:
+# each of your layers now stores its own fp32 copy of `x`, made by `x.to(self.A.dtype)`.
 
 # %% tags=["experiment"]
 if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):

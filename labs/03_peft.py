@@ -161,7 +161,7 @@ question = "The loss starts at about 4. What is it after 16 steps at TRL's defau
 guess_rate = lab.predict(question, None)
 
 # %% [markdown]
-# **Turn it: learning rate.** Run the cell, then replace the list `rates` with a learning rate of
+# **Try it: learning rate.** Run the cell, then replace the list `rates` with a learning rate of
 # your own, such as `[2e-4]` or `[2e-2]`. The figure adds the new curve to the old ones.
 
 # %% tags=["experiment"]
@@ -205,7 +205,7 @@ if lab.experiment("Train on home with PEFT and TRL", 105, needs=["3.1"]):
     print(f"{right} of {len(unseen)} answers are right, word for word")
 
 # %% [markdown]
-# **Turn it: targets.** In its main experiments, the original LoRA paper adapts only the query and
+# **Try it: targets.** In its main experiments, the original LoRA paper adapts only the query and
 # value projections. Compare that choice with adapting every linear layer. Then add your own, such
 # as the MLP's `gate_proj`, `up_proj` and `down_proj`.
 
@@ -391,8 +391,8 @@ if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.2"]):
 # <details><summary>Hint</summary>
 #
 # Print the text that `apply_chat_template` returns. What is missing at its end, and what might the
-# tokenizer add at its beginning? With `return_dict=False`, this method can return the
-# token ids itself.
+# tokenizer add at its beginning? With `return_dict=False`, this method can return token ids
+# instead.
 # </details>
 
 

@@ -298,7 +298,7 @@ format_losses = {}  # what you have measured so far: {format: loss of each text}
 guess_nats = lab.predict("How many nats per token does NF4 add to this model's loss?", None)
 
 # %% [markdown]
-# **Turn it: codebook and block size.** First compare three codebooks in blocks of 64. Then try
+# **Try it: codebook and block size.** First compare three codebooks in blocks of 64. Then try
 # larger and smaller blocks, such as `[("NF4", 1024), ("NF4", 16)]`.
 
 # %% tags=["experiment"]
@@ -421,7 +421,7 @@ def bits_per_param(block=64, double_quant=False):
 check.doubles(double_quantize, bits_per_param)
 
 # %% [markdown]
-# **Turn it: the block size.** Smaller blocks cost more bits but reduce the error. How do the bits
+# **Try it: the block size.** Smaller blocks cost more bits but reduce the error. How do the bits
 # and the error change with double quantization? Try other block sizes.
 
 
@@ -748,7 +748,7 @@ if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
 #
 # ### 70 billion parameters on one card
 #
-# **Turn it: make 70B fit.** Edit the list `tries` until the settings you want fit into 48 GB. Try
+# **Try it: make 70B fit.** Edit the list `tries` until the settings you want fit into 48 GB. Try
 # other values of `seq`, `batch` and `rank`, and `optim="paged_adamw_8bit"`, which stores Adam's
 # states in 8 bits and moves them to the CPU when the GPU is full.
 

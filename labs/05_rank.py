@@ -239,7 +239,7 @@ def sweep(train_fn, ranks, learning_rates, alpha_of):
 check.sweeps(sweep)
 
 # %% [markdown]
-# **Turn it: rank, alpha and rate.** First run the cell as it is, with $\alpha = 32$. Then change
+# **Try it: rank, alpha and rate.** First run the cell as it is, with $\alpha = 32$. Then change
 # `alpha_of` to `lambda rank: 2 * rank`. Which learning rate will be best for each rank?
 
 # %%
@@ -373,9 +373,9 @@ def memorize(rank, n, passes=100, learning_rate=0.02, seed=0):
 stored = {}  # your results so far: {(rank, pairs): bits}
 
 # %% [markdown]
-# **Turn it: rank and number of pairs.** The 250 pairs carry 1,500 bits. What is the smallest rank
+# **Try it: rank and number of pairs.** The 250 pairs carry 1,500 bits. What is the smallest rank
 # that stores nearly all of them? Try the three ranks in the cell, then change `n_pairs`. Pairs on
-# which the model does worse than guessing cost bits here: `memorize` uses the mean loss.
+# which the model does worse than guessing lower the total, because `memorize` uses the mean loss.
 
 # %%
 guess_bits = lab.predict("What percentage of the 1,500 bits does an adapter with r=1 store?", None)

@@ -13,10 +13,9 @@
 # %% [markdown]
 # # Lab 6 · Merge and combine
 #
-# You have trained an adapter with QLoRA. How do you get a single plain model? "Merge it into the
-# 16-bit original," say many guides. "It was trained on the 4-bit weights, so merge it into those,"
-# say others. You will try both merges and measure which gives you the model you trained. Then you
-# will combine two adapters into one.
+# You have trained an adapter with QLoRA. How do you get a single plain model? You can merge it into
+# the 16-bit original, or into the dequantized weights that it was trained on. You will try both and
+# measure which gives you the model you trained. Then you will combine two adapters into one.
 #
 # {{ time }}
 
@@ -259,9 +258,10 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.3"]):
 # old weight. On the bf16 grid, the update is longer than a step, so it survives. On the NF4 grid,
 # it is a small fraction of a step, so the weight doesn't move.
 #
-# **Turn it: the size of the update.** The next cell rounds a whole layer to each grid, then adds
-# updates of several sizes. For the dashed line, the cell skips the first rounding. The dotted line
-# marks the size of the `home` update. Guess first, then add your own sizes.
+# **Try it: the size of the update.** The next cell rounds a whole layer to each grid, then adds
+# updates of several sizes. The dashed line starts from the original weights, which don't lie on the
+# NF4 grid. The dotted line marks the size of the `home` update. Guess first, then add your own
+# sizes.
 
 # %%
 guess_arrives = lab.predict("If |dW| is 0.1% of |W|, what percentage of dW survives in bf16?", None)
@@ -282,15 +282,16 @@ if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"
 # %% [markdown]
 # If the weights already lie on a grid, updates that are small compared with *that grid's* steps are
 # lost. In this layer, half of an update is lost when $\|\Delta W\| / \|W\|$ is about 6% in NF4,
-# 0.4% in `Q8_0` and 0.08% in bf16. For the dashed line, the update is added to the original
-# weights, which lie *between* the NF4 values. The update pushes some of these weights across a
-# rounding boundary. Each weight that crosses moves by a whole step, so the update survives on
-# average, along with the format's usual rounding error. The same happens when you convert a merged
-# 16-bit model to `Q8_0`.
+# 0.4% in `Q8_0` and 0.08% in bf16. (NF4's line ends at 1.6%, not at 0: the largest of each block's
+# 64 weights is stored exactly, as `absmax`.)
+#
+# The dashed line's weights lie *between* the NF4 values. The update pushes a few of them across a
+# rounding boundary, and each of those moves by a whole step. On average, the update survives. The
+# same happens when you convert a merged 16-bit model to `Q8_0`.
 #
 # Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 1% or 2%, as in this layer, nearly the
-# whole update survives. At 0.1%, about 40% is lost, so store the sum in fp32 or fp16, or keep the
-# adapter separate.
+# whole update survives. At 0.1%, about 40% is lost, so store the sum in fp32 and load it in fp32,
+# or keep the adapter separate.
 #
 # ## Merge a QLoRA adapter
 
@@ -388,26 +389,25 @@ if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
 # Merging into the dequantized base gives you the model you trained, apart from rounding to 16 bits.
 # With three other seeds, merging into the original costs 7 to 18 right answers out of 60
 # ([evidence](../docs/evidence/06_merging.md#the-merges)). The adapter was trained with NF4's
-# rounding error (lab 4), and the original weights don't have it. As you saw, this error is several
-# times as large as the update, so replacing the base changes the weights more than training did. If
-# you round the first merge to NF4 again, no answer is right: the dequantized weights lie exactly on
-# the grid, so most sums land in dead zones.
+# rounding error (lab 4), and the original weights don't have it. In the layer you looked at, this
+# error is about five times as large as the update. It does less damage than its size suggests,
+# because the update points where the task needs it and the error doesn't.
 #
-# Rounding the original plus the update to NF4 works better than leaving this sum in 16 bits. The
-# original weights lie between the grid's values, so the update survives on average, and most
-# weights regain the rounding error that the adapter was trained with. With three other seeds, the
-# trained models get 111 of 180 answers right, this merge gets 95, and the 16-bit merge into the
-# original gets 72. Its held-out loss is also lower for every seed.
+# If you round the dequantized merge to NF4 again, most sums land in dead zones. Part of the update
+# survives (compare the KL with "no adapter"), but no answer is right. Rounding the merge into the
+# *original* to NF4 costs far less: its weights lie between the grid's values, and most of them
+# regain the rounding error that the adapter was trained with.
 #
 # > **To get the model you trained, merge a QLoRA adapter into the dequantized base, and store the
 # > sum in 16 bits.** If the file must be NF4, keep the adapter separate.
 #
-# The larger the update relative to NF4's rounding error, the less the choice of base matters. In
-# longer training runs, the merge into the original comes closer to the trained model
-# ([evidence](../docs/evidence/06_merging.md#from-short-to-long-training)). Unsloth, which merges
-# into true 16-bit originals, says that this works better for most models but broke Falcon-H1 ([pull
-# request 810](https://github.com/unslothai/unsloth-zoo/pull/810)). If you want to try it, compare
-# both merges on held-out data.
+# All this depends on the size of the update relative to NF4's rounding error: a fifth here. In
+# longer runs with another recipe, it reached 0.7. There, even rounding to NF4 again kept the right
+# answers, and the choice of base hardly mattered
+# ([evidence](../docs/evidence/06_merging.md#from-short-to-long-training)). Unsloth merges into the
+# 16-bit originals of most models, but not of Falcon-H1, which that broke ([pull request
+# 810](https://github.com/unslothai/unsloth-zoo/pull/810)). Before you ship, compare your merges on
+# held-out data.
 #
 # ## Combine
 
@@ -520,7 +520,7 @@ check.recompresses(recompress)
 #
 # ●●● · 12 min · 3 points
 #
-# TIES ([Yadav et al. 2023](https://arxiv.org/abs/2306.01708)) prevents updates from canceling each
+# TIES ([Yadav et al. 2023](https://arxiv.org/abs/2306.01708)) reduces how much updates cancel each
 # other out. `updates` is a list of matrices $\Delta W_i$ of the same shape. Merge them in three
 # steps:
 #
@@ -560,7 +560,7 @@ def ties(updates, density):
 check.merges_by_sign(ties)
 
 # %% [markdown]
-# **Turn it: the mixture.** Mix the two adapters. Give `home` a weight of 1 and `tickets` a weight
+# **Try it: the mixture.** Mix the two adapters. Give `home` a weight of 1 and `tickets` a weight
 # from 0.25 to 1. Can one model do both jobs at any of these weights? Run the cell, then rerun it
 # with `mixes = [("cat, cut to r=8", (1, 0.5))]`, or with another weight. Earlier points stay in the
 # figure.
@@ -611,20 +611,14 @@ if lab.experiment("Two adapters in one", 70, needs=["6.5", "6.6", "6.7"]):
 
 # %% [markdown]
 # Mixing trades one job for the other: as the weight of `tickets` grows, the `tickets` loss falls
-# and the `home` loss rises. The next figure shows the right answers with three other seeds. Alone,
-# the adapters get 46 and 18 of 80 right, on average
+# and the `home` loss rises. Three other seeds show this, too. At 1 : 0.5, `cat` gets 38 `home` and
+# 7 `tickets` answers right out of 80, on average; alone, the adapters get 46 and 18
 # ([evidence](../docs/evidence/06_merging.md#the-mixtures)).
-
-# %% tags=["experiment"]
-if lab.experiment("How many right answers are left?", 0, needs=["6.5", "6.6", "6.7"]):
-    display(figures.kept(measured.by_run("merging").loc["mixtures"]))
-
-# %% [markdown]
-# At 1 : 0.5, `cat` keeps most of the right answers on `home` and about two fifths of those on
-# `tickets`. Despite its cross terms, `linear` does about as well. The cut to rank 8 loses
-# about 40% of the right answers on `tickets`. Here, the cross terms cost less than the cut that
-# avoids them. At 1 : 1, TIES keeps more of `home` than `cat` does, but it also drops
-# half of each update's values, so the comparison isn't at equal strength.
+#
+# The cross terms of `linear` cost little: a slightly higher loss on `tickets` with every seed. The
+# cut to rank 8 acts like a smaller weight on `tickets`, because the SVD keeps the strongest
+# directions, mostly those of `home`. TIES averages values where `cat` adds them, which saves much
+# of `home` at 1 : 1. With every seed, `cat` has a higher `tickets` loss at the same `home` loss.
 #
 # Averaging models trained on the *same* task is different: such *model soups* ([Wortsman et al.
 # 2022](https://arxiv.org/abs/2203.05482)) can beat every model in the average. For two jobs, keep
@@ -703,7 +697,8 @@ check.quiz(quiz)
 # %% [markdown]
 # ## What you know now
 #
-# - Merge a QLoRA adapter into the dequantized base, and store the sum in 16 bits.
+# - To get the model you trained, merge a QLoRA adapter into the dequantized base, and store the sum
+#   in 16 bits.
 # - If the weights are on a format's grid, rounding removes a small update. If they lie between the
 #   grid's values, the update survives on average.
 # - Concatenation adds updates exactly, and `recompress` cuts the rank. Adding the `A` and `B`

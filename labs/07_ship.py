@@ -373,7 +373,7 @@ def asked_as(texts):
 guess_template = lab.predict("With Llama 2's template, what % of the answers will be right?", None)
 
 # %% [markdown]
-# **Turn it: the template.** Add your own variant to `otherwise`, such as a different system
+# **Try it: the template.** Add your own variant to `otherwise`, such as a different system
 # message, a typo in a special token or a space at the end. Then rerun both cells.
 
 # %% tags=["experiment"]
@@ -483,7 +483,7 @@ def divergence(p, q):
 guess_q4 = lab.predict("In 4 bits (Q4_0), what % of the held-out answers are right?", None)
 
 # %% [markdown]
-# **Turn it: the format.** The list `kinds` can contain "f32", "f16", "bf16", "q8_0" and "q4_0".
+# **Try it: the format.** The list `kinds` can contain "f32", "f16", "bf16", "q8_0" and "q4_0".
 
 # %% tags=["experiment", "cover"]
 kinds = ["bf16", "q8_0", "q4_0"]
@@ -712,7 +712,7 @@ guess_batch = lab.predict(
 )
 
 # %% [markdown]
-# **Turn it: adapters.** Run the next cell with 3 adapters, then with 64.
+# **Try it: adapters.** Run the next cell with 3 adapters, then with 64.
 
 # %% tags=["experiment"]
 n_adapters = 3

@@ -324,7 +324,7 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
 # TRL's default learning rate for DPO is 1e-6, and its LoRA example uses 5e-6. We use 5e-4, because
 # we take only 12 steps.
 #
-# **Turn it: beta and the pairs.** The settings below swap each pair: the longer answer is chosen,
+# **Try it: beta and the pairs.** The settings below swap each pair: the longer answer is chosen,
 # as if somebody had mixed up the two columns. Then set `wish = "shorter"` and `beta = 1.0`. Do
 # you expect longer or shorter answers than with 0.1?
 
@@ -717,7 +717,7 @@ guess_keys = lab.predict(
 )
 
 # %% [markdown]
-# **Turn it: the reward.** Replace `complete` with your own reward, such as one for short answers.
+# **Try it: the reward.** Replace `complete` with your own reward, such as one for short answers.
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Another reward", 110, needs=["8.4", "8.5", "8.6", "8.7"]):

@@ -14,16 +14,16 @@
 # # Lab 9 · Learn without forgetting
 #
 # An adapter learns one task. What happens to the model's other skills? Train the model on `home`
-# alone, then ask why we have leap years: it may well answer with a JSON intent. In this lab, you
-# remove the unwanted JSON and move the model back toward its base, without any written answers.
+# alone, then ask why we have leap years: it may well answer with a JSON intent. This is
+# *catastrophic forgetting*. In this lab, you undo it without any written answers.
 #
-# You already have a teacher in memory: with the adapter switched off, the model is the base model,
-# which still knows how to answer. So let the tuned model answer, compute the base's probabilities
-# for each next token, and train toward those probabilities. This is *on-policy distillation* ([Lu
-# et al. 2025](https://thinkingmachines.ai/blog/on-policy-distillation/)) with the base as the
-# teacher. (Lu et al. estimate the KL from sampled tokens; you compute it over the whole
-# vocabulary.) You write the loss, the sampling function and the training step. You also fix a
-# measurement that always returns zero.
+# You already have a teacher in memory: with the adapter switched off, the model is the base model.
+# So let the tuned model answer, compute the base's probabilities for each next token, and train
+# toward those probabilities. Using the old model as the teacher is an old idea ([Li and Hoiem
+# 2016](https://arxiv.org/abs/1606.09282)). Doing so on the student's own answers is *on-policy
+# distillation* ([Lu et al. 2025](https://thinkingmachines.ai/blog/on-policy-distillation/)). You
+# write the loss, the sampling function and the training step, and fix a measurement that reports
+# zero for every adapter.
 #
 # {{ time }}
 
@@ -46,7 +46,7 @@ from labkit.plots import compare_answers
 from labkit.training import fast, generation, loop, models, packing, rollouts, trees
 
 # %% [markdown]
-# ## An adapter that answers in JSON
+# ## Train on one task
 #
 # Train a LoRA only on spoken commands and their JSON intents, for 40 steps of eight rows each.
 
@@ -67,25 +67,21 @@ def learn_home(model, steps=40, rate=2e-3):
     return model.eval()
 
 
-def in_json(row, text):
-    """Return whether an answer begins with a brace although nobody asked for JSON."""
-    return text.startswith("{") and "json" not in row["check"]
+# 54 unseen instructions that don't ask for JSON
+chats = [row["messages"] for row in tasks.load("chat", "test") if "json" not in row["check"]]
 
 
-def marks(model):
-    """Count right answers to 100 unseen commands and JSON answers to 60 unseen instructions."""
-    commands = tasks.draw("home", "test", 100)
-    chats = tasks.load("chat", "test")
+def marks(model, n=100):
+    """Percentage of n commands that are answered right, and number of JSON answers to `chats`."""
+    commands = tasks.draw("home", "test", n)
     answers = generation.answers(model, tokenizer, commands["messages"], 40)
-    said = generation.answers(model, tokenizer, chats["messages"], 24)
-    return {
-        "home": sum(a == b for a, b in zip(answers, commands["answer"], strict=True)),
-        "json": sum(map(in_json, chats, said)),
-    }
+    right = sum(a == b for a, b in zip(answers, commands["answer"], strict=True))
+    said = generation.answers(model, tokenizer, chats, 24)
+    return {"home": 100 * right / n, "json": sum(text.startswith("{") for text in said)}
 
 
 # %%
-guess_json = lab.predict("How many of 60 everyday instructions get unwanted JSON?", None)
+guess_json = lab.predict("How many of 54 everyday instructions get unwanted JSON?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("An adapter for home alone", 55):
@@ -96,20 +92,19 @@ if lab.experiment("An adapter for home alone", 55):
     answers = {"base": generation.answers(base, tokenizer, some, 48)}
     answers["home alone"] = generation.answers(tuned, tokenizer, some, 48)
     display(compare_answers([messages[0]["content"] for messages in some], None, answers))
-    print("unwanted JSON: {json} of 60, right on home: {home} of 100".format(**found["home alone"]))
+    print("unwanted JSON: {json} of 54, right on home: {home:.0f}%".format(**found["home alone"]))
     guess_json.compare(found["home alone"]["json"])
 
 # %% [markdown]
 # The tuned model gets some of the commands right, but it also begins most answers to other
-# instructions with a brace. (Six of the 60 instructions ask for JSON and never count.) Commands
-# come with a system prompt of their own, "Home intent as JSON.", but no training example showed
-# what to do without it.
+# instructions with a brace. Every training example had the system prompt "Home intent as JSON.";
+# none showed what to do without it.
 #
-# The base's knowledge isn't lost: with the adapter off, the model answers as before. But you want
-# one model that handles both commands and chat. The usual solution is to add everyday instructions
-# with written answers to the training data. Somebody has to write or collect this data, and the
-# model picks up the writer's style. Here, the model has nothing new to learn about chat: it only
-# has to answer as before.
+# With the adapter off, the model answers as before. You could switch it on for commands only, as in
+# lab 7. But then something must tell commands from chat, and you can never merge. The usual
+# solution is to mix everyday instructions with written answers into the training data. Somebody has
+# to write them, and the model picks up the writer's style. Here, you only want the base's answers
+# back, good and bad.
 #
 # ## How far apart are two models?
 #
@@ -174,10 +169,9 @@ check.kl(token_kl)
 # ## The student answers, the teacher scores
 #
 # On which texts should the student agree with the teacher? What a model has already written affects
-# what it writes next. A student that begins with `{"intent"` must continue text that appears in no
-# good written answer. In *on-policy* training, the student generates the answers, and training
-# corrects its mistakes ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)). Below, you will
-# test whether this helps.
+# what it writes next. Once the student has written `{"intent"`, it must continue a text that no
+# good written answer contains. In *on-policy* training, the student generates the answers, and
+# training corrects its mistakes ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)).
 #
 # In lab 8, each answer got a single reward, and you needed groups of eight to see which answers
 # were better. Here, the teacher provides a whole distribution for every token.
@@ -255,9 +249,8 @@ if lab.experiment("Every token, marked", 5, needs=["9.1", "9.2"]):
     display(figures.marked(tokens, far))
 
 # %% [markdown]
-# The KL is large wherever the student is sure of a token that the teacher finds unlikely, such as
-# the opening `{"`. Where both models expect the same token, the KL is near 0. Training lowers these
-# bars.
+# The KL is large wherever the student is sure of a token that the teacher finds unlikely, beginning
+# with the first brace. Where both models expect the same token, the KL is near 0.
 #
 # ## One step: the task loss and the KL
 #
@@ -266,7 +259,8 @@ if lab.experiment("Every token, marked", 5, needs=["9.1", "9.2"]):
 #
 # $$\text{loss} = \text{task loss} + \text{weight} \cdot \text{KL}$$
 #
-# The task loss should preserve `home`, and the KL should restore the everyday answers.
+# The task loss should preserve `home`, and the KL should restore the everyday answers. No gradient
+# flows through the sampling: each step takes the sampled answers as given.
 
 # %% [markdown]
 # ### Exercise 9.3 · `distill_step`
@@ -288,8 +282,7 @@ if lab.experiment("Every token, marked", 5, needs=["9.1", "9.2"]):
 #
 # <details><summary>Hint</summary>
 #
-# At which position do the logits decide whether an answer begins with a brace? This position isn't
-# part of the answer.
+# Which position's logits choose the first token of the answer? It isn't part of the answer.
 # </details>
 #
 # <details><summary>Another hint</summary>
@@ -319,115 +312,11 @@ def distill_step(model, optimizer, task_loss, prompts, sample, weight=1.0):
 check.steps(distill_step)
 
 # %% [markdown]
-# ## The braces are gone
-#
-# Now use your `distill_step` to train the model that answers in JSON. Take eight steps, each on
-# eight commands and eight everyday prompts.
-
-
-# %%
-def distill(
-    start, name, sample, learned=("home",), steps=8, rate=1e-3, weight=1.0, seed=0, picture=True
-):
-    """Train a copy of `start` for `steps` steps on the tasks `learned` and the KL from its base."""
-    model = copy.deepcopy(start).train()
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], rate, weight_decay=0.0
-    )
-    asked = loop.drawn(tasks.load("chat").to_list(), 8, steps, seed)
-    batches = [loop.batches(tasks.load(t), tokenizer, 8, steps, seed=9 + seed) for t in learned]
-    curves = live.Curves(name, steps, "nats per token", ["task", "kl"], picture)
-    for step, prompts in enumerate(asked):
-        packed = [next(each) for each in batches]
-
-        def task_loss(model, packed=packed):
-            return sum((loop.answer_loss(model, batch) for batch in packed), start=torch.zeros(()))
-
-        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
-        with fast.layers(model), trees.forward(model):  # same result up to rounding, but faster
-            curves.add(**distill_step(model, optimizer, task_loss, prompts, sample, weight))
-    return model.eval()
-
-
-# %%
-guess_kept = lab.predict("After eight steps, how many of the 60 get unwanted JSON?", None)
-
-# %% tags=["experiment"]
-if lab.experiment("Distillation from its own base", 65, needs=["9.1", "9.2", "9.3"]):
-    students = {"home alone": tuned, "distilled": distill(tuned, "distilled", sampler())}
-    found["distilled"] = marks(students["distilled"])
-    answers["distilled"] = generation.answers(students["distilled"], tokenizer, some, 48)
-    display(compare_answers([messages[0]["content"] for messages in some], None, answers))
-    display(figures.kept(found, guess_kept))
-    guess_kept.compare(found["distilled"]["json"])
-
-# %% [markdown]
-# The unwanted JSON is gone. In three other runs (rings), the models answered 42, 34 and 40 of 60
-# instructions with unwanted JSON before distillation, and none after
-# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The score on `home` is
-# noisier: it rose from 39, 35 and 33 right answers of 100 to 41, 46 and 36, but a later run fell
-# from 48 to 37. Read the answers: one that isn't JSON isn't necessarily good.
-#
-# Be careful with automatic scores: a JSON intent passes some of the checks in `chat`, such as "at
-# most 30 words".
-#
-# **Turn it: task, weight, steps, rate.** Start with the default, which leaves out the task loss.
-# Then try `{"weight": 0.1}` or `{"steps": 4}`.
-
-# %% tags=["experiment"]
-knobs = {"learned": ()}
-if lab.experiment("Other settings", 60, needs=["9.1", "9.2", "9.3"]):
-    name = ", ".join("without home" if v == () else f"{k} {v}" for k, v in knobs.items())
-    students[name] = distill(tuned, name, sampler(), picture=False, **knobs)
-    found.pop(name, None)  # the newest comes last
-    found[name] = marks(students[name])
-    display(figures.kept(found))
-
-# %% [markdown]
-# Without task batches, the JSON disappears, but so do most right answers on `home`: nothing in the
-# loss rewards them, and both kinds of prompt share the same weights.
-#
-# ## Whose answers?
-#
-# The student doesn't have to generate the training answers. The base could generate them once,
-# before training. Or you could train on the written answers in `chat` with plain cross-entropy, as
-# people do when they mix in general data.
-#
-# **Turn it: whose answers.** Start with the default, in which the base answers. Then train on the
-# written answers without the KL: `{"learned": ("home", "chat"), "weight": 0.0}`.
-
-
-# %%
-def from_base(sample):
-    """Return `sample` with the adapter switched off, so that the base answers."""
-
-    def sample_base(model, prompts):
-        with model.disable_adapter():
-            return sample(model, prompts)
-
-    return sample_base
-
-
-# %% tags=["experiment"]
-source = {"sample": from_base(sampler())}
-if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3"]):
-    name = "written answers" if "learned" in source else "the base's answers"
-    students[name] = distill(tuned, name, picture=False, **{"sample": sampler()} | source)
-    found[name] = marks(students[name])
-    print("unwanted JSON: {json} of 60, right on home: {home} of 100".format(**found[name]))
-
-# %% [markdown]
-# Almost no JSON is left, no matter who writes the training answers. The final KL from the base
-# differs: 0.2 to 0.3 nats per token with the student's own answers or the base's, and 0.57 nats
-# with the written answers ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)).
-# With the student's or the base's answers, training minimizes the same KL at each token. Only the
-# texts differ, and that made no measurable difference here. (Training on written answers uses
-# cross-entropy, so its loss differs, too.) You need no written answers.
-#
 # ## A loss that was too good
 #
-# Suppose a distillation run reports a KL of nearly 0 from the first step. It looks successful, but
-# the model still answers in JSON.
+# Before you train, you need a way to measure how far a model is from its base. Suppose a run
+# reports a KL of nearly 0 from the first step. It looks successful, but the model still answers in
+# JSON.
 
 # %% [markdown]
 # ### Exercise 9.4 · `drift`
@@ -481,21 +370,123 @@ def drift(model, batch):
 # %%
 check.drifts(drift)
 
+# %% [markdown]
+# ## Eight steps of distillation
+#
+# Now use your `distill_step` to train the model that answers in JSON. Take eight steps, each on
+# eight commands and eight everyday prompts.
+
+
+# %%
+def distill(
+    start, name, sample, learned=("home",), steps=8, rate=1e-3, weight=1.0, seed=0, picture=True
+):
+    """Train a copy of `start` for `steps` steps on the tasks `learned` and the KL from its base."""
+    model = copy.deepcopy(start).train()
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], rate, weight_decay=0.0
+    )
+    asked = loop.drawn(tasks.load("chat").to_list(), 8, steps, seed)
+    batches = [loop.batches(tasks.load(t), tokenizer, 8, steps, seed=9 + seed) for t in learned]
+    curves = live.Curves(name, steps, "nats per token", ["task", "kl"], picture)
+    for step, prompts in enumerate(asked):
+        packed = [next(each) for each in batches]
+
+        def task_loss(model, packed=packed):
+            return sum((loop.answer_loss(model, batch) for batch in packed), start=torch.zeros(()))
+
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+        with fast.layers(model), trees.forward(model):  # same result up to rounding, but faster
+            curves.add(**distill_step(model, optimizer, task_loss, prompts, sample, weight))
+    return model.eval()
+
+
+def apart(model):
+    """Return the KL from the base in nats per token, on the model's answers to 27 instructions."""
+    batch = sampler()(model, [{"messages": messages} for messages in chats[::2]])
+    with fast.layers(model), trees.forward(model):
+        return drift(model, batch)
+
+
+# %%
+guess_kept = lab.predict("After eight steps, how many of the 54 get unwanted JSON?", None)
+
 # %% tags=["experiment"]
-if lab.experiment("How far from the base?", 28, needs=["9.1", "9.2", "9.3", "9.4"]):
-    unseen = tasks.load("chat", "test").to_list()[::2]
-    drifts = {}
-    for name, model in students.items():
-        batch = sampler()(model, unseen)
-        with fast.layers(model), trees.forward(model):
-            drifts[name] = drift(model, batch)
-    display(figures.distances(drifts, found))
+if lab.experiment("Distillation from its own base", 80, needs=["9.1", "9.2", "9.3", "9.4"]):
+    student = distill(tuned, "distilled", sampler())
+    found["home alone"]["kl"] = apart(tuned)
+    found["distilled"] = marks(student) | {"kl": apart(student)}
+    answers["distilled"] = generation.answers(student, tokenizer, some, 48)
+    display(compare_answers([messages[0]["content"] for messages in some], None, answers))
+    display(figures.kept(found, guess_kept))
+    guess_kept.compare(found["distilled"]["json"])
+
+# %% [markdown]
+# The unwanted JSON is gone. Three other runs (rings) agree: 42, 34 and 40 unwanted JSON answers
+# before, none after ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The KL
+# falls to about a twentieth, and the score on `home` neither clearly rises nor falls. Read the
+# answers, too: one that isn't JSON isn't necessarily good.
+#
+# **Try it: either half of the loss.** Start with the default, which leaves out the task batches.
+# Then use `{"weight": 0.0}`, which leaves out the KL. Predict all three panels.
+
+# %% tags=["experiment"]
+knobs = {"learned": ()}
+if lab.experiment("Half of the loss", 65, needs=["9.1", "9.2", "9.3", "9.4"]):
+    name = ", ".join("no task batches" if v == () else f"{k} {v}" for k, v in knobs.items())
+    student = distill(tuned, name, sampler(), picture=False, **knobs)
+    found.pop(name, None)  # the newest comes last
+    found[name] = marks(student) | {"kl": apart(student)}
+    display(figures.kept(found))
+
+# %% [markdown]
+# Without task batches, the JSON disappears, but so do most right answers on `home`: the steps that
+# restore chat change the weights that `home` needs. Without the KL, eight more steps on commands
+# leave the JSON where it was.
+#
+# ## Whose answers?
+#
+# The student doesn't have to generate the training answers. The base could generate them once,
+# before training. Or you could train on the written answers in `chat` with plain cross-entropy, as
+# people do when they mix in general data.
+#
+# **Try it: whose answers.** Start with the default: the written answers, without the KL. Then let
+# the base answer: `{"sample": from_base(sampler())}`. Which model will be nearest to the base?
+
+
+# %%
+def from_base(sample):
+    """Return `sample` with the adapter switched off, so that the base answers."""
+
+    def sample_base(model, prompts):
+        with model.disable_adapter():
+            return sample(model, prompts)
+
+    return sample_base
+
+
+# %% tags=["experiment"]
+source = {"learned": ("home", "chat"), "weight": 0.0}
+if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3", "9.4"]):
+    name = "written answers" if "learned" in source else "the base's answers"
+    student = distill(tuned, name, picture=False, **{"sample": sampler()} | source)
+    found.pop(name, None)
+    found[name] = marks(student) | {"kl": apart(student)}
+    display(figures.kept(found))
+
+# %% [markdown]
+# All three sources remove the JSON, but they differ in distance: KLSENTENCE
+# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). To get back to the base,
+# you need no written answers. To become better than the base, you do.
+#
+# On-policy training made no measurable difference here. Counting braces couldn't show one: the
+# first token of an answer has the same context, whoever writes the rest.
 
 # %% [markdown]
 # ## Take it with you
 #
-# TRL's `DistillationTrainer` samples the answers and computes the KL, with the teacher as a second
-# model in memory. The trainer has no task loss, so the subclass below adds one.
+# TRL's `DistillationTrainer` samples the answers and computes the KL, but takes the teacher as a
+# second model and has no task loss. The subclass below adds one.
 #
 # ```python
 # from datasets import Dataset
@@ -587,9 +578,10 @@ check.quiz(quiz)
 lab.score()
 
 # %% tags=["experiment"]
-if lab.experiment("The result in one line", 0, needs=["9.1", "9.2", "9.3"]):
+if lab.experiment("The result in one line", 0, needs=["9.1", "9.2", "9.3", "9.4"]):
     before, after = found["home alone"], found["distilled"]
     lab.headline(
-        f"unwanted JSON of 60: {before['json']} -> {after['json']}; "
-        f"right on home of 100: {before['home']} -> {after['home']}"
+        f"unwanted JSON of 54: {before['json']} -> {after['json']}; "
+        f"KL from the base: {before['kl']:.2g} -> {after['kl']:.2g} nats per token; "
+        f"right on home: {before['home']:.0f}% -> {after['home']:.0f}%"
     )

@@ -255,7 +255,7 @@ def _recompressed(A, B, r):
 
 @exercise("6.7", points=3)
 def merges_by_sign(ties):
-    """equals PEFT's ties: trims each update, takes the sum's sign, averages values that agree"""
+    """equals PEFT's ties_svd: trims each update, takes the sum's sign, averages agreeing values"""
     rng = generator()
     by_hand = [*torch.tensor([[[2.0, -3, 1, 4]], [[-2, 4, 3, 1]], [[-1, -3, -4, 2]]])]
     cases = {

@@ -79,7 +79,7 @@ def _what_happened(label, losses):
 def turned(runs: dict[str, Sequence[float]]) -> Figure:
     """Loss curves of rank and alpha: {"r=8, alpha=16": losses in nats}, newest last.
 
-    A color per alpha; ranks other than the first are dashed.
+    A color per alpha, a line style per rank.
     """
     pairs = [(a, b) for a, b in combinations(runs, 2) if _alpha(a) == _alpha(b)]
     gaps = [np.abs(np.subtract(runs[a], runs[b])).mean() for a, b in pairs]
@@ -87,21 +87,18 @@ def turned(runs: dict[str, Sequence[float]]) -> Figure:
     if len(runs) == 1:
         title = _what_happened("this setting", *runs.values())
     elif gaps and max(gaps) < small:
-        title = "Curves with the same alpha agree"
+        title = "Curves with the same alpha nearly agree"
     else:
         title = "Rank and alpha change how fast the loss falls"
     fig, ax = titled(title)
     alphas = list(dict.fromkeys(map(_alpha, runs)))  # a color each
     colors = [VARIANTS[alphas.index(_alpha(label)) % len(VARIANTS)] for label in runs]
     curves(ax, runs, LOSS, colors=colors)
-    first = _rank(next(iter(runs)))
+    ranks = list(dict.fromkeys(label.partition(",")[0] for label in runs))
     for line, label in zip(ax.lines, runs, strict=True):
-        line.set_linestyle("-" if _rank(label) == first else "--")
+        style = ranks.index(label.partition(",")[0])
+        line.set_linestyle(("-", "--", ":", "-.")[style % 4])
     return fig
-
-
-def _rank(label):
-    return label.partition(",")[0]
 
 
 def _alpha(label):
@@ -139,8 +136,15 @@ def memory(peaks: dict[str, dict[str, int]], guess: Guess) -> Figure:
     fig, ax = titled(f"At the same precision, LoRA's peak is {percent} of full fine-tuning's")
     in_gb = replace(guess, value=guess.value and guess.value * full / 100 / GB)
     label = "GB at the peak of a step (%: of full fine-tuning's)"
-    stacks(ax, peaks, label, "{:.2f}  ({:.0f}%)", in_gb, GB)
+    rows = {f"{kind}\n({_moment(row)})": row for kind, row in peaks.items()}
+    stacks(ax, rows, label, "{:.2f}  ({:.0f}%)", in_gb, GB)
     if guess.value is not None:
         text = ax.texts[-1].get_text()
         ax.texts[-1].set_text(text.replace(as_text(in_gb.value), f"{as_text(guess.value)}%"))
     return fig
+
+
+def _moment(row):
+    """When in a step the memory peaks, by its categories."""
+    in_adam = row.get("gradients", 0) > row.get("activations", 0)
+    return "peak in Adam's step" if in_adam else "peak after the forward pass"

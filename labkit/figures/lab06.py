@@ -19,7 +19,7 @@ Points = dict[tuple[str, tuple[float, float]], tuple[float, float]]  # {(way, we
 def number_line(rows: dict[str, tuple[Sequence[float], float, float]], update: float) -> Figure:
     """One weight on several grids: {grid: (values near it, the weight, the rounded sum)}."""
     stay = [name for name, (_, start, landed) in rows.items() if landed == start]
-    title = f"The same update is lost in {' and '.join(stay)}" if stay else "The update survives"
+    title = f"This update is lost in {' and '.join(stay)}" if stay else "The update survives"
     fig, ax = titled(title, height=0.8 * len(rows) + 1.2)
     reach = 22 * abs(update)
     arrow = {"arrowstyle": "->", "color": INK, "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
@@ -55,12 +55,12 @@ def arrivals(sizes: Sequence, shares: dict, home: Sequence, guess: Guess) -> Fig
     fig, ax = titled("Weights on a grid lose small updates; weights between its values don't")
     for name, values in shares.items():
         color, off = GRIDS[name.partition(",")[0]], "," in name
-        ax.plot(sizes, values, "o--" if off else "o-", color=color)
+        points = dict(zip(sizes, values, strict=True)) | (dict([home]) if name == "NF4" else {})
+        ax.plot(*zip(*sorted(points.items()), strict=True), "o--" if off else "o-", color=color)
         at = next((i for i, value in enumerate(values) if value > 50), len(values) - 1)
         place = (sizes[0], 110) if off else (sizes[at], values[at] - 8)
         ax.annotate(name, place, (0 if off else 6, 0), color=color, **BESIDE)
     ax.axvline(home[0], color=INK, ls=":", lw=1.5)
-    ax.plot(*home, "o", color=GRIDS["NF4"])
     ax.annotate(f"{home[1]:.0f}% survives", home, (-6, 8), color=GRIDS["NF4"], ha="right", **BESIDE)
     ax.text(home[0], 110, " home's update", color=INK, va="center")
     ax.set(xscale="log", xlabel="size of the update, |ΔW| / |W|", xlim=(None, 2.5 * sizes[-1]))
@@ -80,7 +80,7 @@ def merges(kls: dict, right: dict, runs: pd.DataFrame, guess: Guess) -> Figure:
     nearest, trained = min(kls, key=kls.get), right["as trained"]
     title = f"Closest to the trained model: {nearest}"
     if nearest == "dequantized, 16 bits" and abs(right[nearest] - trained) <= 2:
-        title = "Merged into the dequantized base, in 16 bits, it answers about as before"
+        title = "Merged into the dequantized base, the model answers about as before"
     fig, (left, other) = titled(title, 2, sharey=True)
     kls = {"as trained": 1e-9} | dict(sorted(kls.items(), key=lambda pair: pair[1]))
     roles = {name: "mistake" for name in kls if right[name] < trained / 2}
@@ -125,19 +125,4 @@ def mixtures(found: Points, alone: tuple[float, float]) -> Figure:
     ax.set(xticks=ticks, xticklabels=ticks, yticks=ticks, yticklabels=ticks)
     ax.set(xlim=(0.85 * x[0], x[1]), ylim=y)  # room for the labels
     ax.minorticks_off()
-    return fig
-
-
-def kept(runs: pd.DataFrame) -> Figure:
-    """Right answers of mixtures on (home, tickets), of 80; runs: measured/merging.csv."""
-    points = {}
-    fig, ax = titled("On average, no mixture keeps both adapters' right answers", height=4)
-    for column in runs.filter(regex=r"(cat|linear).* 1:(0\.|1:).*home right|TIES 1:1: home right"):
-        way, weights = column.removesuffix(": home right").rsplit(" ", 1)
-        home, tickets = runs[column], runs[column.replace("home", "tickets")]
-        ax.plot(home, tickets, "o", ms=5, color=WAYS[way], alpha=0.3, mew=0)
-        points[way, tuple(map(float, weights.split(":")))] = home.mean(), tickets.mean()
-    _ways(ax, points, (runs["cat 1:0: home right"].mean(), runs["cat 0:1: tickets right"].mean()))
-    ax.set(xlabel="right answers on home, of 80 (faint: one seed)", xlim=(-6, 58))
-    ax.set(ylabel="right answers\non tickets, of 80", ylim=(-2, 24))
     return fig

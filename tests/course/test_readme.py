@@ -90,9 +90,9 @@ def test_what_it_says_of_merges_is_in_the_table():
 
 def test_what_it_says_of_forgetting_is_in_the_table():
     json = measured.by_run("distill_lab")["json"]
-    before, after = json["ways", "home alone"], json["ways", "its own answers"]
+    before, after = json["ways", "home alone"], json["ways", "distilled"]
     assert len(before) == len(after) == 3 and (after == 0).all()
-    assert f"answer {min(before):.0f} to {max(before):.0f} of 60 ordinary" in plain(TEXT)
+    assert f"answer {min(before):.0f} to {max(before):.0f} of 54 ordinary" in plain(TEXT)
 
 
 def test_how_good_memory_is_stands_in_its_guide():
