@@ -147,4 +147,4 @@ def memory(peaks: dict[str, dict[str, int]], guess: Guess) -> Figure:
 def _moment(row):
     """When in a step the memory peaks, by its categories."""
     in_adam = row.get("gradients", 0) > row.get("activations", 0)
-    return "peak in Adam's step" if in_adam else "peak after the forward pass"
+    return "peak: Adam's step" if in_adam else "peak: forward pass"

@@ -22,7 +22,7 @@ def kept(found: dict[str, dict], guess: Guess | None = None) -> Figure:
         next(iter(found)),
         [*found][-1],
     )
-    title = f"{last}: {_verdict(found[last], found[first])}"
+    title = f"{last[0].upper()}{last[1:]}: {_verdict(found[last], list(found.values()))}"
     fig, axes = titled(title, 3, height=0.4 * len(found) + 1.4, sharey=True)
     for ax, (what, (label, limits)) in zip(axes, AXES.items(), strict=True):
         values = {name: marks[what] for name, marks in found.items()}
@@ -36,12 +36,14 @@ def kept(found: dict[str, dict], guess: Guess | None = None) -> Figure:
     return fig
 
 
-def _verdict(marks, start):
-    """The figure's message about a model that began as `start`."""
+def _verdict(marks, every):
+    """The figure's message about the newest of `every` model's marks; the first is the start."""
     if marks["json"] > INSTRUCTIONS / 10:
         return "the JSON is still there"
-    if marks["home"] < start["home"] / 2:
+    if marks["home"] < every[0]["home"] / 2:
         return "the JSON is gone, and so is home"
+    if marks["kl"] > 1.5 * min(each["kl"] for each in every):
+        return "no JSON, but farther from the base"
     return f"unwanted JSON for {marks['json']} of {INSTRUCTIONS} instructions"
 
 
