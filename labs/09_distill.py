@@ -84,7 +84,7 @@ def marks(model, n=100):
 guess_json = lab.predict("How many of 54 everyday instructions get unwanted JSON?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("An adapter for home alone", 55):
+if lab.experiment("An adapter for home alone", 50):
     base, tokenizer = models.load()
     tuned = learn_home(adapted(base))
     found = {"home alone": marks(tuned)}
@@ -236,7 +236,7 @@ def sampler(tokens=24, seed=0):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Every token, marked", 5, needs=["9.1", "9.2"]):
+if lab.experiment("Every token, marked", 2, needs=["9.1", "9.2"]):
     batch = on_policy(tuned, [{"messages": some[0]}], sampler())
     with torch.no_grad():
         logits = tuned(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -412,7 +412,7 @@ def apart(model):
 guess_kept = lab.predict("After eight steps, how many of the 54 get unwanted JSON?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("Distillation from its own base", 80, needs=["9.1", "9.2", "9.3", "9.4"]):
+if lab.experiment("Distillation from its own base", 58, needs=["9.1", "9.2", "9.3", "9.4"]):
     student = distill(tuned, "distilled", sampler())
     found["home alone"]["kl"] = apart(tuned)
     found["distilled"] = marks(student) | {"kl": apart(student)}
@@ -432,7 +432,7 @@ if lab.experiment("Distillation from its own base", 80, needs=["9.1", "9.2", "9.
 
 # %% tags=["experiment"]
 knobs = {"learned": ()}
-if lab.experiment("Half of the loss", 65, needs=["9.1", "9.2", "9.3", "9.4"]):
+if lab.experiment("Half of the loss", 48, needs=["9.1", "9.2", "9.3", "9.4"]):
     name = ", ".join("no task batches" if v == () else f"{k} {v}" for k, v in knobs.items())
     student = distill(tuned, name, sampler(), picture=False, **knobs)
     found.pop(name, None)  # the newest comes last
@@ -467,7 +467,7 @@ def from_base(sample):
 
 # %% tags=["experiment"]
 source = {"learned": ("home", "chat"), "weight": 0.0}
-if lab.experiment("Other answers", 75, needs=["9.1", "9.2", "9.3", "9.4"]):
+if lab.experiment("Other answers", 60, needs=["9.1", "9.2", "9.3", "9.4"]):
     name = "written answers" if "learned" in source else "the base's answers"
     student = distill(tuned, name, picture=False, **{"sample": sampler()} | source)
     found.pop(name, None)

@@ -18,7 +18,7 @@ def changes(before: object, after: object, name: str) -> list[str]:
         if not hasattr(after, "dtype"):
             ways, fix = "inplace=True" if _table(after) else "sort(), append()", "Work on a copy"
         how = f"{ways} and {name}[...] = ... write into the input. {fix} instead"
-        return [] if same(before, after) else [f"it changes its input {name} in place: {how}"]
+        return [] if same(before, after) else [f"it changes its input `{name}` in place: {how}"]
     lines, after = [], picture(after)
     switched = before["its active adapter"] != after["its active adapter"]
     for what, was in before.items():

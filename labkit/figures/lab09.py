@@ -11,7 +11,7 @@ INSTRUCTIONS = 54
 AXES = {  # of `kept`: {measure: (label, limits)}
     "json": ("unwanted JSON, of 54", (-3, 57)),
     "home": ("right on home, %", (-5, 105)),
-    "kl": ("KL from the base, nats", (0.1, 10)),
+    "kl": ("KL from the base, nats", (0.05, 10)),
 }
 
 

@@ -30,7 +30,7 @@ def test_what_a_probe_finds_changed_is_a_fault_and_its_result_arrives_all_the_sa
     for f, result, n in ((len, 2, 0), (grow, 3, 1), (len, 2, 1)):
         assert observe(lambda f: kept(f, [1, 2]), f) == result
         assert len(contract.session.faults) == n
-    assert "changes its input numbers in place" in str(contract.session.faults[0])
+    assert "changes its input `numbers` in place" in str(contract.session.faults[0])
 
 
 def test_an_ordered_dict_that_is_left_alone_is_not_changed():

@@ -229,7 +229,7 @@ WRONG = [
     # the mistakes of both functions are shown
     (check.parameters, params_of_W, lambda o, i: o * i // (o + i), "for break_even_rank(4, 4)"),
     (check.ranks, energy_with_eps, "s = [1, 1, 1, 1], the result should be 2, not 3"),
-    (check.truncates, lambda W0, W1, r: W0.add_(W1), within_by_rest, "changes its input W0"),
+    (check.truncates, lambda W0, W1, r: W0.add_(W1), within_by_rest, "changes its input `W0`"),
     (check.truncates, truncate_by_rest, within_both_sides, "the result should be"),
     (check.truncates, truncate_by_rest, lambda dW, reference, k: k / len(dW), "0.9, not 0.5"),
     (check.subspace, point_in_fp64, project_row, "that of the inputs (float32), not float64"),

@@ -340,7 +340,7 @@ def load_frozen(model, state):
 
 
 WRONG = [
-    (check.matches_dense, forward_on_w, "changes its input W in place"),
+    (check.matches_dense, forward_on_w, "changes its input `W` in place"),
     (check.matches_dense, forward_dense_in_numpy, "as large as W"),
     (check.matches_dense, lambda *data: forward_einsum(*data).bfloat16(), "to 16 bits"),
     (check.matches_dense, lambda *data: forward_einsum(*data).squeeze(0), "have shape (1, 6)"),

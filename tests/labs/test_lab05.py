@@ -193,9 +193,9 @@ WRONG = [
     (check.sweeps, sweep_of_arrays, "the rank that train_fn gets should be an int, not an int64"),
     (check.sweeps, sweep_twice, "the calls of train_fn per pair should be 1, not 2"),
     (check.sweeps, sweep_the_best, "the number of rows should be 6, not 1"),
-    (check.sweeps, sweep_that_pops, "changes its input ranks in place"),
+    (check.sweeps, sweep_that_pops, "changes its input `ranks` in place"),
     (check.stores, bits_of_whole_pairs, "should be 1.5573, not 2"),
-    (check.pairs, pairs_in_place, "changes its input frame in place"),
+    (check.pairs, pairs_in_place, "changes its input `frame` in place"),
     (check.pairs, pairs_of_table, "when every run of a failed: no shared seed"),
     (check.pairs, pairs_within_names, "the same six seeds, the mean should be"),
 ]

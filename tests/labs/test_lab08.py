@@ -311,7 +311,7 @@ RIGHT = [
 ]
 
 WRONG = [
-    (check.logprobs, logprob_in_place, "changes its input labels in place"),
+    (check.logprobs, logprob_in_place, "changes its input `labels` in place"),
     (check.dpo, dpo_by_pieces, "beta 1, the gradient for policy_chosen should be -0.5"),
     (check.dpo, dpo_half_detached, "the gradient for policy_rejected should be 0.1192, not 0"),
     (check.reference, reference_left_off, "the adapter afterwards should be switched on"),
@@ -329,5 +329,5 @@ WRONG = [
     (check.steps, step_of_groups, "the number of calls of sample should be 1, not 2"),
     (check.steps, partial(grpo_step, clip=normalize), "for 2 prompts with 3 answers each"),
     (check.steps, partial(grpo_step, share=share_by_std), '["equal"] should be'),
-    (check.steps, step_in_place, "changes its input prompts in place"),
+    (check.steps, step_in_place, "changes its input `prompts` in place"),
 ]

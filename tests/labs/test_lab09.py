@@ -160,7 +160,7 @@ RIGHT = [
 ]
 WRONG = [
     (check.kl, kl_by_distributions, "softmax underflows"),
-    (check.kl, kl_in_place, "changes its input teacher_logits in place"),
+    (check.kl, kl_in_place, "changes its input `teacher_logits` in place"),
     (check.samples, on_policy_twice, "the number of calls of sample should be 1, not 2"),
     (check.samples, on_policy_left_off, "the adapter afterwards should be switched on"),
     (check.samples, lambda m, p, s: on_policy(m, p[:1], s), "the arguments of sample"),

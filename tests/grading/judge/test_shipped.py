@@ -60,5 +60,5 @@ def _ask(modules, probe, f):
 def test_a_probe_is_heard_as_in_a_notebook(modules):
     """What it finds changed is a fault, and what it says is not said to be an error."""
     how, what, (told,) = _ask(modules, "keeps", lambda numbers: numbers.append(3))
-    assert (how, what) == ("value", None) and "changes its input numbers in place" in told
+    assert (how, what) == ("value", None) and "changes its input `numbers` in place" in told
     assert _ask(modules, "fails", len) == ["failed", "no layer in it", []]
