@@ -367,15 +367,15 @@ def memorize(rank, n, passes=100, learning_rate=0.02, seed=0):
             optimizer.zero_grad()
     with torch.no_grad():
         mean = losses(torch.arange(n)).mean()
-    return bits_stored(mean.expand(n), VALUES)  # the mean, so that wrong guesses cost bits
+    return bits_stored(mean.expand(n), VALUES)
 
 
 stored = {}  # your results so far: {(rank, pairs): bits}
 
 # %% [markdown]
 # **Try it: rank and number of pairs.** The 250 pairs carry 1,500 bits. What is the smallest rank
-# that stores nearly all of them? Try the three ranks in the cell, then change `n_pairs`. Pairs on
-# which the model does worse than guessing lower the total, because `memorize` uses the mean loss.
+# that stores nearly all of them? Try the three ranks in the cell, then change `n_pairs`. A
+# confident wrong guess should cost bits here, so `memorize` passes the mean loss of all pairs.
 
 # %%
 guess_bits = lab.predict("What percentage of the 1,500 bits does an adapter with r=1 store?", None)

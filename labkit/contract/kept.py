@@ -16,7 +16,8 @@ def changes(before: object, after: object, name: str) -> list[str]:
     if not isinstance(after, torch.nn.Module):
         ways, fix = "-=, *=, methods ending in _", "Compute a new tensor"
         if not hasattr(after, "dtype"):
-            ways, fix = "inplace=True" if _table(after) else "sort(), append()", "Work on a copy"
+            ways = "inplace=True" if _table(after) else "sort(), append()"
+            fix = f"Work on copy.deepcopy({name})"
         how = f"{ways} and {name}[...] = ... write into the input. {fix} instead"
         return [] if same(before, after) else [f"it changes its input `{name}` in place: {how}"]
     lines, after = [], picture(after)
