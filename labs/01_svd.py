@@ -209,7 +209,7 @@ guess_noise = lab.predict(
 )
 
 # %% tags=["experiment"]
-if lab.experiment("The error at each storage cost", 2, needs=["1.1", "1.2", "1.3"]):
+if lab.experiment("The error at each storage cost", 1, needs=["1.1", "1.2", "1.3"]):
     noise = torch.rand(photo.shape, generator=torch.Generator().manual_seed(lab.seed))
     centered = {"photograph": photo - photo.mean(), "noise": noise - noise.mean()}
     ranks = range(3, 190, 4)
@@ -277,7 +277,7 @@ question = "What percentage of directions does the median weight matrix need for
 guess_rank = lab.predict(question, None)
 
 # %% tags=["experiment"]
-if lab.experiment("How many directions the weights take", 6, needs=["1.4"]):
+if lab.experiment("How many directions the weights take", 3, needs=["1.4"]):
     model, tokenizer = models.load(dtype=torch.float32)
     start = {n: W.detach().clone() for n, W in model.named_parameters() if "_proj." in n}
     fifth = [n for n in start if int(n.split(".")[2]) % 5 == 0]  # in every fifth block
@@ -362,7 +362,7 @@ def judge(name, model):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Full fine-tuning on home", 135, needs=["1.4"]):
+if lab.experiment("Full fine-tuning on home", 75, needs=["1.4"]):
     unseen = tasks.draw("home", "test", 60)
     said, right, loss = {}, {}, {}  # keyed by model name
     judge("base", model)
@@ -381,7 +381,7 @@ guess_update = lab.predict(
 )
 
 # %% tags=["experiment"]
-if lab.experiment("How many directions the update takes", 5, needs=["1.4"]):
+if lab.experiment("How many directions the update takes", 2, needs=["1.4"]):
     spread["rank 8"] = {n.split(".")[-2]: [800 / min(start[n].shape)] for n in fifth[:7]}
     spread["update"] = shares_by_kind({n: tuned[n] - start[n] for n in fifth})
     display(figures.energy_ranks(spread, guess_update))
@@ -422,7 +422,7 @@ guess_cut = lab.predict("After a cut to rank 8, how many of the 60 answers are r
 
 # %% tags=["experiment", "cover"]
 cut_ranks = [1, 8, 64]
-if lab.experiment("Every update cut to rank r", 60, needs=["1.1", "1.4", "1.5"]):
+if lab.experiment("Every update cut to rank r", 45, needs=["1.1", "1.4", "1.5"]):
     for r in cut_ranks:
         energy[r] = cut_to(r)
     cuts = {r: right[f"cut to rank {r}"] for r in energy}
@@ -450,7 +450,7 @@ if lab.experiment("Every update cut to rank r", 60, needs=["1.1", "1.4", "1.5"])
 guess_lora = lab.predict("How many of the 60 answers will LoRA of rank 8 get right?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("LoRA of rank 8 on the same batches", 90, needs=["1.1", "1.4", "1.5"]):
+if lab.experiment("LoRA of rank 8 on the same batches", 60, needs=["1.1", "1.4", "1.5"]):
     torch.manual_seed(lab.seed)
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
     student = peft.get_peft_model(models.load()[0], config)
@@ -576,7 +576,7 @@ def fit(d, steps=200):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Training in random subspaces", 6, needs=["1.4", "1.6"]):
+if lab.experiment("Training in random subspaces", 4, needs=["1.4", "1.6"]):
     commands = tasks.load("home", "train").shuffle(seed=0)
     intents = sorted(set(commands["intent"]))
     y = torch.tensor([intents.index(name) for name in commands["intent"]])

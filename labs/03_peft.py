@@ -56,7 +56,7 @@ from labkit.training import finetuning, generation, loop, models
 # model sees it.
 
 # %% tags=["experiment"]
-if lab.experiment("The task and the tokenizer", 4):
+if lab.experiment("The task and the tokenizer", 1):
     model, tokenizer = models.load()
     home, unseen = tasks.load("home"), tasks.draw("home", "test", 60)
     print(tokenizer.apply_chat_template(home[0]["messages"], tokenize=False))
@@ -166,7 +166,7 @@ guess_rate = lab.predict(question, None)
 
 # %% tags=["experiment"]
 rates = [2e-5, 2e-3]
-if lab.experiment("Two learning rates", 45, needs=["3.1"]):
+if lab.experiment("Two learning rates", 30, needs=["3.1"]):
     for rate in rates:
         rate_runs[rate] = short_run(f"rate {rate:g}", learning_rate=rate)
     display(figures.rates(rate_runs, guess_rate))
@@ -193,7 +193,7 @@ def count_right(answers):
 
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("Train on home with PEFT and TRL", 105, needs=["3.1"]):
+if lab.experiment("Train on home with PEFT and TRL", 110, needs=["3.1"]):
     torch.manual_seed(lab.seed)
     rows = tasks.draw("home", "train", 320, lab.seed)
     with capture_output():
@@ -214,7 +214,7 @@ target_runs = {}  # your runs so far: {targets: losses}
 
 # %% tags=["experiment"]
 targets = {"q, v": ["q_proj", "v_proj"], "all-linear": "all-linear"}
-if lab.experiment("Which layers to adapt", 20, needs=["3.1"]):
+if lab.experiment("Which layers to adapt", 11, needs=["3.1"]):
     for label, names in targets.items():
         target_runs[label] = short_run(label, names)
     display(figures.targets(target_runs))
@@ -287,7 +287,7 @@ def endless(texts):
 guess_endless = lab.predict("With these labels, how many of 60 answers won't stop?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("Trained on the given labels", 25, needs=["3.1"]):
+if lab.experiment("Trained on the given labels", 20, needs=["3.1"]):
     given_run = train_on(given_labels)
     said = continued(given_run.model, "\n")
     unstopped = {"given labels": endless(said)}
@@ -351,7 +351,7 @@ def answer_labels(input_ids, attention_mask, prompt_lengths):
 check.end_trains(answer_labels)
 
 # %% tags=["experiment"]
-if lab.experiment("Trained on your labels", 25, needs=["3.1", "3.2"]):
+if lab.experiment("Trained on your labels", 18, needs=["3.1", "3.2"]):
     (row,) = rows_of(home.select([0]), answer_labels)
     tokens = [tokenizer.decode([token]) for token in row["input_ids"]]
     display(figures.loss_tokens(tokens, [y != -100 for y in row["labels"]]))
@@ -417,7 +417,7 @@ check.prompt_opens_answer(render_prompt)
 # with and without that line break.
 
 # %% tags=["experiment"]
-if lab.experiment("Without the generation prompt", 12, needs=["3.1", "3.2"]):
+if lab.experiment("Without the generation prompt", 9, needs=["3.1", "3.2"]):
     for name, ending in {"with the line break": "\n", "without it": ""}.items():
         said = continued(your_run.model, ending)
         opened = sum(text.startswith("{") for text in said)
@@ -463,7 +463,7 @@ def damage(cut, max_length):
 guess_empty = lab.predict("If rows are cut to 96 tokens, how many of 960 have no label left?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("What is left of a row", 3):
+if lab.experiment("What is left of a row", 1):
     tickets = tasks.load("tickets", "train")
     lost = {n: damage(cut_on_the_right, n) for n in (48, 64, 96, 192)}
     display(figures.damage(lost, len(tickets)))
@@ -519,7 +519,7 @@ def fit(prompt_ids, answer_ids, max_length):
 check.keeps_answer(fit)
 
 # %% tags=["experiment"]
-if lab.experiment("What is left of a row after your cut", 3, needs=["3.4"]):
+if lab.experiment("What is left of a row after your cut", 1, needs=["3.4"]):
     left = [f"{rows} rows {what}" for what, rows in damage(fit, 48).items()]
     print(f"cut to 48 tokens: {', '.join(left)}")
 
@@ -616,7 +616,7 @@ def few_steps(prepare, steps=3):
 
 
 # %% tags=["experiment"]
-if lab.experiment("Three ways to run a block", 28, needs=["3.1", "3.5"]):
+if lab.experiment("Three ways to run a block", 15, needs=["3.1", "3.5"]):
     ways = {"plain": lambda m: m, "given": given_checkpointing, "yours": with_checkpointing}
     display(figures.checkpointed({name: few_steps(prepare) for name, prepare in ways.items()}))
 
@@ -645,7 +645,7 @@ def loaded_as_some_do(base, folder):
 guess_loaded = lab.predict("With this code, how many of 60 answers will be right?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("Load the adapter with the buggy code", 15, needs=["3.1"]):
+if lab.experiment("Load the adapter with the buggy code", 8, needs=["3.1"]):
     again = loaded_as_some_do(models.load()[0], "build/home-lora")
     doubled = count_right(ask(again))
     ids = torch.tensor([loop.prompt_ids(tokenizer, unseen[0]["messages"])], device=again.device)
@@ -665,7 +665,7 @@ if lab.experiment("Load the adapter with the buggy code", 15, needs=["3.1"]):
 # doesn't have?
 
 # %% tags=["experiment"]
-if lab.experiment("An adapter whose names match nothing", 4, needs=["3.1"]):
+if lab.experiment("An adapter whose names match nothing", 2, needs=["3.1"]):
     renamed = Path("build/renamed-lora")
     renamed.mkdir(parents=True, exist_ok=True)
     weights = load_file("build/home-lora/adapter_model.safetensors")
@@ -724,7 +724,7 @@ def load_tuned(base, folder):
 check.loads_once(load_tuned)
 
 # %% tags=["experiment"]
-if lab.experiment("Load the adapter with your code", 10, needs=["3.1", "3.6"]):
+if lab.experiment("Load the adapter with your code", 4, needs=["3.1", "3.6"]):
     loaded = load_tuned(models.load()[0], "build/home-lora")
     print(f"{count_right(ask(loaded))} of {len(unseen)} answers are right, ", end="")
     print(f"compared with {right} before saving")
@@ -779,7 +779,7 @@ def perplexity(model, tokenizer, texts):
 check.perplexity_weighs_tokens(perplexity)
 
 # %% tags=["experiment"]
-if lab.experiment("Everyday English, before and after", 5, needs=["3.1", "3.7"]):
+if lab.experiment("Everyday English, before and after", 3, needs=["3.1", "3.7"]):
     texts = tasks.general()  # ten paragraphs about tides, bread and bridges
     before = perplexity(models.load()[0], tokenizer, texts)
     after = perplexity(trainer.model.eval(), tokenizer, texts)

@@ -303,7 +303,7 @@ guess_nats = lab.predict("How many nats per token does NF4 add to this model's l
 
 # %% tags=["experiment"]
 formats = [("INT4", 64), ("FP4", 64), ("NF4", 64)]
-if lab.experiment("Read with rounded weights", 45, needs=["4.2", "4.3"]):
+if lab.experiment("Read with rounded weights", 19, needs=["4.2", "4.3"]):
     unrounded = text_losses(model)
     for book, block in formats:
         for m, w in live.progress(list(zip(linear, kept, strict=True)), f"{book}, {block}"):
@@ -365,7 +365,7 @@ def unpack_nibbles(packed):
 check.packs(pack_nibbles, unpack_nibbles)
 
 # %% tags=["experiment"]
-if lab.experiment("Compare your bytes with bitsandbytes", 12, needs=["4.2", "4.3", "4.4"]):
+if lab.experiment("Compare your bytes with bitsandbytes", 3, needs=["4.2", "4.3", "4.4"]):
     equal = total = 0
     for w in live.progress(kept, "layers"):
         codes, _ = quantize_blockwise(w.cpu(), books["NF4"])
@@ -434,7 +434,7 @@ def eight_bit(absmax):
 
 # %% tags=["experiment"]
 blocks = [32, 64, 128, 256, 512]
-if lab.experiment("Bits against error", 3, needs=["4.2", "4.3", "4.5"]):
+if lab.experiment("Bits against error", 1, needs=["4.2", "4.3", "4.5"]):
     w, nf4 = kept[3].cpu().float().flatten(), books["NF4"]
     points = {"fp32 scales": [], "8-bit scales": []}
     for block in blocks:
@@ -623,7 +623,7 @@ def train(model, title, steps=20, make=torch.optim.AdamW, words=None):
 
 
 # %% tags=["experiment"]
-if lab.experiment("LoRA and QLoRA learn `home`", 80, needs=["4.6"]):
+if lab.experiment("LoRA and QLoRA learn `home`", 55, needs=["4.6"]):
     curves, adapters, said = {}, {}, {}
     for name, packed in {"LoRA": False, "QLoRA": True}.items():
         tuned = adapted(packed)
@@ -651,7 +651,7 @@ guess_moved = lab.predict(
 )
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("Each adapter on each base", 25, needs=["4.6"]):
+if lab.experiment("Each adapter on each base", 10, needs=["4.6"]):
     crossed = {}
     for trained, adapter in adapters.items():
         for base, packed in {"16 bits": False, "NF4": True}.items():
@@ -720,7 +720,7 @@ check.rule(training_bytes)
 # optimizer's step, when the activations are already freed.)
 
 # %% tags=["experiment"]
-if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
+if lab.experiment("A step of Llama-2-7B", 2, needs=["4.7"]):
     usual = Settings(rank=16, targets="all-linear", batch=1, seq=512)
     ways = {
         "full, bf16": usual.but(method="full", dtype="bfloat16"),
@@ -754,7 +754,7 @@ if lab.experiment("A step of Llama-2-7B", 5, needs=["4.7"]):
 
 # %% tags=["experiment"]
 tries = [dict(), dict(checkpointing=True), dict(checkpointing=True, batch=8)]
-if lab.experiment("QLoRA of Llama-2-70B", 8, needs=["4.7"]):
+if lab.experiment("QLoRA of Llama-2-70B", 3, needs=["4.7"]):
     peaks = {}
     for changes in live.progress(tries, "settings"):
         name = "\n".join(f"{key}={value}" for key, value in changes.items()) or "QLoRA alone"

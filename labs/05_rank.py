@@ -71,7 +71,7 @@ def train_home(rank, alpha, learning_rate, seed):
 # tutorials do. The other keeps $\alpha = 32$ throughout. What will each person conclude?
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("Three ranks, three rules for alpha", 130):
+if lab.experiment("Three ranks, three rules for alpha", 105):
     ranks, rate = [4, 16, 64], 1e-3
     rules = {
         "alpha = 2r": lambda r: 2 * r,
@@ -179,7 +179,7 @@ def gradient_of(layer=15):
 
 
 # %% tags=["experiment"]
-if lab.experiment("The first step of a real layer", 5, needs=["5.1", "5.2"]):
+if lab.experiment("The first step of a real layer", 2, needs=["5.1", "5.2"]):
     G, helps = gradient_of(), {}
     wide = torch.empty(64, G.shape[1])
     drawn = [nn.init.kaiming_uniform_(wide.clone(), a=5**0.5) for _ in range(32)]
@@ -250,7 +250,7 @@ guess_rate = lab.predict(
 # %% tags=["experiment"]
 learning_rates = [1e-3, 3e-3, 1e-2]
 alpha_of = lambda rank: 32  # noqa: E731
-if lab.experiment("A grid of your own", 105, needs=["5.3"]):
+if lab.experiment("A grid of your own", 90, needs=["5.3"]):
     grid = sweep(train_home, [4, 16, 64], learning_rates, alpha_of)
     table = grid.pivot(index="rank", columns="learning_rate", values="loss")
     display(figures.grid(table))
@@ -382,7 +382,7 @@ guess_bits = lab.predict("What percentage of the 1,500 bits does an adapter with
 
 # %% tags=["experiment"]
 n_pairs, memory_ranks = 250, [1, 2, 8]
-if lab.experiment("Memorize random pairs", 15, needs=["5.4"]):
+if lab.experiment("Memorize random pairs", 10, needs=["5.4"]):
     for rank in memory_ranks:
         stored[rank, n_pairs] = memorize(rank, n_pairs)
     display(figures.memory(stored, guess_bits))

@@ -83,7 +83,7 @@ def factors(model):
 
 
 # %% tags=["experiment"]
-if lab.experiment("QLoRA learns two tasks", 145):
+if lab.experiment("QLoRA learns two tasks", 95):
     base, tokenizer = models.load()
     trained = train("home", steps=50)
     pairs = {"home": factors(trained), "tickets": factors(train("tickets", steps=20))}
@@ -268,7 +268,7 @@ guess_arrives = lab.predict("If |dW| is 0.1% of |W|, what percentage of dW survi
 
 # %% tags=["experiment"]
 sizes = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]  # |dW| / |W|
-if lab.experiment("How much arrives, by the size of the update", 6, needs=["6.3"]):
+if lab.experiment("How much arrives, by the size of the update", 1, needs=["6.3"]):
     unit, shares = W.norm() / dW.norm() * dW, {}
     for grid, store in live.progress(grids.items(), "grids", len(grids)):
         there = store(W).float()  # on the grid
@@ -369,7 +369,7 @@ guess_merge = lab.predict(
 )
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("One adapter, four merges", 42, needs=["6.1", "6.2", "6.4"]):
+if lab.experiment("One adapter, four merges", 25, needs=["6.1", "6.2", "6.4"]):
     share, _, wanted = said(trained, tokenizer, commands)
     right, kls = {"as trained": round(60 * share)}, {}
     ways = {
@@ -463,7 +463,7 @@ check.combines(combine_linear, combine_cat)
 # that nobody trained.
 
 # %% tags=["experiment"]
-if lab.experiment("How large are the cross terms?", 2, needs=["6.5"]):
+if lab.experiment("How large are the cross terms?", 1, needs=["6.5"]):
     for way, combine in {"cat": combine_cat, "linear": combine_linear}.items():
         rest = total = 0.0
         for name, home in pairs["home"].items():
@@ -603,7 +603,7 @@ found = {}  # your mixtures so far: {(way, weights): (loss on home, loss on tick
 
 # %% tags=["experiment"]
 mixes = [(way, (1, w)) for way in ("cat", "linear") for w in (0.25, 0.5, 1)] + [("TIES", (1, 1))]
-if lab.experiment("Two adapters in one", 70, needs=["6.5", "6.6", "6.7"]):
+if lab.experiment("Two adapters in one", 45, needs=["6.5", "6.6", "6.7"]):
     alone = losses("cat", (1, 0))[0], losses("cat", (0, 1))[1]
     for mix in live.progress(mixes, "mixtures"):
         found[mix] = losses(*mix)

@@ -90,9 +90,9 @@ if lab.experiment("The file, opened", 1):
 # every end token.)
 #
 # - `truncated`: the conversation has more than `max_length` tokens;
-# - `trains_on_nothing`: no token ids are learned, or the last answer is blank, so the model learns
-#   only how to end its turn;
-# - `no_end`: the row isn't in `trains_on_nothing`, but the end token isn't among the learned ids.
+# - `trains_on_nothing`: no token ids are learned, or the last answer is blank;
+# - `no_end`: the row isn't in `trains_on_nothing`, but the end token (`tokenizer.eos_token_id`)
+#   isn't among the learned ids.
 #
 # A truncated row can appear in two lists.
 #
@@ -165,9 +165,9 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 # Return two lists, `(train, test)`, such that
 #
 # - **no prompt appears on both sides.** Two rows have the same prompt if their user messages match
-#   except for case and whitespace (collapsed or removed). System messages and answers don't matter;
-# - the test side contains a fraction `share` of the *rows*. It may be off by the largest group of
-#   rows with the same prompt;
+#   except for case and whitespace. System messages and answers don't matter;
+# - the test side contains a fraction `share` of the *rows*, give or take one group of rows with the
+#   same prompt;
 # - the same rows, in any order, always give the same test rows, in every run of Python and on every
 #   call. A different `seed` gives different test rows.
 #
@@ -416,9 +416,9 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
 #
 # `w` is the weight of q or k, with shape `(d_out, d_in)`. Its rows are `n_heads` stacked heads of
 # equal size. In each head, interleave the two halves: row 0 of the first half, row 0 of the second,
-# row 1 of the first, and so on. Don't change the values or the dtype. The function must also work
-# for LoRA's B, with shape `(d_out, r)`, because the rows of $BA$ move with those of $W$. (Does A
-# change at all?)
+# row 1 of the first, and so on. Don't change the values, the dtype or the input. The function must
+# also work for LoRA's B, with shape `(d_out, r)`, because the rows of $BA$ move with those of $W$.
+# (Does A change at all?)
 #
 # <details><summary>Hint</summary>
 #

@@ -119,7 +119,7 @@ def pairs_of(wish):
 
 
 # %% tags=["experiment"]
-if lab.experiment("The model, and pairs of its answers", 5):
+if lab.experiment("The model, and pairs of its answers", 1):
     model, tokenizer = models.load()
     preferred = pairs_of("shorter")
     some = preferred.shuffle(seed=3).select(range(3))
@@ -302,7 +302,7 @@ guess_dpo = lab.predict(
 )
 
 # %% tags=["experiment"]
-if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
+if lab.experiment("DPO for shorter answers", 45, needs=["8.1", "8.2", "8.3"]):
     tokens = {"before": lengths(model)}
     short, curves = train_dpo(preferred, rate=5e-4, beta=0.1)
     tokens["shorter, beta 0.1"] = lengths(short)
@@ -330,7 +330,7 @@ if lab.experiment("DPO for shorter answers", 60, needs=["8.1", "8.2", "8.3"]):
 
 # %% tags=["experiment"]
 wish, beta, rate = "longer", 0.1, 5e-4
-if lab.experiment("Other pairs, beta or rate", 50, needs=["8.1", "8.2", "8.3"]):
+if lab.experiment("Other pairs, beta or rate", 35, needs=["8.1", "8.2", "8.3"]):
     turned, _ = train_dpo(pairs_of(wish), rate, beta, picture=False)
     name = f"{wish}, beta {beta:g}" + (f", rate {rate:g}" if rate != 5e-4 else "")
     tokens.pop(name, None)  # the newest comes last
@@ -601,7 +601,7 @@ def earns(worth):
 
 
 # %% tags=["experiment"]
-if lab.experiment("A step from the base model", 8, needs=["8.4", "8.5", "8.6", "8.7"]):
+if lab.experiment("A step from the base model", 7, needs=["8.4", "8.5", "8.6", "8.7"]):
     commands = tasks.load("home").sort("intent")  # so that every step sees a similar mixture
     policy, prompts = adapted(model, r=1), next(rollouts.prompts(commands, 4, 1))
     print(grpo_step(policy, adamw(policy, 5e-4), sampler(), earns(reward), prompts, 8))
@@ -678,7 +678,7 @@ def marks(model, samples=4):
 guess_grpo = lab.predict("Sampled answers earn 0.46 on average. How much after 12 steps?", None)
 
 # %% tags=["experiment"]
-if lab.experiment("GRPO on home", 160, needs=["8.4", "8.5", "8.6", "8.7"]):
+if lab.experiment("GRPO on home", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
     start = warm_start()
     found = {"warm start": marks(start)}
     policy, curves = train_grpo(reward)
@@ -720,7 +720,7 @@ guess_keys = lab.predict(
 # **Try it: the reward.** Replace `complete` with your own reward, such as one for short answers.
 
 # %% tags=["experiment", "cover"]
-if lab.experiment("Another reward", 110, needs=["8.4", "8.5", "8.6", "8.7"]):
+if lab.experiment("Another reward", 80, needs=["8.4", "8.5", "8.6", "8.7"]):
     worth = complete  # or your own reward
     policy, _ = train_grpo(worth, steps=8)
     name = f"paid {worth.__name__}, 8 steps"
