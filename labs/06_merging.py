@@ -390,8 +390,8 @@ if lab.experiment("One adapter, four merges", 25, needs=["6.1", "6.2", "6.4"]):
 # With three other seeds, merging into the original costs 7 to 18 right answers out of 60
 # ([evidence](../docs/evidence/06_merging.md#the-merges)). The adapter was trained with NF4's
 # rounding error (lab 4), and the original weights don't have it. In the layer you looked at, this
-# error is about five times as large as the update. It does less damage than its size suggests,
-# because the update points where the task needs it and the error doesn't.
+# error is about five times as large as the update. It does less damage than its size suggests:
+# unlike the update, it wasn't trained to change the answers.
 #
 # If you round the dequantized merge to NF4 again, most sums land in dead zones. Part of the update
 # survives (compare the KL with "no adapter"), but no answer is right. Rounding the merge into the
@@ -615,10 +615,11 @@ if lab.experiment("Two adapters in one", 45, needs=["6.5", "6.6", "6.7"]):
 # 7 `tickets` answers right out of 80, on average; alone, the adapters get 46 and 18
 # ([evidence](../docs/evidence/06_merging.md#the-mixtures)).
 #
-# The cross terms of `linear` cost little: a slightly higher loss on `tickets` with every seed. The
-# cut to rank 8 acts like a smaller weight on `tickets`, because the SVD keeps the strongest
-# directions, mostly those of `home`. TIES averages values where `cat` adds them, which saves much
-# of `home` at 1 : 1. With every seed, `cat` has a higher `tickets` loss at the same `home` loss.
+# The cross terms of `linear` cost little: at 1 : 0.5 and 1 : 1, a slightly higher `tickets` loss
+# with every seed. The cut to rank 8 acts like a smaller weight on `tickets`, because the SVD keeps
+# the strongest directions, mostly those of `home`. TIES averages values where `cat` adds them,
+# which saves much of `home` at 1 : 1. With every seed, `cat` has a higher `tickets` loss at the
+# same `home` loss (interpolated).
 #
 # Averaging models trained on the *same* task is different: such *model soups* ([Wortsman et al.
 # 2022](https://arxiv.org/abs/2203.05482)) can beat every model in the average. For two jobs, keep

@@ -478,7 +478,7 @@ if lab.experiment("Other answers", 60, needs=["9.1", "9.2", "9.3", "9.4"]):
 # All three sources remove the JSON, but they differ in distance: in three runs, the final KL is
 # 0.16 nats per token with the student's answers, 0.12 with the base's, and 0.49 with the written
 # ones ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). To get back to the
-# base, you need no written answers. To become better than the base, you do.
+# base, you need no written answers. To become better than the base, you need a better teacher.
 #
 # The student's own answers were no better here than the base's. Counting braces couldn't show a
 # difference: the first token of an answer has the same context, whoever writes the rest.

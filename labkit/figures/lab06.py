@@ -55,8 +55,8 @@ def arrivals(sizes: Sequence, shares: dict, home: Sequence, guess: Guess) -> Fig
     fig, ax = titled("Weights on a grid lose small updates; weights between its values don't")
     for name, values in shares.items():
         color, off = GRIDS[name.partition(",")[0]], "," in name
-        points = dict(zip(sizes, values, strict=True)) | (dict([home]) if name == "NF4" else {})
-        ax.plot(*zip(*sorted(points.items()), strict=True), "o--" if off else "o-", color=color)
+        points = [*zip(sizes, values, strict=True), *([home] if name == "NF4" else [])]
+        ax.plot(*zip(*sorted(points), strict=True), "o--" if off else "o-", color=color)
         at = next((i for i, value in enumerate(values) if value > 50), len(values) - 1)
         place = (sizes[0], 110) if off else (sizes[at], values[at] - 8)
         ax.annotate(name, place, (0 if off else 6, 0), color=color, **BESIDE)
@@ -80,7 +80,7 @@ def merges(kls: dict, right: dict, runs: pd.DataFrame, guess: Guess) -> Figure:
     nearest, trained = min(kls, key=kls.get), right["as trained"]
     title = f"Closest to the trained model: {nearest}"
     if nearest == "dequantized, 16 bits" and abs(right[nearest] - trained) <= 2:
-        title = "Merged into the dequantized base, the model answers about as before"
+        title = "In 16 bits, the dequantized merge answers about as before"
     fig, (left, other) = titled(title, 2, sharey=True)
     kls = {"as trained": 1e-9} | dict(sorted(kls.items(), key=lambda pair: pair[1]))
     roles = {name: "mistake" for name in kls if right[name] < trained / 2}

@@ -9,26 +9,22 @@ from labkit.plots import ROLES
 
 INSTRUCTIONS = 54
 AXES = {  # of `kept`: {measure: (label, limits)}
-    "json": ("unwanted JSON, of 54", (-3, 57)),
+    "json": (f"unwanted JSON, of {INSTRUCTIONS}", (-3, 57)),
     "home": ("right on home, %", (-5, 105)),
     "kl": ("KL from the base, nats", (0.05, 10)),
 }
 
 
 def kept(found: dict[str, dict], guess: Guess | None = None) -> Figure:
-    """What each model's `home`, unwanted JSON and KL are: {model: its marks}, the newest last."""
-    stored, first, last = (
-        measured.by_run("distill_lab").loc["ways"],
-        next(iter(found)),
-        [*found][-1],
-    )
-    title = f"{last[0].upper()}{last[1:]}: {_verdict(found[last], list(found.values()))}"
+    """Unwanted JSON, right answers on `home`, and KL: {model: its marks}, the newest last."""
+    stored = measured.by_run("distill_lab").loc["ways"]
+    first, *_, last = found
+    title = f"{last[0].upper()}{last[1:]}: {_verdict(list(found.values()))}"
     fig, axes = titled(title, 3, height=0.4 * len(found) + 1.4, sharey=True)
     for ax, (what, (label, limits)) in zip(axes, AXES.items(), strict=True):
         values = {name: marks[what] for name, marks in found.items()}
         rings = {name: stored.query("setting == @name")[what] for name in found}
-        roles = {first: "base"}
-        dots(ax, values, f"{label}\n(ring: other runs)", roles, "{:.2g}", rings)
+        dots(ax, values, f"{label}\n(ring: other runs)", {first: "base"}, "{:.2g}", rings)
         ax.set(xlim=limits)
     axes[2].set(xscale="log", xticks=(0.1, 1, 10), xticklabels=("0.1", "1", "10"))
     if guess is not None:
@@ -36,13 +32,14 @@ def kept(found: dict[str, dict], guess: Guess | None = None) -> Figure:
     return fig
 
 
-def _verdict(marks, every):
-    """The figure's message about the newest of `every` model's marks; the first is the start."""
+def _verdict(found):
+    """The figure's message about the last of the models' marks; the first is the start."""
+    start, *_, marks = found
     if marks["json"] > INSTRUCTIONS / 10:
         return "the JSON is still there"
-    if marks["home"] < every[0]["home"] / 2:
+    if marks["home"] < start["home"] / 2:
         return "the JSON is gone, and so is home"
-    if marks["kl"] > 1.5 * min(each["kl"] for each in every):
+    if marks["kl"] > 1.5 * min(each["kl"] for each in found):
         return "no JSON, but farther from the base"
     return f"unwanted JSON for {marks['json']} of {INSTRUCTIONS} instructions"
 
