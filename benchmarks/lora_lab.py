@@ -4,8 +4,8 @@
 
 Each run adds rows to labkit/measured/lora.csv: study, setting, seed, measure, value. After an
 interruption, call the script again: it skips finished runs. The code is the lab's solution. The
-seed determines A, B and the batches. A final loss is the last running mean, as in the lab's
-figures.
+seed determines A, B and the batches. A final loss is that of
+the last step.
 
 home     LoRA and full fine-tuning on the same batches: right answers out of 60, held-out loss; the
          share of weights that a merge and unmerge_ change in bf16.
