@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import types
 import zipfile
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from command import call
 from points import points
 
 from labkit import contract
-from labkit.checks import engine, lab02, quiz
+from labkit.checks import engine, lab01, lab02, quiz
 from labkit.course import masters, notebooks, release
 from labkit.errors import LabError
 from labkit.grading.judge import private
@@ -181,29 +180,28 @@ def test_the_checks_in_the_guide_are_checks(tmp_path):
     assert [check.exercise["id"] for check in private.load(path)] == ["2.90", "2.8", "2.91"]
 
 
-def test_the_lab_in_the_guide_is_a_lab(monkeypatch, accepts, rejects):
-    master, checks, tests = code_of("maintainer")
+def test_the_exercise_in_the_guide_is_one(monkeypatch, accepts, rejects):
+    text, checks, tests = code_of("maintainer")
     (rows,) = code_of("maintainer", "toml")
-    module = types.ModuleType("labkit.checks.lab10")
-    exec(checks, vars(module))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr("labkit.checks.lab10", module, raising=False)
+    guide = vars(lab01) | {"__name__": lab01.__name__, "check": lab01}
+    monkeypatch.setattr(lab01, "norm", None, raising=False)
+    exec(checks, guide)
+    lab01.norm = guide["norm"]
     monkeypatch.setattr(engine, "read", lambda path: tomllib.loads(rows))
-    answers = {}
-    exec(tests, answers)
-    for case in answers["RIGHT"]:
+    lists = {"RIGHT": [], "WRONG": []}
+    exec(tests, guide | {"check": lab01}, lists)
+    for case in lists["RIGHT"]:
         accepts(*case)
-    for check, answer, words in answers["WRONG"]:
+    for check, answer, words in lists["WRONG"]:
         assert words in rejects(check, answer)
-    solved = notebooks.to_notebook(notebooks.cut(master, solved=True), "10", PROJECT)
-    cells = ["".join(cell["source"]) for cell in json.loads(solved)["cells"]]
+    cells = notebooks.cut(text, solved=True).split("# %%\n")
     (source,) = [cell for cell in cells if "def update_norm" in cell]
-    accepts(module.norm, contract.defined_by(source)["update_norm"])
+    accepts(lab01.norm, contract.defined_by(source)["update_norm"])
     contract.session.reference = lambda id: source
-    for piece, ways in engine.mistakes("10.1").items():
+    for piece, ways in engine.mistakes("1.8").items():
         for new, message in ways.items():
             names = contract.defined_by(source.replace(piece, new))
-            assert message in rejects(module.norm, names["update_norm"])
+            assert message in rejects(lab01.norm, names["update_norm"])
 
 
 def test_a_pyproject_that_would_still_want_the_solutions_is_refused(tmp_path, monkeypatch):
