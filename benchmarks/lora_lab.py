@@ -1,6 +1,6 @@
 """Run lab 2's experiments with seeds that the lab doesn't use, for its evidence page.
 
-    python benchmarks/lora_lab.py step  # timings, on an idle machine; without names: all studies
+    python benchmarks/lora_lab.py step  # without names: all studies
 
 Each run adds rows to labkit/measured/lora.csv: study, setting, seed, measure, value. After an
 interruption, call the script again: it skips finished runs. The code is the lab's solution. The
@@ -11,10 +11,9 @@ home     LoRA and full fine-tuning on the same batches: right answers out of 60,
          share of weights that a merge and unmerge_ change in bf16.
 ranks    The lab's short runs at several ranks and alphas: final training loss, held-out loss.
 starts   Four starts at the lab's rate, and two of them at half the rate: first and final loss.
-step     Peak bytes by category, FLOPs and seconds per step (minimum of five).
+step     Peak bytes by category and FLOPs of a step.
 """
 
-import time
 from pathlib import Path
 
 import studies
@@ -104,19 +103,7 @@ def starts(lab, seed, start, rate):
 
 def step(lab, seed, with_lora, dtype, commands):
     flops, peak = lab["measure"](with_lora, dtype, commands)
-    model, tokenizer = models.load(dtype=dtype)
-    if with_lora:
-        lab["inject"](model, EVERYTHING, 8, 16)
-    batch = next(lab["loop"].batches(HOME, tokenizer, commands, 1))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-5)
-    seconds = []
-    for _ in range(6):
-        started = time.perf_counter()
-        loop.answer_loss(model, batch, autocast=False).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - started)
-    return {"seconds": min(seconds[1:]), "flops": flops, "peak": sum(peak.values()), **peak}
+    return {"flops": flops, "peak": sum(peak.values()), **peak}
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from labkit import live, tasks
 from labkit.figures import lab02 as figures
 from labkit.memory.measure import track
 from labkit.plots import compare_answers
-from labkit.training import generation, loop, models
+from labkit.training import generation, loop, models, packing
 
 # %% [markdown]
 # ## The idea
@@ -166,9 +166,9 @@ check.layer(LoRALinear)
 # `dY` is the gradient of the loss with respect to the layer's output. Derive the gradients of `A`
 # and `B` by hand and return them. Don't use `backward()` or other autograd functions.
 #
-# Try a case with a single row and a single output: $x = (1, 2)$, $A = (1, 1)$, $B = 2$,
-# $\alpha = 2$ and $dY = 1$. With $r = 1$, the factor $\alpha / r$ is 2, so $dB = 2 A x = 6$ and
-# $dA = 2 B\, x = (4, 8)$. If `x` has several rows, sum their gradients. You won't need $W$.
+# Try a case with a single row and a single output: $x = (1, 2)$, $A = (1, 1)$, $B = 2$, $\alpha =
+# 2$ and $dY = 1$. With $r = 1$, the factor $\alpha / r$ is 2, so $dB = 2 A x = 6$ and $dA = 2 B\, x
+# = (4, 8)$. If `x` has several rows, sum their gradients. You won't need $W$.
 #
 # <details><summary>Hint</summary>
 #
@@ -196,8 +196,8 @@ check.gradients(lora_gradients)
 # gradient in the first step. From the second step on, both matrices train.
 #
 # Now try each initialization in a real model, SmolLM2-135M-Instruct. (Our copy comes from a 4-bit
-# file, so it isn't exactly the original.) The `home` task is to turn a spoken command into
-# JSON that a smart home understands.
+# file, so it isn't exactly the original.) The `home` task is to turn a spoken command into JSON
+# that a smart home understands.
 
 # %%
 everything = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -207,7 +207,7 @@ for row in home.select(range(0, 1500, 500)):
 
 # %% [markdown]
 # All training runs in this lab use the same short PyTorch loop. `loop.answer_loss` is the mean
-# cross-entropy over the answer tokens. If the model's head is frozen, it never stores all logits.
+# cross-entropy over the answer tokens.
 
 
 # %%
@@ -265,17 +265,17 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
     display(figures.first_losses(start_runs))
 
 # %% [markdown]
-# If `A` and `B` are both random, an update of this size damages the model before the first step. If
+# If `A` and `B` are both random, their product already damages the model before the first step. If
 # both are zero, neither ever gets a nonzero gradient. `A = 0` starts from the base model, but at
 # this learning rate its loss shoots up at first, while `B = 0` learns right away. At half the
 # learning rate, both learn, and three seeds don't show which is better
 # ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
 # Why does `A = 0` overshoot? Adam's first step changes every entry with a nonzero gradient by about
-# the learning rate. With `A = 0`, 576 such changes add up in each entry of $Ax$. With `B = 0`, only
-# 8 add up in each output. Hayou et al. ([2024](https://arxiv.org/abs/2406.08447)) show in theory
-# that `B = 0` tolerates larger learning rates, and observe this in fine-tuning runs. PEFT also
-# starts with `B = 0`.
+# the learning rate. With `A = 0`, 576 such changes can add up in each entry of $Ax$. With `B = 0`,
+# only 8 can add up in each output. Hayou et al. ([2024](https://arxiv.org/abs/2406.08447)) show in
+# theory that `B = 0` tolerates larger learning rates, and observe this in fine-tuning runs. PEFT
+# also starts with `B = 0`.
 #
 # ## Into the model
 #
@@ -356,8 +356,7 @@ if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
 # ## A task to learn
 #
 # None of the 60 test answers occurs in the training data, and the test commands use different
-# sentence patterns. Do you need to train at all? Perhaps it's enough to show the base model a few
-# commands with their answers in the prompt.
+# sentence patterns. First try without training: put a few commands and their answers in the prompt.
 
 
 # %%
@@ -395,14 +394,18 @@ if lab.experiment("What the base model answers", 15):
         print(f"{kind}: {exact} of 60 right, {intents} intents. The first:", said[kind][0])
 
 # %% [markdown]
-# With examples, this small model answers in JSON, but most intents and fields are wrong. (A large
-# model may need no training for such a task.) Now train rank-8 LoRA on all seven linear layers of
-# every block, for 50 steps with 16 commands each.
+# With examples, this small model begins to write JSON, but most intents and fields are wrong. (A
+# large model may need no training for such a task.) Now train rank-8 LoRA on all seven linear
+# layers of every block, for 50 steps with 16 commands each.
+#
+# **Try it: learning rate.** LoRA needs a higher learning rate than full fine-tuning, here 5e-3. How
+# many answers would be right at 1e-3? Change `rate` and rerun the next two cells.
 
 # %%
 guess_right = lab.predict("After 50 steps, how many of the 60 answers match word for word?", None)
 
 # %% tags=["experiment"]
+rate = 5e-3
 if lab.experiment("Your LoRA learns `home`", 83, needs=["2.2", "2.4"]):
     torch.manual_seed(lab.seed)
     model, tokenizer = models.load()
@@ -410,7 +413,7 @@ if lab.experiment("Your LoRA learns `home`", 83, needs=["2.2", "2.4"]):
     trainable, total = count_params(model)
     print(f"{trainable:,} of {total:,} parameters train: {trainable / total:.1%}")
     curve = live.Curves("Your LoRA on home", 50, "loss (nats per token)", ["loss"])
-    for loss in train(model, loop.batches(home, tokenizer, size=16, steps=50), 50, 5e-3):
+    for loss in train(model, loop.batches(home, tokenizer, size=16, steps=50), 50, rate):
         curve.add(loss=loss)
 
 # %% tags=["experiment", "cover"]
@@ -424,50 +427,55 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # The curve starts at the base model's loss, because `B` starts at zero. You trained less than 2% of
-# the parameters. With all three seeds, full fine-tuning reached a lower held-out loss, but it
-# didn't clearly answer more commands right
+# the parameters. The loss ends near zero, but many answers are wrong: the test commands have new
+# sentence patterns, and one wrong field spoils an answer. With all three seeds, full fine-tuning
+# reached a lower held-out loss, but it didn't clearly answer more commands right
 # ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
 #
 # ### Rank and alpha
 #
 # How much does the rank matter, and what does $\alpha$ do? The next function trains for 12 steps,
-# with 8 commands per step, at a rank and $\alpha$ of your choice.
+# with 8 commands per step, at a rank, $\alpha$ and learning rate of your choice.
 
 
 # %%
-def short_run(r, alpha, steps=12, learning_rate=1e-3):
+def short_run(r, alpha, learning_rate, steps=12):
     """Losses of a short LoRA run on `home`."""
     torch.manual_seed(lab.seed)
     model, tokenizer = models.load()
     inject(model, everything, r, alpha)
     batches = loop.batches(home, tokenizer, size=8, steps=steps)
     losses = train(model, batches, steps, learning_rate)
-    return list(live.progress(losses, f"r={r}, alpha={alpha}", steps))
+    return list(live.progress(losses, f"r={r}, alpha={alpha}, rate {learning_rate:g}", steps))
 
 
 rank_runs = {}  # your runs so far: {setting: losses}
 
 # %% [markdown]
-# **Try it: rank and alpha.** A common rule is $\alpha = 2r$. The cell below compares ranks 8 and
-# 64 at the two values of $\alpha$ that this rule gives, 16 and 128. Which curves will agree, those
-# with the same rank or those with the same $\alpha$? Run the cell, then rerun it with
-# `settings = [(1, 16), (1, 128)]`.
+# **Try it: rank and alpha.** A common rule is $\alpha = 2r$, which gives $\alpha = 16$ at rank 8
+# and 128 at rank 64. The cell below tries both ranks with both values. Which curves will agree,
+# those with the same rank or those with the same $\alpha$? Run the cell. Then test whether eight
+# times the learning rate does the same as eight times $\alpha$: rerun it with
+# `settings = [(1, 16, 1e-3), (8, 16, 8e-3)]`.
 
 # %% tags=["experiment"]
-settings = [(8, 16), (64, 16), (8, 128), (64, 128)]  # (r, alpha)
+settings = [(8, 16, 1e-3), (64, 16, 1e-3), (8, 128, 1e-3), (64, 128, 1e-3)]  # (r, alpha, rate)
 if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
-    for r, alpha in settings:
-        rank_runs[f"r={r}, alpha={alpha}"] = short_run(r, alpha)
+    for r, alpha, rate in settings:
+        rank_runs[f"r={r}, alpha={alpha}, rate {rate:g}"] = short_run(r, alpha, rate)
     display(figures.turned(rank_runs))
 
 # %% [markdown]
 # The curves with the same $\alpha$ nearly agree, in the rerun even at rank 1. $BA$ is a sum of $r$
-# terms, each a column of $B$ times a row of $A$. Adam's first step changes each term by about as
-# much, so together they change the output $r$ times as much, and the factor $1/r$ cancels this.
-# Early in training, $\alpha$ therefore acts like a learning rate. If you raise the rank and
-# $\alpha$ together, training starts faster because of $\alpha$, not because of the rank
+# terms, each a column of $B$ times a row of $A$. Adam's first step moves the output by about as
+# much through each term, and the factor $1/r$ cancels the number of terms. If you raise the rank
+# and $\alpha$ together, training starts faster because of $\alpha$, not because of the rank
 # ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)). In lab 5, you will see when the rank
 # matters.
+#
+# Early in training, $\alpha$ acts much like a learning rate. The first step changes only $B$, so
+# eight times the rate gives the same loss after it as eight times $\alpha$. Then the curves part,
+# because the higher rate also moves $A$ eight times as far.
 #
 # ## What does a step cost?
 #
@@ -537,11 +545,12 @@ def measure(lora, dtype, commands):
     model, tokenizer = models.load(dtype=dtype)
     if lora:
         inject(model, everything, r=8, alpha=16)
-    batch = next(loop.batches(home, tokenizer, size=commands, steps=1))
+    rows = [loop.encode(tokenizer, messages) for messages in home["messages"][:commands]]
+    batch = {name: part.to(model.device) for name, part in packing.padded(rows).items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-5)
 
     def step():
-        loop.answer_loss(model, batch, autocast=False).backward()
+        model(**batch, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -570,21 +579,17 @@ if lab.experiment("A step's memory", 14, needs=["2.2", "2.4"]):
     guess_peak.compare(100 * lora_peak / full_peak)
 
 # %% [markdown]
-# At the same precision, LoRA avoids storing gradients and Adam moments for the frozen weights. It
-# still stores the weights and most *activations*, the tensors that the forward pass saves for the
+# At the same precision, LoRA stores no Adam moments for the frozen weights. (It needs no gradients
+# for them, either, but those aren't in memory at the peak, the end of the forward pass.) It still
+# stores the weights and most *activations*, the tensors that the forward pass saves for the
 # backward pass. Gradients still flow through the frozen layers, and each of your layers stores its
 # input `x`, because computing $dA$ (exercise 2.3) requires `x`.
 #
-# With 8 commands, the two methods reach peak memory at different times. Full fine-tuning peaks
-# during the Adam step (with some temporary scratch memory), after its activations have been freed.
-# With LoRA, Adam updates few
-# parameters, so memory peaks at the end of the forward pass, when weights and activations dominate.
-# Activations grow with the batch, so LoRA saves relatively less memory at larger batch sizes. With
-# 32 commands, both methods peak at the end of the forward pass, and LoRA's peak is 58% of full
-# fine-tuning's. Lab 4 shows how to reduce activation memory.
+# Activations grow with the batch, so LoRA's relative saving shrinks: with 32 commands, its peak is
+# 76% of full fine-tuning's. Lab 4 shows how to reduce activation memory.
 #
-# In the third bar, the bf16 base halves the weights. But the activations shrink by only a fifth:
-# each of your layers now stores its own fp32 copy of `x`, made by `x.to(self.A.dtype)`.
+# In the third bar, the bf16 base halves the weights, but the activations hardly shrink: each of
+# your layers now stores its own fp32 copy of `x`, made by `x.to(self.A.dtype)`.
 
 # %% tags=["experiment"]
 if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):
@@ -663,8 +668,8 @@ if lab.experiment("The same answers after a merge?", 12, needs=["2.2", "2.4", "2
 # %% [markdown]
 # Merging rounds the new weights. In fp32, you won't notice the rounding. In bf16, a few answers may
 # change, and 3% of the weights differ from their original values after `unmerge_`
-# ([evidence](../docs/evidence/02_lora.md#merged-and-unmerged)). Keep the base model. Lab 6 shows
-# when merging does lose the update.
+# ([evidence](../docs/evidence/02_lora.md#merged-and-unmerged)). So keep a copy of the base model
+# instead of relying on `unmerge_`.
 #
 # ## Save and load
 #
@@ -780,15 +785,12 @@ if lab.experiment("Send it to a fresh model", 8, needs=["2.2", "2.4", "2.7"]):
 # - (c) The gradients and Adam moments of the weights that LoRA freezes.
 # - (d) The large products of the forward pass: LoRA replaces each with two small ones.
 #
-# **q3. Compare the settings r=8, alpha=16 and r=64, alpha=128.**
+# **q3. Which two settings have nearly the same loss curve over the first steps?**
 #
-# - (a) The factor in front of BA is the same, but the second trains eight times as many parameters.
-# - (b) The factor in front of BA is eight times as large in the second, but both train the same
-#   number of parameters.
-# - (c) Both train the same number of parameters, and eight times the rank means eight times the
-#   scaling.
-# - (d) The second setting trains eight times as many parameters, so a step takes eight times as
-#   long.
+# - (a) r=8, alpha=16 and r=64, alpha=16: the same alpha.
+# - (b) r=8, alpha=16 and r=64, alpha=128: the same factor in front of BA.
+# - (c) r=8, alpha=16 and r=8, alpha=128: the same number of parameters.
+# - (d) None: curves of different ranks differ from the first step on.
 
 
 # %%
@@ -810,7 +812,7 @@ check.quiz(quiz)
 # - With the same $\alpha$, short runs at ranks 8 and 64 learn almost equally fast. Early in
 #   training, $\alpha$ acts like a learning rate.
 # - LoRA needs no gradients or Adam moments for the frozen weights. At a small rank, it also avoids
-#   a third of the arithmetic. It still needs the weights and most activations.
+#   almost a third of the arithmetic. It still needs the weights and most activations.
 # - Merging removes the extra work per token. An adapter is a small file that fits one base model
 #   and one $\alpha$.
 

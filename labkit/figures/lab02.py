@@ -77,9 +77,9 @@ def _what_happened(label, losses):
 
 
 def turned(runs: dict[str, Sequence[float]]) -> Figure:
-    """Loss curves of rank and alpha: {"r=8, alpha=16": losses in nats}, newest last.
+    """Loss curves of rank and alpha: {"r=8, alpha=16, rate 0.001": losses in nats}, newest last.
 
-    A color per alpha, a line style per rank.
+    A color per alpha and rate, a line style per rank.
     """
     pairs = [(a, b) for a, b in combinations(runs, 2) if _alpha(a) == _alpha(b)]
     gaps = [np.abs(np.subtract(runs[a], runs[b])).mean() for a, b in pairs]
@@ -135,16 +135,8 @@ def memory(peaks: dict[str, dict[str, int]], guess: Guess) -> Figure:
     percent = f"{100 * lora / full:.0f}%"
     fig, ax = titled(f"At the same precision, LoRA's peak is {percent} of full fine-tuning's")
     in_gb = replace(guess, value=guess.value and guess.value * full / 100 / GB)
-    label = "GB at the peak of a step (%: of full fine-tuning's)"
-    rows = {f"{kind}\n({_moment(row)})": row for kind, row in peaks.items()}
-    stacks(ax, rows, label, "{:.2f}  ({:.0f}%)", in_gb, GB)
+    stacks(ax, peaks, "GB at the peak of a step", "{:.2f}", in_gb, GB)
     if guess.value is not None:
         text = ax.texts[-1].get_text()
         ax.texts[-1].set_text(text.replace(as_text(in_gb.value), f"{as_text(guess.value)}%"))
     return fig
-
-
-def _moment(row):
-    """When in a step the memory peaks, by its categories."""
-    in_adam = row.get("gradients", 0) > row.get("activations", 0)
-    return "peak: Adam's step" if in_adam else "peak: forward pass"
