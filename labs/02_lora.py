@@ -566,7 +566,7 @@ def measure(lora, dtype, commands):
 
 # %% tags=["experiment"]
 commands = 8
-if lab.experiment("A step's memory", 14, needs=["2.2", "2.4"]):
+if lab.experiment("A step's memory", 20, needs=["2.2", "2.4"]):
     kinds = {
         "full fine-tuning\nfp32": (False, torch.float32),
         "LoRA\nfp32": (True, torch.float32),
