@@ -94,7 +94,7 @@ if lab.experiment("The file, opened", 1):
 # - `no_end`: the row isn't in `trains_on_nothing`, but the end token (`tokenizer.eos_token_id`)
 #   isn't among the learned ids.
 #
-# A truncated row can appear in two lists.
+# A truncated row can also be in a second list.
 #
 # <details><summary>Hint</summary>
 #
@@ -145,17 +145,18 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
     guess_faults.compare(len(faulty))
 
 # %% [markdown]
-# None of these rows would raise an error. A truncated answer doesn't teach the model to stop, and a
+# Training on these rows raises no error. A truncated answer doesn't teach the model to stop, and a
 # blank answer teaches it to say nothing. We drop these rows. In your own file, look at faulty rows
 # before dropping them: you can shorten a long *question* from the front, as `fit` did in lab 3.
 #
-# Some of our questions occur twice, with contradictory answers. (`labkit data` lists such rows in
-# your own file, along with wrong roles and missing system messages.)
+# Five of our questions occur twice with contradictory answers. We keep these ten rows, so no model
+# can get every answer right. (`labkit data` lists such rows in your own file, along with wrong
+# roles and missing system messages.)
 #
 # ## Training and test
 #
-# To test the model on rows it has not seen, keep some rows out of training. The file has a `split`
-# field, which a script once filled by tossing a coin for each row.
+# To test the model on rows it has not seen, keep some rows out of training. Its `split` field was
+# filled by a coin toss for each row.
 
 # %% [markdown]
 # ### Exercise 7.2 · `split`
@@ -237,16 +238,17 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
     guess_leak.compare(100 * leaked(*tossed) / len(tossed[1]))
 
 # %% [markdown]
-# Some tenants sent a message twice, or got two answers. A coin toss per row puts some of these
-# pairs on different sides, so the score could reward memorization. Your split avoids that, but it
-# misses paraphrases, and adding one row can reshuffle the others. `labkit train` sorts prompts by
-# their hashes instead, so adding a row moves hardly any others.
+# Some tenants sent a message twice. A coin toss per row puts some of these pairs on different
+# sides, so part of the test isn't unseen. Your split avoids that. But it misses paraphrases, and
+# adding one row can reshuffle the others. `labkit train` sorts prompts by their hashes instead, so
+# adding a row moves hardly any others.
 #
 # ## Baseline, training and score
 #
-# Before you train, try a baseline that needs no training: a look-up. It finds the training question
-# whose words overlap most with the new question, and copies its answer. Then it corrects each part
-# of this answer: if the new question mentions values from training, the look-up uses the first.
+# Before you train, try two baselines that need no training: the base model with five examples in
+# its prompt, and a look-up. The look-up finds the training question whose words overlap most with
+# the new question, and copies its answer. Then, if the new question mentions known values for a
+# part of the answer, it uses the first.
 
 
 # %%
@@ -314,13 +316,16 @@ if lab.experiment("The office's adapter, and its score", 55, needs=["7.1", "7.2"
     asked = [row["messages"] for row in test_rows]
     wanted = [messages[-1]["content"] for messages in asked]
     limit = max(len(tokenizer(text)["input_ids"]) for text in wanted) + 8  # max tokens per answer
+    shots = [message for row in train_rows[:5] for message in row["messages"]]
     answers = {
+        "5 examples": generation.answers(base, tokenizer, [shots + m for m in asked], limit),
         "look-up": [looked_up(row, train_rows) for row in test_rows],
         "LoRA": generation.answers(office.model, tokenizer, asked, limit),
     }
-    three = {"base model": generation.answers(base, tokenizer, asked[:3], limit)} | answers
-    display(compare_answers([row[-2]["content"] for row in asked], wanted, three, rows=3))
+    display(compare_answers([row[-2]["content"] for row in asked], wanted, answers, rows=3))
     scores = {name: parts_right(texts, wanted) for name, texts in answers.items()}
+    few_shot = scores["5 examples"]["whole answer"]
+    print(f"5 examples in the prompt: {few_shot} of {len(wanted)} whole answers are right")
     display(figures.scores(scores, len(wanted)))
     guess_score.compare(100 * scores["LoRA"]["whole answer"] / len(wanted))
 
@@ -373,8 +378,8 @@ def asked_as(texts):
 guess_template = lab.predict("With Llama 2's template, what % of the answers will be right?", None)
 
 # %% [markdown]
-# **Try it: the template.** Add your own variant to `otherwise`, such as a different system
-# message, a typo in a special token or a space at the end. Then rerun both cells.
+# **Try it: the template.** Add your own variant to `otherwise`, such as a different system message,
+# a typo in a special token or a space at the end. Then rerun both cells.
 
 # %% tags=["experiment"]
 if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"]):
@@ -387,20 +392,20 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
     guess_template.compare(100 * right_by_way["Llama 2's template"] / len(few))
 
 # %% [markdown]
-# A doubled first token costs next to nothing. In three other runs, SmolLM2's own system message
-# cost 5% to 42% of the right answers. A missing generation prompt can cost nothing or all: the
-# model may write the header of its turn itself, and then even a right answer counts as wrong. With
-# Llama 2's template or no template, most answers are wrong in every run
+# Here, a doubled first token costs next to nothing. In three other runs, SmolLM2's own system
+# message cost 5% to 42% of the right answers. A missing generation prompt can cost nothing or
+# nearly all: the model may write the header of its turn itself, and then even a right answer counts
+# as wrong. With Llama 2's template or no template, most answers are wrong in every run
 # ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)).
 #
-# A model can tolerate a wrong prompt, so a few good answers don't test a server. Ask it for the
-# token *ids* it builds from your messages, and compare them with the ids from training.
+# A few good answers don't prove that a server's prompt is right. Ask it for the token *ids* it
+# builds from your messages, and compare them with the ids from training.
 #
 # ## One file for other programs
 #
 # So far, every model has run in transformers. llama.cpp, Ollama and LM Studio read a single GGUF
-# file with the weights, tokenizer and chat template. GGUF stores some weights in a different row
-# order.
+# file with the weights, tokenizer and chat template. For Llama models, llama.cpp expects some
+# weights in a different row order.
 #
 # Rotary position embeddings rotate pairs of entries in q and k by an angle that grows with the
 # position. For the Llama family, transformers pairs the first half of a head with the second: in a
@@ -445,8 +450,8 @@ check.orders(rotary_rows)
 # Merge the adapter and write the model in several formats. Q8_0 stores each block of 32 weights as
 # 8-bit integers with one shared scale (8.5 bits per weight). Q4_0 uses 4-bit integers (4.5 bits per
 # weight), but our file keeps the embeddings in Q8_0. Compare each file with the fp32 model by its
-# KL on the held-out answers (lab 6) and its number of right answers. "Rows not moved" is what an
-# engine would compute from a file without reordered rows.
+# KL on 60 held-out answers (lab 6) and its number of right answers. "Rows not moved" simulates
+# llama.cpp reading a file whose rows you forgot to reorder.
 
 
 # %%
@@ -483,7 +488,8 @@ def divergence(p, q):
 guess_q4 = lab.predict("In 4 bits (Q4_0), what % of the held-out answers are right?", None)
 
 # %% [markdown]
-# **Try it: the format.** The list `kinds` can contain "f32", "f16", "bf16", "q8_0" and "q4_0".
+# **Try it: the format.** fp16 and bf16 both have 16 bits. Which has the lower KL? Run the cell,
+# then add "f16" to `kinds`.
 
 # %% tags=["experiment", "cover"]
 kinds = ["bf16", "q8_0", "q4_0"]
@@ -513,9 +519,10 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
     )
 
 # %% [markdown]
-# Across three seeds, bf16 and Q8_0 score the same as fp32. Q4_0 is a third the size of bf16 and has
-# a net loss of three to six right answers of 105 ([evidence](../docs/evidence/07_ship.md#files)).
-# PyTorch computes these scores from the dequantized weights.
+# Across three seeds, bf16 and Q8_0 score the same as fp32. Q4_0 is a third the size of bf16 and, on
+# balance, loses three to six of 105 right answers with each seed
+# ([evidence](../docs/evidence/07_ship.md#files)). PyTorch computes these scores from the
+# dequantized weights.
 #
 # If you skip the reordering, every size, name and value looks right, but the model writes nonsense.
 # The architecture `llama` implies a row order, and nothing checks whether your file follows it.
@@ -527,8 +534,8 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
 # ## Three customers
 #
 # A merged file serves one customer. To serve several customers, keep one base model in memory with
-# several adapters, and let each request choose one. Two more customers send the same
-# messages, but one wants JSON and the other wants a sentence. Train an adapter for each.
+# several adapters, and let each request choose one. Two more customers send the same messages, but
+# one wants JSON and the other wants a sentence. Train an adapter for each.
 
 
 # %%
@@ -730,10 +737,10 @@ if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
         guess_batch.compare(times["one by one"][3] / times["grouped"][3])
 
 # %% [markdown]
-# (These timings exclude the product with the base weight.) The row-by-row version takes one call
-# per row. The copied version moves $n$ copies of A and B through memory. Grouping, as in PEFT's
-# `adapter_names`, takes two products per adapter, however many rows it has. Grouping pays off when
-# many rows share few adapters. On a GPU, [Punica](https://arxiv.org/abs/2310.18547) and
+# (These timings exclude the product with the base weight.) The row-by-row version takes two small
+# products per row. The copied version moves $n$ copies of A and B through memory. Grouping, as in
+# PEFT's `adapter_names`, takes two products per adapter, however many rows it has. Grouping pays
+# off when many rows share few adapters. On a GPU, [Punica](https://arxiv.org/abs/2310.18547) and
 # [S-LoRA](https://arxiv.org/abs/2311.03285) go one step further: one kernel launch per product
 # handles all rows and reads each row's factors in place. vLLM includes such kernels.
 #
@@ -794,19 +801,20 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
             for text, (name, messages) in zip(served, plan, strict=True)
         ]
         table["equal to PEFT's"] = table["served"] == pd.Series(by_peft(plan))
+        print("sent with each request for json:", server.choosing(list(folders), "json"))
         display(table.groupby("customer", sort=False)[["right", "equal to PEFT's"]].sum())
         display(table.groupby("customer", sort=False)[["served"]].first())
         guess_same.compare(table["equal to PEFT's"].sum())
 
 # %% [markdown]
-# Most answers are identical to PEFT's (59 of 60 in one run). A few may differ, because the server
-# uses a different 16-bit format and adds in a different order, so nearly tied tokens can swap
-# places. An answer in another customer's format means that the wrong adapter was used.
+# All or nearly all answers are identical to PEFT's. A few may differ, because the server uses a
+# different 16-bit format and adds in a different order, which can flip a near-tie between tokens.
+# An answer in another customer's format means that the wrong adapter was used.
 #
 # llama.cpp (in xllamacpp 2026.10) ignores an unknown adapter number and answers with the base
 # model, so look up adapter names before you send a request, as `server.choosing` does. Engines also
-# reuse cached keys and values for a repeated prompt, but these are wrong for a different adapter. A
-# user reports that a request for one adapter reused another adapter's cache ([issue
+# reuse cached keys and values for a repeated prompt, which is wrong unless the adapter is the same.
+# A user reports that a request for one adapter reused another adapter's cache ([issue
 # 26207](https://github.com/ggml-org/llama.cpp/issues/26207)), so `server.choosing` sends
 # `cache_prompt: false`.
 #
@@ -846,12 +854,15 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
 #
 # ```
 # brew install llama.cpp  # or download a release that has llama-quantize and llama-server
+# # in a fresh virtual environment:
 # git clone https://github.com/ggml-org/llama.cpp && pip install -r llama.cpp/requirements.txt
 # python llama.cpp/convert_hf_to_gguf.py merged --outfile merged.gguf --outtype bf16
 # llama-quantize merged.gguf merged-q8.gguf Q8_0  # for a larger model, use Q4_K_M
 # python llama.cpp/convert_hf_to_gguf.py base --outfile base.gguf --outtype bf16
 # python llama.cpp/convert_lora_to_gguf.py my-lora --base base --outfile my-lora.gguf
-# llama-server -m base.gguf --lora my-lora.gguf
+# llama-server -m base.gguf --lora my-lora.gguf --lora-init-without-apply  # repeat --lora for more
+# curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' -d '{"messages":
+#   [{"role": "user", "content": "Hi"}], "lora": [{"id": 0, "scale": 1}], "cache_prompt": false}'
 # ```
 
 # %% [markdown]
@@ -922,7 +933,7 @@ if lab.experiment("The result in one line", 0, needs=["7.1", "7.2", "7.3"]):
     n, whole_answers = len(wanted), {name: s["whole answer"] for name, s in scores.items()}
     llama = right_by_way["Llama 2's template"]
     lab.headline(
-        f"{len(rows)} rows, {len(good)} fit to train on; right of {n} held-out answers: look-up "
-        f"{whole_answers['look-up']}, LoRA {whole_answers['LoRA']}; with Llama 2's template, "
-        f"{llama} of {len(few)}"
+        f"{len(good)} of {len(rows)} rows left after the audit; right of {n} held-out answers: "
+        f"look-up {whole_answers['look-up']}, LoRA {whole_answers['LoRA']}; with Llama 2's "
+        f"template, {llama} of {len(few)}"
     )

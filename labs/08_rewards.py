@@ -102,8 +102,8 @@ check.logprobs(sequence_logprob)
 # ## Which of two answers is better?
 #
 # A *preference* is a prompt with two answers, one chosen and one rejected. Suppose you want shorter
-# answers. The task `chat` contains pairs of the model's own answers to short instructions. In each
-# pair, the shorter answer is chosen.
+# answers. The task `chat` has pairs of the model's own answers to short instructions, cut off at 48
+# tokens. The next function relabels each pair, so that the shorter answer is chosen.
 
 
 # %%
@@ -196,7 +196,8 @@ check.dpo(dpo_loss)
 #
 # DPO needs log-probabilities from the reference. To get these, full fine-tuning needs a second
 # model, or a pass over all pairs beforehand. With LoRA, the base has not changed: if you switch the
-# adapter off, your model *is* the reference.
+# adapter off, your model *is* the reference. (This holds for a new adapter. To go on training an
+# adapter with DPO, merge it first.)
 
 # %% [markdown]
 # ### Exercise 8.3 · `reference_logprobs`
@@ -315,18 +316,17 @@ if lab.experiment("DPO for shorter answers", 45, needs=["8.1", "8.2", "8.3"]):
 
 # %% [markdown]
 # Answers are less than half as long after DPO, in this run and three others
-# ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)). Read the answers: the
-# pairs rewarded brevity, not quality. *Both* training curves fall: chosen answers became less
-# likely, too. Razin et al. ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood
-# displacement*. The loss still falls: rejected answers lose more, partly because they have more
-# tokens.
+# ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)). Read the answers: the pairs
+# rewarded brevity, not quality. *Both* training curves fall: chosen answers became less likely,
+# too. Razin et al. ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
+# The loss still falls: rejected answers lose more, partly because they have more tokens.
 #
 # TRL's default learning rate for DPO is 1e-6, and its LoRA example uses 5e-6. We use 5e-4, because
 # we take only 12 steps.
 #
-# **Try it: beta and the pairs.** The settings below swap each pair: the longer answer is chosen,
-# as if somebody had mixed up the two columns. Then set `wish = "shorter"` and `beta = 1.0`. Do
-# you expect longer or shorter answers than with 0.1?
+# **Try it: beta and the pairs.** Run the cell as it is: it swaps each pair, so the longer answer is
+# chosen, as if somebody had mixed up the two columns. Then set `wish = "shorter"` and `beta = 1.0`.
+# Do you expect longer or shorter answers than with 0.1?
 
 # %% tags=["experiment"]
 wish, beta, rate = "longer", 0.1, 5e-4
@@ -335,6 +335,7 @@ if lab.experiment("Other pairs, beta or rate", 35, needs=["8.1", "8.2", "8.3"]):
     name = f"{wish}, beta {beta:g}" + (f", rate {rate:g}" if rate != 5e-4 else "")
     tokens.pop(name, None)  # the newest comes last
     tokens[name] = lengths(turned)
+    print(generation.answers(turned, tokenizer, unseen, 64)[0])
     display(figures.lengths(tokens))
 
 # %% [markdown]
@@ -391,11 +392,12 @@ check.advantages(group_advantages)
 # ## One step, and not too far
 #
 # Why does GRPO raise the reward? The mean reward for a prompt is $\sum_y \pi(y) R(y)$. Because
-# $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over
-# the model's own samples. You can therefore estimate this gradient by averaging over samples.
-# Subtracting the mean reward usually reduces noise and, since $\sum_y \nabla \pi(y) = 0$, doesn't
-# change the expected gradient. Dividing by each group's standard deviation changes how much its
-# prompt counts.
+# $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over the
+# model's own samples. You can therefore estimate this gradient by averaging over samples.
+# Subtracting a baseline from $R$ usually reduces noise and, since $\sum_y \nabla \pi(y) = 0$,
+# doesn't change the expected gradient. (The mean of a group of $G$ answers contains the answer
+# itself, which only scales the gradient by $1 - 1/G$.) Dividing by each group's standard deviation
+# changes how much its prompt counts.
 #
 # Sampling is expensive, so you want to take several steps on the same samples. After the first
 # step, however, the model has changed. The *ratio* $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ is a
@@ -422,9 +424,9 @@ if lab.experiment("The objective, clipped and not", 0):
 #
 # `logp` and `old_logp` contain the log-probabilities of single tokens, with shape `(b, t)`.
 # `advantages`, with shape `(b,)`, has one value per answer, shared by all its tokens. `mask` is
-# True for answer tokens and False for padding. Return the negative of the objective's mean over
-# **all tokens** in the batch except padding. Each token counts once, so a long answer counts more
-# than a short answer.
+# True for answer tokens and False for padding. Average the objective over **all tokens** in the
+# batch except padding, and return its negative. Each token counts once, so a long answer counts
+# more than a short answer. (This is TRL's default. The paper averages within each answer first.)
 #
 # <details><summary>Hint</summary>
 #
@@ -485,9 +487,9 @@ check.clipped(grpo_loss)
 # - Each right key raises the reward, and each unwanted key lowers it, but never below 0.
 # - A wanted key with a wrong value earns no more than leaving the key out.
 #
-# Many formulas satisfy these rules. One more rule blocks a common hack: an answer that **names all
-# 16 keys** of `home`, with the right value for every wanted key, must earn less than an answer with
-# half of the wanted keys (rounded down), all of them right, and nothing else.
+# Many formulas satisfy these rules. One more rule blocks a common hack: **naming all 16 keys** of
+# `home`, even with the right value for every wanted key, must earn less than giving only half of
+# the wanted keys (rounded down), all of them right.
 #
 # <details><summary>Hint</summary>
 #
@@ -607,15 +609,15 @@ if lab.experiment("A step from the base model", 7, needs=["8.4", "8.5", "8.6", "
     print(grpo_step(policy, adamw(policy, 5e-4), sampler(), earns(reward), prompts, 8))
 
 # %% [markdown]
-# No answer earns a reward, so the gradient is zero. The model first needs a *warm start*: train
-# an adapter for 26 steps of 16 written answers, and merge it. After that, the model learns only
-# from the reward. The new adapter has rank 1, which did as well as higher ranks in experiments by
+# No answer earns a reward, so the gradient is zero. The model first needs a *warm start*: train an
+# adapter for 26 steps of 16 written answers, and merge it. After that, the model learns only from
+# the reward. The new adapter has rank 1, which did as well as higher ranks in experiments by
 # [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/).
 #
-# On 100 unseen commands, we measure the mean reward of *sampled* answers (four per command),
-# which GRPO raises, and that of *greedy* answers, which you would use in practice. Answers earn
-# less than in the training curve: these commands have new sentence patterns, and the warm start
-# has seen answers to training commands.
+# On 100 unseen commands, we score four *sampled* answers each, which GRPO optimizes, and one
+# *greedy* answer, which you would use in practice. Expect lower rewards than in the training curve:
+# these commands have new sentence patterns, and the warm start has seen answers to training
+# commands.
 
 
 # %%
@@ -693,12 +695,17 @@ if lab.experiment("GRPO on home", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_grpo.compare(sum(found["paid reward, 12 steps"]["sampled"]) / 400)
 
 # %% [markdown]
-# After GRPO, sampled answers earn more, but still less than greedy answers did before (0.64).
-# With three other seeds (rings), the gains were 0.08, 0.08 and 0.04, each with a standard error
-# of 0.02 ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). In these three runs, greedy
-# answers named fewer keys: 2.55 before GRPO, and 2.15, 2.05 and 2.10 after it. Fewer were right,
-# too: 37 of 100 before, and 32, 32 and 30 after. A likely cause: leaving a key out costs less
-# than naming a wrong one instead. Your run may differ: one of ours ended with 44 right.
+# After GRPO, sampled answers earn more. With three other seeds (rings), the gains were 0.08, 0.08
+# and 0.04, each with a standard error of 0.02
+# ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). Greedy answers don't improve: with
+# these seeds, right answers fell from 37 of 100 to 32, 32 and 30, and answers named fewer keys.
+# Perhaps omission is the safer bet: a missing key costs less than an unwanted one.
+#
+# Written answers teach more, if you have them. In other runs from a weaker start, 192 written
+# answers raised the mean reward of greedy answers from 0.42 to 0.59, but 768 rewarded answers only
+# to 0.47 ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). So train on
+# right answers first. GRPO is for tasks where a program can recognize a right answer, but nobody
+# has written enough of them.
 #
 # ## A reward that can be hacked
 #
@@ -717,7 +724,8 @@ guess_keys = lab.predict(
 )
 
 # %% [markdown]
-# **Try it: the reward.** Replace `complete` with your own reward, such as one for short answers.
+# **Try it: the reward.** Run the cell as it is. Then replace `complete` with your own reward, such
+# as one for short answers.
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Another reward", 80, needs=["8.4", "8.5", "8.6", "8.7"]):
@@ -735,18 +743,17 @@ if lab.experiment("Another reward", 80, needs=["8.4", "8.5", "8.6", "8.7"]):
 
 # %% [markdown]
 # When each key pays, the model in this run names more keys, but fewer of its answers are right. A
-# subtler mistake is to add a bonus to a good reward, such as yours: 0.2 for each key, up to a total
-# of 1. In other runs (r=16, three seeds), 17 of 100 answers were right at the start. At the end,
-# 20, 19 and 21 were right without the bonus, and 9, 0 and 0 with it
-# ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
+# subtler mistake keeps your reward but adds 0.2 for each key, capped at 1. In runs from the weaker
+# start (three seeds), right answers rose from 17 of 100 to 20, 19 and 21 without the bonus, and
+# fell to 9, 0 and 0 with it ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
-# The reward gave no warning: it was higher at the end than at the start. Judge a model by a
-# measure it isn't paid for, on prompts it hasn't seen. A KL term or early stopping can limit the
-# damage, but only a better reward removes the cause. Pay only for what you want.
+# The runs looked healthy: the reward that they were paid rose. Judge a model by a measure it isn't
+# paid for, on prompts it hasn't seen. A KL term or early stopping can limit the damage, but only a
+# better reward removes the cause. Pay only for what you want.
 #
-# Your own reward may have a loophole, too. If a key appears twice, `json.loads` keeps only the
-# last value. An answer that gives `"domain"` first with a wrong value and then with the right
-# value can earn 1, and our counts of right answers include it.
+# Your own reward may have a loophole, too. If a key appears twice, `json.loads` keeps only the last
+# value. An answer that gives `"domain"` first with a wrong value and then with the right value can
+# earn 1, and our counts of right answers include it.
 #
 # ## Related methods
 #

@@ -15,11 +15,9 @@ def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None, cap: i
     """Tokens per answer of each model: {model: lengths}, base model first; `cap` cuts them."""
     base, *_, last = tokens
     mean, low, high = mean_interval(np.subtract(tokens[last], tokens[base]))  # by instruction
-    change = f"{abs(mean) / np.mean(tokens[base]):.0%} {'shorter' if mean < 0 else 'longer'}"
-    more_cut = np.greater_equal(tokens[last], cap).sum() - np.greater_equal(tokens[base], cap).sum()
-    change = f"at least {change}" if more_cut * mean > 0 else change
-    change = change if low > 0 or high < 0 else "about as long as before"
-    fig, ax = titled(f"DPO ({last}): answers are {change}", height=0.6 * len(tokens) + 1)
+    change = f"{abs(mean) / np.mean(tokens[base]):.0%} {'fewer' if mean < 0 else 'more'} tokens"
+    change = change if low > 0 or high < 0 else "about as many tokens as before"
+    fig, ax = titled(f"DPO ({last}): {change}, of at most {cap}", height=0.6 * len(tokens) + 1)
     for y, (name, found) in enumerate(tokens.items()):
         color = ROLES["base" if name == base else "LoRA"]
         ax.scatter(found, y + np.linspace(-0.25, 0.25, len(found)), 14, color, alpha=0.5, lw=0)
@@ -67,8 +65,8 @@ def rewarded(found: dict[str, dict]) -> Figure:
         gains[label] = mean_interval(after - before)
         others[label] = sorted(runs[f"after: {way}"] - runs[f"before: {way}"])
     sampled, *greedy = (low > 0 and min(others[x]) > 0 for x, (_, low, _) in gains.items())
-    title = "With GRPO, sampled rewards rise" if sampled else "GRPO brings no clear gain"
-    title += "; greedy answers gain nothing reliably" if sampled and not any(greedy) else ""
+    title = "Sampled answers earn more after GRPO" if sampled else "GRPO brings no clear gain"
+    title += "; greedy answers don't improve" if sampled and not any(greedy) else ""
     fig, (left, right) = titled(title, 2, 2.4)
     rows = list(gains)
     dots(left, {x: gains[x] for x in rows[:2]}, "gain in reward", None, "{:+.2f}")
