@@ -27,7 +27,8 @@ NAMES += ["reward"]
 
 def every_run():
     """{run: the function that measures it and its arguments}."""
-    runs = {LabRun("dpo", "shorter chosen", seed): (dpo,) for seed in (1, 2, 3)}
+    runs = {LabRun("dpo", "shorter chosen", seed): (dpo, 0.1) for seed in (1, 2, 3)}
+    runs |= {LabRun("dpo", "shorter chosen, beta 1", seed): (dpo, 1.0) for seed in (1, 2, 3)}
     for seed in (1, 2, 3):
         runs[LabRun("grpo", "paid reward", seed)] = (grpo,)
     return runs
@@ -41,10 +42,10 @@ def functions():
     return lab
 
 
-def dpo(lab, seed):
+def dpo(lab, seed, beta):
     """Tokens per answer before and after, and the last five steps' mean gain of either side."""
     before = np.mean(lab["lengths"](lab["model"]))
-    policy, curves = lab["train_dpo"](lab["pairs_of"]("shorter"), 5e-4, 0.1, seed=seed)
+    policy, curves = lab["train_dpo"](lab["pairs_of"]("shorter"), 5e-4, beta, seed=seed)
     gains = {side: np.mean(curves.values[side][-5:]) for side in ("chosen", "rejected")}
     return {"before": before, "after": np.mean(lab["lengths"](policy))} | gains
 
