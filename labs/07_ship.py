@@ -311,7 +311,7 @@ guess_score = lab.predict(
 )
 
 # %% tags=["experiment"]
-if lab.experiment("The office's adapter, and its score", 55, needs=["7.1", "7.2"]):
+if lab.experiment("The office's adapter, and its score", 65, needs=["7.1", "7.2"]):
     office = train_on(train_rows, "The office's rows")
     asked = [row["messages"] for row in test_rows]
     wanted = [messages[-1]["content"] for messages in asked]
