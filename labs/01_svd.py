@@ -594,7 +594,7 @@ if lab.experiment("Training in random subspaces", 4, needs=["1.4", "1.6"]):
 # parameters. Yet the first layer's update has full rank even if you train a single number, because
 # a random direction in parameter space is a random matrix in each layer. Low intrinsic dimension
 # means that a few *numbers* are enough. Low matrix rank means that a few *directions* are enough.
-# LoRA relies on low matrix rank.
+# LoRA relies on low-rank matrices.
 #
 # ## Take it with you
 #

@@ -395,11 +395,11 @@ if lab.experiment("What the base model answers", 15):
 
 # %% [markdown]
 # With examples, this small model begins to write JSON, but most intents and fields are wrong. (A
-# large model may need no training for such a task.) Now train rank-8 LoRA on all seven linear
+# large model may need no training for such a task.) Now train a rank-8 LoRA on all seven linear
 # layers of every block, for 50 steps with 16 commands each.
 #
-# **Try it: learning rate.** LoRA needs a higher learning rate than full fine-tuning, here 5e-3. How
-# many answers would be right at 1e-3? Change `rate` and rerun the next two cells.
+# **Try it: learning rate.** LoRA needs a higher learning rate (here, 5e-3) than full fine-tuning.
+# How many answers would be right at 1e-3? Change `rate` and rerun the next two cells.
 
 # %%
 guess_right = lab.predict("After 50 steps, how many of the 60 answers match word for word?", None)
@@ -474,8 +474,8 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
 # matters.
 #
 # Early in training, $\alpha$ acts much like a learning rate. The first step changes only $B$, so
-# eight times the rate gives the same loss after it as eight times $\alpha$. Then the curves part,
-# because the higher rate also moves $A$ eight times as far.
+# eight times the rate gives the same loss after it as eight times $\alpha$. Then the curves
+# diverge, because the higher rate also moves $A$ eight times as far.
 #
 # ## What does a step cost?
 #
