@@ -398,8 +398,8 @@ if lab.experiment("One adapter, four merges", 25, needs=["6.1", "6.2", "6.4"]):
 # *original* to NF4 costs far less: its weights lie between the grid's values, and most of them
 # regain the rounding error that the adapter was trained with.
 #
-# > **To get the model you trained, merge a QLoRA adapter into the dequantized base, and store the >
-# sum in 16 bits.** If the file must be NF4, keep the adapter separate.
+# > **To get the model you trained, merge a QLoRA adapter into the dequantized base, and store the
+# > sum in 16 bits.** If the file must be NF4, keep the adapter separate.
 #
 # All this depends on the size of the update relative to NF4's rounding error: a fifth here. In
 # longer runs with another recipe, it reached 0.7. There, even rounding to NF4 again kept the right
