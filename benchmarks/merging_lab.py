@@ -47,8 +47,8 @@ def merges(lab, seed):
     trained = lab["train"]("home", STEPS["home"])
     factors = lab["factors"](trained)
     commands = tasks.draw("home", "test", 60)
-    share, loss, wanted = said(trained, lab["tokenizer"], commands)
-    found = {"as trained: right": 60 * share, "as trained: loss": loss}
+    right, loss, wanted = said(trained, lab["tokenizer"], commands)
+    found = {"as trained: right": sum(right), "as trained: loss": loss}
     nf4, dequantized, original = (lab[name] for name in ("nf4", "dequantized", "original"))
     ways = {
         "dequantized, 16 bits": dequantized,
@@ -59,8 +59,8 @@ def merges(lab, seed):
     }
     for way, change in ways.items():
         model = lab["changed"](change, factors)
-        share, loss, logits = said(model, lab["tokenizer"], commands)
-        found |= {f"{way}: right": 60 * share, f"{way}: loss": loss}
+        right, loss, logits = said(model, lab["tokenizer"], commands)
+        found |= {f"{way}: right": sum(right), f"{way}: loss": loss}
         found[f"{way}: KL"] = lab["kl_divergence"](wanted, logits)
     return found
 

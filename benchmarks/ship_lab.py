@@ -66,7 +66,7 @@ def files(lab, asked):
     rows, tokenizer = Dataset.from_list([{"messages": m} for m in asked]), lab["tokenizer"]
     whole = lab["merged"]()
     right, _, exact = said(whole, tokenizer, rows)
-    found, path = {"file: none, right": round(right * len(asked))}, Path("build/ship_lab.gguf")
+    found, path = {"file: none, right": sum(right)}, Path("build/ship_lab.gguf")
     path.parent.mkdir(exist_ok=True)
     for kind in ("bf16", "q8_0", "q4_0"):
         read = models.load(dtype=torch.float32)[0]
@@ -79,7 +79,7 @@ def judged(lab, kind, model, rows, exact):
     """Right answers of a model, and its KL from the merged one."""
     right, _, logits = said(model, lab["tokenizer"], rows)
     kl = lab["divergence"](exact, logits)
-    return {f"file: {kind}, right": round(right * len(rows)), f"file: {kind}, KL": kl}
+    return {f"file: {kind}, right": sum(right), f"file: {kind}, KL": kl}
 
 
 if __name__ == "__main__":

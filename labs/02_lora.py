@@ -265,7 +265,7 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
     display(figures.first_losses(start_runs))
 
 # %% [markdown]
-# If `A` and `B` are both random, their product already damages the model before the first step. If
+# If `A` and `B` are both random, their product is already so large that it damages the model. If
 # both are zero, neither ever gets a nonzero gradient. `A = 0` starts from the base model, but at
 # this learning rate its loss shoots up at first, while `B = 0` learns right away. At half the
 # learning rate, both learn, and three seeds don't show which is better
@@ -398,8 +398,9 @@ if lab.experiment("What the base model answers", 15):
 # large model may need no training for such a task.) Now train a rank-8 LoRA on all seven linear
 # layers of every block, for 50 steps with 16 commands each.
 #
-# **Try it: learning rate.** LoRA needs a higher learning rate (here, 5e-3) than full fine-tuning.
-# How many answers would be right at 1e-3? Change `rate` and rerun the next two cells.
+# **Try it: learning rate.** LoRA needs a higher learning rate (here, 5e-3) than full fine-tuning
+# (3e-4 in our runs). How many answers would be right at 1e-3? Change `rate` and rerun the next two
+# cells.
 
 # %%
 guess_right = lab.predict("After 50 steps, how many of the 60 answers match word for word?", None)
@@ -474,7 +475,7 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
 # matters.
 #
 # Early in training, $\alpha$ acts much like a learning rate. The first step changes only $B$, so
-# eight times the rate gives the same loss after it as eight times $\alpha$. Then the curves
+# eight times the rate or eight times $\alpha$ gives the same loss after it. Then the curves
 # diverge, because the higher rate also moves $A$ eight times as far.
 #
 # ## What does a step cost?
@@ -579,11 +580,11 @@ if lab.experiment("A step's memory", 20, needs=["2.2", "2.4"]):
     guess_peak.compare(100 * lora_peak / full_peak)
 
 # %% [markdown]
-# At the same precision, LoRA stores no Adam moments for the frozen weights. (It needs no gradients
-# for them, either, but those aren't in memory at the peak, the end of the forward pass.) It still
-# stores the weights and most *activations*, the tensors that the forward pass saves for the
-# backward pass. Gradients still flow through the frozen layers, and each of your layers stores its
-# input `x`, because computing $dA$ (exercise 2.3) requires `x`.
+# At the same precision, LoRA stores no Adam moments for the frozen weights. It stores no gradients
+# for them, either. In this run, that doesn't lower the peak, which comes at the end of the forward
+# pass, before there are gradients. It still stores the weights and most *activations*, the tensors
+# that the forward pass saves for the backward pass. Gradients still flow through the frozen layers,
+# and each of your layers stores its input `x`, because computing $dA$ (exercise 2.3) requires `x`.
 #
 # Activations grow with the batch, so LoRA's relative saving shrinks: with 32 commands, its peak is
 # 76% of full fine-tuning's. Lab 4 shows how to reduce activation memory.

@@ -370,8 +370,8 @@ guess_merge = lab.predict(
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("One adapter, four merges", 25, needs=["6.1", "6.2", "6.4"]):
-    share, _, wanted = said(trained, tokenizer, commands)
-    right, kls = {"as trained": round(60 * share)}, {}
+    hits, _, wanted = said(trained, tokenizer, commands)
+    right, kls = {"as trained": sum(hits)}, {}
     ways = {
         "dequantized, 16 bits": dequantized,
         "original, 16 bits": original,
@@ -380,8 +380,8 @@ if lab.experiment("One adapter, four merges", 25, needs=["6.1", "6.2", "6.4"]):
         "no adapter": lambda W, A, B: dequantized(W, A, 0 * B),
     }
     for way, change in live.progress(ways.items(), "merges", len(ways)):
-        share, _, logits = said(changed(change, pairs["home"]), tokenizer, commands)
-        right[way], kls[way] = round(60 * share), kl_divergence(wanted, logits)
+        hits, _, logits = said(changed(change, pairs["home"]), tokenizer, commands)
+        right[way], kls[way] = sum(hits), kl_divergence(wanted, logits)
     display(figures.merges(kls, right, measured.by_run("merging").loc["lab"], guess_merge))
     guess_merge.compare(right["original, 16 bits"])
 

@@ -110,10 +110,10 @@ def right_answers(counts: dict[str, tuple[int, int]], n: int, guess: Guess) -> F
 
     counts: {model: (exact, intent)}, the trained one last. guess: its exact answers.
     """
-    exact, intent = counts[list(counts)[-1]]
+    exact, _ = counts[list(counts)[-1]]
     title = f"{exact} of {n} answers match word for word"
-    if intent - exact > (n - exact) / 2:
-        title = "Most of LoRA's wrong answers still have the right intent"
+    if exact > 3 * max(right for right, _ in list(counts.values())[:-1]):
+        title = "LoRA learns the task; examples in the prompt don't teach it"
     fig, ax = titled(title)
     roles = dict.fromkeys(list(counts)[:-1], "base")
     for x, (label, (_, intent)) in enumerate(counts.items()):

@@ -58,12 +58,14 @@ def asked(right: dict[str, int], n: int, guess: Guess) -> Figure:
     return fig
 
 
-def files(made: dict[str, tuple[float, float]], n: int, guess: Guess) -> Figure:
-    """Each file: KL from the first model (nats per token), and the share right of n answers."""
-    (_, whole), *_ = made.values()
-    eight = next((right for name, (_, right) in made.items() if name[:4] == "q8_0"), 0)
+def files(made: dict[str, tuple[float, Sequence[bool]]], n: int, guess: Guess) -> Figure:
+    """Each file: KL from the first model (nats per token), and which of n answers are right."""
+    whole, eight, unmoved = (
+        next((np.mean(hits) for name, (_, hits) in made.items() if name[:4] == start), 0)
+        for start in ("fp32", "q8_0", "rows")
+    )
     title = "One model, several files"
-    if made["rows not moved"][1] < 0.1 and eight >= whole > 0.5:
+    if unmoved < 0.1 and eight >= whole > 0.5:
         title = "Q8_0 costs no right answers, the wrong row order nearly all"
     fig, (left, right) = titled(title, 2, height=0.4 * len(made) + 1.4, sharey=True)
     roles = {name: "mistake" if name == "rows not moved" else "LoRA" for name in made}
@@ -73,7 +75,7 @@ def files(made: dict[str, tuple[float, float]], n: int, guess: Guess) -> Figure:
         number = np.format_float_positional(kl, 1, fractional=False, trim="-")
         text.set_text("" if np.isnan(kl) else number)
     left.set(xscale="log", xlim=(np.nanmin([*kls.values()]) / 5, 30 * made["rows not moved"][0]))
-    shares = {name: tuple(100 * x / n for x in wilson(n * made[name][1], n)) for name in made}
+    shares = {name: tuple(100 * x / n for x in wilson(sum(made[name][1]), n)) for name in made}
     dots(right, shares, f"right answers, % of {n}\n(line: 95% interval)", roles, "{:.0f}")
     right.set_xlim(-8, 118)
     guess.draw(right, "x")

@@ -16,25 +16,29 @@ def score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset
 ) -> tuple[float, float]:
     """Score conversations: (share of answers exactly right, mean loss in nats per token)."""
-    return _marks(_answers(model, tokenizer, dataset))
+    right, loss = _marks(_answers(model, tokenizer, dataset))
+    return sum(right) / len(right), loss
 
 
 def said(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset
-) -> tuple[float, float, torch.Tensor]:
-    """`score`'s values, and the logits (k, vocab) at the k answer tokens, fp32, on the CPU."""
+) -> tuple[list[bool], float, torch.Tensor]:
+    """(which answers are exactly right, mean loss, logits (k, vocab) at the k answer tokens).
+
+    Shorter conversations come first. Logits are fp32, on the CPU.
+    """
     parts = [(x.cpu(), y.cpu(), n) for x, y, n in _answers(model, tokenizer, dataset)]
     return *_marks(parts), torch.cat([logits for logits, *_ in parts])
 
 
 def _marks(parts):
-    """(share of right answers, mean loss) from the output of `_answers`."""
+    """(which answers are right, mean loss) from the output of `_answers`."""
     right, losses = [], []
     for logits, targets, lengths in parts:
         losses.append(F.cross_entropy(logits, targets, reduction="none"))
         hits = (logits.argmax(-1) == targets).split(lengths)
         right += [bool(hit[:-1].all()) for hit in hits]  # the last token, a newline, does not count
-    return sum(right) / len(right), torch.cat(losses).mean().item()
+    return right, torch.cat(losses).mean().item()
 
 
 @torch.no_grad()
