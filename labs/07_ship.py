@@ -27,7 +27,6 @@ lab, check = labkit.start("07_ship")
 
 # %%
 import json
-import operator
 import random
 import re
 import time
@@ -507,7 +506,8 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
         gguf.load_(read, path)
         hits, _, logits = said(read, tokenizer, held_out)
         files[f"{kind}, {path.stat().st_size / 1e6:.0f} MB"] = divergence(exact, logits), hits
-        b, c = (sum(map(operator.gt, *two)) for two in ((right, hits), (hits, right)))
+        b = sum(r > h for r, h in zip(right, hits, strict=True))
+        c = sum(h > r for r, h in zip(right, hits, strict=True))
         error = (b + c) ** 0.5
         print(f"{kind}: {b} answers lost, {c} gained: net {b - c}, standard error {error:.1f}")
     name, heads = "blk.0.attn_q.weight", whole.config.num_attention_heads

@@ -101,9 +101,8 @@ def stacks(
 ) -> None:
     """Draw a stacked bar per row {category: value}, in units, with its total above.
 
-    `text` formats the total and its percentage of the first row's. Each category is named beside
-    the bar where it is largest. Colors follow the order of the categories; invisibly small ones
-    are omitted.
+    `text` formats the total. Each category is named beside the bar where it is largest. Colors
+    follow the order of the categories; invisibly small ones are omitted.
     """
     x, floor, names = np.arange(len(rows)), np.zeros(len(rows)), {}  # {bar: [(name, y)]}
     largest = max(sum(row.values()) for row in rows.values()) / unit
@@ -120,7 +119,7 @@ def stacks(
         for (category, _), y in zip(named, places, strict=True):
             ax.text(at + 0.28, y, category, va="center", color=INK, fontsize=9)
     for place, total in zip(x, floor, strict=True):
-        _above(ax, place, total, text.format(total, 100 * total / floor[0]))
+        _above(ax, place, total, text.format(total))
     _upright(ax, list(rows), ylabel, 1.15 * largest, guess)
 
 

@@ -183,18 +183,21 @@ def test_the_checks_in_the_guide_are_checks(tmp_path):
 def test_the_exercise_in_the_guide_is_one(monkeypatch, accepts, rejects):
     text, checks, tests = code_of("maintainer")
     (rows,) = code_of("maintainer", "toml")
-    guide = vars(lab01) | {"__name__": lab01.__name__, "check": lab01}
-    monkeypatch.setattr(lab01, "norm", None, raising=False)
+    guide = vars(lab01) | {"check": lab01}
     exec(checks, guide)
-    lab01.norm = guide["norm"]
+    monkeypatch.setattr(lab01, "norm", guide["norm"], raising=False)
     monkeypatch.setattr(engine, "read", lambda path: tomllib.loads(rows))
     lists = {"RIGHT": [], "WRONG": []}
-    exec(tests, guide | {"check": lab01}, lists)
+    exec(tests, guide, lists)
     for case in lists["RIGHT"]:
         accepts(*case)
     for check, answer, words in lists["WRONG"]:
         assert words in rejects(check, answer)
-    cells = notebooks.cut(text, solved=True).split("# %%\n")
+    lab, quiz = (ROOT / "labs/01_svd.py").read_text("utf-8"), "# %% [markdown]\n# ### Exercise 1.7"
+    assert lab.count(quiz) == 1
+    master = notebooks.cut(lab.replace(quiz, f"{text}\n\n{quiz}"), solved=True)
+    solved = notebooks.to_notebook(master, "01_svd", PROJECT)
+    cells = ["".join(cell["source"]) for cell in json.loads(solved)["cells"]]
     (source,) = [cell for cell in cells if "def update_norm" in cell]
     accepts(lab01.norm, contract.defined_by(source)["update_norm"])
     contract.session.reference = lambda id: source
