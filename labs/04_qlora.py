@@ -131,9 +131,10 @@ print(normal.icdf(torch.linspace(0, 1, 16)))  # icdf: from a probability to its 
 # and $\infty$ at probability 1. All quantiles in between are finite.
 # </details>
 #
-# Which endpoints should you use? If you cut the curve into 16 equal shares, the middle of the last
-# share is at probability 31/32; with 15 shares, it is at 29/30. NF4 uses the mean of these two
-# probabilities, 0.9677083, at the upper end and mirrors it at the lower end.
+# Which endpoints should you use? With 16 equal shares, the middle of the last share is at
+# probability 31/32; with 15 shares, it is at 29/30. Because of the zero (see below), NF4 has eight
+# values on one side and seven on the other. It uses the mean of these two probabilities, 0.9677083,
+# at the upper end and mirrors it at the lower end.
 
 # %%
 offset = 0.9677083
@@ -250,9 +251,10 @@ check.blockwise(quantize_blockwise, dequantize_blockwise)
 # %% [markdown]
 # ## What does rounding cost the model?
 #
-# Round the weights of every
-# linear layer in SmolLM2, except the output head, to four bits. Then compare the model's loss on
-# each of 120 short conversations before and after rounding.
+# Round every linear layer in SmolLM2, except the output head, to four bits. Then compare the loss
+# on 120 short conversations before and after rounding. (The weights in our copy of the model were
+# rounded once before, to evenly spaced values in blocks of 32, so other models may rank the formats
+# differently.)
 
 # %%
 model, tokenizer = models.load()
@@ -293,6 +295,8 @@ def round_trip(w, codebook, block):
 
 
 format_losses = {}  # what you have measured so far: {format: loss of each text}
+unrounded = text_losses(model)
+print(f"Before rounding: {unrounded.sum() / n_tokens.sum():.2f} nats per token")
 
 # %%
 guess_nats = lab.predict("How many nats per token does NF4 add to this model's loss?", None)
@@ -303,12 +307,14 @@ guess_nats = lab.predict("How many nats per token does NF4 add to this model's l
 
 # %% tags=["experiment"]
 formats = [("INT4", 64), ("FP4", 64), ("NF4", 64)]
-if lab.experiment("Read with rounded weights", 19, needs=["4.2", "4.3"]):
-    unrounded = text_losses(model)
+if lab.experiment("Read with rounded weights", 15, needs=["4.2", "4.3"]):
     for book, block in formats:
+        errors = []
         for m, w in live.progress(list(zip(linear, kept, strict=True)), f"{book}, {block}"):
             m.weight.data = round_trip(w.cpu(), books[book], block).to(w)
+            errors.append(((m.weight.data - w).norm() / w.norm()).item())
         name = book if block == 64 else f"{book}, blocks of {block}"
+        print(f"{name}: relative error of the weights {sum(errors) / len(errors):.1%}")
         format_losses[name] = text_losses(model)
     for m, w in zip(linear, kept, strict=True):
         m.weight.data = w
@@ -317,17 +323,16 @@ if lab.experiment("Read with rounded weights", 19, needs=["4.2", "4.3"]):
     guess_nats.compare(extra.get("NF4", [float("nan")])[0])
 
 # %% [markdown]
-# INT4 adds about one and a half times as much loss as NF4. We found no clear difference between FP4
-# and NF4; in the QLoRA paper, NF4 beats the 4-bit floats E2M1 and E3M0. Block size matters, too:
-# compared with blocks of 64, blocks of 1,024 add 65% more loss, and blocks of 16 add 40% less
-# ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)). (This model's weights had already
-# been rounded to four bits once, so other models may differ.)
+# NF4 changes the weights least, and FP4 changes them most. Yet FP4 adds no more loss than NF4 (we
+# found no clear difference), and INT4 adds about one and a half times as much: the weight error
+# alone doesn't predict the loss. In the QLoRA paper, NF4 beats two other 4-bit floats, E2M1 and
+# E3M0. Block size matters, too: compared with blocks of 64, blocks of 1,024 add about two thirds
+# more loss, and blocks of 16 add about 40% less
+# ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)).
 #
-# The abstract of the QLoRA paper calls NF4 information-theoretically optimal, in the sense that all
-# codes are used equally often. For normally distributed numbers in blocks of 64, NF4 uses some
-# codes five times as often as others
-# ([evidence](../docs/evidence/04_qlora.md#how-often-each-code-is-used)). As FP4 shows, equal use
-# doesn't guarantee the least error.
+# The QLoRA paper calls NF4 information-theoretically optimal: every code should be used equally
+# often. In practice, dividing by absmax makes the outer codes up to five times rarer
+# ([evidence](../docs/evidence/04_qlora.md#how-often-each-code-is-used)).
 #
 # ## Down to the bytes
 
@@ -448,7 +453,8 @@ if lab.experiment("Bits against error", 1, needs=["4.2", "4.3", "4.5"]):
 
 # %% [markdown]
 # Double quantization saves bits and hardly changes the error. With blocks of 64, it saves 0.37 bits
-# per weight, or 3 GB for a 70B model.
+# per weight, or 3 GB for a 70B model. Blocks of 32 with 8-bit scales are better than blocks of 64
+# with fp32 scales in both respects.
 #
 # ## The layer that trains
 
@@ -570,9 +576,9 @@ if lab.experiment("Compare your layer with bitsandbytes", 1, needs=["4.2", "4.3"
 
 # %% [markdown]
 # Besides `x` and its own tensors, your layer keeps only $A x$, eight numbers per token. Decoding
-# the weights twice costs time. On our CPUs, forward and backward take 8% to 34% longer with
-# bitsandbytes' QLoRA than with LoRA, depending on the batch size. In published runs on an A100,
-# with one sequence per step, a QLoRA step takes 51% to 62% longer
+# the weights twice costs time. On our two-core VM, forward and backward take 8% longer with
+# bitsandbytes' QLoRA than with LoRA when a step has 16 commands, and 34% longer with one. In
+# published runs on an A100, a QLoRA step takes 51% to 62% longer
 # ([evidence](../docs/evidence/04_qlora.md#time)).
 #
 # ## Train on 4 bits
@@ -663,11 +669,13 @@ if lab.experiment("Each adapter on each base", 10, needs=["4.6"]):
 
 # %% [markdown]
 # Each adapter is best on the base it was trained on. The same is true with three other seeds
-# ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)). So the gap closes for both
-# reasons. In these runs, rounding costs 0.36 nats per token without an adapter. With LoRA's
-# adapter, which has learned the task but never saw NF4, it costs 0.16 to 0.19. With QLoRA's
+# ([evidence](../docs/evidence/04_qlora.md#each-adapter-on-each-base)). So both explanations hold.
+# In those runs, rounding costs 0.36 nats per token without an adapter. With LoRA's adapter, which
+# has learned the task but never saw NF4, it costs half as much (0.16 to 0.19). With QLoRA's
 # adapter, which has also adjusted to the rounded base, the loss ends only 0.01 to 0.04 above
-# LoRA's.
+# LoRA's. Larger models lose even less: in the [QLoRA paper](https://arxiv.org/abs/2305.14314),
+# LLaMA models of 7 to 65 billion parameters scored about the same on MMLU after LoRA and after
+# QLoRA.
 #
 # Merging a QLoRA adapter into the original 16-bit weights also changes its base. Lab 6 measures the
 # cost.
@@ -716,7 +724,7 @@ check.rule(training_bytes)
 # %% [markdown]
 # Now simulate a training step of Llama-2-7B with one sequence of 512 tokens and rank 16 on all
 # linear layers. PEFT and bitsandbytes build the real model with fake tensors, which have shapes but
-# no data. A laptop can therefore simulate a model of any size. (Full fine-tuning peaks in the
+# no data. A laptop can therefore simulate a model of any size. (Here, full fine-tuning peaks in the
 # optimizer's step, when the activations are already freed.)
 
 # %% tags=["experiment"]
@@ -743,8 +751,8 @@ if lab.experiment("A step of Llama-2-7B", 2, needs=["4.7"]):
 # checkpointing*, which drops most activations and recomputes them in the backward pass.
 #
 # The simulation leaves out the CUDA context and memory fragmentation. Published QLoRA peaks are up
-# to 27% higher than simulated peaks, partly because of a bitsandbytes bug that has since been fixed
-# ([memory](../docs/memory.md)).
+# to 27% higher than simulated peaks. They come from runs with a bitsandbytes bug that has since
+# been fixed; if the simulation includes it, the difference is 11% ([memory](../docs/memory.md)).
 #
 # ### 70 billion parameters on one card
 #
@@ -763,10 +771,9 @@ if lab.experiment("QLoRA of Llama-2-70B", 3, needs=["4.7"]):
     display(figures.fits(peaks, card=48))
 
 # %% [markdown]
-# "QLoRA trains a 70B model on one 48 GB card" is probably true with checkpointing and few tokens
-# per step. In the simulation, 512 tokens leave a margin of 20% (dotted), while 4,096 tokens don't.
-# (On GPU labels, GB means GiB, 2^30 bytes.) The command
-# `labkit memory llama-2-70b --method qlora --checkpointing` simulates the second bar.
+# "QLoRA trains a 70B model on one 48 GB card" is true in the simulation with checkpointing and few
+# tokens per step: 512 tokens leave a margin of 20% (dotted), while 4,096 tokens don't. (On GPU
+# labels, GB means GiB, 2^30 bytes.)
 #
 # ## With a GPU
 #
@@ -797,7 +804,7 @@ if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
 # %% tags=["experiment"]
 known = (
     "On a GPU, this cell compares the simulated peak of Llama-2-7B with the allocator's. Published "
-    "peaks of QLoRA are up to 27% above the simulation (docs/memory.md)."
+    "peaks of QLoRA are up to 27% above the simulation, 11% without an old bug (docs/memory.md)."
 )
 if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
     from labkit.memory import real
@@ -831,7 +838,8 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 #
 # ## Take it with you
 #
-# This script runs QLoRA with the usual libraries. `SFTTrainer` prepares the model and converts the
+# This script runs QLoRA with the usual libraries. TRL's default is gradient checkpointing, so
+# `SFTTrainer` makes the frozen model's inputs require gradients (lab 3). It also converts the
 # adapter to bf16. Save the script as `train_qlora.py` and insert your own model and rows.
 #
 # ```python
@@ -920,7 +928,7 @@ lab.score()
 # %% tags=["experiment"]
 if lab.experiment("The result in one line", 0, needs=["4.2", "4.3", "4.4", "4.6"]):
     lab.headline(
-        f"own NF4: {equal / total:.2%} of bytes match bitsandbytes; held-out loss "
+        f"own NF4: {equal / total:.2%} of packed bytes match bitsandbytes; held-out loss "
         f"{crossed['LoRA', '16 bits']:.2f} with LoRA, {crossed['QLoRA', 'NF4']:.2f} with QLoRA; "
         f"QLoRA's adapter on the 16-bit base: {crossed['QLoRA', '16 bits']:.2f}"
     )

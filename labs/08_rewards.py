@@ -132,7 +132,7 @@ if lab.experiment("The model, and pairs of its answers", 1):
 # chosen over answer $r$ with probability $\sigma(\text{quality}_c - \text{quality}_r)$, where
 # $\sigma$ is the sigmoid. This is the Bradley-Terry model. In DPO (*direct preference
 # optimization*, [Rafailov et al. 2023](https://arxiv.org/abs/2305.18290)), the model serves as its
-# own reward model. An answer's quality measures how much more likely the answer has become since
+# own reward model. An answer's quality is $\beta$ times the log-probability it has gained since
 # training began:
 #
 # $$\beta \, \log \frac{\pi(y \mid x)}{\pi_{\text{ref}}(y \mid x)}$$
@@ -197,7 +197,7 @@ check.dpo(dpo_loss)
 # DPO needs log-probabilities from the reference. To get these, full fine-tuning needs a second
 # model, or a pass over all pairs beforehand. With LoRA, the base has not changed: if you switch the
 # adapter off, your model *is* the reference. (This holds for a new adapter. To go on training an
-# adapter with DPO, merge it first.)
+# adapter with DPO, merge it first, or keep a copy as the reference.)
 
 # %% [markdown]
 # ### Exercise 8.3 · `reference_logprobs`
@@ -319,7 +319,7 @@ if lab.experiment("DPO for shorter answers", 45, needs=["8.1", "8.2", "8.3"]):
 # ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)). Read the answers: the pairs
 # rewarded brevity, not quality. *Both* training curves fall: chosen answers became less likely,
 # too. Razin et al. ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
-# The loss still falls: rejected answers lose more, partly because they have more tokens.
+# The loss needs only the gap between the two to grow.
 #
 # TRL's default learning rate for DPO is 1e-6, and its LoRA example uses 5e-6. We use 5e-4, because
 # we take only 12 steps.
@@ -397,10 +397,10 @@ check.advantages(group_advantages)
 #
 # Why does GRPO raise the reward? The mean reward for a prompt is $\sum_y \pi(y) R(y)$. Because
 # $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over the
-# model's own samples. You can therefore estimate this gradient by averaging over samples.
-# Subtracting a baseline from $R$ usually reduces noise and, since $\sum_y \nabla \pi(y) = 0$,
-# doesn't change the expected gradient. (The mean of a group of $G$ answers contains the answer
-# itself, which only scales the gradient by $1 - 1/G$.) Dividing by each group's standard deviation
+# model's own samples. So you can estimate it by averaging over samples. (This is the *policy
+# gradient*, or REINFORCE.) Subtracting a baseline from $R$ usually reduces noise and, since $\sum_y
+# \nabla \pi(y) = 0$, doesn't change the expected gradient. (Each answer is part of its own group's
+# mean, which only scales the gradient by $1 - 1/G$.) Dividing by each group's standard deviation
 # changes how much its prompt counts.
 #
 # Sampling is expensive, so you want to take several steps on the same samples. After the first
@@ -417,9 +417,9 @@ if lab.experiment("The objective, clipped and not", 0):
     display(figures.clip_shape(epsilon=0.2))
 
 # %% [markdown]
-# Above $1 + \epsilon$, a token in a good answer no longer gets a gradient. Below $1 - \epsilon$, a
-# token in a bad answer no longer gets one. Nothing is clipped in the other direction: a token whose
-# probability has moved the wrong way keeps its gradient.
+# A token in a good answer gets no gradient above $1 + \epsilon$, and a token in a bad answer gets
+# none below $1 - \epsilon$. Nothing is clipped in the other direction: a token whose probability
+# has moved the wrong way keeps its gradient.
 
 # %% [markdown]
 # ### Exercise 8.5 · `grpo_loss`
@@ -473,7 +473,7 @@ check.clipped(grpo_loss)
 #
 # The task is now `home`: the model turns a spoken command into a JSON intent. A program can check
 # which answers are right. If only right answers earn a reward, many groups earn only zeros, so you
-# also reward partly right answers. That is risky: training can find any loophole in a reward.
+# also reward partly right answers. That is risky: training may find a loophole in the reward.
 
 # %% [markdown]
 # ### Exercise 8.6 · `reward`
@@ -491,9 +491,9 @@ check.clipped(grpo_loss)
 # - Each right key raises the reward, and each unwanted key lowers it, but never below 0.
 # - A wanted key with a wrong value earns no more than leaving the key out.
 #
-# Many formulas satisfy these rules. One more rule blocks a common hack: **naming all 16 keys** of
-# `home`, even with the right value for every wanted key, must earn less than giving only half of
-# the wanted keys (rounded down), all of them right.
+# Many formulas satisfy these rules. One more rule blocks a common hack. If two or more keys are
+# wanted, an answer that **names all 16 keys** of `home` must earn less than one with half of the
+# wanted keys (rounded down) and nothing else, even if all its wanted keys are right.
 #
 # <details><summary>Hint</summary>
 #
@@ -618,10 +618,9 @@ if lab.experiment("A step from the base model", 7, needs=["8.4", "8.5", "8.6", "
 # the reward. The new adapter has rank 1, which did as well as higher ranks in experiments by
 # [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/).
 #
-# On 100 unseen commands, we score four *sampled* answers each, which GRPO optimizes, and one
-# *greedy* answer, which you would use in practice. Expect lower rewards than in the training curve:
-# these commands have new sentence patterns, and the warm start has seen answers to training
-# commands.
+# On 100 unseen commands, we score four *sampled* answers each, whose mean reward GRPO maximizes,
+# and one *greedy* answer, the kind you would deploy. Rewards will be lower than in training,
+# because these commands have new sentence patterns.
 
 
 # %%
@@ -708,8 +707,8 @@ if lab.experiment("GRPO on home", 120, needs=["8.4", "8.5", "8.6", "8.7"]):
 # Written answers teach more, if you have them. In other runs from a weaker start, 192 written
 # answers raised the mean reward of greedy answers from 0.42 to 0.59, but 768 rewarded answers only
 # to 0.47 ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). So train on
-# right answers first. GRPO is for tasks where a program can recognize a right answer, but nobody
-# has written enough of them.
+# right answers first. GRPO is for tasks where a program can recognize right answers, but too few
+# have been written.
 #
 # ## A reward that can be hacked
 #
@@ -756,15 +755,16 @@ if lab.experiment("Another reward", 80, needs=["8.4", "8.5", "8.6", "8.7"]):
 # better reward removes the cause. Pay only for what you want.
 #
 # Your own reward may have a loophole, too. If a key appears twice, `json.loads` keeps only the last
-# value. An answer that gives `"domain"` first with a wrong value and then with the right value can
-# earn 1, and our counts of right answers include it.
+# value. An answer that gives `"domain"` first with a wrong value and then with the right one can
+# earn 1, and counts as right in the figures above.
 #
 # ## Related methods
 #
-# *PPO* trains a second model to predict the reward and computes each token's advantage from the
-# prediction. GRPO uses the group's mean instead. *KTO* needs no pairs, only answers marked good or
-# bad. *ORPO* adds a preference term to the fine-tuning loss and needs no reference. TRL has
-# trainers for KTO and, under `trl.experimental`, for ORPO, but no longer for PPO.
+# *PPO* trains a second model, the critic, to predict the reward still to come, and computes each
+# token's advantage from its predictions. GRPO uses the group's mean instead. *KTO* needs no pairs,
+# only answers marked good or bad. *ORPO* adds a preference term to the fine-tuning loss and needs
+# no reference. TRL has trainers for KTO and, under `trl.experimental`, for ORPO, but no longer for
+# PPO.
 #
 # ## Take it with you
 #

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from labkit import measured
 from labkit.figures.forms import dots, stacks, titled
 from labkit.figures.guess import Guess
-from labkit.plots import BESIDE, INK, PAPER, ROLES, VARIANTS
+from labkit.plots import BESIDE, INK, ROLES, VARIANTS
 
 FORMATS = {"NF4": ROLES["QLoRA"], "FP4": VARIANTS[1], "INT4": VARIANTS[2]}
 
@@ -42,6 +42,8 @@ def codebooks(books: dict[str, torch.Tensor], weights: torch.Tensor) -> Figure:
         shares = codes.bincount(minlength=len(values)) / len(codes)
         ax.vlines(values, y, y + 3.6 * shares, color=color, lw=5)
         ax.text(-1.06, y + 0.1, name, ha="right", color=color)
+        ratio = f"most / least\nused: {shares.max() / shares.min():.0f}"
+        ax.text(1.06, y + 0.05, ratio, color=color, fontsize=9)
     ax.set(yticks=[], xlim=(-1.03, 1.03), ylim=(y - 0.02, 1.05))
     ax.set_xlabel("value (height: the share of the weights rounded to it)")
     ax.spines["left"].set_visible(False)
@@ -59,7 +61,7 @@ def added_loss(extra: dict[str, tuple[float, float, float]], guess: Guess) -> Fi
     colors = {name: FORMATS.get(name.split(",")[0], INK) for name in rows}
     label = "added loss, nats per token (default: blocks of 64; line: 95% interval)"
     dots(ax, rows, label, colors, "{:.2f}")
-    ax.set_xlim(0)
+    ax.set_xlim(0, 1.12 * ax.get_xlim()[1])
     guess.draw(ax, "x")
     return fig
 
@@ -135,14 +137,14 @@ def fits(peaks: dict[str, dict[str, int]], card: float) -> Figure:
     """Memory at the peak of a step, {settings: {category: bytes}}, and 20% more; a card's GiB."""
     totals = np.array([sum(row.values()) for row in peaks.values()]) / 2**30
     n = sum(1.2 * totals < card)
-    fig, ax = titled(f"Settings that fit with a margin of 20%: {n} of {len(peaks)}")
+    fig, ax = titled(f"{n} of {len(peaks)} settings fit with a margin of 20%")
     stacks(ax, peaks, "peak memory of a step (GiB; dotted: +20%)", "", unit=2**30)
     outline = {"facecolor": "none", "edgecolor": INK, "ls": ":"}
     ax.bar(range(len(peaks)), 0.2 * totals, 0.5, bottom=totals, **outline)
     ax.axhline(card, color=INK, lw=1.2, ls="--")
     ax.text(1, card, f" {card:g} GB", transform=ax.get_yaxis_transform(), va="center", color=INK)
     for x, total in enumerate(totals):
-        ax.text(x, 0.97 * total, f"{total:.0f}", ha="center", va="top", bbox=PAPER)
+        ax.text(x, 0.5 * total, f"{total:.0f}", ha="center", va="center", color="white")
     ax.set_ylim(0, 1.28 * max(card, *totals))
     ax.tick_params(axis="x", labelsize=9)
     return fig
