@@ -70,7 +70,9 @@ def test_before_and_after_are_answers_of_that_run():
     seconds = re.search(r"in (\d+) s", RUN["answers"]["headline"])[1]
     asked = f"Of {of} unseen commands, the base model gets {before} exactly right"
     few_shot = "(1 with 10 examples in the prompt)"
-    assert f"{asked} {few_shot}. With your LoRA, it gets **{after}**, after {seconds} s" in plain(top)
+    assert f"{asked} {few_shot}. With your LoRA, it gets **{after}**, after {seconds} s" in plain(
+        top
+    )
     full = measured.by_run("lora")["right"]["home", "full"]
     assert len(full) == 3
     assert f"Full fine-tuning gets {min(full):.0f} to {max(full):.0f} (three seeds)" in plain(top)
