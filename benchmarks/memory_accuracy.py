@@ -144,7 +144,6 @@ def compare(name, config, settings, device):
         "accelerate": theirs,
         "accelerate_error": theirs and theirs / measured - 1,
         "by_category": {"simulated": simulated.by_category, "measured": found.by_category},
-        "rss_grown": found.rss_peak_bytes - found.rss_start_bytes,
         "reserved": found.reserved_bytes,
         "seconds_to_simulate": seconds,
     }

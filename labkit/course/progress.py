@@ -2,19 +2,15 @@
 
 import ast
 import re
-import time
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
-    Task,
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.text import Text
 
 
 def bars(console: Console) -> Progress:
@@ -24,20 +20,10 @@ def bars(console: Console) -> Progress:
         BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        Left(),
         TextColumn("{task.description}", markup=False),
         console=console,
         disable=not console.is_terminal,
     )
-
-
-class Left(ProgressColumn):
-    """The time that the experiments still take, as announced in the lab."""
-
-    def render(self, task: Task) -> Text:
-        """Seconds, counting down while the task runs."""
-        seconds = task.fields["seconds"] - (time.monotonic() - task.fields["since"])
-        return Text("" if task.finished or seconds < 1 else f"~{seconds:.0f} s left")
 
 
 class Bar:
@@ -48,7 +34,7 @@ class Bar:
         self.headings = nearest_headings(cells, lab)
         self.seconds = [experiment_seconds(cell.source) for cell in cells]
         self.heading = ""
-        self.task = progress.add_task("", start=False, total=len(cells), lab=lab, **self._left(0))
+        self.task = progress.add_task("", start=False, total=len(cells), lab=lab)
 
     def at(self, index: int) -> None:
         """Show that cell number `index` is running now."""
@@ -56,19 +42,15 @@ class Bar:
         if self.progress.disable and self.headings[index] != self.heading:
             self._say(f"cell {index + 1} of {len(self.seconds)}  {self.headings[index]}")
         self.heading = self.headings[index]
-        now = {"completed": index, "description": self.heading} | self._left(index)
-        self.progress.update(self.task, **now)
+        self.progress.update(self.task, completed=index, description=self.heading)
 
     def end(self, status: str) -> None:
         """Show how the lab ended."""
         self.progress.stop_task(self.task)
         done = {"completed": len(self.seconds)} if status == "ok" else {}
-        self.progress.update(self.task, description=status, seconds=0, **done)
+        self.progress.update(self.task, description=status, **done)
         if self.progress.disable:
             self._say(status)
-
-    def _left(self, index: int) -> dict[str, float]:
-        return {"seconds": sum(self.seconds[index:]), "since": time.monotonic()}
 
     def _say(self, text: str) -> None:
         self.progress.console.print(f"{self.lab}  {text}", markup=False, highlight=False)

@@ -1,23 +1,19 @@
 """Measure the memory of a block of code: `with track() as peak: ...`, then read `peak.bytes`.
 
-`Peak` also reports the process's resident memory and, on a GPU, the allocator's figures. Tracking
-costs some tens of microseconds per operation (`benchmarks/memory_accuracy.py`). That is negligible
-in training but noticeable with tiny tensors.
+On a GPU, `Peak` also reports the allocator's figures. Tracking costs some tens of microseconds per
+operation (`benchmarks/memory_accuracy.py`). That is negligible in training but noticeable with tiny
+tensors.
 """
 
 import contextlib
 import gc
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import psutil
 import torch
 from torch import nn
 
 from labkit.memory.ledger import CATEGORIES, Ledger
-
-RSS_SECONDS = 0.01  # interval between readings of the process's memory
 
 
 @dataclass
@@ -27,7 +23,6 @@ class Peak:
     bytes: peak of all tensors' storages; views and shared storages are counted once.
     by_category: that peak split by `ledger.CATEGORIES`; the values sum to `bytes`.
     start_bytes, end_bytes: bytes in tensors when the block begins and when it ends.
-    rss_start_bytes, rss_peak_bytes: resident memory of the process, read every 10 ms.
     allocated_bytes, reserved_bytes: peaks of CUDA's `max_memory_allocated` and
         `max_memory_reserved`; None on a CPU.
     """
@@ -36,8 +31,6 @@ class Peak:
     by_category: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0))
     start_bytes: int = 0
     end_bytes: int = 0
-    rss_start_bytes: int = 0
-    rss_peak_bytes: int = 0
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
 
@@ -63,7 +56,7 @@ def track(
     for thing in held or _all_held():
         ledger.hold(thing)
     peak.start_bytes = ledger.book.total
-    with _cuda_peaks(peak, device), _resident_memory(peak):
+    with _cuda_peaks(peak, device):
         try:
             with ledger:
                 yield peak
@@ -77,28 +70,6 @@ def _all_held():
     kinds = (torch.optim.Optimizer, nn.Module, torch.Tensor)
     found = [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
     return sorted(found, key=lambda thing: isinstance(thing, torch.Tensor))
-
-
-@contextlib.contextmanager
-def _resident_memory(peak):
-    process, done = psutil.Process(), threading.Event()
-    peak.rss_start_bytes = peak.rss_peak_bytes = process.memory_info().rss
-
-    def look():
-        peak.rss_peak_bytes = max(peak.rss_peak_bytes, process.memory_info().rss)
-
-    def watch():
-        while not done.wait(RSS_SECONDS):
-            look()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-        look()
 
 
 @contextlib.contextmanager

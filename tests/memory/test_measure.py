@@ -1,7 +1,6 @@
 """`track` counts bytes as closed forms say and as torch's own CPU allocator reports them."""
 
 import gc
-import time
 
 import pytest
 import torch
@@ -161,12 +160,9 @@ def test_quantised_weights_count_with_what_they_carry():
     assert peak.by_category["weights"] == peak.bytes == carried
 
 
-def test_resident_memory_stands_beside():
-    with track(torch.zeros(1)) as peak:
-        kept = torch.ones(64, 1 << 18)  # touched, so that the pages are really there
-        time.sleep(0.1)  # it is looked at every 10 ms
-        del kept
-    assert peak.rss_peak_bytes - peak.rss_start_bytes > 32 * MB
+def test_a_cpu_has_no_allocator_figures():
+    with track(torch.zeros(1), device="cpu") as peak:
+        torch.ones(4)
     assert peak.allocated_bytes is peak.reserved_bytes is None
 
 

@@ -146,14 +146,12 @@ def class_page(rows: list[Row], pages: list[str]) -> str:
 
 def feedback_page(row: Row, sources: dict[str, str]) -> str:
     """The page of one submission: each exercise's points and message, and the learner's cell."""
-    from labkit.grading.after.highlight import highlighted
-
     exercises = []
     for exercise in row.exercises:
         source = sources.get(exercise.id, "")
         shown = {
             "message": exercise.message[:LONGEST_MESSAGE],
-            "source": highlighted(source[:LONGEST_SOURCE]),
+            "source": source[:LONGEST_SOURCE],
             "cut": len(source) > LONGEST_SOURCE,
         }
         exercises.append(vars(exercise) | shown)
