@@ -7,8 +7,9 @@ an interruption, call the script again: it skips finished runs. The code is the 
 seed determines A, the order of the rows, and what is sampled in training.
 
 ways    From one adapter trained on `home` alone, 8 steps with several methods. home: percentage of
-        300 unseen commands answered right. json: how many of 54 unseen instructions get unwanted
-        JSON answers. kl: nats per token from the base, on the model's own answers to 27 of these.
+        300 unseen commands answered right. intents: how many of 54 unseen instructions get a
+        smart-home intent as an answer. kl: nats per token from the base, on the model's own answers
+        to 27 of these.
 """
 
 from functools import cache
@@ -20,7 +21,8 @@ from studies import LabRun
 from labkit.training import models
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "distill_lab.csv"
-NAMES = ["adapted", "learn_home", "chats", "marks", "sampler", "from_base", "distill", "apart"]
+NAMES = ["adapted", "learn_home", "chats", "like_home", "marks", "sampler", "from_base"]
+NAMES += ["distill", "apart"]
 WAYS = {  # what `distill` is given
     "distilled": {},
     "no task batches": {"learned": ()},

@@ -26,7 +26,7 @@ NAMES = ["OPTIONS", "train", "factors", "dequantized", "original", "nf4", "chang
 NAMES += ["kl_divergence", "mixed", "losses"]
 MIXES = [("cat", (1, 0)), ("cat", (0, 1))]  # each alone
 MIXES += [(way, (1, w)) for way in ("cat", "linear") for w in (0.25, 0.5, 1)]
-MIXES += [("cat, cut to r=8", (1, 0.5)), ("TIES", (1, 0.5)), ("TIES", (1, 1))]
+MIXES += [("cat, cut to r=8", (1, 0.5)), ("TIES 0.5", (1, 0.5)), ("TIES 0.5", (1, 1))]
 
 
 def every_run():

@@ -19,7 +19,7 @@ import studies
 from studies import LabRun
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rank.csv"
-RANKS, RATES = (1, 2, 4, 8, 16), (0.01, 0.02, 0.04)
+RANKS, RATES = (1, 2, 4, 8, 16), (0.01, 0.02, 0.04, 0.08, 0.16)
 PASSES = [(r, n, passes) for r, n in ((1, 250), (1, 1000), (2, 250)) for passes in (100, 400)]
 
 

@@ -7,8 +7,9 @@ an interruption, call the script again: it skips finished runs. The code is the 
 seed determines A, the order of the pairs or prompts, and what is sampled in training.
 
 dpo     Tokens per answer to 60 unseen instructions, and what either side has gained, in nats.
-grpo    On 100 unseen commands: mean reward of four sampled answers and of a greedy answer, its
-        gain and the gain's standard error over commands; greedy: right, right intents, keys.
+grpo    On 100 unseen commands, before and after: share of right intents among four sampled answers
+        and one greedy answer, its gain and the gain's standard error over commands; greedy: share
+        right, keys. `cool` is the share at the start when sampling at temperature 0.7.
 """
 
 from functools import cache
@@ -22,7 +23,7 @@ from labkit.training import models
 
 OUT = Path(__file__).parents[1] / "labkit" / "measured" / "rewards_lab.csv"
 NAMES = ["pairs_of", "train_dpo", "lengths", "warm_start", "train_grpo", "marks"]
-NAMES += ["reward"]
+NAMES += ["right_intent", "sampled_intents"]
 
 
 def every_run():
@@ -30,7 +31,7 @@ def every_run():
     runs = {LabRun("dpo", "shorter chosen", seed): (dpo, 0.1) for seed in (1, 2, 3)}
     runs |= {LabRun("dpo", "shorter chosen, beta 1", seed): (dpo, 1.0) for seed in (1, 2, 3)}
     for seed in (1, 2, 3):
-        runs[LabRun("grpo", "paid reward", seed)] = (grpo,)
+        runs[LabRun("grpo", "paid right_intent", seed)] = (grpo,)
     return runs
 
 
@@ -55,12 +56,12 @@ def grpo(lab, seed):
     if "start" not in lab:
         lab["start"] = lab["warm_start"]()
         lab["before"] = lab["marks"](lab["start"])
+        lab["cool"] = np.mean(lab["sampled_intents"](lab["start"], temperature=0.7))
     before = lab["before"]
-    policy, _ = lab["train_grpo"](lab["reward"], seed=seed)
-    after, found = lab["marks"](policy), {}
+    policy, _ = lab["train_grpo"](lab["right_intent"], seed=seed)
+    after, found = lab["marks"](policy), {"cool": lab["cool"]}
     for name, marks in (("before", before), ("after", after)):
-        found |= {f"{name}: {way}": np.mean(marks[way]) for way in ("sampled", "greedy")}
-        found |= {f"{name}: {key}": np.mean(marks[key]) for key in ("intents", "right", "keys")}
+        found |= {f"{name}: {way}": np.mean(marks[way]) for way in marks}
     for way in ("sampled", "greedy"):
         gains = np.reshape(np.subtract(after[way], before[way]), (100, -1)).mean(1)
         found |= {f"{way}: gain": gains.mean(), f"{way}: error": gains.std(ddof=1) / 10}

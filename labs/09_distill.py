@@ -14,14 +14,15 @@
 # # Lab 9 · Learn without forgetting
 #
 # An adapter learns one task. What happens to the model's other skills? Train the model on `home`
-# alone, then ask why we have leap years: it may well answer with a JSON intent. This is
+# alone, then ask why we have leap years: it answers with a scrap of a smart-home command. This is
 # *catastrophic forgetting*. In this lab, you undo it without any written answers.
 #
 # You already have a teacher in memory: with the adapter switched off, the model is the base model.
 # So let the tuned model answer, compute the base's probabilities for each next token, and train
 # toward those probabilities. Using the old model as the teacher is an old idea ([Li and Hoiem
-# 2016](https://arxiv.org/abs/1606.09282)). Doing so on the student's own answers is *on-policy
-# distillation* ([Lu et al. 2025](https://thinkingmachines.ai/blog/on-policy-distillation/)). You
+# 2016](https://arxiv.org/abs/1606.09282)). If the student writes the answers, this is *on-policy
+# distillation* ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)), which [Lu et al.
+# (2025)](https://thinkingmachines.ai/blog/on-policy-distillation/) use to restore lost skills. You
 # write the loss, the sampling function and the training step, and fix a measurement that reports
 # zero for every adapter.
 #
@@ -71,17 +72,22 @@ def learn_home(model, steps=40, rate=2e-3):
 chats = [row["messages"] for row in tasks.load("chat", "test") if "json" not in row["check"]]
 
 
+def like_home(text):
+    """Whether an answer looks like a smart-home intent: a brace first, or an intent's name."""
+    return text.startswith("{") or "Hass" in text
+
+
 def marks(model, n=100):
-    """Percentage of n commands that are answered right, and number of JSON answers to `chats`."""
+    """Percentage of n commands that are answered right; number of intents in answer to `chats`."""
     commands = tasks.draw("home", "test", n)
     answers = generation.answers(model, tokenizer, commands["messages"], 40)
     right = sum(a == b for a, b in zip(answers, commands["answer"], strict=True))
     said = generation.answers(model, tokenizer, chats, 24)
-    return {"home": 100 * right / n, "json": sum(text.startswith("{") for text in said)}
+    return {"home": 100 * right / n, "intents": sum(map(like_home, said))}
 
 
 # %%
-guess_json = lab.predict("How many of 54 everyday instructions get unwanted JSON?", None)
+guess_intents = lab.predict("How many of 54 everyday instructions get a smart-home intent?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("An adapter for home alone", 50):
@@ -92,19 +98,20 @@ if lab.experiment("An adapter for home alone", 50):
     answers = {"base": generation.answers(base, tokenizer, some, 48)}
     answers["home alone"] = generation.answers(tuned, tokenizer, some, 48)
     display(compare_answers([messages[0]["content"] for messages in some], None, answers))
-    print("unwanted JSON: {json} of 54, right on home: {home:.0f}%".format(**found["home alone"]))
-    guess_json.compare(found["home alone"]["json"])
+    print("base: {intents} intents of 54, {home:.0f}% right on home".format(**marks(base)))
+    print("home alone: {intents} intents, {home:.0f}% right".format(**found["home alone"]))
+    guess_intents.compare(found["home alone"]["intents"])
 
 # %% [markdown]
-# The tuned model gets some of the commands right, but it also begins most answers to other
-# instructions with a brace. Every training example had the system prompt "Home intent as JSON.";
-# none showed what to do without it.
+# The tuned model gets many commands right, but it also answers most other instructions with a
+# smart-home intent, or something like one. Every training example had the system prompt "Home
+# intent as JSON."; none showed what to do without it.
 #
 # With the adapter off, the model answers as before. You could switch it on for commands only, as in
-# lab 7. But then something must tell commands from chat, and you can never merge. The usual
-# solution is to mix everyday instructions with written answers into the training data. Somebody has
-# to write them, and the model picks up the writer's style. Here, you only want the base's answers
-# back, good and bad.
+# lab 7. But then you must always know which requests are commands, and you can't merge the adapter.
+# The usual solution is to mix everyday instructions with written answers into the training data.
+# Somebody has to write them, and the model picks up the writer's style. Here, you only want the
+# base's answers back, good and bad.
 #
 # ## How far apart are two models?
 #
@@ -168,10 +175,10 @@ check.kl(token_kl)
 # %% [markdown]
 # ## The student answers, the teacher scores
 #
-# On which texts should the student agree with the teacher? What a model has already written affects
-# what it writes next. Once the student has written `{"intent"`, it must continue a text that no
-# good written answer contains. In *on-policy* training, the student generates the answers, and
-# training corrects its mistakes ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)).
+# The KL compares two models on a text. Whose text? What a model has already written affects what it
+# writes next. Once the student has written `{"intent"`, it is in a context that good answers never
+# contain, so training on good answers never corrects it. In *on-policy* training, the student
+# generates the answers, and training corrects its mistakes.
 #
 # In lab 8, each answer got a single reward, and you needed groups of eight to see which answers
 # were better. Here, the teacher provides a whole distribution for every token.
@@ -260,7 +267,7 @@ if lab.experiment("Every token, marked", 2, needs=["9.1", "9.2"]):
 # $$\text{loss} = \text{task loss} + \text{weight} \cdot \text{KL}$$
 #
 # The task loss should preserve `home`, and the KL should restore the everyday answers. No gradient
-# flows through the sampling: each step takes the sampled answers as given.
+# flows through the sampling: you treat the sampled tokens as fixed data.
 
 # %% [markdown]
 # ### Exercise 9.3 · `distill_step`
@@ -312,11 +319,11 @@ def distill_step(model, optimizer, task_loss, prompts, sample, weight=1.0):
 check.steps(distill_step)
 
 # %% [markdown]
-# ## A loss that was too good
+# ## Measure the distance
 #
 # Before you train, you need a way to measure how far a model is from its base. Suppose a run
-# reports a KL of nearly 0 from the first step. It looks successful, but the model still answers in
-# JSON.
+# reports a KL of nearly 0 from the first step. It looks successful, but the model still answers
+# with intents.
 
 # %% [markdown]
 # ### Exercise 9.4 · `drift`
@@ -373,8 +380,8 @@ check.drifts(drift)
 # %% [markdown]
 # ## Eight steps of distillation
 #
-# Now use your `distill_step` to train the model that answers in JSON. Take eight steps, each on
-# eight commands and eight everyday prompts.
+# Now use your `distill_step` to train the model that answers with intents. Take eight steps, each
+# on eight commands and eight everyday prompts.
 
 
 # %%
@@ -388,7 +395,8 @@ def distill(
     )
     asked = loop.drawn(tasks.load("chat").to_list(), 8, steps, seed)
     batches = [loop.batches(tasks.load(t), tokenizer, 8, steps, seed=9 + seed) for t in learned]
-    curves = live.Curves(name, steps, "nats per token", ["task", "kl"], picture)
+    title = f"Task loss and KL, {name}"
+    curves = live.Curves(title, steps, "nats per token", ["task", "kl"], picture)
     for step, prompts in enumerate(asked):
         packed = [next(each) for each in batches]
 
@@ -409,7 +417,7 @@ def apart(model):
 
 
 # %%
-guess_kept = lab.predict("After eight steps, how many of the 54 get unwanted JSON?", None)
+guess_kept = lab.predict("After eight steps, how many of the 54 still get an intent?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("Distillation from its own base", 58, needs=["9.1", "9.2", "9.3", "9.4"]):
@@ -419,13 +427,13 @@ if lab.experiment("Distillation from its own base", 58, needs=["9.1", "9.2", "9.
     answers["distilled"] = generation.answers(student, tokenizer, some, 48)
     display(compare_answers([messages[0]["content"] for messages in some], None, answers))
     display(figures.kept(found, guess_kept))
-    guess_kept.compare(found["distilled"]["json"])
+    guess_kept.compare(found["distilled"]["intents"])
 
 # %% [markdown]
-# The unwanted JSON is gone. Three other runs (rings) agree: 42, 35 and 39 unwanted JSON answers
-# before, none after ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The KL
-# falls to about a twentieth. The score on `home` is noisy: in the three runs, it changed by -1, +5
-# and +2 points. Read the answers, too: one that isn't JSON isn't necessarily good.
+# The intents are gone. Three other runs (rings) agree: XX intents before, none after
+# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The KL falls to 3 to 5%
+# of its start. The score on `home` is noisy: in the three runs, it changed by -1, +5 and +2 points.
+# Read the answers, too: one without an intent isn't necessarily good, and it may repeat itself.
 #
 # **Try it: either half of the loss.** Start with the default, which leaves out the task batches.
 # Then use `{"weight": 0.0}`, which leaves out the KL. Predict all three panels.
@@ -440,9 +448,9 @@ if lab.experiment("Half of the loss", 48, needs=["9.1", "9.2", "9.3", "9.4"]):
     display(figures.kept(found))
 
 # %% [markdown]
-# Without task batches, the JSON disappears, but so do most right answers on `home`: the steps that
-# restore chat change the weights that `home` needs. Without the KL, eight more steps on commands
-# leave the JSON where it was.
+# Without task batches, the intents disappear, but so do most right answers on `home`: the steps
+# that restore chat change the weights that `home` needs. Without the KL, eight more steps on
+# commands leave the intents where they were.
 #
 # ## Whose answers?
 #
@@ -475,19 +483,22 @@ if lab.experiment("Other answers", 60, needs=["9.1", "9.2", "9.3", "9.4"]):
     display(figures.kept(found))
 
 # %% [markdown]
-# All three sources remove the JSON, but they differ in distance: in three runs, the final KL is
-# 0.16 nats per token with the student's answers, 0.12 with the base's, and 0.49 with the written
-# ones ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). To get back to the
-# base, you need no written answers. To become better than the base, you need a better teacher.
+# All three sources remove the intents, but they differ in distance: over three runs, the mean final
+# KL is 0.16 nats per token with the student's answers, 0.12 with the base's, and 0.49 with the
+# written ones ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). (The first
+# two runs minimize this very KL, and the third doesn't.) So to get back to the base, you need no
+# written answers. To become better than the base, you need something else to learn from: a better
+# teacher, written answers, or rewards.
 #
-# The student's own answers were no better here than the base's. Counting braces couldn't show a
-# difference: the first token of an answer has the same context, whoever writes the rest.
+# The student's own answers were no better here than the base's. An answer usually becomes an intent
+# at its first token, which has the same context, whoever writes the rest.
 
 # %% [markdown]
 # ## Take it with you
 #
 # TRL's `DistillationTrainer` samples the answers and computes the KL, but takes the teacher as a
-# second model and has no task loss. The subclass below adds one.
+# second model and has no task loss. The subclass below adds one. Load your own adapter: a new one
+# begins at a KL of 0.
 #
 # ```python
 # from datasets import Dataset
@@ -535,8 +546,8 @@ if lab.experiment("Other answers", 60, needs=["9.1", "9.2", "9.3", "9.4"]):
 # - (c) The same model as with task batches, because the gradient norm is clipped to 1.
 # - (d) A model that has learned its own mistakes, because it wrote the answers itself.
 #
-# **q3. A run reports a KL of 0.01 from the first step, but the model still answers in JSON. What do
-# you check first?**
+# **q3. A run reports a KL of 0.01 from the first step, but the model still answers with intents.
+# What do you check first?**
 #
 # - (a) Nothing, because the model is as close to its base as you could want.
 # - (b) Whether the adapter is off when the teacher runs.
@@ -569,8 +580,8 @@ check.quiz(quiz)
 # - Fine-tuning a model on one task also changes its answers to other prompts. Read those answers
 #   before you ship.
 # - With an unmerged LoRA, you still have the base model: switch the adapter off to get the teacher.
-# - The reverse KL on the student's own answers penalizes what the teacher would never say and needs
-#   no written answers.
+# - The reverse KL penalizes what the teacher would never say. It needs no written answers: the
+#   student can write them, or the base, which worked as well here.
 # - Keep training on task batches. Without them, the student here forgot its task.
 # - If a model has visibly changed but its KL is near zero at the first step, there is almost
 #   certainly a bug. Check which model is the teacher, then check the mask.
@@ -582,7 +593,7 @@ lab.score()
 if lab.experiment("The result in one line", 0, needs=["9.1", "9.2", "9.3", "9.4"]):
     before, after = found["home alone"], found["distilled"]
     lab.headline(
-        f"unwanted JSON of 54: {before['json']} -> {after['json']}; "
+        f"intents in 54 other answers: {before['intents']} -> {after['intents']}; "
         f"KL from the base: {before['kl']:.2g} -> {after['kl']:.2g} nats per token; "
         f"right on home: {before['home']:.0f}% -> {after['home']:.0f}%"
     )

@@ -11,12 +11,8 @@ from matplotlib import cbook
 from matplotlib.figure import Figure
 
 from labkit.figures.forms import RING, dots, titled
-from labkit.figures.forms import spread as spread_out
 from labkit.figures.guess import Guess, as_text
 from labkit.plots import BESIDE, INK, PAPER, ROLES
-
-SERIES = {"weights": ("base", "o"), "random": (INK, "_")}
-SERIES |= {"update": ("full", "s"), "rank 8": ("LoRA", "_")}
 
 
 def photograph() -> torch.Tensor:
@@ -84,29 +80,49 @@ def median(kinds: dict[str, list[float]]) -> float:
     return middle(number for numbers in kinds.values() for number in numbers)
 
 
-def energy_ranks(spread: dict[str, dict[str, list[float]]], guess: Guess) -> Figure:
-    """Directions that have 90% of the energy, in %: {"weights", "random", …: {kind: percents}}.
+def energy_ranks(
+    weights: dict[str, list[float]], random: dict[str, list[float]], guess: Guess
+) -> Figure:
+    """Directions that have 90% of the energy, in %, by kind of matrix: {kind: percents}.
 
-    One dot per block; "random" and "rank 8" are dashes. The guess is for the last series' median.
+    One dot per block; random matrices of the same shapes are dashes. guess: the weights' median.
     """
-    last = "update" if "update" in spread else "weights"
-    what = {"weights": "weight matrix", "update": "update"}[last]
-    title = f"A typical {what} needs {median(spread[last]):.0f}% of its directions"
+    title = f"A typical weight matrix needs {median(weights):.0f}% of its directions"
     fig, ax = titled(title, height=3.6)
-    ends = spread_out([median({"": list(kinds.values())[-1]}) for kinds in spread.values()], 6, 100)
-    for (name, kinds), end in zip(spread.items(), ends, strict=True):
-        role, marker = SERIES[name]
-        for x, shares in enumerate(kinds.values()):
-            places = x + (np.linspace(-0.25, 0.25, len(shares)) if len(shares) > 1 else np.zeros(1))
-            ax.scatter(places, shares, 420 if marker == "_" else 18, ROLES.get(role, role), marker)
-        name = {"random": "random matrix"}.get(name, name)
-        ax.annotate(name, (len(kinds) - 0.6, end), (4, 0), color=ROLES.get(role, role), **BESIDE)
-    ax.set_xticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in kinds])
-    ax.set(ylim=(0, 100), xlim=(-0.6, len(kinds) - 0.4))
-    ax.set_ylabel("% of the directions\nwith 90% of the energy")
+    for x, (shares, (chance,)) in enumerate(zip(weights.values(), random.values(), strict=True)):
+        ax.scatter(x + np.linspace(-0.25, 0.25, len(shares)), shares, 18, ROLES["base"])
+        ax.scatter(x, chance, 420, INK, "_")
+    for name, kinds, color, y in (("weights", weights, "#777777", -6), ("random", random, INK, 0)):
+        ax.annotate(name, (6.4, list(kinds.values())[-1][0]), (4, y), color=color, **BESIDE)
+    ax.set_xticks(range(len(weights)), [kind.removesuffix("_proj") for kind in weights])
+    ax.set(ylim=(0, 100), xlim=(-0.6, len(weights) - 0.6))
+    ax.set_ylabel("% of its directions that\nhold 90% of its energy")
     ax.set_xlabel("kind of matrix (one dot per block, first block on the left)")
     ax.grid(axis="x", visible=False)
     guess.draw(ax)
+    return fig
+
+
+def captured(spectra: dict[str, torch.Tensor], guess: Guess) -> Figure:
+    """Energy (%) in the first directions (%) of three matrices: {name: singular values (k,)}.
+
+    guess: the percentage of directions that has 90% of an update's energy.
+    """
+    energy = {name: 100 * (s**2).cumsum(0) / (s**2).sum() for name, s in spectra.items()}
+    fig, ax = titled(f"In its first 8 directions, this update has {energy['update'][7]:.0f}%")
+    for (name, shares), color in zip(
+        energy.items(), (INK, ROLES["base"], ROLES["full"]), strict=True
+    ):
+        x = 100 * np.arange(1, len(shares) + 1) / len(shares)
+        ax.plot(x, shares, color=color)
+        i = int((shares < 90).sum())
+        ax.plot(x[i], shares[i], "o", color=color)
+        ax.annotate(f"{name}: {x[i]:.0f}%", (x[i], shares[i]), (6, -10), color=color, **BESIDE)
+    ax.plot(x[7], shares[7], "o", mfc="white", color=color)
+    ax.axhline(90, color=INK, ls=":", lw=1.2)
+    ax.set(xlim=(0, 100), ylim=(0, 102), ylabel="% of the energy (dotted: 90%)")
+    ax.set_xlabel("% of the directions, largest first (circle: 8 directions)")
+    guess.draw(ax, "x")
     return fig
 
 
@@ -116,43 +132,42 @@ def cuts(
     full: int,
     runs: pd.DataFrame,
     guess: Guess,
-    lora: int | None = None,
+    loras: dict[int, int] | None = None,
 ) -> Figure:
     """Energy (share) and right answers after a cut to each rank, in % of the whole update's.
 
-    full: right answers of the uncut update; lora: those of rank-8 LoRA. runs: measured/svd.csv, for
-    the seeds drawn as rings. guess: the answers at rank 8.
+    full: right answers of the uncut update; loras: those of LoRA, {rank: count}. runs:
+    measured/svd.csv, for the seeds drawn as rings. guess: the answers at rank 8.
     """
     ranks, kept, scale = sorted(energy), 8 if 8 in right else max(right), 100 / max(full, 1)
     title = f"A cut to rank {kept} keeps {scale * right[kept]:.0f}% of the right answers"
-    if lora is not None:
-        beats = "beats" if lora > right[kept] else "doesn't beat"
-        title = f"At rank {kept}, LoRA {beats} the truncated update"
+    if both := sorted((loras or {}).keys() & right.keys()):
+        beats = "beats" if all(loras[r] > right[r] for r in both) else "doesn't always beat"
+        title = f"At the same rank, LoRA {beats} the truncated update"
     fig, ax = titled(title, height=3.6)
     named = {"color": ROLES["full"], "bbox": PAPER, **BESIDE}
     for name, values, how, y in (
-        ("energy", [100 * energy[r] for r in ranks], {"ls": "--", "mfc": "white"}, -9),
-        ("right answers", [scale * right[r] for r in ranks], {"ls": "-"}, 0),
+        ("energy", [100 * energy[r] for r in ranks], {"ls": "--", "lw": 1.2}, -9),
+        ("right answers", [scale * right[r] for r in ranks], {"marker": "o"}, 0),
     ):
-        ax.plot(ranks, values, marker="o", color=ROLES["full"], **how)
+        ax.plot(ranks, values, color=ROLES["full"], **how)
         ax.annotate(name, (ranks[-1], values[-1]), (8, y), **named)
     counts = runs[runs.measure == "right"].pivot_table("value", "setting", "seed")
     for setting, counted in (100 * counts / counts.loc["full"]).iterrows():
-        if setting.startswith("rank") or (setting == "LoRA" and lora is not None):
+        if setting.startswith("rank") or (setting == "LoRA" and loras):
             x = 8 if setting == "LoRA" else int(setting.removeprefix("rank "))
             color = ROLES["LoRA" if setting == "LoRA" else "full"]
             ax.plot([x] * len(counted), counted, **RING | {"mec": color}, zorder=3)
-    if lora is not None:
-        ax.plot(8, scale * lora, "*", ms=15, color=ROLES["LoRA"], zorder=4)
-        ax.annotate("LoRA of rank 8", (8, scale * lora), (-12, 0), ha="right", **BESIDE)
-    elif guess.value is not None:
+    for r, count in (loras or {}).items():
+        ax.plot(r, scale * count, "*", ms=15, color=ROLES["LoRA"], zorder=4)
+        ax.annotate(f"LoRA, r = {r}", (r, scale * count), (0, -14), ha="center", **BESIDE)
+    if not loras and guess.value is not None:
         place = (kept, scale * guess.value)
         ax.plot(*place, "x", ms=9, mew=2, color=INK, clip_on=False)
         ax.annotate(f"your guess: {as_text(guess.value)}", place, (8, 0), fontsize=9, **BESIDE)
     ax.axhline(100, color=INK, ls=":", lw=1.2)
     ax.set(xscale="log", ylim=(-3, None), xlabel="rank of the cut (ring: another seed)")
-    ticks = sorted({*ranks, 16})
-    ax.set(ylabel="% of the whole update's", xticks=ticks, xticklabels=ticks)
+    ax.set(ylabel="% of the whole update's", xticks=ranks, xticklabels=ranks)
     ax.minorticks_off()
     return fig
 
@@ -171,9 +186,7 @@ def overlap(
     """
     lora, full = 100 * np.median(shares), 100 * np.median(own)
     measured = 100 * runs[runs.study == "overlap"].groupby("measure").value.mean()
-    times = lora / (100 * np.median(chance))
-    title = f"LoRA shares full fine-tuning's main directions: {times:.0f} times chance"
-    fig, ax = titled(title)
+    fig, ax = titled("LoRA writes partly where full fine-tuning does")
     values = {
         "the full update\nitself": full,
         "LoRA": lora,
@@ -192,7 +205,7 @@ def overlap(
 def intrinsic(accuracies: dict[int, float], full: float, n_params: int) -> Figure:
     """Accuracy against the dimension of the subspace; full: with all `n_params` trained."""
     enough = [d for d, accuracy in accuracies.items() if accuracy >= 0.9 * full]
-    best = f"{enough[0]} numbers reach" if enough else "No subspace here reaches"
+    best = "A few hundred numbers reach" if enough else "No subspace here reaches"
     fig, ax = titled(f"{best} nine tenths of full training's accuracy")
     dims, shares = list(accuracies), [100 * accuracy for accuracy in accuracies.values()]
     ax.plot(dims, shares, color=ROLES["LoRA"], marker="o", ms=5)

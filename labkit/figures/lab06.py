@@ -12,7 +12,8 @@ from labkit.figures.guess import Guess
 from labkit.plots import BESIDE, INK, ROLES, VARIANTS
 
 GRIDS = dict(zip(("bf16", "Q8_0", "NF4"), VARIANTS, strict=False))
-WAYS = dict(zip(("cat", "linear", "TIES", "cat, cut to r=8"), VARIANTS, strict=False))
+NAMES = ("cat", "linear", "TIES 0.5", "cat, cut to r=8", "TIES 0.2")
+WAYS = dict(zip(NAMES, VARIANTS, strict=False))
 Points = dict[tuple[str, tuple[float, float]], tuple[float, float]]  # {(way, weights): (x, y)}
 
 
@@ -80,13 +81,14 @@ def merges(kls: dict, right: dict, runs: pd.DataFrame, guess: Guess) -> Figure:
     nearest, trained = min(kls, key=kls.get), right["as trained"]
     title = f"Closest to the trained model: {nearest}"
     if nearest == "dequantized, 16 bits" and abs(right[nearest] - trained) <= 2:
-        title = "In 16 bits, the dequantized merge answers about as before"
+        title = "Merged into the dequantized base, the model answers as before"
     fig, (left, other) = titled(title, 2, sharey=True)
     kls = {"as trained": 1e-9} | dict(sorted(kls.items(), key=lambda pair: pair[1]))
     roles = {name: "mistake" for name in kls if right[name] < trained / 2}
     roles |= {"as trained": "QLoRA", "no adapter": "base"}
     dots(left, kls, "KL from the trained model,\nnats per token", roles)
     left.texts[0].remove()  # a logarithmic axis has no 0
+    left.text(1.2e-4, 0, "0: this is the trained model", va="center", color=INK, fontsize=9)
     left.set(xscale="log", xlim=(min(1e-4, kls[nearest] / 2), 60))
     left.set_xticks([1e-4, 1e-2, 1], ["0.0001", "0.01", "1"])
     counts, rings = {k: right[k] for k in kls}, {k: runs[f"{k}: right"] for k in kls}
@@ -101,7 +103,7 @@ def _ways(ax: Axes, points: Points, apart: tuple[float, float]) -> None:
     for way in dict.fromkeys(way for way, _ in points):
         weights = sorted((w for kind, w in points if kind == way), key=lambda w: w[1] / sum(w))
         color, lower = WAYS.get(way, INK), apart < points[way, weights[0]]
-        below = way == "cat" or (way == "TIES" and lower)  # on the side without lines
+        below = way == "cat" or (way.startswith("TIES") and lower)  # on the side without lines
         ax.plot(*zip(*(points[way, w] for w in weights), strict=True), "o-", color=color)
         how = {"ha": "right", "va": "top"} if below else {"va": "bottom"}
         how |= {"textcoords": "offset points", "color": color, "fontsize": 9}

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from labkit import measured
-from labkit.figures.forms import RING, dots, mean_interval, titled, wilson
+from labkit.figures.forms import dots, mean_interval, titled, wilson
 from labkit.figures.guess import Guess
 from labkit.plots import INK, ROLES
 
@@ -51,40 +51,41 @@ def clip_shape(epsilon: float) -> Figure:
     return fig
 
 
-def rewarded(found: dict[str, dict]) -> Figure:
-    """Gains in reward and in right greedy answers; rings are the stored seeds' gains.
+def rewarded(found: dict[str, dict], cool: Sequence[float]) -> Figure:
+    """Changes in right intents and right answers, in percentage points; rings are stored seeds'.
 
-    found: {model: result of `marks`}, before and after, compared command by command.
+    found: {model: result of `marks`}, before and after, compared command by command. cool: right
+    intents (0 or 1) of the first model's answers, sampled at temperature 0.7.
     """
+    before, after = found.values()
     runs, gains, others = measured.by_run("rewards_lab").loc["grpo"], {}, {}
-    pair = [marks | {"right": 100 * np.equal(marks["greedy"], 1)} for marks in found.values()]
-    for way in ("sampled", "greedy", "right"):
-        before, after = (np.mean(np.split(np.array(m[way]), len(m["greedy"])), 1) for m in pair)
-        form = "greedy: {:.0f} → {:.0f}" if way == "right" else way + ": {:.2f} → {:.2f}"
-        label = form.format(before.mean(), after.mean())
-        gains[label] = mean_interval(after - before)
-        others[label] = sorted(runs[f"after: {way}"] - runs[f"before: {way}"])
-    sampled, *greedy = (low > 0 and min(others[x]) > 0 for x, (_, low, _) in gains.items())
-    title = "Sampled answers earn more after GRPO" if sampled else "GRPO brings no clear gain"
-    title += "; greedy answers don't improve" if sampled and not any(greedy) else ""
-    fig, (left, right) = titled(title, 2, 2.4)
-    rows = list(gains)
-    dots(left, {x: gains[x] for x in rows[:2]}, "gain in reward", None, "{:+.2f}")
-    dots(right, {rows[2]: gains[rows[2]]}, "gain in right answers", None, "{:+.0f}")
-    fig.supxlabel("100 commands (line: 95% interval, ring: other seed)", fontsize=10.5, color=INK)
-    for ax, labels in ((left, rows[:2]), (right, rows[2:])):
-        for y, label in enumerate(labels):
-            down = 0.12 * np.arange(1, len(others[label]) + 1)  # else equal gains coincide
-            ax.plot(others[label], y + down, **RING)
-        ax.axvline(0, color=INK, lw=0.8)
-        ax.margins(x=0.25)
+    rows = [("sampled", "right intents, sampled"), ("greedy", "right intents, greedy")]
+    for way, name in [*rows, ("right", "right answers, greedy")]:
+        start, end = (_percent(marks[way]) for marks in (before, after))
+        label = f"{name}: {start.mean():.0f} → {end.mean():.0f}"
+        gains[label] = mean_interval(end - start)
+        others[label] = 100 * (runs[f"after: {way}"] - runs[f"before: {way}"])
+    paid = all(low > 0 and others[x].min() > 0 for x, (_, low, _) in list(gains.items())[:2])
+    start, end = _percent(before["sampled"]), _percent(cool)
+    control = f"temperature 0.7, no GRPO: {start.mean():.0f} → {end.mean():.0f}"
+    gains[control] = mean_interval(end - start)
+    title = "GRPO raises the right intents that it pays for"
+    fig, ax = titled(title if paid else "GRPO brings no clear gain", height=2.8)
+    dots(ax, gains, "change in % of 100 commands", {control: "base"}, "{:+.0f}", others)
+    ax.axvline(0, color=INK, lw=0.8)
+    fig.supxlabel("line: 95% interval, ring: other seed", fontsize=9.5, color=INK)
     return fig
+
+
+def _percent(values):
+    """Means by command, in percent: (100,)."""
+    return 100 * np.mean(np.split(np.array(values, dtype=float), 100), 1)
 
 
 def hacked(found: dict[str, dict], guess: Guess) -> Figure:
     """Keys per answer and right answers of each model, on 100 commands, the newest model last."""
     first, *_, last = found
-    counts = {name: wilson(marks["right"], 100) for name, marks in found.items()}
+    counts = {name: wilson(sum(marks["right"]), 100) for name, marks in found.items()}
     keys = {name: mean_interval(marks["keys"]) for name, marks in found.items()}
     worse = counts[last][2] < max(count for count, _, _ in counts.values())
     title = f"{last}: {counts[last][0]} of 100 answers are right"

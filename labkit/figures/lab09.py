@@ -5,18 +5,18 @@ from matplotlib.figure import Figure
 from labkit import measured
 from labkit.figures.forms import dots, titled
 from labkit.figures.guess import Guess
-from labkit.plots import ROLES
+from labkit.plots import INK, ROLES
 
 INSTRUCTIONS = 54
 AXES = {  # of `kept`: {measure: (label, limits)}
-    "json": (f"unwanted JSON, of {INSTRUCTIONS}", (-3, 57)),
+    "intents": (f"intents in {INSTRUCTIONS} other answers", (-3, 57)),
     "home": ("right on home, %", (-5, 105)),
-    "kl": ("KL from the base, nats", (0.05, 10)),
+    "kl": ("KL from the base,\nnats per token", (0.05, 10)),
 }
 
 
 def kept(found: dict[str, dict], guess: Guess | None = None) -> Figure:
-    """Unwanted JSON, right answers on `home`, and KL: {model: its marks}, the newest last."""
+    """Intents in other answers, right answers on `home`, KL: {model: its marks}, newest last."""
     stored = measured.by_run("distill_lab").loc["ways"]
     first, *_, last = found
     title = f"{last[0].upper()}{last[1:]}: {_verdict(list(found.values()))}"
@@ -24,8 +24,9 @@ def kept(found: dict[str, dict], guess: Guess | None = None) -> Figure:
     for ax, (what, (label, limits)) in zip(axes, AXES.items(), strict=True):
         values = {name: marks[what] for name, marks in found.items()}
         rings = {name: stored.query("setting == @name")[what] for name in found}
-        dots(ax, values, f"{label}\n(ring: other runs)", {first: "base"}, "{:.2g}", rings)
+        dots(ax, values, label, {first: "base"}, "{:.2g}", rings)
         ax.set(xlim=limits)
+    fig.supxlabel("ring: another run (home: 300 commands instead of 100)", size=9.5, color=INK)
     axes[2].set(xscale="log", xticks=(0.1, 1, 10), xticklabels=("0.1", "1", "10"))
     if guess is not None:
         guess.draw(axes[0], "x")
@@ -35,25 +36,25 @@ def kept(found: dict[str, dict], guess: Guess | None = None) -> Figure:
 def _verdict(found):
     """The figure's message about the last of the models' marks; the first is the start."""
     start, *_, marks = found
-    if marks["json"] > INSTRUCTIONS / 10:
-        return "the JSON is still there"
+    if marks["intents"] > INSTRUCTIONS / 10:
+        return "the intents are still there"
     if marks["home"] < start["home"] / 2:
-        return "the JSON is gone, and so is home"
+        return "the intents are gone, and so is home"
     if marks["kl"] > 1.5 * min(each["kl"] for each in found):
-        return "no JSON, but farther from the base"
-    return f"unwanted JSON for {marks['json']} of {INSTRUCTIONS} instructions"
+        return "no intents, but farther from the base"
+    return f"{marks['intents']} intents in other answers, and home is kept"
 
 
 def marked(tokens: list[str], far: list[float]) -> Figure:
     """The KL from the teacher at each token of one answer, in nats."""
-    most = far.index(max(far))
-    title = f"The teacher disagrees most where the student says {tokens[most]!r}"
+    n_far = sum(x > 1 for x in far)
+    title = f"The teacher disagrees at {n_far} of the student's {len(far)} tokens"
     tokens = [token.replace("<|im_end|>", "end") for token in tokens]
     turned = len(tokens) * max(map(len, tokens)) > 80  # else they fit side by side
     fig, ax = titled(title, height=3 if turned else 2.4)
-    ax.bar(range(len(far)), far, 0.7, color=ROLES["base"])[most].set_color(ROLES["mistake"])
+    ax.bar(range(len(far)), far, 0.7, color=[ROLES["mistake" if x > 1 else "base"] for x in far])
     ax.set_xticks(range(len(far)), tokens, rotation=90 * turned, family="monospace", size=9)
-    ax.set_title("KL where each token is chosen, nats", size=9.5, weight="normal")
+    ax.set_title("KL where each token is chosen, nats (red: above 1)", size=9.5, weight="normal")
     ax.set_xlim(-0.6, len(far) - 0.4)
     ax.grid(axis="x", visible=False)
     return fig
