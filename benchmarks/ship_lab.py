@@ -48,7 +48,7 @@ def shipped(lab, seed):
     asked = [row["messages"] for row in test]
     wanted = [messages[-1]["content"] for messages in asked]
     told = {
-        "look-up": [lab["looked_up"](row, train) for row in test],
+        "lookup": [lab["looked_up"](row, train) for row in test],
         "LoRA": generation.answers(model, lab["tokenizer"], asked, 24),
     }
     found = {"n": len(wanted)}

@@ -76,10 +76,10 @@ def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
 class Curves:
     """Live curves of one training run.
 
-    Call `curves.add(reward=…, kl=…)` once per step, always with the same names. `values[name]` and
-    `seconds` (since the start, after each step) remain for later plots. The figure shows `names`,
-    below a progress line, and is redrawn from time to time. Without `picture` only the line is
-    shown, for use when a later figure shows the curve.
+    Call `curves.add(reward=…, kl=…)` once per step, always with the same names; NaN means not
+    measured. `values[name]` and `seconds` (since the start, after each step) remain for later
+    plots. The figure shows `names`, below a progress line, and is redrawn from time to time.
+    Without `picture` only the line is shown, for use when a later figure shows the curve.
     """
 
     def __init__(
@@ -105,7 +105,8 @@ class Curves:
         now = time.perf_counter()
         self.seconds.append(now - self._begun)
         done = len(self.seconds)
-        note = "".join(f" · {name} {numbers[-1]:.3g}" for name, numbers in self.values.items())
+        latest = {name: numbers[-1] for name, numbers in self.values.items()}
+        note = "".join(f" · {name} {x:.3g}" for name, x in latest.items() if x == x)
         if self._text is None:  # no notebook
             return print(f"{self.title} {done}/{self.steps}{note}", flush=True)
         if now - self._shown <= REDRAW_SECONDS and done < self.steps:

@@ -97,14 +97,18 @@ def growing(values: dict[str, Sequence[float]], steps: int, title: str, ylabel: 
     """A figure of `values`, {name: numbers so far}, against the step; several are named."""
     fig, ax = figure(height=2.2)
     ax.axhline(0, color=INK, lw=0.6)  # so that a small change looks small
-    lowest_first = sorted(values, key=lambda name: values[name][-1])
-    for (name, numbers), color in zip(values.items(), PALETTE, strict=False):
-        ax.plot(range(1, len(numbers) + 1), numbers, "o-", ms=4, color=color)
+    points = {  # a value that wasn't measured at a step is NaN
+        name: [(step, x) for step, x in enumerate(numbers, start=1) if x == x]
+        for name, numbers in values.items()
+    }
+    points = {name: some for name, some in points.items() if some}
+    lowest_first = sorted(points, key=lambda name: points[name][-1][1])
+    for (name, some), color in zip(points.items(), PALETTE, strict=False):
+        ax.plot(*zip(*some, strict=True), "o-", ms=4, color=color)
         if len(values) > 1:
-            above = 11 * lowest_first.index(name) - 5.5 * (len(values) - 1)  # names don't overlap
-            end = len(numbers), numbers[-1]
-            ax.annotate(name, end, (6, above), color=color, **BESIDE)
-        elif not any(numbers):
+            above = 11 * lowest_first.index(name) - 5.5 * (len(points) - 1)  # names don't overlap
+            ax.annotate(name, some[-1], (6, above), color=color, **BESIDE)
+        elif not any(x for _, x in some):
             ax.set_ylim(-0.2, 1)  # else the line is on the frame
             ax.text(0.5, 0.5, "0 in each step", transform=ax.transAxes, ha="center", color=INK)
     ax.set(xlim=(0.8, max(steps, 2) + 0.2), xlabel="step", ylabel=ylabel)

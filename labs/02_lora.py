@@ -407,15 +407,18 @@ guess_right = lab.predict("After 50 steps, how many of the 60 answers match word
 
 # %% tags=["experiment"]
 rate = 5e-3
-if lab.experiment("Your LoRA learns `home`", 83, needs=["2.2", "2.4"]):
+if lab.experiment("Your LoRA learns `home`", 90, needs=["2.2", "2.4"]):
     torch.manual_seed(lab.seed)
     model, tokenizer = models.load()
     inject(model, everything, r=8, alpha=16)
     trainable, total = count_params(model)
     print(f"{trainable:,} of {total:,} parameters train: {trainable / total:.1%}")
-    curve = live.Curves("Your LoRA on home", 50, "loss (nats per token)", ["loss"])
-    for loss in train(model, loop.batches(home, tokenizer, size=16, steps=50), 50, rate):
-        curve.add(loss=loss)
+    curve = live.Curves("Your LoRA on home", 50, "loss (nats per token)", ["training", "held out"])
+    losses = train(model, loop.batches(home, tokenizer, size=16, steps=50), 50, rate)
+    few = unseen.select(range(20))
+    for step, loss in enumerate(losses, start=1):
+        held_out = loop.held_out_loss(model, tokenizer, few) if step % 10 == 0 else math.nan
+        curve.add(**{"training": loss, "held out": held_out})
 
 # %% tags=["experiment", "cover"]
 if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
@@ -428,9 +431,10 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # The curve starts at the base model's loss, because `B` starts at zero. You trained less than 2% of
-# the parameters. The loss ends near zero, but many answers are wrong: the test commands have new
-# sentence patterns, and one wrong field spoils an answer. With all three seeds, full fine-tuning
-# reached a lower held-out loss, but it didn't clearly answer more commands right
+# the parameters. The training loss ends near zero, but the held-out loss stops falling above it,
+# and many answers are wrong: the test commands have new sentence patterns, and one wrong field
+# spoils an answer. With all three seeds, full fine-tuning reached a lower held-out loss, but it
+# didn't clearly answer more commands right
 # ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
 #
 # ### Rank and alpha

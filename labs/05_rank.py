@@ -396,7 +396,7 @@ if lab.experiment("Memorize random pairs", 10, needs=["5.4"]):
 
 # %% [markdown]
 # Here, the rank limits how much the adapter memorizes in 100 passes. The next figure shows 1,000
-# pairs and three seeds, each rank at the best of three learning rates.
+# pairs and three seeds, each rank at the best of five learning rates.
 
 # %% tags=["experiment"]
 if lab.experiment("Where rank binds", 0, needs=["5.4"]):

@@ -246,9 +246,9 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
 # ## Baseline, training and score
 #
 # Before you train, try two baselines that need no training: the base model with five examples in
-# its prompt, and a look-up. The look-up finds the training question whose words overlap most with
-# the new question, and copies its answer. Then, if the new question mentions known values for a
-# part of the answer, it uses the first.
+# its prompt, and a lookup. The lookup finds the training question whose words overlap most with the
+# new question, and copies its answer. Then, if the new question mentions known values for a part of
+# the answer, it uses the first.
 
 
 # %%
@@ -320,7 +320,7 @@ if lab.experiment("The office's adapter, and its score", 65, needs=["7.1", "7.2"
     few_shot = [[*messages[:-2], *shots, *messages[-2:]] for messages in asked]
     answers = {
         "5 examples": generation.answers(base, tokenizer, few_shot, limit),
-        "look-up": [looked_up(row, train_rows) for row in test_rows],
+        "lookup": [looked_up(row, train_rows) for row in test_rows],
         "LoRA": generation.answers(office.model, tokenizer, asked, limit),
     }
     display(compare_answers([row[-2]["content"] for row in asked], wanted, answers, rows=3))
@@ -331,10 +331,10 @@ if lab.experiment("The office's adapter, and its score", 65, needs=["7.1", "7.2"
     guess_score.compare(100 * scores["LoRA"]["whole answer"] / len(wanted))
 
 # %% [markdown]
-# The look-up gets about three quarters of the apartments and times right, but half of its trades
-# are wrong, because a message describes the fault without naming the trade. The look-up also takes
+# The lookup gets about three quarters of the apartments and times right, but half of its trades are
+# wrong, because messages often describe the fault without naming the trade. The lookup also takes
 # the first day mentioned, even one the tenant rules out. Across three seeds, the adapter gets more
-# than nine in ten answers right, and the look-up gets at most one in ten
+# than nine in ten answers right, and the lookup gets at most one in ten
 # ([evidence](../docs/evidence/07_ship.md#the-score)).
 #
 # How precise is such a score? If a fraction $p$ of $n$ independent answers is right, its standard
@@ -938,6 +938,6 @@ if lab.experiment("The result in one line", 0, needs=["7.1", "7.2", "7.3"]):
     llama = right_by_way["Llama 2's template"]
     lab.headline(
         f"{len(good)} of {len(rows)} rows left after the audit; right of {n} held-out answers: "
-        f"look-up {whole_answers['look-up']}, LoRA {whole_answers['LoRA']}; with Llama 2's "
+        f"lookup {whole_answers['lookup']}, LoRA {whole_answers['LoRA']}; with Llama 2's "
         f"template, {llama} of {len(few)}"
     )

@@ -710,9 +710,18 @@ if lab.experiment("GRPO on home", 100, needs=["8.4", "8.5", "8.6", "8.7"]):
     guess_grpo.compare(sum(found["paid right_intent, 12 steps"]["greedy"]))
 
 # %% [markdown]
-# TEXT
+# Sampled answers now have the right intent about twice as often. With three other seeds (rings),
+# the gains were 19, 15 and 22 points, each with a standard error of 3
+# ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). But greedy answers have no more right
+# intents than before: they gained 4, -3 and 2. GRPO made likely answers likelier, and a greedy
+# answer is the likeliest already. A lower temperature does much the same without training: at 0.7,
+# 35% of the warm start's answers have the right intent. Whether rewards can teach a model what it
+# couldn't say at all is disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)).
 #
-# Written answers teach more, if you have them. In other runs from this start, 192 written answers
+# And you get what you pay for. Nobody paid for the other keys, so right answers fell from 33 of 100
+# to 8, 12 and 0.
+#
+# Written answers teach more, if you have them. In runs on another machine, 192 written answers
 # raised the mean of your reward from 0.42 to 0.59, but 768 answers paid by your reward only to 0.47
 # ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). So train on right
 # answers first. GRPO is for tasks where a program can recognize right answers, but too few have
@@ -720,7 +729,7 @@ if lab.experiment("GRPO on home", 100, needs=["8.4", "8.5", "8.6", "8.7"]):
 #
 # ## A reward that can be hacked
 #
-# Answers often omit a key, so suppose you pay for each key: 0.2, up to five keys.
+# Answers now omit keys, so suppose you pay for each key: 0.2, up to five keys.
 
 
 # %%
@@ -754,9 +763,9 @@ if lab.experiment("Another reward", 80, needs=["8.4", "8.5", "8.6", "8.7"]):
 
 # %% [markdown]
 # When each key pays, the model in this run names more keys, but fewer of its answers are right. A
-# subtler mistake keeps your reward but adds 0.2 for each key, capped at 1. In runs from the weaker
-# start (three seeds), right answers rose from 17 of 100 to 20, 19 and 21 without the bonus, and
-# fell to 9, 0 and 0 with it ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
+# subtler mistake keeps your reward but adds 0.2 for each key, capped at 1. In those runs on the
+# other machine (three seeds), right answers rose from 17 of 100 to 20, 19 and 21 without the bonus,
+# and fell to 9, 0 and 0 with it ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
 # The runs looked healthy: the reward that they were paid rose. Judge a model by a measure it isn't
 # paid for, on prompts it hasn't seen. A KL term or early stopping can limit the damage, but only a

@@ -57,10 +57,10 @@ def grid(losses: pd.DataFrame) -> Figure:
     rates, top = list(losses), 1.1 * min(losses.max().max(), 4 * losses.min().min())
     ends = spread(losses[rates[-1]].fillna(top).clip(upper=top), 0.08 * top, top)
     for i, ((rank, row), end) in enumerate(zip(losses.iterrows(), ends, strict=True)):
-        how = {"color": ROLES["LoRA"], "alpha": (i + 2) / (len(losses) + 1)}
-        ax.plot(rates, row, "o-", ms=9, markevery=[row.argmin()], **how)
+        color = VARIANTS[i % len(VARIANTS)]
+        ax.plot(rates, row, "o-", ms=9, markevery=[row.argmin()], color=color)
         text = f"r={rank}: {row.min():.2f} at best"
-        ax.annotate(text, (rates[-1], end), (8, 0), color=INK, **BESIDE)
+        ax.annotate(text, (rates[-1], end), (8, 0), color=color, **BESIDE)
     ax.set(xscale="log", ylim=(0, top), xlabel="learning rate (dot: the best)", ylabel=HELD_OUT)
     ax.set(xticks=rates, xticklabels=rates)
     ax.minorticks_off()
@@ -80,7 +80,7 @@ def rate_against_alpha(reached: pd.DataFrame) -> Figure:
     ax.plot(alphas, np.exp(middle) * alphas**slope, color=INK, lw=1.2)
     ax.set(xscale="log", yscale="log", ylabel="learning rate that\nreaches a loss of 0.45")
     ax.set(xticks=alphas, xticklabels=alphas, yticks=rates, yticklabels=rates)
-    ax.set_xlabel("alpha (dot: one seed; not drawn if the lowest rate already reaches the loss)")
+    ax.set_xlabel("alpha (dot: one seed, interpolated between two rates)")
     ax.minorticks_off()
     return fig
 
@@ -100,7 +100,8 @@ def bits(stored: dict[int, Sequence[float]], available: int) -> Figure:
     """Bits stored against parameters: {rank: bits by seed}; `available`: bits in the data."""
     sizes, values = 2112 * np.array(list(stored)), np.array(list(stored.values()))
     rate = (values.mean(axis=1) / sizes).max()
-    fig, ax = titled(f"The adapter stores up to about {rate:.1f} bits per parameter")
+    enough = min(r for r, some in stored.items() if np.mean(some) > 0.98 * available)
+    fig, ax = titled(f"Below r={enough}, the rank limits what is stored")
     ax.plot(sizes, values, **RING | {"mec": ROLES["LoRA"]})
     ends = np.array([sizes[0], available / rate])
     ax.plot(ends, rate * ends, color=INK, lw=1.2, ls=":")

@@ -12,15 +12,15 @@ from labkit.plots import BESIDE, ROLES, VARIANTS
 
 
 def scores(right: dict[str, dict[str, int]], n: int) -> Figure:
-    """Right answers of n, in %, of the look-up and of LoRA: {model: {part: count}}."""
-    rows = {part: 100 * count / n for part, count in right["look-up"].items()}
+    """Right answers of n, in %, of the lookup and of LoRA: {model: {part: count}}."""
+    rows = {part: 100 * count / n for part, count in right["lookup"].items()}
     rows = dict(sorted(rows.items(), key=lambda row: (row[0] == "whole answer", row[1])))
     whole = 100 * right["LoRA"]["whole answer"] / n
-    title = "LoRA gets most whole answers right, the look-up few"
+    title = "LoRA gets most whole answers right, the lookup few"
     if whole <= 50 or rows["whole answer"] > 20:
         title = f"LoRA gets {whole:.0f}% of the whole answers right"
     fig, ax = titled(title, height=0.45 * len(rows) + 1)
-    colors = {"look-up": "#777777", "LoRA": ROLES["LoRA"]}
+    colors = {"lookup": "#777777", "LoRA": ROLES["LoRA"]}
     for y, (part, low) in enumerate(rows.items()):
         high = 100 * right["LoRA"][part] / n
         ax.plot([low, high], [y, y], color="#DDDDDD", lw=4, zorder=1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from labkit.memory import optimizers, rollout
+from labkit.memory import optimizers
 from labkit.memory.adapted import BLOCK, BLOCK_OF_SCALES
 from labkit.memory.dimensions import Dimensions
 from labkit.memory.settings import Settings
@@ -28,12 +28,11 @@ RECOMPUTED = "after Korthikanti et al. 2022, 2205.05198, section 4.1"
 GRADIENTS_OF_LORA = "Hu et al. 2021, 2106.09685: the gradient of A needs x, that of B needs A x"
 DPO = "Rafailov et al. 2023, 2305.18290, equation 7"
 STATIC = ("weights", "gradients", "optimizer")
-ROLLOUT = "rollout"  # memory of a rollout, excluding weights and optimizer
 
 
 @dataclass(frozen=True)
 class Term:
-    """A term: its category (from `ledger`, or `ROLLOUT`), name, bytes, formula and source."""
+    """A term: its category (from `ledger`), name, bytes, formula and source."""
 
     category: str
     name: str
@@ -53,11 +52,6 @@ class Budget:
     def peak(self) -> int:
         """Bytes at the moment with the highest use."""
         return max(self.moments.values())
-
-    @property
-    def before(self) -> int:
-        """Peak bytes during a rollout or in the reference model; 0 if there is neither."""
-        return max(self.moments.get(name, 0) for name in ("in the reference", "in a rollout"))
 
     def static(self) -> dict[str, int]:
         """Bytes of weights, gradients and optimizer states, which stay from step to step."""
@@ -81,7 +75,6 @@ def closed_form(config: PretrainedConfig, settings: Settings) -> Budget:
         "optimizer": _optimizer(m),
         "activations": _activations(m),
         "temporary": [("gradients of the loss", 8 * m.n_logits * m.V, GRADIENTS_OF_LOSS, LOSS)],
-        ROLLOUT: _rollout(m),
     }
     terms = tuple(Term(category, *row) for category, some in rows.items() for row in some)
     return Budget(terms, _moments(m, terms))
@@ -159,13 +152,6 @@ def _activations(m):
     yield "rotary cos and sin", rotary, "2 T d x bytes", "transformers"
     yield from _casts(m)
     yield "log-softmax", 4 * m.n_logits * m.V, "4 A V", LOSS
-
-
-def _rollout(m):
-    """Terms of a rollout at its peak; [] if there is no rollout."""
-    if m.settings.objective != "grpo":
-        return []
-    return max(rollout.moments(m).values(), key=lambda rows: sum(row[1] for row in rows))
 
 
 def _layer(m):
@@ -282,9 +268,6 @@ def _moments(m, terms):
     if s.objective == "dpo":
         casts = sum(row[1] for row in _casts(m))
         moments["in the reference"] = lasting + casts + 10 * m.n_logits * m.V
-    if s.objective == "grpo":
-        drawn = sum(term.bytes for term in terms if term.category == ROLLOUT)
-        moments["in a rollout"] = lasting + drawn
     return moments | {
         "at the loss": lasting + at_loss,
         "inside a layer": lasting + in_layer,

@@ -27,6 +27,8 @@ def _not_covered(config, settings):
         return f"{kind!r}: what its experts store depends on the kernels that multiply them"
     if kind not in FAMILY:
         return f"{kind!r}: it covers only {', '.join(FAMILY)}"
+    if settings.objective == "grpo":
+        return "GRPO: a rollout's peak is simulated only"
     if settings.dora:
         return "DoRA: PEFT computes the full product B A in each layer"
     if window and settings.seq > window:

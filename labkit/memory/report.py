@@ -191,12 +191,11 @@ def _table(report):
     table.add_column("closed form", justify="right")
     table.add_column("formula", style="dim", overflow="fold")
     static = report.simulated.static
-    drawn = (budget.ROLLOUT,) if report.settings.objective == "grpo" else ()
-    for category in (*CATEGORIES[:-1], *drawn):
+    for category in CATEGORIES[:-1]:
         ours = static.get(category, report.simulated.by_category.get(category, 0))
         closed = _gb(report.closed.total(category)) if report.closed else "-"
         style = f"bold {COLORS.get(category, 'cyan')}"
-        table.add_row(category, "" if category in drawn else _gb(ours), closed, style=style)
+        table.add_row(category, _gb(ours), closed, style=style)
         for term in report.closed.terms if report.closed else ():
             if term.category == category:
                 table.add_row(f"  {term.name}", "", _gb(term.bytes), escape(term.formula))
@@ -204,7 +203,7 @@ def _table(report):
         table.add_row("paged states", _gb(report.simulated.paged), "", "can leave the GPU")
     for phase in ("reference", "rollout"):  # runs before the step, without gradients
         if phase in report.simulated.phases:
-            closed = _gb(report.closed.before) if report.closed else "-"
+            closed = _gb(report.closed.moments["in the reference"]) if report.closed else "-"
             table.add_row(f"peak of the {phase}", _gb(report.simulated.phases[phase]), closed)
     closed = _gb(report.closed.peak) if report.closed else "-"
     table.add_row("peak", _gb(report.simulated.peak), closed, style="bold")

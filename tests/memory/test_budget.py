@@ -27,8 +27,6 @@ CASES = [
     {"dtype": "float32"},
     {"method": "dpo", "batch": 2, "seq": 256},
     {"method": "full", "objective": "dpo", "checkpointing": True, "seq": 128},
-    {"method": "grpo", "samples": 4, "seq": 256},
-    {"method": "qlora", "objective": "grpo", "samples": 16, "seq": 128, "answer_tokens": 32},
 ]
 
 
@@ -55,40 +53,14 @@ def test_static_terms_are_exact_and_the_peak_is_close(model, case):
     assert closed.static() == simulated.static
     # the estimate of what a layer's backward allocates weighs more in the tiny model
     assert closed.peak == pytest.approx(simulated.peak, rel=0.05 if model == "biased" else 0.01)
-    if "rollout" in simulated.phases:
-        assert closed.before == pytest.approx(simulated.phases["rollout"], rel=0.01)
 
 
-ROLLOUTS = [  # at the peak there is
-    {"attention": "eager"},  # scores of the prompts in the tiny model; else their MLP, as in most
-    {"method": "full", "answer_tokens": 16, "autocast": False},
-    {"targets": "q_proj,v_proj", "padded": True},
-    {"targets": "down_proj"},
-    {"autocast": False, "checkpointing": True},
-    {"method": "qlora", "prepare_kbit": True},  # the head, but for the tiny model
-    {"dtype": "float32", "accumulation": 2},
-    {"method": "qlora", "samples": 2, "seq": 16},  # a matrix, dequantised
-    {"samples": 32, "seq": 512, "answer_tokens": 496},  # the cache, and logits or a copy of keys
-]
-
-
-@pytest.mark.parametrize("model", ["smollm2-135m", BIASED])
-@pytest.mark.parametrize("case", ROLLOUTS, ids=str)
-def test_the_peak_of_a_rollout_is_close(model, case):
-    settings = Settings(**{"objective": "grpo", "seq": 256, **case})
-    config = config_of(model)
-    simulated, closed = simulate(config, settings), budget.closed_form(config, settings)
-    assert closed.before == pytest.approx(simulated.phases["rollout"], rel=0.01)
-
-
-@pytest.mark.parametrize("settings", [{"method": "qlora"}, {"method": "grpo", "accumulation": 2}])
-def test_the_terms_add_up_and_each_has_a_formula_and_a_source(settings):
-    closed = budget.closed_form(configs.find("llama-2-7b"), Settings(**settings))
+@pytest.mark.parametrize("method", ["qlora", "dpo"])
+def test_each_term_has_a_name_a_formula_and_a_source(method):
+    closed = budget.closed_form(configs.find("llama-2-7b"), Settings(method=method))
     assert len({term.name for term in closed.terms}) == len(closed.terms)
     for term in closed.terms:
         assert term.bytes > 0 and term.formula and term.source
-    if "accumulation" in settings:
-        assert sum(closed.static().values()) + closed.total(budget.ROLLOUT) == closed.before
 
 
 COVERED = {  # of each family one with tied embeddings and one without
@@ -126,6 +98,7 @@ def test_the_static_table_of_the_course(name, gb):
         (transformers.GPT2Config(), {}, "no closed form for 'gpt2'"),
         (configs.find("qwen3-30b-a3b"), {}, "experts"),
         (configs.find("qwen3-8b"), {"dora": True}, "DoRA"),
+        (configs.find("qwen3-8b"), {"method": "grpo"}, "GRPO"),
         (transformers.MistralConfig(sliding_window=64), {"seq": 65}, "sliding window of 64"),
     ],
 )
