@@ -771,10 +771,6 @@ if lab.experiment("Another reward", 80, needs=["8.4", "8.5", "8.6", "8.7"]):
 # paid for, on prompts it hasn't seen. A KL term or early stopping can limit the damage, but only a
 # better reward removes the cause. Pay only for what you want.
 #
-# Your own reward may have a loophole, too. If a key appears twice, `json.loads` keeps only the last
-# value. An answer that gives `"domain"` first with a wrong value and then with the right one can
-# earn 1, and counts as right in the figures above.
-#
 # ## Related methods
 #
 # *PPO* trains a second model, the critic, to predict the reward still to come, and computes each
