@@ -65,12 +65,13 @@ def rewarded(found: dict[str, dict], cool: Sequence[float]) -> Figure:
         label = f"{name}: {start.mean():.0f} → {end.mean():.0f}"
         gains[label] = mean_interval(end - start)
         others[label] = 100 * (runs[f"after: {way}"] - runs[f"before: {way}"])
-    paid = all(low > 0 and others[x].min() > 0 for x, (_, low, _) in list(gains.items())[:2])
+    sampled, greedy, _ = (low > 0 and min(others[x]) > 0 for x, (_, low, _) in gains.items())
+    title = "After GRPO, sampled answers have more right intents" if sampled else "No clear gain"
+    title += "; greedy answers don't" if sampled and not greedy else ""
     start, end = _percent(before["sampled"]), _percent(cool)
     control = f"temperature 0.7, no GRPO: {start.mean():.0f} → {end.mean():.0f}"
     gains[control] = mean_interval(end - start)
-    title = "GRPO raises the right intents that it pays for"
-    fig, ax = titled(title if paid else "GRPO brings no clear gain", height=2.8)
+    fig, ax = titled(title, height=2.8)
     dots(ax, gains, "change in % of 100 commands", {control: "base"}, "{:+.0f}", others)
     ax.axvline(0, color=INK, lw=0.8)
     fig.supxlabel("line: 95% interval, ring: other seed", fontsize=9.5, color=INK)
