@@ -109,7 +109,8 @@ def captured(spectra: dict[str, torch.Tensor], guess: Guess) -> Figure:
     guess: the percentage of directions that has 90% of an update's energy.
     """
     energy = {name: 100 * (s**2).cumsum(0) / (s**2).sum() for name, s in spectra.items()}
-    fig, ax = titled(f"Its first 8 directions hold {energy['update'][7]:.0f}% of this update's energy")
+    eight = energy["update"][7]
+    fig, ax = titled(f"Its first 8 directions hold {eight:.0f}% of this update's energy")
     for (name, shares), color in zip(
         energy.items(), (INK, ROLES["base"], ROLES["full"]), strict=True
     ):
@@ -160,7 +161,7 @@ def cuts(
             ax.plot([x] * len(counted), counted, **RING | {"mec": color}, zorder=3)
     for r, count in (loras or {}).items():
         ax.plot(r, scale * count, "*", ms=15, color=ROLES["LoRA"], zorder=4)
-        ax.annotate(f"LoRA, r = {r}", (r, scale * count), (9, 4), **BESIDE)
+        ax.annotate(f"LoRA, r = {r}", (r, scale * count), (9, 9), **BESIDE)
     if not loras and guess.value is not None:
         place = (kept, scale * guess.value)
         ax.plot(*place, "x", ms=9, mew=2, color=INK, clip_on=False)

@@ -66,8 +66,8 @@ def rewarded(found: dict[str, dict], cool: Sequence[float]) -> Figure:
         gains[label] = mean_interval(end - start)
         others[label] = 100 * (runs[f"after: {way}"] - runs[f"before: {way}"])
     sampled, greedy, _ = (low > 0 and min(others[x]) > 0 for x, (_, low, _) in gains.items())
-    title = "After GRPO, sampled answers have more right intents" if sampled else "No clear gain"
-    title += "; greedy answers don't" if sampled and not greedy else ""
+    title = "GRPO: more right intents in samples" if sampled else "GRPO brings no clear gain"
+    title += ", not in greedy answers" if sampled and not greedy else ""
     start, end = _percent(before["sampled"]), _percent(cool)
     control = f"temperature 0.7, no GRPO: {start.mean():.0f} → {end.mean():.0f}"
     gains[control] = mean_interval(end - start)
