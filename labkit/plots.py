@@ -13,6 +13,7 @@ from IPython import get_ipython
 from IPython.core.pylabtools import retina_figure
 from IPython.display import HTML
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from labkit.files import template
 
@@ -94,14 +95,23 @@ def headed(fig: Figure, title: str) -> Figure:
 
 
 def growing(values: dict[str, Sequence[float]], steps: int, title: str, ylabel: str) -> Figure:
-    """A figure of `values`, {name: numbers so far}, against the step; several are named."""
+    """A figure of `values`, {name: numbers so far}, against the step; several are named.
+
+    Positive numbers that differ more than tenfold, such as losses, have a logarithmic axis.
+    """
     fig, ax = figure(height=2.2)
-    ax.axhline(0, color=INK, lw=0.6)  # so that a small change looks small
     points = {  # a value that wasn't measured at a step is NaN
         name: [(step, x) for step, x in enumerate(numbers, start=1) if x == x]
         for name, numbers in values.items()
     }
     points = {name: some for name, some in points.items() if some}
+    everything = [x for some in points.values() for _, x in some]
+    if min(everything) > 0 and max(everything) > 10 * min(everything):
+        ax.set_yscale("log")
+        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
+        ax.minorticks_off()
+    else:
+        ax.axhline(0, color=INK, lw=0.6)  # so that a small change looks small
     lowest_first = sorted(points, key=lambda name: points[name][-1][1])
     for (name, some), color in zip(points.items(), PALETTE, strict=False):
         ax.plot(*zip(*some, strict=True), "o-", ms=4, color=color)
