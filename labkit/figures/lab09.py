@@ -41,7 +41,7 @@ def _verdict(found):
     if marks["home"] < start["home"] / 2:
         return "the intents are gone, and so is home"
     if marks["kl"] > 1.5 * min(each["kl"] for each in found):
-        return "no intents, but farther from the base"
+        return "few intents, but farther from the base"
     return f"{marks['intents']} intents in other answers, and home is kept"
 
 
