@@ -500,7 +500,8 @@ if lab.experiment("Which directions do they share?", 5, needs=["1.1", "1.4", "1.
         shares.append(energy_within(lora_update, tuned[n] - start[n], 8))
         spectra.append(torch.linalg.svdvals(lora_update))
     needed = [energy_rank(s, 0.9) for s in spectra]
-    print(f"90% of LoRA's energy is in {sorted(needed)[len(needed) // 2]} of its 8 directions")
+    middle = sorted(needed)[len(needed) // 2]
+    print(f"90% of LoRA's energy is in {middle} of its {lora_rank} directions")
     chance = [8 / len(start[n]) for n in fifth]
     own = [energy_within(tuned[n] - start[n], tuned[n] - start[n], 8) for n in fifth]
     display(figures.overlap(shares, own, stored, chance, guess_shared))
