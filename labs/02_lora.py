@@ -415,7 +415,7 @@ if lab.experiment("Your LoRA learns `home`", 90, needs=["2.2", "2.4"]):
     print(f"{trainable:,} of {total:,} parameters train: {trainable / total:.1%}")
     curve = live.Curves("Your LoRA on home", 50, "loss (nats per token)", ["training", "held out"])
     losses = train(model, loop.batches(home, tokenizer, size=16, steps=50), 50, rate)
-    few = unseen.select(range(20))
+    few = tasks.draw("home", "test", 20)
     for step, loss in enumerate(losses, start=1):
         held_out = loop.held_out_loss(model, tokenizer, few) if step % 10 == 0 else math.nan
         curve.add(**{"training": loss, "held out": held_out})

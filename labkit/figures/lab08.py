@@ -58,17 +58,18 @@ def rewarded(found: dict[str, dict], cool: Sequence[float]) -> Figure:
     intents (0 or 1) of the first model's answers, sampled at temperature 0.7.
     """
     before, after = found.values()
+    n = len(before["greedy"])
     runs, gains, others = measured.by_run("rewards_lab").loc["grpo"], {}, {}
     rows = [("sampled", "right intents, sampled"), ("greedy", "right intents, greedy")]
     for way, name in [*rows, ("right", "right answers, greedy")]:
-        start, end = (_percent(marks[way]) for marks in (before, after))
+        start, end = (_percent(marks[way], n) for marks in (before, after))
         label = f"{name}: {start.mean():.0f} → {end.mean():.0f}"
         gains[label] = mean_interval(end - start)
         others[label] = 100 * (runs[f"after: {way}"] - runs[f"before: {way}"])
     sampled, greedy, _ = (low > 0 and min(others[x]) > 0 for x, (_, low, _) in gains.items())
     title = "GRPO: more right intents in samples" if sampled else "GRPO brings no clear gain"
     title += ", not in greedy answers" if sampled and not greedy else ""
-    start, end = _percent(before["sampled"]), _percent(cool)
+    start, end = _percent(before["sampled"], n), _percent(cool, n)
     control = f"temperature 0.7, no GRPO: {start.mean():.0f} → {end.mean():.0f}"
     gains[control] = mean_interval(end - start)
     fig, ax = titled(title, height=2.8)
@@ -78,9 +79,9 @@ def rewarded(found: dict[str, dict], cool: Sequence[float]) -> Figure:
     return fig
 
 
-def _percent(values):
-    """Means by command, in percent: (100,)."""
-    return 100 * np.mean(np.split(np.array(values, dtype=float), 100), 1)
+def _percent(values, n):
+    """Means by command, in percent: (n,)."""
+    return 100 * np.mean(np.split(np.array(values, dtype=float), n), 1)
 
 
 def hacked(found: dict[str, dict], guess: Guess) -> Figure:
