@@ -76,7 +76,7 @@ def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
 class Curves:
     """Live curves of one training run.
 
-    Call `curves.add(reward=…, kl=…)` once per step, always with the same names; NaN means not
+    Call `curves.add(reward=…, kl=…)` once per step, always with the same names; None means not
     measured. `values[name]` and `seconds` (since the start, after each step) remain for later
     plots. The figure shows `names`, below a progress line, and is redrawn from time to time.
     Without `picture` only the line is shown, for use when a later figure shows the curve.
@@ -97,16 +97,15 @@ class Curves:
         self._text = _begins(_line(title, 0, steps, 0))
         self._picture = None
 
-    def add(self, **values: SupportsFloat) -> None:
+    def add(self, **values: SupportsFloat | None) -> None:
         """Record one step; redraw if the figure is older than four seconds."""
         for name, value in values.items():  # waits for the GPU, before the clock is read
-            number = value.item() if hasattr(value, "item") else float(value)
-            self.values.setdefault(name, []).append(number)
+            self.values.setdefault(name, []).append(None if value is None else float(value))
         now = time.perf_counter()
         self.seconds.append(now - self._begun)
         done = len(self.seconds)
         latest = {name: numbers[-1] for name, numbers in self.values.items()}
-        note = "".join(f" · {name} {x:.3g}" for name, x in latest.items() if x == x)
+        note = "".join(f" · {name} {x:.3g}" for name, x in latest.items() if x is not None)
         if self._text is None:  # no notebook
             return print(f"{self.title} {done}/{self.steps}{note}", flush=True)
         if now - self._shown <= REDRAW_SECONDS and done < self.steps:

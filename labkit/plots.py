@@ -100,11 +100,11 @@ def growing(values: dict[str, Sequence[float]], steps: int, title: str, ylabel: 
     Positive numbers that differ more than tenfold, such as losses, have a logarithmic axis.
     """
     fig, ax = figure(height=2.2)
-    points = {  # a value that wasn't measured at a step is NaN
-        name: [(step, x) for step, x in enumerate(numbers, start=1) if x == x]
+    points = {  # a value that wasn't measured at a step is None
+        name: [(step, x) for step, x in enumerate(numbers, start=1) if x is not None]
         for name, numbers in values.items()
+        if any(x is not None for x in numbers)
     }
-    points = {name: some for name, some in points.items() if some}
     everything = [x for some in points.values() for _, x in some]
     if min(everything) > 0 and max(everything) > 10 * min(everything):
         ax.set_yscale("log")

@@ -109,10 +109,10 @@ check.optimal(best_rank_r)
 #
 # ●●○ · 6 min · 2 points
 #
-# How far from $W$ is $W_r$, the matrix from exercise 1.1? Return $\lVert W - W_r \rVert / \lVert W
-# \rVert$ as a float. You need only the singular values. The check fails if you build $W_r$ or $W -
-# W_r$. In the example, truncation to rank 1 removes the entry 1 from a matrix of norm $\sqrt{10}$,
-# so the error is 0.316.
+# How far from $W$ is $W_r$, the matrix from exercise 1.1? Return
+# $\lVert W - W_r \rVert / \lVert W \rVert$ as a float. You need only the singular values. The check
+# fails if you build $W_r$ or $W - W_r$. In the example, truncation to rank 1 removes the entry 1
+# from a matrix of norm $\sqrt{10}$, so the error is 0.316.
 #
 # <details><summary>Hint</summary>
 #
@@ -376,22 +376,22 @@ if lab.experiment("Full fine-tuning on home", 75, needs=["1.4"]):
     tuned = {n: W.detach().clone() for n, W in model.named_parameters() if n in start}
 
 # %% [markdown]
-# How many directions does this update need? Guess before you run the cell.
+# How many directions does this update need? Look at one MLP matrix, and guess before you run the
+# cell.
 
 # %%
 guess_update = lab.predict(
-    "What percentage of directions does the median update need for 90% of its energy?", None
+    "What percentage of its directions does one update need for 90% of its energy?", None
 )
 
 # %% tags=["experiment"]
 if lab.experiment("How many directions the update takes", 2, needs=["1.4"]):
-    updates = shares_by_kind({n: tuned[n] - start[n] for n in fifth})
-    W = start["model.layers.15.mlp.up_proj.weight"]
-    dW = tuned["model.layers.15.mlp.up_proj.weight"] - W
+    name = "model.layers.15.mlp.up_proj.weight"
+    W, dW = start[name], tuned[name] - start[name]
     matrices = {"random matrix": torch.randn_like(W), "weight": W, "update": dW}
     spectra = {name: torch.linalg.svdvals(M.float()).cpu() for name, M in matrices.items()}
     display(figures.captured(spectra, guess_update))
-    guess_update.compare(figures.median(updates))
+    guess_update.compare(100 * energy_rank(spectra["update"], 0.9) / min(W.shape))
 
 # %% [markdown]
 # The update needs far fewer directions than the weight, but far more than 8. In long runs of a 7B
@@ -511,10 +511,9 @@ if lab.experiment("Which directions do they share?", 5, needs=["1.1", "1.4", "1.
 # The share of LoRA's energy in these directions is about thirty times the chance level
 # ([evidence](../docs/evidence/01_svd.md#where-lora-writes)). Even on other batches, it is 38%, so
 # the shared starting point and task matter more than the batches. Another full fine-tuning run has
-# 34% of its energy there, but it could have little more than the full update itself: only LoRA,
-# with its eight directions, could reach 100%. Still, in the median matrix, more than half of LoRA's
-# energy lies in other directions. Most of LoRA's energy is in about three of its eight directions.
-# Would a lower rank do? Lab 5 answers this.
+# 34% there, but don't compare this with LoRA's share: not even the full update has all of its
+# energy there (first row). Still, in the median matrix, more than half of LoRA's energy lies in
+# other directions.
 #
 # ## Another small number: intrinsic dimension
 #

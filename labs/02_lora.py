@@ -417,7 +417,7 @@ if lab.experiment("Your LoRA learns `home`", 90, needs=["2.2", "2.4"]):
     losses = train(model, loop.batches(home, tokenizer, size=16, steps=50), 50, rate)
     few = tasks.draw("home", "test", 20)
     for step, loss in enumerate(losses, start=1):
-        held_out = loop.held_out_loss(model, tokenizer, few) if step % 10 == 0 else math.nan
+        held_out = loop.held_out_loss(model, tokenizer, few) if step % 10 == 0 else None
         curve.add(**{"training": loss, "held out": held_out})
 
 # %% tags=["experiment", "cover"]

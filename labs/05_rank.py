@@ -526,8 +526,8 @@ if lab.experiment("48 categories, five methods", 0, needs=["5.5"]):
 # | learning rate | 2e-4 for 7B models, 1e-3 to 3e-3 for small ones | always tune it first |
 # | targets | all linear layers or MLPs | avoid attention alone |
 #
-# The values for large models are common practice. On our small one, attention alone [did
-# worst](../docs/evidence/05_rank.md#where-to-put-an-adapter).
+# The values for large models are common practice. On our small one, attention alone
+# [did worst](../docs/evidence/05_rank.md#where-to-put-an-adapter).
 #
 # ## Take it with you
 #

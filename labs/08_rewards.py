@@ -398,10 +398,10 @@ check.advantages(group_advantages)
 # Why does GRPO raise the reward? The mean reward for a prompt is $\sum_y \pi(y) R(y)$. Because
 # $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over the
 # model's own samples. So you can estimate it by averaging over samples. (This is the *policy
-# gradient*, or REINFORCE.) Subtracting a baseline from $R$ usually reduces noise and, since $\sum_y
-# \nabla \pi(y) = 0$, doesn't change the expected gradient. (Each answer is part of its own group's
-# mean, which only scales the gradient by $1 - 1/G$.) Dividing by each group's standard deviation
-# changes how much its prompt counts.
+# gradient*, or REINFORCE.) Subtracting a baseline from $R$ usually reduces noise and, since
+# $\sum_y \nabla \pi(y) = 0$, doesn't change the expected gradient. (Each answer is part of its own
+# group's mean, which only scales the gradient by $1 - 1/G$.) Dividing by each group's standard
+# deviation changes how much its prompt counts.
 #
 # Sampling is expensive, so you want to take several steps on the same samples. After the first
 # step, however, the model has changed. The *ratio* $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ is a

@@ -98,8 +98,9 @@ if lab.experiment("An adapter for home alone", 50):
     answers = {"base": generation.answers(base, tokenizer, some, 48)}
     answers["home alone"] = generation.answers(tuned, tokenizer, some, 48)
     display(compare_answers([messages[0]["content"] for messages in some], None, answers))
-    print("base: {intents} intents of 54, {home:.0f}% right on home".format(**marks(base)))
-    print("home alone: {intents} intents, {home:.0f}% right".format(**found["home alone"]))
+    by_base = sum(map(like_home, generation.answers(base, tokenizer, chats, 24)))
+    print(f"Intents in 54 other answers: {by_base} by the base, ", end="")
+    print("{intents} after training; right on home: {home:.0f}%".format(**found["home alone"]))
     guess_intents.compare(found["home alone"]["intents"])
 
 # %% [markdown]

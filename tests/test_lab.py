@@ -11,7 +11,7 @@ from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from points import points
 
 import labkit
-from labkit import contract, live
+from labkit import contract, live, plots
 from labkit.checks import lab01
 from labkit.checks import lab02 as check
 from labkit.errors import LabError
@@ -233,9 +233,22 @@ def test_curves_keep_each_quantity_and_end_in_one_picture_or_are_lines(shown, mo
     assert curves.values["kl"] == pytest.approx([0.0, 0.02])
     (figure,) = [thing for thing in shown if hasattr(thing, "savefig")]
     assert [text.get_text() for text in figure.axes[0].texts] == ["reward", "kl"]
+    assert figure.axes[0].get_yscale() == "linear"  # kl begins at 0
     monkeypatch.setattr(live, "display", lambda *_, **__: None)  # there is no notebook
     live.Curves("training", 2).add(reward=0.25)
     assert "training 1/2 · reward 0.25" in capsys.readouterr().out
+
+
+def test_curves_leave_out_what_was_not_measured_and_show_a_diverged_loss(monkeypatch, capsys):
+    monkeypatch.setattr(live, "display", lambda *_, **__: None)
+    curves = live.Curves("training", 2)
+    curves.add(loss=float("nan"), held_out=None)
+    assert capsys.readouterr().out == "training 1/2 · loss nan\n"
+    figure = plots.growing({"loss": [4.0, 0.1, 0.05], "held out": [None, 0.3, None]}, 3, "", "")
+    loss, held_out = figure.axes[0].lines
+    assert list(loss.get_xdata()) == [1, 2, 3] and list(held_out.get_xdata()) == [2]
+    assert figure.axes[0].get_yscale() == "log"
+    assert plots.growing({"loss": [float("nan")] * 2}, 2, "", "").axes[0].lines
 
 
 @pytest.fixture

@@ -104,21 +104,19 @@ def energy_ranks(
 
 
 def captured(spectra: dict[str, torch.Tensor], guess: Guess) -> Figure:
-    """Energy (%) in the first directions (%) of three matrices: {name: singular values (k,)}.
+    """Energy (%) in the first directions (%): singular values (k,) by name, the update's last.
 
-    guess: the percentage of directions that has 90% of an update's energy.
+    guess: the percentage of directions that has 90% of the update's energy.
     """
     energy = {name: 100 * (s**2).cumsum(0) / (s**2).sum() for name, s in spectra.items()}
-    eight = energy["update"][7]
-    fig, ax = titled(f"Its first 8 directions hold {eight:.0f}% of this update's energy")
-    for (name, shares), color in zip(
-        energy.items(), (INK, ROLES["base"], ROLES["full"]), strict=True
-    ):
+    fig, ax = titled(f"8 directions hold {energy['update'][7]:.0f}% of this update's energy")
+    colors = (INK, "#777777", ROLES["full"])
+    for (name, shares), color, down in zip(energy.items(), colors, (10, 24, 10), strict=True):
         x = 100 * np.arange(1, len(shares) + 1) / len(shares)
         ax.plot(x, shares, color=color)
         i = int((shares < 90).sum())
         ax.plot(x[i], shares[i], "o", color=color)
-        ax.annotate(f"{name}: {x[i]:.0f}%", (x[i], shares[i]), (6, -10), color=color, **BESIDE)
+        ax.annotate(f"{name}: {x[i]:.0f}%", (x[i], shares[i]), (6, -down), color=color, **BESIDE)
     ax.plot(x[7], shares[7], "o", mfc="white", color=color)
     ax.axhline(90, color=INK, ls=":", lw=1.2)
     ax.set(xlim=(0, 100), ylim=(0, 102), ylabel="% of the energy (dotted: 90%)")
@@ -161,7 +159,7 @@ def cuts(
             ax.plot([x] * len(counted), counted, **RING | {"mec": color}, zorder=3)
     for r, count in (loras or {}).items():
         ax.plot(r, scale * count, "*", ms=15, color=ROLES["LoRA"], zorder=4)
-        ax.annotate(f"LoRA, r = {r}", (r, scale * count), (9, 9), **BESIDE)
+        ax.annotate(f"LoRA, r = {r}", (r, scale * count), (9, 9), bbox=PAPER, **BESIDE)
     if not loras and guess.value is not None:
         place = (kept, scale * guess.value)
         ax.plot(*place, "x", ms=9, mew=2, color=INK, clip_on=False)

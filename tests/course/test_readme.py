@@ -70,9 +70,8 @@ def test_before_and_after_are_answers_of_that_run():
     seconds = re.search(r"in (\d+) s", RUN["answers"]["headline"])[1]
     asked = f"Of {of} unseen commands, the base model gets {before} exactly right"
     few_shot = "(1 with 10 examples in the prompt)"
-    assert f"{asked} {few_shot}. With your LoRA, it gets **{after}**, after {seconds} s" in plain(
-        top
-    )
+    result = f"With your LoRA, it gets **{after}**, after {seconds} s of training"
+    assert f"{asked} {few_shot}. {result}" in plain(top)
     full = measured.by_run("lora")["right"]["home", "full"]
     assert len(full) == 3
     assert f"Full fine-tuning gets {min(full):.0f} to {max(full):.0f} (three seeds)" in plain(top)
@@ -99,7 +98,8 @@ def test_what_it_says_of_merges_is_in_the_table():
 def test_what_it_says_of_forgetting_is_in_the_table():
     runs = measured.by_run("distill_lab")[["intents", "home"]]
     before, after = (runs["intents"]["ways", way] for way in ("home alone", "distilled"))
-    assert len(before) == len(after) == 3 and f"to {min(after):.0f} to {max(after):.0f}," in TEXT
+    assert len(before) == len(after) == 3 and (after < 0.05 * before).all()
+    assert f"distillation leave {min(after):.0f} to {max(after):.0f}, without" in plain(TEXT)
     lost = runs["home"]["ways", "home alone"] - runs["home"]["ways", "distilled"]
     assert (lost.abs() < 1).all() and "without losing commands" in plain(TEXT)
     assert f"answer {min(before):.0f} to {max(before):.0f} of 54 ordinary" in plain(TEXT)
