@@ -431,7 +431,7 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
 
 # %% [markdown]
 # The curve starts at the base model's loss, because `B` starts at zero. You trained less than 2% of
-# the parameters. The training loss ends near zero, but the held-out loss stops falling above it,
+# the parameters. The training loss ends near zero, but the held-out loss levels off above it,
 # and many answers are wrong: the test commands have new sentence patterns, and one wrong field
 # spoils an answer. With all three seeds, full fine-tuning reached a lower held-out loss, but it
 # didn't clearly answer more commands right
