@@ -15,7 +15,7 @@
 #
 # You know how to train an adapter. In this lab, you take a file of messages all the way to a server
 # with three adapters. Training and serving can fail silently: a row may teach nothing, a question
-# may be in both training and test data, or a server may build a different prompt from the same
+# may appear in both training and test data, or a server may build a different prompt from the same
 # messages. You check each step.
 #
 # {{ time }}
@@ -48,15 +48,15 @@ from labkit.training import finetuning, generation, hardware, models
 from labkit.training.scoring import said
 
 # %% [markdown]
-# ## A file
+# ## The file
 #
 # A housing office has saved 437 messages. Tenants report what is broken, and a clerk replies with a
 # trade, a room, an apartment, a day and a time. Tenants also mention other rooms, apartments and
-# days. A script generated this file for the course and included typical faults.
+# days. A script generated this file for the course, with typical faults built in.
 #
-# To use **your own file**, set `DATA` to its path. The file must be JSONL, with `messages` in every
-# row as below. If the answers in your file have no parts, set `FIELDS` to `[]`. The cells up to
-# "Three customers" then run on your file.
+# To use **your own file**, set `DATA` to its path. Your file must be JSONL, with `messages` in
+# every row as shown below. If the answers in your file have no parts, set `FIELDS` to `[]`. The
+# cells up to "Three customers" also run on your own file.
 
 # %%
 DATA = tasks.REPAIRS  # or the path of your own file, such as "mine.jsonl"
@@ -91,10 +91,10 @@ if lab.experiment("The file, opened", 1):
 #
 # - `truncated`: the conversation has more than `max_length` tokens;
 # - `trains_on_nothing`: no token ids are learned, or the last answer is blank;
-# - `no_end`: the row isn't in `trains_on_nothing`, but the end token (`tokenizer.eos_token_id`)
-#   isn't among the learned ids.
+# - `no_end`: the row isn't in `trains_on_nothing`, and the learned ids don't contain the end token
+#   (`tokenizer.eos_token_id`).
 #
-# A truncated row can also be in a second list.
+# A truncated row can also appear in another list.
 #
 # <details><summary>Hint</summary>
 #
@@ -150,13 +150,13 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 # before dropping them: you can shorten a long *question* from the front, as `fit` did in lab 3.
 #
 # Five of our questions occur twice with contradictory answers. If both rows of such a pair land in
-# the test, no model can get both right. (`labkit data` lists such rows in your own file, along with
-# wrong roles and missing system messages.)
+# the test set, no model can get both right. (`labkit data` lists such rows in your own file, along
+# with wrong roles and missing system messages.)
 #
 # ## Training and test
 #
-# To test the model on rows it has not seen, keep some rows out of training. In our file, a coin
-# toss for each row filled the field `split`.
+# To test the model on rows it has not seen, keep some rows out of training. In our file, the field
+# `split` was set by a coin toss for each row.
 
 # %% [markdown]
 # ### Exercise 7.2 · `split`
@@ -223,7 +223,7 @@ def leaked(train, test):
 
 
 # %%
-guess_leak = lab.predict("A coin toss per row: what % of the test rows are also in training?", None)
+guess_leak = lab.predict("With a coin per row, what % of the test rows are also in training?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
@@ -239,16 +239,16 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
 
 # %% [markdown]
 # Some tenants sent a message twice. A coin toss per row puts some of these pairs on different
-# sides, so the model has seen part of the test. Your split avoids that. But it misses paraphrases,
-# and adding one row can reshuffle the others. `labkit train` sorts prompts by their hashes instead,
-# so adding a row moves hardly any others.
+# sides, so the model sees part of the test set in training. Your split avoids that, but it misses
+# paraphrases, and adding one row can reshuffle the others. `labkit train` sorts prompts by their
+# hashes instead, so a new row moves hardly any of the others.
 #
 # ## Baseline, training and score
 #
 # Before you train, try two baselines that need no training: the base model with five examples in
 # its prompt, and a lookup. The lookup finds the training question whose words overlap most with the
-# new question, and copies its answer. Then, if the new question mentions known values for a part of
-# the answer, it uses the first.
+# new question, and copies its answer. It then replaces each part of that answer with the first
+# known value in the new question, if any.
 
 
 # %%
@@ -267,7 +267,7 @@ def nearest(row, train):
 
 
 def looked_up(row, train):
-    """The answer of `nearest`, each part replaced by the first known value in the question."""
+    """The answer of `nearest`, with each part set to the first known value in the question."""
     parts = nearest(row, train).split("; ")
     answers = [other["messages"][-1]["content"].split("; ") for other in train]
     for i in range(len(parts)):
@@ -279,7 +279,7 @@ def looked_up(row, train):
 
 
 def parts_right(answers, wanted):
-    """How often each part of an answer is right, and how often the whole answer is, as a dict."""
+    """A dict with the number of right answers for each part and for the whole answer."""
     pairs = [(a.split("; "), b.split("; ")) for a, b in zip(answers, wanted, strict=True)]
     right = {
         name: sum(a[i : i + 1] == b[i : i + 1] for a, b in pairs) for i, name in enumerate(FIELDS)
@@ -332,15 +332,16 @@ if lab.experiment("The office's adapter, and its score", 65, needs=["7.1", "7.2"
 
 # %% [markdown]
 # The lookup gets about three quarters of the apartments and times right, but half of its trades are
-# wrong, because messages often describe the fault without naming the trade. The lookup also takes
+# wrong, because messages often describe the problem without naming the trade. The lookup also takes
 # the first day mentioned, even one the tenant rules out. Across three seeds, the adapter gets more
 # than nine in ten answers right, and the lookup gets at most one in ten
 # ([evidence](../docs/evidence/07_ship.md#the-score)).
 #
-# How precise is such a score? If a fraction $p$ of $n$ independent answers is right, its standard
-# error is $\sqrt{p (1 - p) / n}$: four percentage points for 80 of 100. To compare two models on
-# the same rows, count the rows that only the first model gets right ($b$) and those that only the
-# second gets right ($c$). The difference $b - c$ has a standard error of about $\sqrt{b + c}$.
+# How precise is such a score? If a fraction $p$ of $n$ independent answers is right, the score's
+# standard error is $\sqrt{p (1 - p) / n}$: four percentage points if 80 of 100 are right. To
+# compare two models on the same rows, count the rows that only the first model gets right ($b$) and
+# those that only the second gets right ($c$). The difference $b - c$ has a standard error of about
+# $\sqrt{b + c}$.
 #
 # ## The same model, different prompts
 #
@@ -380,7 +381,7 @@ guess_template = lab.predict("With Llama 2's template, what % of the answers wil
 
 # %% [markdown]
 # **Try it: the template.** Add your own variant to `otherwise`, such as a different system message,
-# a typo in a special token or a space at the end. Then rerun both cells.
+# a typo in a special token or a space at the end. Then rerun that cell and the next.
 
 # %% tags=["experiment"]
 if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"]):
@@ -395,18 +396,18 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
 # %% [markdown]
 # Here, a doubled first token costs next to nothing. In three other runs, SmolLM2's own system
 # message cost 5% to 42% of the right answers. A missing generation prompt can cost nothing or
-# nearly all: the model may write the header of its turn itself, and then even a right answer counts
-# as wrong. With Llama 2's template or no template, most answers are wrong in every run
+# nearly everything: the model may write the header of its turn itself, and then even a right answer
+# counts as wrong. With Llama 2's template or no template, most answers are wrong in every run
 # ([evidence](../docs/evidence/07_ship.md#other-ways-of-asking)).
 #
-# A few good answers don't prove that a server's prompt is right. Ask it for the token *ids* it
-# builds from your messages, and compare them with the ids from training.
+# A few good answers don't prove that a server's prompt is right. Ask the server for the token *ids*
+# it builds from your messages, and compare them with the ids from training.
 #
 # ## One file for other programs
 #
 # So far, every model has run in transformers. llama.cpp, Ollama and LM Studio read a single GGUF
-# file with the weights, tokenizer and chat template. For Llama models, llama.cpp expects some
-# weights in a different row order.
+# file with the weights, tokenizer and chat template. For Llama models, llama.cpp expects the rows
+# of some weights in a different order.
 #
 # Rotary position embeddings rotate pairs of entries in q and k by an angle that grows with the
 # position. For the Llama family, transformers pairs the first half of a head with the second: in a
@@ -509,7 +510,7 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
         b = sum(r > h for r, h in zip(right, hits, strict=True))
         c = sum(h > r for r, h in zip(right, hits, strict=True))
         error = (b + c) ** 0.5
-        print(f"{kind}: {b} answers lost, {c} gained: net {b - c}, standard error {error:.1f}")
+        print(f"{kind}: {b} answers lost, {c} gained: net loss {b - c}, standard error {error:.1f}")
     name, heads = "blk.0.attn_q.weight", whole.config.num_attention_heads
     q = next(t for t in GGUFReader(path).tensors if t.name == name)
     mine = rotary_rows(whole.model.layers[0].self_attn.q_proj.weight.data, heads)
@@ -524,7 +525,7 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
 
 # %% [markdown]
 # Across three other seeds, bf16 and Q8_0 score the same as fp32. Q4_0 is a third the size of bf16
-# and loses a net three to six of 105 right answers; in one of our runs, it lost seven of 60
+# and loses a net three to six right answers out of 105; in one of our runs, it lost seven of 60
 # ([evidence](../docs/evidence/07_ship.md#files)). PyTorch computes these scores from the
 # dequantized weights.
 #
@@ -629,7 +630,7 @@ def route(model, prompts, adapter_names):
     """n prompts and n adapter names -> n answers from one batch, each by its own adapter."""
     # BEGIN SOLUTION
     pad = {"padding": True, "padding_side": "left"}
-    ready = {"return_tensors": "pt", "add_special_tokens": False}  # the template has written them
+    ready = {"return_tensors": "pt", "add_special_tokens": False}  # the template already added them
     batch = model.tokenizer(prompts, **ready, **pad).to(model.device)
     settings = {"max_new_tokens": 48, "do_sample": False}
     training = model.training
@@ -743,17 +744,17 @@ if lab.experiment("A mixed batch, in one layer", 2, needs=["7.5"]):
 # %% [markdown]
 # (These timings exclude the product with the base weight.) The row-by-row version takes two small
 # products per row. The copied version moves $n$ copies of A and B through memory. Grouping, as in
-# PEFT's `adapter_names`, takes two products per adapter, however many rows it has. Grouping pays
-# off when many rows share few adapters. On a GPU, [Punica](https://arxiv.org/abs/2310.18547) and
+# PEFT's `adapter_names`, takes two products per adapter, however many rows use it. Grouping pays
+# off when many rows share a few adapters. On a GPU, [Punica](https://arxiv.org/abs/2310.18547) and
 # [S-LoRA](https://arxiv.org/abs/2311.03285) go one step further: one kernel launch per product
 # handles all rows and reads each row's factors in place. vLLM includes such kernels.
 #
 # ## A real server
 #
 # llama.cpp can serve several adapters on one base model, and the package `xllamacpp` includes its
-# server. Write the base and each adapter to its own GGUF file (reorder the rows of B for q and k by
-# the same rule), and start *one* server. Each request gives its adapter's number in a `lora` field,
-# which an OpenAI client can send.
+# server. The experiment below writes the base and each adapter to its own GGUF file (with the rows
+# of B for q and k reordered by the same rule) and starts *one* server. Each request gives its
+# adapter's number in a `lora` field, which an OpenAI client can send.
 
 
 # %%
@@ -779,7 +780,7 @@ def by_server(address, plan):
 
 
 # %%
-guess_same = lab.predict("How many of 60 answers from llama.cpp's server will equal PEFT's?", None)
+guess_same = lab.predict("How many of 60 answers from llama.cpp's server will match PEFT's?", None)
 
 # %% tags=["experiment"]
 if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
@@ -812,14 +813,14 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
 
 # %% [markdown]
 # All or nearly all answers are identical to PEFT's. A few may differ, because the server uses a
-# different 16-bit format and adds in a different order, which can flip a near-tie between tokens.
+# different 16-bit format and sums in a different order, which can flip a near-tie between tokens.
 # An answer in another customer's format means that the wrong adapter was used.
 #
 # llama.cpp (in xllamacpp 2026.10) ignores an unknown adapter number and answers with the base
 # model, so look up adapter names before you send a request, as `server.choosing` does. Engines also
 # reuse cached keys and values for a repeated prompt, but those computed with one adapter are wrong
-# for another. A user reports that a request for one adapter reused another adapter's cache ([issue
-# 26207](https://github.com/ggml-org/llama.cpp/issues/26207)), so `server.choosing` sends
+# for another. One user reported that a request for one adapter reused another adapter's cache
+# ([issue 26207](https://github.com/ggml-org/llama.cpp/issues/26207)), so `server.choosing` sends
 # `cache_prompt: false`.
 #
 # llama.cpp batches only requests for the same adapter, so requests for different adapters take
@@ -937,7 +938,7 @@ if lab.experiment("The result in one line", 0, needs=["7.1", "7.2", "7.3"]):
     n, whole_answers = len(wanted), {name: s["whole answer"] for name, s in scores.items()}
     llama = right_by_way["Llama 2's template"]
     lab.headline(
-        f"{len(good)} of {len(rows)} rows left after the audit; right of {n} held-out answers: "
+        f"{len(good)} of {len(rows)} rows left after the audit; right on {n} held-out rows: "
         f"lookup {whole_answers['lookup']}, LoRA {whole_answers['LoRA']}; with Llama 2's "
         f"template, {llama} of {len(few)}"
     )

@@ -143,10 +143,10 @@ if lab.experiment("The model, and pairs of its answers", 1):
 # $\sigma(1) = 0.73$, so the loss is 0.31.
 #
 # Where does this formula come from? Consider the model that maximizes the mean quality of its
-# answers minus $\beta$ times the KL from the reference. That model is $\pi(y \mid x) \propto
-# \pi_{\text{ref}}(y \mid x) \, e^{\text{quality} / \beta}$. Solving for the quality gives the
-# formula above plus a term that depends only on the prompt and cancels between two answers. The
-# factor $\beta$ is the price of moving away from the reference.
+# answers minus $\beta$ times the KL from the reference. That model is
+# $\pi(y \mid x) \propto \pi_{\text{ref}}(y \mid x) \, e^{\text{quality} / \beta}$. Solving for the
+# quality gives the formula above plus a term that depends only on the prompt, so it cancels in the
+# difference. The factor $\beta$ is the price of moving away from the reference.
 
 # %% [markdown]
 # ### Exercise 8.2 · `dpo_loss`
@@ -196,8 +196,8 @@ check.dpo(dpo_loss)
 #
 # DPO needs log-probabilities from the reference. To get these, full fine-tuning needs a second
 # model, or a pass over all pairs beforehand. With LoRA, the base has not changed: if you switch the
-# adapter off, your model *is* the reference. (This holds for a new adapter. To go on training an
-# adapter with DPO, merge it first, or keep a copy as the reference.)
+# adapter off, your model *is* the reference. (This holds for a new adapter. To continue training an
+# existing adapter with DPO, merge it first, or keep a copy as the reference.)
 
 # %% [markdown]
 # ### Exercise 8.3 · `reference_logprobs`
@@ -253,7 +253,7 @@ check.reference(reference_logprobs)
 
 # %%
 def adapted(base, r, seed=0):
-    """A copy of `base` with a new LoRA adapter on all linear layers; with it off, it is `base`."""
+    """A copy of `base` with a new LoRA adapter on all linear layers."""
     torch.manual_seed(seed)
     return get_peft_model(
         copy.deepcopy(base), LoraConfig(r=r, lora_alpha=32, target_modules="all-linear")
@@ -285,12 +285,12 @@ def train_dpo(pairs_of_answers, rate, beta, steps=12, seed=0, picture=True):
         optimizer.step()
         optimizer.zero_grad()
         chosen, rejected = (logp - reference).detach().chunk(2)
-        curves.add(loss=loss, rejected=rejected.mean(), chosen=chosen.mean())
+        curves.add(loss=loss.item(), rejected=rejected.mean(), chosen=chosen.mean())
     return policy.eval(), curves
 
 
 def lengths(model):
-    """The number of tokens in a sampled answer to each of 60 unseen instructions, at most 64."""
+    """Token counts (at most 64) of one sampled answer to each of 60 unseen instructions."""
     chance, rows = torch.Generator(lab.device).manual_seed(0), tasks.load("chat", "test").to_list()
     how = {"max_new_tokens": 64, "temperature": 0.7, "generator": chance}
     answers = rollouts.sample(model, tokenizer, rows, 1, **how)
@@ -299,7 +299,7 @@ def lengths(model):
 
 # %%
 guess_dpo = lab.predict(
-    "Cut off at 64, answers average 47 tokens before DPO. How many after DPO?", None
+    "Before DPO, answers average 47 tokens (cut off at 64). How many after it?", None
 )
 
 # %% tags=["experiment"]
@@ -319,7 +319,7 @@ if lab.experiment("DPO for shorter answers", 45, needs=["8.1", "8.2", "8.3"]):
 # ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)). Read the answers: the pairs
 # rewarded brevity, not quality. *Both* training curves fall: chosen answers became less likely,
 # too. Razin et al. ([2024](https://arxiv.org/abs/2410.08847)) call this *likelihood displacement*.
-# The loss needs only the gap between the two to grow.
+# To lower the loss, only the gap between the two has to grow.
 #
 # TRL's default learning rate for DPO is 1e-6, and its LoRA example uses 5e-6. We use 5e-4, because
 # we take only 12 steps.
@@ -339,8 +339,8 @@ if lab.experiment("Other pairs, beta or rate", 35, needs=["8.1", "8.2", "8.3"]):
     display(figures.lengths(tokens))
 
 # %% [markdown]
-# A larger $\beta$ keeps the model closer to the reference: at $\beta = 1$, answers had 28 to 36
-# tokens in three runs, and at 0.1, 12 to 20
+# A larger $\beta$ keeps the model closer to the reference: at $\beta = 1$, answers averaged 28 to
+# 36 tokens in three runs, versus 12 to 20 at 0.1
 # ([evidence](../docs/evidence/08_rewards.md#dpo-for-shorter-answers)).
 #
 # A falling loss shows only that the model separates chosen from rejected answers, not that its own
@@ -348,7 +348,7 @@ if lab.experiment("Other pairs, beta or rate", 35, needs=["8.1", "8.2", "8.3"]):
 #
 # Another silent mistake is to compute the reference with the adapter *on*: policy and reference are
 # then the same model, and every margin is 0. The symptom is a loss of $\log 2 = 0.693$ at every
-# step. The gradient isn't zero, so training drifts with nothing to hold it back.
+# step. The gradient isn't zero, so the model drifts with nothing to hold it back.
 #
 # ## Better than its group
 #
@@ -399,9 +399,9 @@ check.advantages(group_advantages)
 # $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over the
 # model's own samples. So you can estimate it by averaging over samples. (This is the *policy
 # gradient*, or REINFORCE.) Subtracting a baseline from $R$ usually reduces noise and, since
-# $\sum_y \nabla \pi(y) = 0$, doesn't change the expected gradient. (Each answer is part of its own
-# group's mean, which only scales the gradient by $1 - 1/G$.) Dividing by each group's standard
-# deviation changes how much its prompt counts.
+# $\sum_y \nabla \pi(y) = 0$, doesn't change the expected gradient. (In a group of $G$, the mean
+# includes the answer itself, which only scales the gradient by $1 - 1/G$.) Dividing by each group's
+# standard deviation changes how much its prompt counts.
 #
 # Sampling is expensive, so you want to take several steps on the same samples. After the first
 # step, however, the model has changed. The *ratio* $\rho_t = \pi(y_t) / \pi_{\text{old}}(y_t)$ is a
@@ -417,9 +417,9 @@ if lab.experiment("The objective, clipped and not", 0):
     display(figures.clip_shape(epsilon=0.2))
 
 # %% [markdown]
-# A token in a good answer gets no gradient above $1 + \epsilon$, and a token in a bad answer gets
-# none below $1 - \epsilon$. Nothing is clipped in the other direction: a token whose probability
-# has moved the wrong way keeps its gradient.
+# A token in a good answer gets no gradient once its ratio exceeds $1 + \epsilon$, and a token in a
+# bad answer gets none below $1 - \epsilon$. Nothing is clipped in the other direction: a token
+# whose probability has moved the wrong way keeps its gradient.
 
 # %% [markdown]
 # ### Exercise 8.5 · `grpo_loss`
@@ -492,8 +492,8 @@ check.clipped(grpo_loss)
 # - A wanted key with a wrong value earns no more than leaving the key out.
 #
 # Many formulas satisfy these rules. One more rule blocks a common hack. If two or more keys are
-# wanted, an answer that **names all 16 keys** of `home` must earn less than one with half of the
-# wanted keys (rounded down) and nothing else, even if all its wanted keys are right.
+# wanted, an answer that **names all 16 keys** of `home`, even with every wanted key right, must
+# earn less than an answer with half of the wanted keys (rounded down) and no others.
 #
 # <details><summary>Hint</summary>
 #
@@ -615,12 +615,12 @@ if lab.experiment("A step from the base model", 7, needs=["8.4", "8.5", "8.6", "
 # %% [markdown]
 # No answer earns a reward, so the gradient is zero. The model first needs a *warm start*: train an
 # adapter for 14 steps of 16 written answers, and merge it. After that, the model learns only from
-# the reward. The new adapter has rank 1, which did as well as higher ranks in experiments by
-# [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/).
+# the reward. GRPO trains a new adapter of rank 1, which did as well as higher ranks in experiments
+# by [Schulman et al. (2025)](https://thinkingmachines.ai/blog/lora/).
 #
 # Begin with a simple reward: 1 for the right intent, whatever the other keys. On 100 unseen
-# commands, count the right intents among four *sampled* answers each, which is what GRPO maximizes,
-# and in one *greedy* answer, the kind you would deploy.
+# commands, count the right intents in two ways: in four *sampled* answers each (GRPO maximizes
+# these), and in one *greedy* answer each (you would deploy these).
 
 
 # %%
@@ -637,8 +637,8 @@ def train_grpo(worth, samples=8, rate=5e-4, r=1, steps=12, seed=0):
     """Run GRPO from the warm start, 64 answers per step -> (the model, its training curves)."""
     policy, sample = adapted(start, r, seed), sampler(seed)
     optimizer, commands = adamw(policy, rate), tasks.load("home").sort("intent")
-    title = f"GRPO, paid {worth.__name__}"
-    curves = live.Curves(title, steps, "mean reward paid", ["reward"])
+    title = f"GRPO, reward: {worth.__name__}"
+    curves = live.Curves(title, steps, "mean reward", ["reward"])
     draws = rollouts.prompts(commands, 64 // samples, steps, seed)
     for prompts in draws:
         curves.add(**grpo_step(policy, optimizer, sample, earns(worth), prompts, samples))
@@ -677,7 +677,7 @@ def sampled_intents(model, samples=4, temperature=1.0):
 
 
 def marks(model, samples=4):
-    """On 100 commands: right intents of sampled and greedy answers, then of greedy answers only."""
+    """On 100 commands: right intents (sampled and greedy), right answers and keys (greedy)."""
     rows = unseen_commands()
     answers = generation.answers(model, tokenizer, rows["messages"], 40)
     both = list(zip(answers, rows["answer"], strict=True))
@@ -712,24 +712,24 @@ if lab.experiment("GRPO on home", 100, needs=["8.4", "8.5", "8.6", "8.7"]):
 # %% [markdown]
 # Sampled answers now have the right intent about twice as often. With three other seeds (rings),
 # the gains were 19, 15 and 22 points, each with a standard error of 3
-# ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). But greedy answers have no more right
-# intents than before: they gained 4, -3 and 2. GRPO made likely answers likelier, and a greedy
-# answer is the likeliest already. A lower temperature does much the same without training: at 0.7,
-# 35% of the warm start's answers have the right intent. Whether rewards can teach a model what it
-# couldn't say at all is disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)).
+# ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). But greedy answers show no clear gain:
+# 4, -3 and 2 points. GRPO made likely answers likelier, and greedy decoding already takes the
+# likeliest tokens. A lower temperature does much the same without training: at 0.7, 35% of the warm
+# start's answers have the right intent. Whether rewards can teach a model what it couldn't say at
+# all is disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)).
 #
 # And you get what you pay for. Nobody paid for the other keys, so right answers fell from 33 of 100
 # to 8, 12 and 0.
 #
 # Written answers teach more, if you have them. In runs on another machine, 192 written answers
-# raised the mean of your reward from 0.42 to 0.59, but 768 answers paid by your reward only to 0.47
-# ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). So train on right
+# raised the mean of your reward from 0.42 to 0.59. GRPO with 768 sampled answers raised it only to
+# 0.47 ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). So train on right
 # answers first. GRPO is for tasks where a program can recognize right answers, but too few have
 # been written.
 #
 # ## A reward that can be hacked
 #
-# Answers now omit keys, so suppose you pay for each key: 0.2, up to five keys.
+# Answers now omit keys, so suppose you pay 0.2 for each key, up to five keys.
 
 
 # %%
@@ -763,13 +763,14 @@ if lab.experiment("Another reward", 80, needs=["8.4", "8.5", "8.6", "8.7"]):
 
 # %% [markdown]
 # When each key pays, the model in this run names more keys, but fewer of its answers are right. A
-# subtler mistake keeps your reward but adds 0.2 for each key, capped at 1. In those runs on the
-# other machine (three seeds), right answers rose from 17 of 100 to 20, 19 and 21 without the bonus,
-# and fell to 9, 0 and 0 with it ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
+# subtler mistake keeps your reward but adds 0.2 for each key, with the total capped at 1. In runs
+# on that other machine (three seeds), right answers rose from 17 of 100 to 20, 19 and 21 without
+# the bonus, and fell to 9, 0 and 0 with it
+# ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
-# The runs looked healthy: the reward that they were paid rose. Judge a model by a measure it isn't
-# paid for, on prompts it hasn't seen. A KL term or early stopping can limit the damage, but only a
-# better reward removes the cause. Pay only for what you want.
+# The runs with the bonus looked healthy: the reward they earned rose. Judge a model by a measure it
+# isn't paid for, on prompts it hasn't seen. A KL term or early stopping can limit the damage, but
+# only a better reward removes the cause. Pay only for what you want.
 #
 # ## Related methods
 #
@@ -795,7 +796,7 @@ if lab.experiment("Another reward", 80, needs=["8.4", "8.5", "8.6", "8.7"]):
 # asked = [ask("Describe the sea."), ask("What is a cat?")]
 # data = Dataset.from_dict({"prompt": asked, "wanted": [8, 16]})
 #
-# def reward(completions, wanted, **columns):  # dataset columns have what the reward needs
+# def reward(completions, wanted, **columns):  # dataset columns supply what the reward needs
 #     said = [len(c[0]["content"].split()) for c in completions]
 #     return [1 / (1 + abs(words - n)) for words, n in zip(said, wanted)]
 #

@@ -16,7 +16,7 @@ def scores(right: dict[str, dict[str, int]], n: int) -> Figure:
     rows = {part: 100 * count / n for part, count in right["lookup"].items()}
     rows = dict(sorted(rows.items(), key=lambda row: (row[0] == "whole answer", row[1])))
     whole = 100 * right["LoRA"]["whole answer"] / n
-    title = "LoRA gets most whole answers right, the lookup few"
+    title = "LoRA gets most whole answers right; the lookup gets few"
     if whole <= 50 or rows["whole answer"] > 20:
         title = f"LoRA gets {whole:.0f}% of the whole answers right"
     fig, ax = titled(title, height=0.45 * len(rows) + 1)
@@ -66,7 +66,7 @@ def files(made: dict[str, tuple[float, Sequence[bool]]], n: int, guess: Guess) -
     )
     title = "One model, several files"
     if unmoved < 0.1 and eight >= whole > 0.5:
-        title = "Q8_0 costs no right answers, the wrong row order nearly all"
+        title = "Q8_0 costs no right answers; the wrong row order costs nearly all"
     fig, (left, right) = titled(title, 2, height=0.4 * len(made) + 1.4, sharey=True)
     roles = {name: "mistake" if name == "rows not moved" else "LoRA" for name in made}
     kls = {name: kl or np.nan for name, (kl, _) in made.items()}  # zero isn't on a log axis

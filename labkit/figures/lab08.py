@@ -17,7 +17,7 @@ def lengths(tokens: dict[str, Sequence[int]], guess: Guess | None = None, cap: i
     mean, low, high = mean_interval(np.subtract(tokens[last], tokens[base]))  # by instruction
     change = f"{abs(mean) / np.mean(tokens[base]):.0%} {'fewer' if mean < 0 else 'more'} tokens"
     change = change if low > 0 or high < 0 else "about as many tokens as before"
-    fig, ax = titled(f"DPO ({last}): {change}, of at most {cap}", height=0.6 * len(tokens) + 1)
+    fig, ax = titled(f"DPO ({last}): {change}", height=0.6 * len(tokens) + 1)
     for y, (name, found) in enumerate(tokens.items()):
         color = ROLES["base" if name == base else "LoRA"]
         ax.scatter(found, y + np.linspace(-0.25, 0.25, len(found)), 14, color, alpha=0.5, lw=0)
@@ -47,7 +47,7 @@ def clip_shape(epsilon: float) -> Figure:
     axes[1].text(-0.05, epsilon - 1.08, f"flat below {1 - epsilon:g}:\nno more push", **how)
     axes[0].text(2.15, 2.25, "without clipping", ha="right", color=INK, fontsize=9.5)
     axes[0].set_ylabel("objective")
-    fig.supxlabel("ratio: times as likely as when sampled", fontsize=10.5, color=INK)
+    fig.supxlabel("ratio of probabilities: now / when sampled", fontsize=10.5, color=INK)
     return fig
 
 
@@ -67,13 +67,13 @@ def rewarded(found: dict[str, dict], cool: Sequence[float]) -> Figure:
         gains[label] = mean_interval(end - start)
         others[label] = 100 * (runs[f"after: {way}"] - runs[f"before: {way}"])
     sampled, greedy, _ = (low > 0 and min(others[x]) > 0 for x, (_, low, _) in gains.items())
-    title = "GRPO: more right intents in samples" if sampled else "GRPO brings no clear gain"
+    title = "GRPO: more right intents in samples" if sampled else "GRPO gives no clear gain"
     title += ", not in greedy answers" if sampled and not greedy else ""
     start, end = _percent(before["sampled"], n), _percent(cool, n)
     control = f"temperature 0.7, no GRPO: {start.mean():.0f} → {end.mean():.0f}"
     gains[control] = mean_interval(end - start)
     fig, ax = titled(title, height=2.8)
-    dots(ax, gains, "change in % of 100 commands", {control: "base"}, "{:+.0f}", others)
+    dots(ax, gains, "change (% of 100 commands)", {control: "base"}, "{:+.0f}", others)
     ax.axvline(0, color=INK, lw=0.8)
     fig.supxlabel("line: 95% interval, ring: other seed", fontsize=9.5, color=INK)
     return fig
@@ -92,7 +92,7 @@ def hacked(found: dict[str, dict], guess: Guess) -> Figure:
     worse = counts[last][2] < max(count for count, _, _ in counts.values())
     title = f"{last}: {counts[last][0]} of 100 answers are right"
     if worse and "complete" in last and keys[last][1] > keys[first][0]:
-        title = "Paid by the key, it names more keys, and fewer answers are right"
+        title = "Paid by the key, the model names more keys but is right less often"
     fig, (left, right) = titled(title, 2, height=0.45 * len(found) + 1.3, sharey=True)
     roles = dict.fromkeys(found, "base") | {last: "mistake" if worse else "LoRA"}
     dots(left, keys, "keys per answer\n(line: 95% interval)", roles, "{:.1f}")
