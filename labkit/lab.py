@@ -103,7 +103,7 @@ class Lab:
         if solved:
             display(Code(source, language="python"))
         if self._status(id) == "passed":
-            print(f"✓ {id} has already passed: your answer stays.")
+            print(f"✓ {id} has already passed: your answer is kept.")
         elif solved:
             get_ipython().run_cell(source, store_history=False).raise_error()
             contract.session.note(exercise, "revealed")
@@ -130,7 +130,7 @@ class Lab:
             except contract.CheckFailed as failure:
                 print(f"{failure} (it passed before)")
         if not found:
-            print("○ no saved progress for this notebook: what passes from now on is saved")
+            print("○ no saved progress for this notebook: what you pass from now on is saved")
 
     def score(self) -> None:
         """Show tables of the exercises' status and points, and of the guesses and results."""

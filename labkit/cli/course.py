@@ -82,7 +82,7 @@ def run(
     console, root = console_for(as_json), masters.root()
     stems = labs_run.find_labs(labs or [], root)
     if notebooks.build(root, check=True):
-        console.print("labs/ has unbuilt changes, so older notebooks run. See 'labkit build'")
+        console.print("labs/ has unbuilt changes; this runs the old notebooks. See 'labkit build'")
     try:
         results = labs_run.run(stems, root, out, console)
     except KeyboardInterrupt:
@@ -120,7 +120,7 @@ def release(
         typer.Option(exists=True, help="A file of private checks for the autograders."),
     ] = None,
     repository: Annotated[
-        str | None, typer.Option(help="Where you will publish the copy; Colab installs from it.")
+        str | None, typer.Option(help="Where you will publish the copy; Colab installs from there.")
     ] = None,
 ) -> None:
     """Make a copy for students: the course without solutions, masters or tests."""
@@ -128,7 +128,7 @@ def release(
     from labkit.course import release as made
 
     if checks and not gradescope:
-        raise LabError("--checks are private, not for a students' copy: use them with --gradescope")
+        raise LabError("--checks needs --gradescope: private checks are not for a students' copy")
     if gradescope:
         files = made.autograders(masters.root(), out, checks)
     else:

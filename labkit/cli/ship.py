@@ -14,7 +14,7 @@ def ship(
     out: Annotated[Path | None, typer.Option(help="Default: FOLDER-shipped.")] = None,
     gguf: Annotated[
         list[str] | None,
-        typer.Option(help="bf16, q8_0, q4_0, f16 or f32; repeatable. Default: first three."),
+        typer.Option(help="bf16, q8_0, q4_0, f16 or f32; repeatable. Default: the first three."),
     ] = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="Write the merged model; without --gguf, only that.")
@@ -24,7 +24,7 @@ def ship(
     ] = False,
     base: Annotated[str, typer.Option(help="The base model: a name or a folder.")] = "",
     data: Annotated[
-        Path | None, typer.Option(help="The training data; its held-out rows measure each file.")
+        Path | None, typer.Option(help="The training data; its held-out rows test each file.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -42,7 +42,7 @@ __all__ = [
 ]  # fmt: skip
 
 WITHHELD = "This copy of the course contains no solutions, so there is nothing to reveal"
-NO_LETTERS = "A quiz can't be revealed: pick a letter for each question, and the check explains it"
+NO_LETTERS = "A quiz can't be revealed: pick a letter per question, and the check explains each one"
 BROKEN = "the check itself is broken"  # how grading's message to the instructor begins
 ODD = "the answer has a form that the check cannot read"  # probably; also shown to the instructor
 session = Session()

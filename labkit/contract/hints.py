@@ -7,10 +7,10 @@ import sys
 
 SHORT = {"np": "numpy as np", "pd": "pandas as pd", "plt": "matplotlib.pyplot as plt"}
 SHORT |= {"F": "torch.nn.functional as F", "nn": "torch.nn as nn", "tqdm": "tqdm"}
-TURN = "the inner sizes must be equal: check each transpose (and full_matrices=False in an SVD)"
+TURN = "the inner dimensions must match: check each transpose (and full_matrices=False in an SVD)"
 SEVERAL = "this tensor has several elements: sum them, pick one, or loop over them"
 GRAD = "change it in place, under torch.no_grad()"
-PARAMETERS = "the call doesn't fit the def line; keep the parameters given in the cell"
+PARAMETERS = "the call doesn't match the def line; keep the parameters given in the cell"
 ENTRIES = "check the two shapes (* and + work element by element; @ is the matrix product)"
 HINTS = {  # part of an exception's text: a likely cause
     "shapes cannot be multiplied": TURN,
@@ -29,8 +29,8 @@ HINTS = {  # part of an exception's text: a likely cause
     "non-leaf Tensor": GRAD,
     "as parameter 'weight'": GRAD,
     "does not require grad and": "a tensor along the way was detached, or created under no_grad()",
-    "numpy() on Tensor that requires": "stay with torch, or call .detach() first",
-    "to have the same dtype": "convert one to the other's dtype, .to(other.dtype)",
+    "numpy() on Tensor that requires": "use torch functions, or call .detach() first",
+    "to have the same dtype": "convert one to the other's dtype with .to(other.dtype)",
     "must be Tensor, not": "torch expects a tensor here",
     "element tensors can be converted": SEVERAL,
     "cannot be converted to Scalar": SEVERAL,
@@ -82,7 +82,7 @@ def _unfit(sizes, n):
 
 def _unknown(name):
     if hasattr(math, name):
-        return f"it is math.{name}"
+        return f"did you mean math.{name}?"
     if name in SHORT:
         return f"`import {SHORT[name]}` is missing"
     spec = None if name in sys.stdlib_module_names else importlib.util.find_spec(name)

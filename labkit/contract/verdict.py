@@ -38,7 +38,7 @@ def conclude(session: Session, check: Callable, exercise: dict, objects: dict) -
     if absent := _not_run(session, id, objects):
         print(f"○ {id} {absent}: its cell has not been run yet")
     elif borrowed := _borrowed(session, id, objects):
-        print(f"◐ {id} {LENT}: {borrowed}")
+        print(f"◐ {id} {LENT} ({borrowed})")
     else:
         verdict = _judge(session, check, objects, exercise)
         open_names = _stubs(id, objects) if verdict.status == "missing" else names

@@ -84,10 +84,11 @@ def check_gpu() -> Finding:
         bitsandbytes.functional.quantize_4bit(torch.zeros(64, 64, device="cuda"), quant_type="nf4")
     except Exception as error:  # a missing library, an old driver, an unknown card
         broken = f"{value}; bitsandbytes: {_line(error)}"
-        fix = "QLoRA cells will fail: pip install -U bitsandbytes for your torch's CUDA"
+        fix = "QLoRA cells will fail: run pip install -U bitsandbytes to match torch's CUDA"
         return Finding("gpu", broken, "warn", fix)
     largest = hardware.largest_qlora(card.total_memory)
-    return Finding("gpu", value, "ok", f"QLoRA, 1 x 512 tokens, checkpointed: {largest or 'none'}")
+    settings = "largest QLoRA model (1 x 512 tokens, checkpointed)"
+    return Finding("gpu", value, "ok", f"{settings}: {largest or 'none'}")
 
 
 def check_precision() -> Finding:
@@ -102,7 +103,7 @@ def check_precision() -> Finding:
         note = "no bf16 on this card: fp16 matmuls with a gradient scaler, plain loops in fp32"
         return Finding("precision", "float16, adapters float32", "ok", note)
     if kind == torch.float32:
-        note = "no fast bf16 here: experiments take one and a half to three times as long"
+        note = "no fast bf16 here: experiments take 1.5 to 3 times as long as stated"
         return Finding("precision", "float32", "warn", note)
     return Finding("precision", "bfloat16, adapters float32")
 
@@ -168,7 +169,7 @@ def check_sandbox() -> Finding:
         value = f"bubblewrap, one warm process per submission{bound}"
         return Finding("sandbox", value, "warn", fix)
     fix = f"only for grading: bubblewrap does not work here ({sandbox.advice(found)})"
-    return Finding("sandbox", "bubblewrap, which fails", "warn", fix)
+    return Finding("sandbox", "bubblewrap, but it fails", "warn", fix)
 
 
 def check_kernel() -> Finding:
