@@ -15,8 +15,8 @@
 #
 # Full fine-tuning updates every weight of a model. LoRA assumes that a *low-rank* update is enough.
 # Is that a good bet? In this lab, you fully fine-tune a real language model, cut the update down to
-# a low rank, and check which answers are still right. Then you train a low-rank update directly
-# with LoRA and compare the results.
+# a low rank, and check how many answers it still gets right. Then you train a low-rank update
+# directly with LoRA and compare the results.
 #
 # {{ time }}
 
@@ -67,7 +67,7 @@ from labkit.training import generation, loop, models
 #
 # $$W = \sum_i s_i\, u_i v_i^\top, \qquad s_1 \ge s_2 \ge \dots \ge 0.$$
 #
-# The $u_i$ are orthonormal, as are the $v_i$. Each term is a *direction*; there are
+# The $u_i$ are orthonormal, as are the $v_i$. Each term is called a *direction*; there are
 # $\min(d_\text{out}, d_\text{in})$ of them. The *rank* of $W$ is the number of its nonzero singular
 # values $s_i$. $BA$ is a sum of $r$ terms (column $i$ of $B$ times row $i$ of $A$), so its rank is
 # at most $r$. Conversely, any matrix of rank $r$ equals some product $BA$. How much of a matrix can
@@ -221,14 +221,14 @@ if lab.experiment("The error at each storage cost", 1, needs=["1.1", "1.2", "1.3
 
 # %% [markdown]
 # A few directions capture most of the photograph. In noise, every direction holds about as much as
-# the next, so dropping any of them costs. A low-rank approximation works only if the matrix has
-# structure.
+# the next, so each one you drop adds to the error. A low-rank approximation works only if the
+# matrix has structure.
 #
 # ## Are a language model's weights low-rank?
 #
 # The squared singular values add up to $\lVert W \rVert^2$, the *energy* of the matrix. How many
-# directions do you need to capture most of the energy? (Strictly, almost every real matrix has full
-# rank. *Low-rank* will mean that few directions hold 90% of the energy.)
+# directions do you need to capture most of the energy? (Strictly, almost every matrix in practice
+# has full rank. Here, *low-rank* means that a few directions hold 90% of the energy.)
 #
 # ### Exercise 1.4 · `energy_rank`
 #
@@ -297,7 +297,7 @@ if lab.experiment("How many directions the weights take", 3, needs=["1.4"]):
 #
 # ## What does fine-tuning change?
 #
-# Is the update of full fine-tuning low-rank, then? Train it, and cut it to a low rank.
+# Is the full fine-tuning update low-rank, then? Train the model, then cut its update to a low rank.
 #
 # ### Exercise 1.5 · `truncate_update`, `energy_within`
 #
@@ -381,7 +381,7 @@ if lab.experiment("Full fine-tuning on home", 75, needs=["1.4"]):
 
 # %%
 guess_update = lab.predict(
-    "What percentage of its directions does one update need for 90% of its energy?", None
+    "What percentage of its directions does this update need for 90% of its energy?", None
 )
 
 # %% tags=["experiment"]
@@ -394,10 +394,10 @@ if lab.experiment("How many directions the update takes", 2, needs=["1.4"]):
     guess_update.compare(100 * energy_rank(spectra["update"], 0.9) / min(W.shape))
 
 # %% [markdown]
-# The update needs far fewer directions than the weight, but far more than 8. In long runs of a 7B
-# model on code and math, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) found updates
-# that needed 10 to 100 times the usual LoRA ranks for 90% of their variance. Adam may be part of
-# the reason ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
+# The update needs far fewer directions than the weight, but far more than 8. In long training runs
+# with a 7B model on code and math, Biderman et al. ([2024](https://arxiv.org/abs/2405.09673)) found
+# updates that needed 10 to 100 times the usual LoRA ranks for 90% of their variance. Adam may be
+# part of the reason ([evidence](../docs/evidence/01_svd.md#how-many-directions-an-update-takes)).
 #
 # The goal is right answers, not energy. Cut every update to rank $r$ with your `truncate_update`,
 # and test the model again.
@@ -422,8 +422,8 @@ energy = {}  # share kept by each cut so far: {rank: share}
 guess_cut = lab.predict("After a cut to rank 8, how many of the 60 answers are right?", None)
 
 # %% [markdown]
-# **Try it: the rank of the cut.** Run the cell. Then predict what a cut to rank 32 keeps, and set
-# `cut_ranks = [32]`.
+# **Try it: the rank of the cut.** Run the cell. Then predict what a cut to rank 32 will keep, and
+# rerun with `cut_ranks = [32]`.
 
 # %% tags=["experiment", "cover"]
 cut_ranks = [1, 8, 16, 64]
@@ -446,15 +446,15 @@ if lab.experiment("Every update cut to rank r", 58, needs=["1.1", "1.4", "1.5"])
 #
 # Truncation happens after training and ignores the loss. LoRA's update has rank at most 8
 # throughout training, and every step tries to lower the loss within that limit. Train LoRA on the
-# same batches. In lab 2, you will write LoRA by hand. Here, PEFT adds an $A$ and a $B$ to each of
-# the 210 matrices. (The base model is frozen, so it can stay in 16 bits. LoRA needs a higher
-# learning rate, which lab 5 explains.)
+# same batches. In lab 2, you will write LoRA by hand. Here, the PEFT library adds an $A$ and a $B$
+# to each of the 210 matrices. (The base model is frozen, so it can stay in 16 bits. LoRA needs a
+# higher learning rate; lab 5 explains why.)
 #
-# **Try it: LoRA's rank.** A cut to rank 1 leaves no right answer. How many does LoRA of rank 1 get?
-# Guess for rank 8, run the cell, then set `lora_rank = 1`.
+# **Try it: LoRA's rank.** Guess for rank 8, then run the cell. A cut to rank 1 leaves no right
+# answers: how many will LoRA get? Set `lora_rank = 1` and rerun.
 
 # %%
-guess_lora = lab.predict("How many of the 60 answers will LoRA of rank 8 get right?", None)
+guess_lora = lab.predict("How many of the 60 answers will rank-8 LoRA get right?", None)
 loras = {}  # right answers of your LoRAs so far: {rank: count}
 
 # %% tags=["experiment"]
@@ -477,14 +477,14 @@ if lab.experiment("LoRA on the same batches", 60, needs=["1.1", "1.4", "1.5"]):
 
 # %% [markdown]
 # Rank-8 LoRA trains 2% as many parameters as full fine-tuning. Your run may differ: over three
-# seeds, it gets 91% as many answers right, at a somewhat higher loss (one learning rate each).
-# LoRA's authors hypothesized that the update is low-rank. LoRA requires less: *some* update of rank
-# 8 must work well, and training must find it. Why does the cut do worse? Perhaps because the eight
-# directions that it keeps were trained alongside those that it drops.
+# seeds, LoRA gets 91% as many answers right, at a somewhat higher loss (one learning rate per
+# method). LoRA's authors hypothesized that the update is low-rank. LoRA requires less: *some*
+# update of rank 8 must work well, and training must find it. Why does the cut do worse? Perhaps
+# because the eight directions that it keeps were trained alongside those that it drops.
 #
 # Do LoRA and full fine-tuning write to the same directions? Measure how much of LoRA's energy lies
-# in the full update's top 8 output directions. A random update would have $8 / d_\text{out}$ there
-# (*chance*). The figure also shows stored runs on other batches.
+# in the full update's top 8 output directions. A random update would have a share of
+# $8 / d_\text{out}$ there (*chance*). The figure also shows stored runs on other batches.
 
 # %%
 guess_shared = lab.predict(
@@ -509,11 +509,11 @@ if lab.experiment("Which directions do they share?", 5, needs=["1.1", "1.4", "1.
 
 # %% [markdown]
 # The share of LoRA's energy in these directions is about thirty times the chance level
-# ([evidence](../docs/evidence/01_svd.md#where-lora-writes)). Even on other batches, it is 38%, so
-# the shared starting point and task matter more than the batches. Another full fine-tuning run has
-# 34% there, but don't compare this with LoRA's share: not even the full update has all of its
-# energy there (first row). Still, in the median matrix, more than half of LoRA's energy lies in
-# other directions.
+# ([evidence](../docs/evidence/01_svd.md#where-lora-writes)). Even on other batches, LoRA has 38%
+# there, so the shared starting point and task matter more than the batches. Full fine-tuning on
+# other batches has 34% there, but this isn't comparable with LoRA's share: even the full update
+# itself has only part of its energy there (first row). Still, in the median matrix, more than half
+# of LoRA's energy lies in other directions.
 #
 # ## Another small number: intrinsic dimension
 #
@@ -601,17 +601,17 @@ if lab.experiment("Training in random subspaces", 4, needs=["1.4", "1.6"]):
     print(f"rank of the first layer's update at d = 1: {found[1][1]} (the maximum is 24)")
 
 # %% [markdown]
-# In this run, a few hundred numbers reach 90% of the accuracy that all 14,098 parameters reach. Yet
-# the first layer's update has full rank even if you train a single number, because a random
-# direction in parameter space is a random matrix in each layer. Low intrinsic dimension means that
-# a few *numbers* are enough. Low matrix rank means that a few *directions* are enough. LoRA relies
-# on low-rank matrices.
+# In this run, training a few hundred numbers gives 90% of the accuracy of training all 14,098
+# parameters. Yet the first layer's update has full rank even if you train a single number, because
+# a random direction in parameter space is a random matrix in each layer. Low intrinsic dimension
+# means that a few *numbers* are enough. Low matrix rank means that a few *directions* are enough.
+# LoRA relies on low-rank matrices.
 #
 # ## Take it with you
 #
 # You can convert a full fine-tune into a LoRA adapter by cutting the difference between two
-# checkpoints to low rank. (mergekit calls this *LoRA extraction*.) The script below does this for
-# SmolLM2's instruction tuning, except for the embeddings and norms.
+# checkpoints to low rank. (mergekit calls this *LoRA extraction*.) The script below extracts an
+# adapter from SmolLM2's instruction tuning, without the embeddings and norms.
 #
 # ```python
 # import torch
@@ -698,5 +698,5 @@ if lab.experiment("The result in one line", 0, needs=["1.1", "1.4", "1.5"]):
     cut, lora = right["cut to rank 8"], right["LoRA, r = 8"]
     lab.headline(
         f"right answers out of {len(unseen)}: full fine-tuning {right['full']}, "
-        f"its update cut to rank 8 {cut}, LoRA of rank 8 {lora}"
+        f"its rank-8 cut {cut}, rank-8 LoRA {lora}"
     )

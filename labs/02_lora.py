@@ -103,10 +103,10 @@ check.matches_dense(lora_forward)
 # ($\alpha / r$) and `merged`, initially `False` (exercise 2.6 changes it). Follow three rules:
 #
 # 1. `base` is the given module itself, frozen. A copy would double the memory use.
-# 2. `A` starts with random entries of size about $1/\sqrt{d_\text{in}}$. PEFT draws entries up to
-#   this size with `nn.init.kaiming_uniform_(A, a=math.sqrt(5))`. `B` starts at zero, so the new
-#   layer is initially equivalent to the old one. As in PEFT, both are fp32 `nn.Parameter`s on the
-#   device of `base.weight`.
+# 2. `A` starts with random entries of size about $1/\sqrt{d_\text{in}}$. The PEFT library draws
+#    entries up to this size with `nn.init.kaiming_uniform_(A, a=math.sqrt(5))`. `B` starts at zero,
+#    so the new layer is initially equivalent to the old one. As in PEFT, both are fp32
+#    `nn.Parameter`s on the device of `base.weight`.
 # 3. `forward` returns `base(x)` plus the scaled update, in the dtype of `base(x)`. Never create a
 #   matrix as large as $W$. While `merged` is `True`, return only `base(x)`.
 #
@@ -228,7 +228,7 @@ def train(model, batches, steps, learning_rate):
 
 # %% [markdown]
 # The next function adds your layer to two projections of every block, initializes `A` and `B`, and
-# trains for ten steps on the same eight commands. At the usual learning rate of 2e-4, ten steps
+# trains for ten steps on the same eight commands. At LoRA's usual learning rate of 2e-4, ten steps
 # would show little, so the rate below is 50 times higher.
 
 
@@ -253,9 +253,10 @@ def first_steps(start, learning_rate, steps=10):
 start_runs = {}  # your runs so far: {setting: losses}
 
 # %% [markdown]
-# **Try it: start.** Which initialization fails immediately, which never learns, and which
+# **Try it: initialization.** Which initialization fails immediately, which never learns, and which
 # overshoots? Run the cell. Then halve the learning rate: set `starts` to
-# `[("A = 0", 5e-3), ("B = 0", 5e-3)]` and rerun the cell. The new curves appear with the old ones.
+# `[("A = 0", 5e-3), ("B = 0", 5e-3)]` and rerun the cell. The new curves appear next to the old
+# ones.
 
 # %% tags=["experiment"]
 starts = [("both random", 1e-2), ("both zero", 1e-2), ("A = 0", 1e-2), ("B = 0", 1e-2)]
@@ -268,14 +269,14 @@ if lab.experiment("Four ways to start", 35, needs=["2.2"]):
 # If `A` and `B` are both random, their product is already so large that it damages the model. If
 # both are zero, neither ever gets a nonzero gradient. `A = 0` starts from the base model, but at
 # this learning rate its loss shoots up at first, while `B = 0` learns right away. At half the
-# learning rate, both learn, and three seeds don't show which is better
+# learning rate, both learn, and three seeds are too few to tell which is better
 # ([evidence](../docs/evidence/02_lora.md#where-training-starts)).
 #
 # Why does `A = 0` overshoot? Adam's first step changes every entry with a nonzero gradient by about
 # the learning rate. With `A = 0`, 576 such changes can add up in each entry of $Ax$. With `B = 0`,
-# only 8 can add up in each output. Hayou et al. ([2024](https://arxiv.org/abs/2406.08447)) show in
-# theory that `B = 0` tolerates larger learning rates, and observe this in fine-tuning runs. PEFT
-# also starts with `B = 0`.
+# only 8 can add up in each output. Hayou et al. ([2024](https://arxiv.org/abs/2406.08447)) show
+# theoretically that `B = 0` tolerates larger learning rates, and confirm it in fine-tuning runs.
+# PEFT also starts with `B = 0`.
 #
 # ## Into the model
 #
@@ -356,7 +357,8 @@ if lab.experiment("Your LoRA against PEFT's", 3, needs=["2.2", "2.4"]):
 # ## A task to learn
 #
 # None of the 60 test answers occurs in the training data, and the test commands use different
-# sentence patterns. First try without training: put a few commands and their answers in the prompt.
+# sentence patterns. First, try it without training: put a few commands and their answers in the
+# prompt.
 
 
 # %%
@@ -377,7 +379,7 @@ def count_params(model):
 
 
 # %% [markdown]
-# **Try it: examples.** The task has ten intents. How many of the 60 answers will be right with an
+# **Try it: examples.** The task has ten intents. How many of the 60 answers will be right with one
 # example of each intent in the prompt? Run the cell, then try two of each.
 
 # %% tags=["experiment"]
@@ -399,11 +401,11 @@ if lab.experiment("What the base model answers", 15):
 # layers of every block, for 50 steps with 16 commands each.
 #
 # **Try it: learning rate.** LoRA needs a higher learning rate (here, 5e-3) than full fine-tuning
-# (3e-4 in our runs). How many answers would be right at 1e-3? Change `rate` and rerun the next two
-# cells.
+# (3e-4 in our runs). How many answers would be right at 1e-3? Change `rate` and rerun both
+# experiments.
 
 # %%
-guess_right = lab.predict("After 50 steps, how many of the 60 answers match word for word?", None)
+guess_right = lab.predict("After 50 steps, how many of the 60 answers will match exactly?", None)
 
 # %% tags=["experiment"]
 rate = 5e-3
@@ -430,11 +432,11 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
     display(compare_answers(unseen["text"], unseen["answer"], said, rows=3))
 
 # %% [markdown]
-# The curve starts at the base model's loss, because `B` starts at zero. You trained less than 2% of
-# the parameters. The training loss ends near zero, but the held-out loss levels off above it,
+# The training loss starts at the base model's, because `B` starts at zero. You trained less than 2%
+# of the parameters. The training loss ends near zero, but the held-out loss levels off above it,
 # and many answers are wrong: the test commands have new sentence patterns, and one wrong field
-# spoils an answer. With all three seeds, full fine-tuning reached a lower held-out loss, but it
-# didn't clearly answer more commands right
+# spoils an answer. With each of three seeds, full fine-tuning reached a lower held-out loss, but it
+# didn't clearly get more answers right
 # ([evidence](../docs/evidence/02_lora.md#answers-before-and-after)).
 #
 # ### Rank and alpha
@@ -459,8 +461,8 @@ rank_runs = {}  # your runs so far: {setting: losses}
 # %% [markdown]
 # **Try it: rank and alpha.** A common rule is $\alpha = 2r$, which gives $\alpha = 16$ at rank 8
 # and 128 at rank 64. The cell below tries both ranks with both values. Which curves will agree,
-# those with the same rank or those with the same $\alpha$? Run the cell. Then test whether eight
-# times the learning rate does the same as eight times $\alpha$: rerun it with
+# those with the same rank or those with the same $\alpha$? Run the cell. Then try rank 1, and test
+# whether eight times the learning rate does the same as eight times $\alpha$: rerun the cell with
 # `settings = [(1, 16, 1e-3), (8, 16, 8e-3)]`.
 
 # %% tags=["experiment"]
@@ -471,15 +473,15 @@ if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
     display(figures.turned(rank_runs))
 
 # %% [markdown]
-# The curves with the same $\alpha$ nearly agree, in the rerun even at rank 1. $BA$ is a sum of $r$
-# terms, each a column of $B$ times a row of $A$. Adam's first step moves the output by about as
-# much through each term, and the factor $1/r$ cancels the number of terms. If you raise the rank
-# and $\alpha$ together, training starts faster because of $\alpha$, not because of the rank
-# ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)). In lab 5, you will see when the rank
-# matters.
+# The curves with the same $\alpha$ nearly agree, even at rank 1 (in the rerun). $BA$ is a sum of
+# $r$ terms, each a column of $B$ times a row of $A$. Adam's first step moves the output by about
+# the same amount through each term, and the factor $1/r$ cancels the number of terms. If you raise
+# the rank and $\alpha$ together, training starts faster because of $\alpha$, not because of the
+# rank ([evidence](../docs/evidence/02_lora.md#rank-and-alpha)). In lab 5, you will see when the
+# rank matters.
 #
 # Early in training, $\alpha$ acts much like a learning rate. The first step changes only $B$, so
-# eight times the rate or eight times $\alpha$ gives the same loss after it. Then the curves
+# after it, eight times the rate and eight times $\alpha$ give the same loss. Then the curves
 # diverge, because the higher rate also moves $A$ eight times as far.
 #
 # ## What does a step cost?
@@ -584,17 +586,17 @@ if lab.experiment("A step's memory", 20, needs=["2.2", "2.4"]):
     guess_peak.compare(100 * lora_peak / full_peak)
 
 # %% [markdown]
-# At the same precision, LoRA stores no Adam moments for the frozen weights. It stores no gradients
-# for them, either. In this run, that doesn't lower the peak, which comes at the end of the forward
-# pass, before there are gradients. It still stores the weights and most *activations*, the tensors
-# that the forward pass saves for the backward pass. Gradients still flow through the frozen layers,
-# and each of your layers stores its input `x`, because computing $dA$ (exercise 2.3) requires `x`.
+# LoRA stores neither Adam moments nor gradients for the frozen weights. In this run, having no
+# gradients doesn't lower the peak, which comes at the end of the forward pass, before there are
+# any. LoRA still stores the weights and most *activations*, the tensors that the forward pass saves
+# for the backward pass. Gradients still flow through the frozen layers, and each of your layers
+# stores its input `x`, because computing $dA$ (exercise 2.3) requires `x`.
 #
 # Activations grow with the batch, so LoRA's relative saving shrinks: with 32 commands, its peak is
 # 76% of full fine-tuning's. Lab 4 shows how to reduce activation memory.
 #
-# In the third bar, the bf16 base halves the weights, but the activations hardly shrink: each of
-# your layers now stores its own fp32 copy of `x`, made by `x.to(self.A.dtype)`.
+# In the third bar, the bf16 base halves the weight memory, but the activations hardly shrink: each
+# of your layers now stores its own fp32 copy of `x`, made by `x.to(self.A.dtype)`.
 
 # %% tags=["experiment"]
 if lab.experiment("A step's arithmetic", 1, needs=["2.2", "2.4", "2.5"]):
@@ -827,7 +829,7 @@ lab.score()
 # %% tags=["experiment"]
 if lab.experiment("The result in one line", 0, needs=["2.2", "2.4"]):
     lab.headline(
-        f"own LoRA, {trainable / 1e6:.1f}M parameters: right answers to unseen commands "
+        f"LoRA from scratch, {trainable / 1e6:.1f}M parameters: right answers to unseen commands "
         f"{right(said['base model'])[0]} → {right(lora_answers)[0]} of {len(unseen)} "
         f"in {curve.seconds[-1]:.0f} s of training; "
         f"{right(said[f'{len(rows)} examples'])[0]} with {len(rows)} examples in the prompt"

@@ -61,7 +61,8 @@ def nearest_headings(cells: list, first: str) -> list[str]:
     headings, latest = [], first
     for cell in cells:
         if cell.cell_type == "markdown":
-            latest = (re.findall(r"^#+ +(.+)", cell.source, re.MULTILINE) or [latest])[-1]
+            prose = re.sub(r"^```.*?^```", "", cell.source, flags=re.MULTILINE | re.DOTALL)
+            latest = (re.findall(r"^#+ +(.+)", prose, re.MULTILINE) or [latest])[-1]
         headings.append(latest)
     return headings
 

@@ -55,7 +55,7 @@ def error_and_cost(
     """
     fifth = fifth_of(costs)
     times = errors["noise"][fifth] / errors["photograph"][fifth]
-    fig, ax = titled(f"With a fifth of the numbers, noise loses {times:.0f} times as much")
+    fig, ax = titled(f"At a fifth of the storage, noise has {times:.0f} times the photo's error")
     for (name, values), role in zip(errors.items(), ("LoRA", "base"), strict=True):
         x, y = 100 * np.array(costs), 100 * np.array(values)
         ax.plot(x, y, color=ROLES[role])
@@ -63,7 +63,7 @@ def error_and_cost(
         text, how = f"{name} {y[fifth]:.0f}%", {"color": INK, "bbox": PAPER, **BESIDE}
         ax.annotate(text, (x[fifth], y[fifth]), (6, 11), **how)
     ax.axvline(100, color=INK, ls=":", lw=1.2)
-    ax.text(101, 98, f" r = {r_even} is the last\n rank that saves", va="top", color=INK)
+    ax.text(101, 98, f" r = {r_even}: last rank\n that saves space", va="top", color=INK)
     ax.set(xlim=(0, 135), ylim=(0, 102), ylabel="relative error (%)")
     ax.set_xlabel("numbers stored (% of the matrix)")
     guess.draw(ax)
@@ -96,7 +96,7 @@ def energy_ranks(
         ax.annotate(name, (6.4, list(kinds.values())[-1][0]), (4, y), color=color, **BESIDE)
     ax.set_xticks(range(len(weights)), [kind.removesuffix("_proj") for kind in weights])
     ax.set(ylim=(0, 100), xlim=(-0.6, len(weights) - 0.6))
-    ax.set_ylabel("% of its directions that\nhold 90% of its energy")
+    ax.set_ylabel("% of directions that\nhold 90% of the energy")
     ax.set_xlabel("kind of matrix (one dot per block, first block on the left)")
     ax.grid(axis="x", visible=False)
     guess.draw(ax)
@@ -166,7 +166,7 @@ def cuts(
         ax.annotate(f"your guess: {as_text(guess.value)}", place, (8, 0), fontsize=9, **BESIDE)
     ax.axhline(100, color=INK, ls=":", lw=1.2)
     ax.set(xscale="log", ylim=(-3, None), xlabel="rank of the cut (ring: another seed)")
-    ax.set(ylabel="% of the whole update's", xticks=ranks, xticklabels=ranks)
+    ax.set(ylabel="relative to the full update (%)", xticks=ranks, xticklabels=ranks)
     ax.minorticks_off()
     return fig
 
@@ -185,7 +185,7 @@ def overlap(
     """
     lora, full = 100 * np.median(shares), 100 * np.median(own)
     measured = 100 * runs[runs.study == "overlap"].groupby("measure").value.mean()
-    fig, ax = titled("LoRA writes partly where full fine-tuning does")
+    fig, ax = titled("LoRA partly writes where full fine-tuning does")
     values = {
         "the full update\nitself": full,
         "LoRA": lora,
@@ -195,7 +195,7 @@ def overlap(
     }
     roles = dict.fromkeys(["the full update\nitself", "full fine-tuning,\nother batches"], "full")
     roles["chance"] = "base"
-    dots(ax, values, "% of its energy in these 8 directions (median matrix)", roles, "{:.2g}")
+    dots(ax, values, "% of energy in the full update's top 8 directions (median)", roles, "{:.2g}")
     ax.set_xlim(0, 100)
     guess.draw(ax, "x")
     return fig
@@ -205,12 +205,12 @@ def intrinsic(accuracies: dict[int, float], full: float, n_params: int) -> Figur
     """Accuracy against the dimension of the subspace; full: with all `n_params` trained."""
     enough = [d for d, accuracy in accuracies.items() if accuracy >= 0.9 * full]
     best = "A few hundred numbers reach" if enough else "No subspace here reaches"
-    fig, ax = titled(f"{best} nine tenths of full training's accuracy")
+    fig, ax = titled(f"{best} 90% of full training's accuracy")
     dims, shares = list(accuracies), [100 * accuracy for accuracy in accuracies.values()]
     ax.plot(dims, shares, color=ROLES["LoRA"], marker="o", ms=5)
     ax.plot(n_params, 100 * full, "o", ms=8, color=ROLES["full"])
     ax.annotate(f"all {n_params:,}", (n_params, 100 * full), (-10, 0), ha="right", **BESIDE)
-    for y, text in ((90 * full, "nine tenths"), (10, "guessing among ten intents")):
+    for y, text in ((90 * full, "90% of full training"), (10, "guessing among ten intents")):
         ax.axhline(y, color=INK, ls=":", lw=1.2)
         ax.text(2 * n_params, y - 1, text, ha="right", va="top", color=INK, fontsize=9)
     ax.set(xscale="log", xlim=(0.8, 2 * n_params), ylim=(0, 105), ylabel="accuracy (%)")

@@ -34,8 +34,8 @@ def low_rank(d_out: int, d_in: int, r: int) -> Figure:
     ax.text(d_in + 0.45 * gap, d_out / 2, "+ (α/r) ·", fontsize=12, **centered)
     ax.text(middle, d_out / 2, f"BA\n{d_out} × {d_in}\nnever stored", **centered)
     named = {"ha": "center", "color": ROLES["LoRA"]}
-    ax.text(left, -2 * r, f"B: {d_out} × {r}\n{d_out * r:,} train", va="top", **named)
-    ax.text(middle, d_out + 4 * r, f"A: {r} × {d_in}, {r * d_in:,} train", va="bottom", **named)
+    ax.text(left, -2 * r, f"B: {d_out} × {r}\n{d_out * r:,} trained", va="top", **named)
+    ax.text(middle, d_out + 4 * r, f"A: {r} × {d_in}, {r * d_in:,} trained", va="bottom", **named)
     ax.set(xlim=(-10, across + d_in + 10), ylim=(-0.2 * d_out, 1.2 * d_out), aspect="equal")
     ax.axis("off")
     return fig
@@ -118,7 +118,7 @@ def right_answers(counts: dict[str, tuple[int, int]], n: int, guess: Guess) -> F
     roles = dict.fromkeys(list(counts)[:-1], "base")
     for x, (label, (_, intent)) in enumerate(counts.items()):
         ax.bar(x, intent, 0.55, facecolor=ROLES[roles.get(label, "LoRA")], alpha=0.3)
-        text = f"{intent} with\nright intent" if intent else ""
+        text = f"{intent} with the\nright intent" if intent else ""
         ax.text(x + 0.3, max(intent, 0.06 * n), text, va="center", fontsize=9, color=INK)
     exact = {label: right for label, (right, _) in counts.items()}
     counted(ax, exact, n, "answers that match", roles, 1.05 * n, guess)
