@@ -51,7 +51,7 @@ from labkit.plots import compare_answers
 from labkit.training import finetuning, generation, loop, models
 
 # %% [markdown]
-# ## A run, from rows to adapter
+# ## From rows to adapter
 #
 # The task is `home` again: turn spoken commands into JSON. The next cell prints one row as the
 # model sees it.
@@ -77,15 +77,15 @@ if lab.experiment("The task and the tokenizer", 1):
 #   (`num_train_epochs=1`), one step per batch of 8 (`per_device_train_batch_size=8`) and
 #   `bf16=False`. The model already has the right precision, and TRL's default for `bf16` raises an
 #   error on a CPU.
-# - **Compute the loss only on the answer.** Either works here: in six pairs of small runs,
-#   masking the prompt made no clear difference
+# - **Compute the loss only on the answer.** Including the prompt works, too: in six pairs of small
+#   runs, masking it made no clear difference
 #   ([evidence](../docs/evidence/03_peft.md#where-the-loss-belongs)). `rows` is a `Dataset` whose
 #   `messages` column contains conversations; the last message of each conversation is the answer.
-#   Given a `messages` column, TRL would train on every token. Instead, create two columns, `prompt`
-#   and `completion`, both with lists of messages: TRL then trains only on the completion.
-# - Pass all of it to `SFTTrainer(model, args, train_dataset=…, processing_class=tokenizer,
-#   peft_config=…)`. Call its `train()`, then `save_model()`, which saves the adapter to
-#   `output_dir`.
+#   Given a `messages` column, TRL would train on every token. Instead, create two columns of
+#   message lists, `prompt` and `completion`: TRL then trains only on the completion.
+# - Pass everything to
+#   `SFTTrainer(model, args, train_dataset=…, processing_class=tokenizer, peft_config=…)`. Call its
+#   `train()`, then `save_model()`, which saves the adapter to `output_dir`.
 #
 # Other useful settings: `gradient_checkpointing=False` speeds up training (see exercise 3.5),
 # `report_to="none"` sends nothing to tracking services, and `logging_steps=1` logs the loss at each
@@ -136,8 +136,8 @@ check.trains(train_adapter)
 # %% [markdown]
 # ### Why a run learns nothing
 #
-# TRL's default learning rate is 2e-5. Here you compare it with 2e-3. (`finetune` speeds up TRL's
-# trainer on a CPU by skipping padding and computing logits only for the answer.)
+# TRL's default learning rate is 2e-5. Here you compare it with 2e-3. (The helper `finetune` speeds
+# up TRL's trainer on a CPU by skipping padding and computing logits only for the answer.)
 
 
 # %%
@@ -161,8 +161,8 @@ question = "The loss starts at about 4. What is it after 16 steps at TRL's defau
 guess_rate = lab.predict(question, None)
 
 # %% [markdown]
-# **Try it: learning rate.** Run the cell, then replace the list `rates` with a learning rate of
-# your own, such as `[2e-4]` or `[2e-2]`. The figure adds the new curve to the old ones.
+# **Try it: learning rate.** Run the cell, then replace the list `rates` with one of your own, such
+# as `[2e-4]` or `[2e-2]`. The new curve is added to the figure.
 
 # %% tags=["experiment"]
 rates = [2e-5, 2e-3]
@@ -176,8 +176,8 @@ if lab.experiment("Two learning rates", 30, needs=["3.1"]):
 # At the default learning rate, sixteen steps hardly change the loss, and you get no warning. This
 # default is meant for full fine-tuning of large models. LoRA needs a higher rate: 2e-4 is common
 # for long runs, and 2e-3 suits the short runs in this lab
-# ([evidence](../docs/evidence/03_peft.md#learning-rates)). You will meet two other reasons why an
-# adapter "learned nothing".
+# ([evidence](../docs/evidence/03_peft.md#learning-rates)). Two other reasons why an adapter
+# "learned nothing" come later in this lab.
 #
 # Now train longer at the higher learning rate: one epoch on 320 rows. Then test the model on 60
 # commands with unseen sentence patterns.
@@ -208,8 +208,8 @@ if lab.experiment("Train on home with PEFT and TRL", 110, needs=["3.1"]):
 
 # %% [markdown]
 # **Try it: targets.** In its main experiments, the original LoRA paper adapts only the query and
-# value projections. Compare that choice with adapting every linear layer. Then add your own, such
-# as the MLP's `gate_proj`, `up_proj` and `down_proj`.
+# value projections. Compare that choice with adapting every linear layer. Then add a choice of your
+# own, such as the MLP's `gate_proj`, `up_proj` and `down_proj`.
 
 # %%
 target_runs = {}  # your runs so far: {targets: losses}
@@ -222,9 +222,9 @@ if lab.experiment("Which layers to adapt", 11, needs=["3.1"]):
     display(figures.targets(target_runs))
 
 # %% [markdown]
-# In this run, the model learns faster with `all-linear`, which also trains five times as many
-# parameters. QLoRA's authors had to adapt every linear layer to match full fine-tuning, while the
-# rank made little difference ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)).
+# Here, the model learns faster with `all-linear`, which also trains five times as many parameters.
+# QLoRA's authors had to adapt every linear layer to match full fine-tuning, while the rank made
+# little difference ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)).
 #
 # ## A model that never stops
 #
@@ -232,9 +232,9 @@ if lab.experiment("Which layers to adapt", 11, needs=["3.1"]):
 # cause, train on rows without a chat template: each row is a command, a line break, an answer and
 # an end token. (With its chat template, SmolLM2 already stops, which would hide the bug.)
 #
-# A *label* of -100 excludes a token from the loss. The next function should give this label to
-# prompts and padding. Like transformers' `DataCollatorForLanguageModeling`, it masks padding by its
-# id.
+# A *label* of -100 excludes a token from the loss. The next function is meant to give this label to
+# prompts and padding. Like transformers' `DataCollatorForLanguageModeling`, it finds padding by
+# token id.
 
 
 # %%
@@ -249,7 +249,7 @@ def given_labels(input_ids, attention_mask, prompt_lengths):
 
 # %%
 def rows_of(dataset, label):
-    """Return rows of `input_ids` and `labels` without a template; `label` makes the labels."""
+    """Return rows of `input_ids` and `labels` without a template; `label` computes the labels."""
     rows = []
     for command, answer in zip(dataset["text"], dataset["answer"], strict=True):
         prompt = tokenizer(command + "\n")["input_ids"]
@@ -275,7 +275,7 @@ def train_on(label):
 
 
 def continued(model, ending):
-    """Return what the model writes after each test command plus `ending`, with its end token."""
+    """Return the model's text after each test command plus `ending`, including the end token."""
     prompts = [tokenizer(command + ending)["input_ids"] for command in unseen["text"]]
     return [tokenizer.decode(ids) for ids in generation.continuations(model, prompts, 48)]
 
@@ -294,8 +294,8 @@ if lab.experiment("Trained on the given labels", 20, needs=["3.1"]):
     print("\n\n".join(f"{c}\n{text}" for c, text in zip(unseen["text"][:3], said[:3], strict=True)))
 
 # %% [markdown]
-# The model completes the JSON but keeps writing until it reaches the 48-token limit. During
-# training, the loss fell as in any good run.
+# The model completes the JSON but keeps writing until it reaches the 48-token limit. The training
+# loss looked normal.
 #
 # ### Exercise 3.2 · `answer_labels`
 #
@@ -323,8 +323,8 @@ if lab.experiment("Trained on the given labels", 20, needs=["3.1"]):
 #
 # <details><summary>Hint: where does the prompt end?</summary>
 #
-# The cumulative sum of the attention mask along a row numbers the real tokens, whichever side the
-# padding is on.
+# To number the real tokens of a row, take the cumulative sum of its attention mask. This works with
+# padding on either side.
 # </details>
 
 
@@ -372,7 +372,7 @@ if lab.experiment("Trained on your labels", 18, needs=["3.1", "3.2"]):
 #
 # ●●○ · 6 min · 2 points
 #
-# **Bug hunt** for two bugs. The first bug is from [trl
+# **Bug hunt** with two bugs. The first bug is from [trl
 # #1400](https://github.com/huggingface/trl/issues/1400): *"In tokenizer like LLaMATokenizer, there
 # will be two bos tokens at the very beginning"*. The chat template writes a BOS token (beginning of
 # sequence), and then the tokenizer adds another. SmolLM2's tokenizer doesn't add a BOS token, but
@@ -382,9 +382,9 @@ if lab.experiment("Trained on your labels", 18, needs=["3.1", "3.2"]):
 # the *generation prompt* (the tokens that open the assistant's turn), the model *"keeps writing as
 # the user"*.
 #
-# Given messages that end with the user's, return a list of the prompt's token ids, up to where the
-# answer begins. This list must be a prefix of the whole conversation's token ids, so that the model
-# sees the same prompt as in training.
+# Given messages, the last one from the user, return a list of the prompt's token ids, up to where
+# the answer begins. This list must be a prefix of the whole conversation's token ids, so that the
+# model sees the same prompt as in training.
 #
 # <details><summary>Hint</summary>
 #
@@ -426,8 +426,8 @@ if lab.experiment("Without the generation prompt", 9, needs=["3.1", "3.2"]):
 # %% [markdown]
 # Without the line break, the model often finishes the user's sentence first, with a period or a
 # question mark, or stops without an answer. With three other seeds, 5 to 28 of 60 texts still began
-# with `{`. With SmolLM2's own template, some runs lose nothing without the generation prompt, and
-# others lose many right answers, as lab 7 shows. Don't wait for a bad score: compare your prompt's
+# with `{`. With SmolLM2's own template, leaving out the generation prompt costs some runs nothing
+# and others many right answers, as lab 7 shows. Don't wait for a bad score: compare your prompt's
 # token ids with those used in training.
 
 # %% [markdown]
@@ -454,7 +454,7 @@ def damage(cut, max_length):
         learned = [label for label in cut(prompt, answer, max_length)[1] if label != -100]
         empty += not learned
         unended += bool(learned) and learned[-1] != tokenizer.eos_token_id
-    return {"train on nothing": empty, "lost their end": unended}
+    return {"have no labels": empty, "lost their end": unended}
 
 
 # %%
@@ -465,10 +465,10 @@ if lab.experiment("What is left of a row", 1):
     tickets = tasks.load("tickets", "train")
     lost = {n: damage(cut_on_the_right, n) for n in (64, 96, 192)}
     display(figures.damage(lost, len(tickets)))
-    guess_empty.compare(lost[96]["train on nothing"])
+    guess_empty.compare(lost[96]["have no labels"])
 
 # %% [markdown]
-# Every tenth email is long, and a cut at 96 tokens removes all of these from training. But no loss
+# One email in ten is long, and a cut at 96 tokens removes all the long ones from training. No loss
 # curve shows this: TRL 1.16 drops rows without labels and prints no warning.
 #
 # ### Exercise 3.4 · `fit`
@@ -524,8 +524,8 @@ if lab.experiment("What is left of a row after your cut", 1, needs=["3.4"]):
 # %% [markdown]
 # Now no row loses its answer. In exchange, 173 of 960 prompts lose their front at 64 tokens, and
 # 107 of these lose the whole system message. If the answer depends on the lost text, the row
-# teaches the model to invent: raise `max_length` or drop the row. Don't rely on TRL's own option
-# for cutting rows from the front: it is deprecated as of TRL 1.16.
+# teaches the model to make things up: raise `max_length` or drop the row. Don't rely on TRL's own
+# option for cutting rows from the front: it is deprecated as of TRL 1.16.
 #
 # ## Less memory, and an adapter that didn't train
 #
@@ -619,10 +619,10 @@ if lab.experiment("Three ways to run a block", 15, needs=["3.1", "3.5"]):
 
 # %% [markdown]
 # With the given code, the loss falls a little because the head's adapter trains. Nothing else
-# trains, and memory is low only because the blocks never run backward. PyTorch only warns: *None of
-# the inputs have requires_grad=True*. (The labs hide library warnings to keep their output short.)
-# Check the `B` matrices after the first step with a nonzero learning rate: they start at zero, so a
-# `B` that is still zero hasn't trained.
+# trains, and memory is low only because the backward pass never reaches the blocks. PyTorch only
+# warns: *None of the inputs have requires_grad=True*. (The labs hide library warnings to keep their
+# output short.) Check the `B` matrices after the first step with a nonzero learning rate: they
+# start at zero, so a `B` that is still zero hasn't trained.
 #
 # If you turn on checkpointing with `gradient_checkpointing=True`, this bug no longer happens:
 # transformers 5 sets `use_reentrant=False`. Your own training loop has no such protection.
@@ -630,7 +630,7 @@ if lab.experiment("Three ways to run a block", 15, needs=["3.1", "3.5"]):
 # ## What is on disk
 #
 # Does a model loaded from disk answer like the one you trained? Suppose you merge the adapter,
-# forget, and load it again, this time ready for more training.
+# forget that you did, and load it again, this time for more training.
 
 
 # %%
@@ -659,9 +659,9 @@ if lab.experiment("Load the adapter with the buggy code", 8, needs=["3.1"]):
 # same question gives different logits each time. (Dropout isn't why answers are wrong: `ask` turns
 # it off. Without `is_trainable=True`, PEFT itself loads adapters with dropout off.)
 #
-# Adapter names can also fail to match. Wrapping the model, for example with `torch.compile`, can
-# add `_orig_mod` to the names in the adapter file. What does PEFT do with names that the model
-# doesn't have?
+# Weight names can also fail to match. Wrapping the model, for example with `torch.compile`, can add
+# `_orig_mod` to the names in the adapter file. What does PEFT do with names that the model doesn't
+# have?
 
 # %% tags=["experiment"]
 if lab.experiment("An adapter whose names match nothing", 2, needs=["3.1"]):
@@ -692,7 +692,7 @@ if lab.experiment("An adapter whose names match nothing", 2, needs=["3.1"]):
 # **Bug hunt**, based on [peft #2115](https://github.com/huggingface/peft/issues/2115) (a model with
 # a loaded adapter gives the base model's outputs) and [peft
 # #2438](https://github.com/huggingface/peft/issues/2438) (an adapter is loaded in training mode).
-# Fix all three bugs:
+# Fix both bugs, and make the loader refuse a file that doesn't match:
 #
 # - Make the loaded model answer like the trained model. Don't merge the adapter: with the adapter
 #   disabled, `base` must be unchanged.
@@ -736,7 +736,7 @@ if lab.experiment("Load the adapter with your code", 4, needs=["3.1", "3.6"]):
 # The adapter's config file names its base model, so `AutoPeftModelForCausalLM` loads both in one
 # call.
 #
-# ## What was forgotten
+# ## What the model forgot
 #
 # A model that learns to write JSON may get worse at English.
 #
@@ -749,7 +749,7 @@ if lab.experiment("Load the adapter with your code", 4, needs=["3.1", "3.6"]):
 # first token, which the model doesn't predict.
 #
 # Pass `add_special_tokens=False`, so that only the text's own tokens are scored. (A model trained
-# with a BOS token, such as Gemma, needs it as context, but it doesn't count.) The model is in eval
+# with a BOS token, such as Gemma, needs it as context but isn't scored on it.) The model is in eval
 # mode; don't change that.
 #
 # For example, two predicted tokens with probabilities 1/2 and 1/8 have a mean negative
@@ -790,9 +790,9 @@ if lab.experiment("Everyday English, before and after", 3, needs=["3.1", "3.7"])
     print(f"perplexity {before:.1f} before, {after:.1f} after: {after / before - 1:+.0%}")
 
 # %% [markdown]
-# In this run, perplexity rose on these ten paragraphs. As long as you haven't merged the adapter,
-# you can disable it to get the base model back. Lab 9 shows how such forgetting affects answers and
-# how to undo it with training.
+# In this run, perplexity rose on these ten paragraphs. Until you merge the adapter, you can disable
+# it to get the base model back. Lab 9 shows how forgetting affects answers and how training can
+# undo it.
 #
 # ## Take it with you
 #
@@ -897,5 +897,5 @@ if lab.experiment("The result in one line", 0, needs=["3.1", "3.2"]):
     lab.headline(
         f"PEFT + TRL: {right} of {len(unseen)} answers right; "
         f"{unstopped['given labels']} answers don't stop if the end token is masked, "
-        f"{unstopped['your labels']} if it is trained"
+        f"{unstopped['your labels']} if it is labeled"
     )

@@ -15,9 +15,10 @@
 #
 # In LoRA training, the frozen weights usually take the most memory. QLoRA ([Dettmers et al.
 # 2023](https://arxiv.org/abs/2305.14314)) stores each weight of the linear layers in four bits. You
-# will implement QLoRA's 4-bit format and match bitsandbytes' codes byte for byte. Then you will
-# write a layer that trains an adapter on 4-bit weights, and measure what rounding to four bits
-# costs. Finally, you will try to fit a simulated training step of a 70B model onto one 48 GB GPU.
+# will implement NF4, QLoRA's 4-bit format, and match the bitsandbytes library byte for byte. Then
+# you will write a layer that trains an adapter on 4-bit weights, and measure what rounding to four
+# bits costs. Finally, you will try to fit a simulated training step of a 70B model onto one 48 GB
+# GPU.
 #
 # {{ time }}
 
@@ -132,9 +133,9 @@ print(normal.icdf(torch.linspace(0, 1, 16)))  # icdf: from a probability to its 
 # </details>
 #
 # Which endpoints should you use? With 16 equal shares, the middle of the last share is at
-# probability 31/32; with 15 shares, it is at 29/30. Because of the zero (see below), NF4 has eight
-# values on one side and seven on the other. It uses the mean of these two probabilities, 0.9677083,
-# at the upper end and mirrors it at the lower end.
+# probability 31/32; with 15 shares, it is at 29/30. NF4 has eight values on one side of zero and
+# seven on the other (see below). It therefore uses the mean of the two probabilities, 0.9677083, as
+# the upper endpoint and mirrors it for the lower one.
 
 # %%
 offset = 0.9677083
@@ -156,10 +157,10 @@ print(normal.icdf(torch.linspace(1 - offset, offset, 16)))
 # ●●○ · 10 min · 3 points
 #
 # Build the NF4 codebook: sixteen values, including zero. Give each half its own evenly spaced
-# probabilities, from 0.9677083 at its outer end to 0.5, where the quantile is 0. In the lower half,
-# the quantiles get a minus sign. The two halves share the zero. Of the other fifteen values, eight
-# are positive and seven are negative. Divide all values by the largest, and return them in
-# ascending order as a float tensor. Compute the values instead of copying a table.
+# probabilities, from 0.9677083 at its outer end to 0.5, where the quantile is 0. Negate the
+# quantiles in the lower half. The two halves share the zero. Of the other fifteen values, eight are
+# positive and seven are negative. Divide all values by the largest, and return them in ascending
+# order as a float tensor. Compute the values instead of copying a table.
 #
 # <details><summary>Hint</summary>
 #
@@ -185,7 +186,7 @@ check.codebook(nf4_codebook)
 # %% [markdown]
 # You have computed the table that ships with bitsandbytes. Compare NF4 with 15 evenly spaced values
 # (INT4) and with FP4, bitsandbytes' floating-point format and the default for
-# `bnb_4bit_quant_type`. (NVFP4 and MXFP4 are other formats.)
+# `bnb_4bit_quant_type`. (Don't confuse it with NVFP4 or MXFP4.)
 
 # %% tags=["experiment"]
 if lab.experiment("Three codebooks", 1, needs=["4.2"]):
@@ -252,9 +253,9 @@ check.blockwise(quantize_blockwise, dequantize_blockwise)
 # ## What does rounding cost the model?
 #
 # Round every linear layer in SmolLM2, except the output head, to four bits. Then compare the loss
-# on 120 short conversations before and after rounding. (The weights in our copy of the model were
-# rounded once before, to evenly spaced values in blocks of 32, so other models may rank the formats
-# differently.)
+# on 120 short conversations before and after rounding. (The weights in our copy of the model have
+# already been rounded once, to evenly spaced values in blocks of 32, so the formats may rank
+# differently on other models.)
 
 # %%
 model, tokenizer = models.load()
@@ -307,7 +308,7 @@ guess_nats = lab.predict("How many nats per token does NF4 add to this model's l
 
 # %% tags=["experiment"]
 formats = [("INT4", 64), ("FP4", 64), ("NF4", 64)]
-if lab.experiment("Read with rounded weights", 15, needs=["4.2", "4.3"]):
+if lab.experiment("Loss with rounded weights", 15, needs=["4.2", "4.3"]):
     for book, block in formats:
         errors = []
         for m, w in live.progress(list(zip(linear, kept, strict=True)), f"{book}, {block}"):
@@ -323,16 +324,16 @@ if lab.experiment("Read with rounded weights", 15, needs=["4.2", "4.3"]):
     guess_nats.compare(extra.get("NF4", [float("nan")])[0])
 
 # %% [markdown]
-# NF4 changes the weights least, and FP4 changes them most. Yet FP4 adds no more loss than NF4 (we
-# found no clear difference), and INT4 adds about one and a half times as much: the weight error
+# NF4 changes the weights least, and FP4 changes them most. Yet we found no clear difference in
+# added loss between FP4 and NF4, and INT4 adds about one and a half times as much. The weight error
 # alone doesn't predict the loss. In the QLoRA paper, NF4 beats two other 4-bit floats, E2M1 and
 # E3M0. Block size matters, too: compared with blocks of 64, blocks of 1,024 add about two thirds
 # more loss, and blocks of 16 add about 40% less
 # ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)).
 #
 # The QLoRA paper calls NF4 information-theoretically optimal: every code should be used equally
-# often. In practice, dividing by absmax makes the outer codes up to five times rarer
-# ([evidence](../docs/evidence/04_qlora.md#how-often-each-code-is-used)).
+# often. In practice, dividing by absmax makes the outer codes up to five times as rare as the middle
+# ones ([evidence](../docs/evidence/04_qlora.md#how-often-each-code-is-used)).
 #
 # ## Down to the bytes
 
@@ -471,8 +472,8 @@ if lab.experiment("Bits against error", 1, needs=["4.2", "4.3", "4.5"]):
 # 2. `forward(x)` returns $W x + \frac{\alpha}{r} B A x$, with $W$ decoded by `dequantize_blockwise`
 #   in blocks of 64. `x`, `A` and `B` are in fp32, and `x` can have any leading dimensions. The
 #   gradients of `x`, `A` and `B` must equal those of the dense layer.
-# 3. After `forward`, nothing as large as $W$ stays in memory but the codes: `backward` decodes $W$
-#   again.
+# 3. After `forward`, the codes are the only thing as large as $W$ that stays in memory: `backward`
+#    decodes $W$ again.
 #
 # Rule 3 is the hardest. If you write `x @ W.T` with the decoded $W$, autograd keeps $W$ until
 # `backward`, because it needs $W$ for the gradient of $x$, $dY\, W$. If every layer does that, the
@@ -577,8 +578,8 @@ if lab.experiment("Compare your layer with bitsandbytes", 1, needs=["4.2", "4.3"
 # %% [markdown]
 # Besides `x` and its own tensors, your layer keeps only $A x$, eight numbers per token. Decoding
 # the weights twice costs time. On our two-core VM, forward and backward take 8% longer with
-# bitsandbytes' QLoRA than with LoRA when a step has 16 commands, and 34% longer with one. In
-# published runs on an A100, a QLoRA step takes 51% to 62% longer
+# bitsandbytes' QLoRA than with LoRA at 16 commands per step, and 34% longer at one. In published
+# runs on an A100, a QLoRA step takes 51% to 62% longer
 # ([evidence](../docs/evidence/04_qlora.md#time)).
 #
 # ## Train on 4 bits
@@ -677,8 +678,8 @@ if lab.experiment("Each adapter on each base", 10, needs=["4.6"]):
 # LLaMA models of 7 to 65 billion parameters scored about the same on MMLU after LoRA and after
 # QLoRA.
 #
-# Merging a QLoRA adapter into the original 16-bit weights also changes its base. Lab 6 measures the
-# cost.
+# Merging a QLoRA adapter into the original 16-bit weights also moves it to another base. Lab 6
+# measures the cost.
 #
 # ## Will it fit?
 
@@ -724,8 +725,8 @@ check.rule(training_bytes)
 # %% [markdown]
 # Now simulate a training step of Llama-2-7B with one sequence of 512 tokens and rank 16 on all
 # linear layers. PEFT and bitsandbytes build the real model with fake tensors, which have shapes but
-# no data. A laptop can therefore simulate a model of any size. (Here, full fine-tuning peaks in the
-# optimizer's step, when the activations are already freed.)
+# no data. A laptop can therefore simulate a model of any size. (Here, full fine-tuning peaks during
+# the optimizer step, when the activations have already been freed.)
 
 # %% tags=["experiment"]
 if lab.experiment("A step of Llama-2-7B", 2, needs=["4.7"]):
@@ -771,9 +772,9 @@ if lab.experiment("QLoRA of Llama-2-70B", 3, needs=["4.7"]):
     display(figures.fits(peaks, card=48))
 
 # %% [markdown]
-# "QLoRA trains a 70B model on one 48 GB card" is true in the simulation with checkpointing and few
-# tokens per step: 512 tokens leave a margin of 20% (dotted), while 4,096 tokens don't. (On GPU
-# labels, GB means GiB, 2^30 bytes.)
+# In the simulation, "QLoRA trains a 70B model on one 48 GB card" is true with checkpointing and few
+# tokens per step: 512 tokens leave a margin of 20% (dotted), while 4,096 tokens don't. (In GPU
+# specs, GB means GiB, 2^30 bytes.)
 #
 # ## With a GPU
 #
@@ -783,7 +784,7 @@ if lab.experiment("QLoRA of Llama-2-70B", 3, needs=["4.7"]):
 # %% tags=["experiment"]
 known = (
     "On a GPU, this cell trains a SmolLM2 of up to 1.7 billion parameters and prints time, loss "
-    "and peak. With up to 1,304 tokens on an A100, litgpt's authors measured 13.84 GB for "
+    "and peak memory. With up to 1,304 tokens on an A100, litgpt's authors measured 13.84 GB for "
     "Llama-2-7B in NF4 with double quantization and 21.30 GB in bf16."
 )
 if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
@@ -804,7 +805,8 @@ if lab.gpu("QLoRA with paged AdamW", known, needs=["4.6"]):
 # %% tags=["experiment"]
 known = (
     "On a GPU, this cell compares the simulated peak of Llama-2-7B with the allocator's. Published "
-    "peaks of QLoRA are up to 27% above the simulation, 11% without an old bug (docs/memory.md)."
+    "peaks of QLoRA are up to 27% above the simulation, 11% if it includes an old bug "
+    "(docs/memory.md)."
 )
 if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
     from labkit.memory import real
@@ -838,8 +840,8 @@ if lab.gpu("Predict 7 billion, then measure", known, needs=["4.7"]):
 #
 # ## Take it with you
 #
-# This script runs QLoRA with the usual libraries. TRL's default is gradient checkpointing, so
-# `SFTTrainer` makes the frozen model's inputs require gradients (lab 3). It also converts the
+# This script runs QLoRA with the usual libraries. TRL turns on gradient checkpointing by default,
+# so `SFTTrainer` makes the frozen model's inputs require gradients (lab 3). It also converts the
 # adapter to bf16. Save the script as `train_qlora.py` and insert your own model and rows.
 #
 # ```python
@@ -919,8 +921,8 @@ check.quiz(quiz)
 # - A QLoRA layer decodes its weights in the forward pass and again in the backward pass. Otherwise,
 #   autograd would keep the decoded weights and undo the savings.
 # - QLoRA shrinks only the weights that it packs, not the embeddings, head or activations.
-# - An adapter fits the base weights that it was trained on, rounded or not. Its loss was
-#   higher on the other weights.
+# - An adapter fits the base weights that it was trained on, rounded or not. On the other base, its
+#   loss was higher.
 
 # %%
 lab.score()
@@ -928,7 +930,7 @@ lab.score()
 # %% tags=["experiment"]
 if lab.experiment("The result in one line", 0, needs=["4.2", "4.3", "4.4", "4.6"]):
     lab.headline(
-        f"own NF4: {equal / total:.2%} of packed bytes match bitsandbytes; held-out loss "
+        f"your NF4: {equal / total:.2%} of packed bytes match bitsandbytes; held-out loss "
         f"{crossed['LoRA', '16 bits']:.2f} with LoRA, {crossed['QLoRA', 'NF4']:.2f} with QLoRA; "
         f"QLoRA's adapter on the 16-bit base: {crossed['QLoRA', '16 bits']:.2f}"
     )

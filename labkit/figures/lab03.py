@@ -33,7 +33,7 @@ def rates(runs: dict[float, Sequence[float]], guess: Guess) -> Figure:
 def targets(runs: dict[str, Sequence[float]]) -> Figure:
     """Loss curves by the layers that LoRA adapts, {targets: losses in nats}."""
     best = min(runs, key=lambda name: sum(runs[name]))
-    title = "All linear layers learn faster than q and v alone"
+    title = "LoRA learns faster on all linear layers than on q and v"
     fig, ax = titled(title if list(runs) == ["q, v", best] else f"{best} learns fastest")
     curves(ax, runs, LOSS, colors=VARIANTS)
     return fig
@@ -53,7 +53,7 @@ def loss_tokens(tokens: Sequence[str], has_loss: Sequence[bool]) -> HTML:
 def stops(counts: dict[str, int], last: dict[str, float], n: int) -> Figure:
     """The last loss of each run, in nats, and how many of `n` answers don't stop, by labels."""
     alike = max(last.values()) < 1.5 * min(last.values())
-    title = "The loss doesn't show which model stops" if alike else "The labels decide what stops"
+    title = "The loss doesn't show which model stops" if alike else "Stopping depends on the labels"
     fig, (left, right) = titled(title, 2)
     roles = {next(iter(counts)): "mistake"}
     bars(left, last, "final training loss\n(nats per labeled token)", roles, "{:.2f}")
@@ -64,7 +64,7 @@ def stops(counts: dict[str, int], last: dict[str, float], n: int) -> Figure:
 def damage(lost: dict[int, dict[str, int]], n: int) -> Figure:
     """Rows of `n` that a cut damages, in %: {max_length: {what: rows}}, the worst damage first."""
     rows = {f"{at} tokens": {k: 100 * x / n for k, x in row.items()} for at, row in lost.items()}
-    fig, ax = titled("Cut to 96 tokens, a tenth of the rows train on nothing")
+    fig, ax = titled("Cut to 96 tokens, a tenth of the rows have no labels")
     stacks(ax, rows, f"damaged rows, % of {n}", "{:.0f}%")
     for part, how in zip(ax.containers, (look("mistake"), {"facecolor": "#F3C6C6"}), strict=False):
         for bar in part:
