@@ -222,7 +222,7 @@ def test_what_waits_to_be_written_or_is_lent_is_named(capsys):
     assert capsys.readouterr().out.startswith("○ 1.3 lora_params, break_even_rank: ")
     contract.session.loans["1.3"] = [lent]
     lab01.parameters(lora_params, lent)
-    assert ": break_even_rank is the course's" in capsys.readouterr().out
+    assert "(break_even_rank is the course's" in capsys.readouterr().out
 
 
 def test_curves_keep_each_quantity_and_end_in_one_picture_or_are_lines(shown, monkeypatch, capsys):
