@@ -332,8 +332,8 @@ if lab.experiment("Loss with rounded weights", 15, needs=["4.2", "4.3"]):
 # ([evidence](../docs/evidence/04_qlora.md#what-a-format-costs)).
 #
 # The QLoRA paper calls NF4 information-theoretically optimal: every code should be used equally
-# often. In practice, dividing by absmax makes the outer codes up to five times as rare as the middle
-# ones ([evidence](../docs/evidence/04_qlora.md#how-often-each-code-is-used)).
+# often. In practice, dividing by absmax makes the outer codes up to five times as rare as the
+# middle ones ([evidence](../docs/evidence/04_qlora.md#how-often-each-code-is-used)).
 #
 # ## Down to the bytes
 

@@ -15,7 +15,7 @@
 #
 # Is r=8 enough? Should you double alpha when you double the rank? To find out, people usually train
 # at a few ranks and compare losses. In this lab, you will see why two such comparisons contradict
-# each other, and then make a fair one. Finally, look for a task where rank matters.
+# each other, and then make a fair one. You will then look for a task where rank matters.
 #
 # {{ time }}
 
@@ -90,7 +90,7 @@ if lab.experiment("Three ranks, three rules for alpha", 105):
 # %% [markdown]
 # "Rank matters a lot, so use r=64," says the first person. "Rank doesn't matter," says the second.
 # Both people used the same data, seed and ranks. Only $\alpha$ differed, and it explains nearly all
-# the disagreement: with $\alpha = 128$, r=4 is almost as good as r=64.
+# the disagreement: with $\alpha = 128$ for both, r=4 is almost as good as r=64.
 #
 # ## How much does a step lower the loss?
 
@@ -122,7 +122,7 @@ def first_update(G, A, r, alpha, lr):
     # BEGIN SOLUTION
     gradient = alpha / r * G @ A.T  # of B, (d_out, r)
     B = -lr * torch.sign(gradient)
-    return alpha / r * B @ A  # A has not moved: its gradient is B.T @ G, which is zero
+    return alpha / r * B @ A  # A has not moved: at B = 0, its gradient is zero
     # END SOLUTION
 
 
@@ -131,8 +131,8 @@ check.first_step(first_update)
 
 # %% [markdown]
 # Your formula also shows how much the step lowers the loss. To first order, a change $\Delta W$
-# lowers the loss by $-\langle G, \Delta W \rangle$. (Multiply them entry by entry and sum the
-# products.) For your update, the decrease is
+# lowers the loss by $-\langle G, \Delta W \rangle$. (Multiply $G$ and $\Delta W$ entrywise and
+# sum.) For your update, the decrease is
 #
 # $$\frac{\alpha}{r}\, \text{lr} \sum_{k=1}^{r} \lVert G a_k \rVert_1,$$
 #
@@ -163,7 +163,7 @@ check.scales(scaling)
 
 # %%
 guess_step = lab.predict(
-    "With alpha = 2r, what is the ratio of a first step's effect at r=64 to that at r=4?", None
+    "With alpha = 2r, how many times as much does the first step help at r=64 as at r=4?", None
 )
 
 
@@ -199,9 +199,9 @@ if lab.experiment("The first step of a real layer", 2, needs=["5.1", "5.2"]):
 
 # %% [markdown]
 # To first order, the first step's effect is proportional to $\alpha$ and independent of the rank,
-# because $\alpha / r$ cancels the sum's growth with $r$. With $\alpha = 2r$, the first step lowers
-# the loss about sixteen times as much at r=64 as at r=4. That fits the first comparison: at r=4,
-# where $\alpha = 8$, a learning rate of 0.001 is too low. Why does rsLoRA divide by $\sqrt r$?
+# because dividing by $r$ cancels the sum's growth with $r$. With $\alpha = 2r$, the first step
+# lowers the loss about sixteen times as much at r=64 as at r=4. That fits the first comparison: at
+# r=4, where $\alpha = 8$, a learning rate of 0.001 is too low. Why does rsLoRA divide by $\sqrt r$?
 # Under plain gradient descent, the effect is proportional to $\alpha^2 / r$, so at a fixed $\alpha$
 # it falls as $r$ grows. Dividing by $\sqrt r$ prevents that. Under Adam, it makes the effect grow
 # with $\sqrt r$ instead.
@@ -260,8 +260,8 @@ if lab.experiment("A grid of your own", 90, needs=["5.3"]):
 
 # %% [markdown]
 # With $\alpha = 32$, the same learning rate is best for all three ranks, to within a factor of
-# three. In three other runs at that rate, r=64 had a 4% lower loss than r=4 on average, but the 95%
-# interval goes from 2% higher to 11% lower
+# three. In three other runs at that rate, the loss at r=64 was 4% lower than at r=4 on average, but
+# the 95% interval runs from 11% lower to 2% higher
 # ([evidence](../docs/evidence/05_rank.md#ranks-at-their-best-rate)). With $\alpha = 2r$, the best
 # rates for r=4, 16 and 64 are 1e-2, 3e-3 and 1e-3. At these rates, the first person's gap between
 # r=4 and r=64 shrinks from 0.63 to 0.04 nats.
@@ -280,7 +280,7 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
 # need a seventh of the rate. (For other target losses, the exponent is between -0.6 and -0.8. Most
 # values of $\alpha$ were tested at one rank only, but at $\alpha = 32$ the rank makes little
 # difference.) So $\alpha$ and the learning rate act almost like a single knob: fix one and tune the
-# other. Two common rules:
+# other. Take two common rules:
 #
 # - *"When you double r, double alpha."* Doubling alpha doubles the first step's effect, so you
 #   would have to tune the learning rate again. Keep both fixed when you change the rank. "LoRA
@@ -293,7 +293,7 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
 # ## Where rank binds
 #
 # On `home`, r=4 does almost as well as r=64. A rank *binds* if a higher rank reaches a clearly
-# lower loss, each at its own best learning rate. Random data makes a clean test: it has no
+# lower loss when each uses its own best learning rate. Random data makes a clean test: it has no
 # patterns, so the adapter must store every bit.
 
 # %% [markdown]
@@ -301,11 +301,11 @@ if lab.experiment("Learning rate against alpha", 0, needs=["5.3"]):
 #
 # ●●○ · 8 min · 2 points
 #
-# An adapter memorizes pairs, each with a random key and a random value. Each value is one of
-# `n_choices` equally likely choices, so it carries $\log_2(\text{n\_choices})$ bits. After
-# training, the cross-entropy of a value shows how many of its bits are still missing. `losses`
-# contains one cross-entropy per pair, in *nats*. Return the total number of bits that the adapter
-# stored. Count a pair as 0 bits if the model does worse than guessing on it.
+# An adapter memorizes pairs of a random key and a random value. Each value is one of `n_choices`
+# equally likely choices, so it carries $\log_2(\text{n\_choices})$ bits. After training, the
+# cross-entropy of a value shows how many of its bits are still missing. `losses` contains one
+# cross-entropy per pair, in *nats*. Return the total number of bits that the adapter stored. Count
+# a pair as 0 bits if the model does worse than guessing on it.
 #
 # <details><summary>Hint</summary>
 #
@@ -381,7 +381,7 @@ stored = {}  # your results so far: {(rank, pairs): bits}
 # %% [markdown]
 # **Try it: rank and number of pairs.** The 250 pairs carry 1,500 bits. What is the smallest rank
 # that stores nearly all of them? Try the three ranks in the cell, then change `n_pairs`.
-# (`memorize` passes the mean loss of all pairs, so a confident wrong guess costs bits.)
+# (`memorize` gives `bits_stored` the mean loss of all pairs, so confident wrong guesses cost bits.)
 
 # %%
 guess_bits = lab.predict("What percentage of the 1,500 bits does an adapter with r=1 store?", None)
@@ -395,8 +395,8 @@ if lab.experiment("Memorize random pairs", 10, needs=["5.4"]):
     guess_bits.compare(100 * stored.get((1, 250), float("nan")) / 1500)
 
 # %% [markdown]
-# Here, the rank limits how much the adapter memorizes in 100 passes. The next figure shows 1,000
-# pairs and three seeds, each rank at the best of five learning rates.
+# Here, the rank limits how much the adapter memorizes in 100 passes. The next figure is for 1,000
+# pairs and three seeds, with each rank at the best of five learning rates.
 
 # %% tags=["experiment"]
 if lab.experiment("Where rank binds", 0, needs=["5.4"]):
@@ -405,14 +405,15 @@ if lab.experiment("Where rank binds", 0, needs=["5.4"]):
 
 # %% [markdown]
 # The adapter stores 14% of the bits at r=1, about 90% at r=4, and nearly all of them at r=8. No
-# learning rate we tried makes up for a low rank. At r=1, it stores about 800 bits of either 250 or
-# 1,000 pairs, but this is no fixed limit: after 400 passes, it stores about 930 and 1,080
-# ([evidence](../docs/evidence/05_rank.md#where-rank-binds)).
+# learning rate we tried makes up for a low rank. At r=1, it stores about 800 bits with either 250
+# or 1,000 pairs, but this isn't a fixed limit: after 400 passes, it stores about 930 and 1,080,
+# respectively ([evidence](../docs/evidence/05_rank.md#where-rank-binds)).
 #
-# A typical adapter on all linear layers already has 305,280 parameters at r=1. The 96 commands
-# probably contain far fewer bits than it can store, though we didn't measure that. Large code or
-# math datasets contain many more. In long training runs on them, LoRA fell behind full fine-tuning,
-# and lower ranks fell further behind ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)).
+# A typical adapter on all linear layers already has 305,280 parameters at r=1. The 96 `home`
+# commands probably contain far fewer bits than it can store, though we didn't measure that. Large
+# code or math datasets contain many more. In long training runs on such data, LoRA fell behind full
+# fine-tuning, and lower ranks fell further behind ([Biderman et al.
+# 2024](https://arxiv.org/abs/2405.09673)).
 #
 # ## Variants
 #
@@ -474,32 +475,32 @@ check.pairs(paired_difference)
 if lab.experiment("Variants, each at its best learning rate", 0, needs=["5.5"]):
     runs = tables.at_best_rate(measured.load("variants")).rename(columns={"loss": "score"})
     scores = runs.pivot(index="seed", columns="method", values="score")
-    scores = scores.drop(columns=["OLoRA", "orthogonal", "MiSS"])  # the evidence page has them
+    scores = scores.drop(columns=["OLoRA", "orthogonal", "MiSS"])  # see the evidence page
     lora = scores.pop("LoRA")
     display(figures.variants((100 * scores.sub(lora, axis=0) / lora.mean()).to_dict("list")))
     for method in ("full fine-tuning", "rsLoRA"):
         mean, error = (100 * x / lora.mean() for x in paired_difference(runs, method, "LoRA"))
-        print(f"{method}: {mean:+.0f}% from LoRA's loss, with a standard error of {error:.1f}%")
+        print(f"{method}: loss {mean:+.0f}% relative to LoRA's, standard error {error:.1f}%")
 
 # %% [markdown]
 # These runs are on `home`, with adapters at r=16 and $\alpha = 32$. Each method uses its best
 # learning rate, chosen on the held-out commands themselves. (At r=16, rsLoRA is LoRA with
 # $\alpha = 128$.) We couldn't distinguish any variant from LoRA: the 95% intervals (4.3 standard
-# errors, with three seeds) are ±9% to ±28%. Lee et al.
+# errors, with three seeds) range from ±9% to ±28%. Lee et al.
 # ([2026](https://arxiv.org/abs/2602.04998)) find that variants come within 1-2% of each other once
 # the learning rate is tuned. Full fine-tuning was better for all three seeds, by 11 to 12%. Don't
-# trust the narrow interval: an earlier study found 10% ± 20%.
+# trust that narrow range: an earlier study found 10% ± 20%.
 #
 # At a shared learning rate, the ranking would depend on that rate. At 1e-3, rsLoRA is best (0.31),
 # and LoRA is far behind (0.47). At 3e-3, LoRA is at its best (0.33), and LoRA+ diverges (5.5;
 # [evidence](../docs/evidence/05_rank.md#variants)).
 #
-# ## A case: 48 kinds of tickets
+# ## Case study: 48 kinds of tickets
 #
 # Do you need LoRA at all? A shop sorts support tickets into 48 categories and has 20 training
 # examples per category. We tested five methods on 288 new tickets: logistic regression on TF-IDF
-# features of words or of characters, LoRA, QLoRA and full fine-tuning. Each of the last three used
-# the best of three learning rates, with three seeds.
+# features (of words and of characters), LoRA, QLoRA and full fine-tuning. Each of the last three
+# used the best of three learning rates, with three seeds.
 
 # %%
 guess_words = lab.predict("What percentage of tickets does word-level TF-IDF get right?", None)
@@ -512,9 +513,9 @@ if lab.experiment("48 categories, five methods", 0, needs=["5.5"]):
 
 # %% [markdown]
 # TF-IDF trains in seconds and reaches 45%: run such a baseline before you train an adapter. LoRA's
-# lead of two points may be noise, since each score has a margin of ±6 points. Full fine-tuning is
-# ahead of LoRA for every seed, by 5 to 7 points, on this coarse grid of rates chosen on the test
-# tickets. The categories carry only 5,400 bits, and the adapter has 4.9 million parameters, so
+# lead of two points may be noise, since each score is accurate only to ±6 points. Full fine-tuning
+# beats LoRA by 5 to 7 points for every seed, both at rates chosen from a coarse grid on the test
+# tickets. The training labels carry only 5,400 bits, but the adapter has 4.9 million parameters, so
 # capacity isn't the reason; optimization may be.
 #
 # ## Defaults
@@ -526,8 +527,8 @@ if lab.experiment("48 categories, five methods", 0, needs=["5.5"]):
 # | learning rate | 2e-4 for 7B models, 1e-3 to 3e-3 for small ones | always tune it first |
 # | targets | all linear layers or MLPs | avoid attention alone |
 #
-# The values for large models are common practice. On our small one, attention alone
-# [did worst](../docs/evidence/05_rank.md#where-to-put-an-adapter).
+# The values for large models are common practice. On our small model, attention alone [did
+# worst](../docs/evidence/05_rank.md#where-to-put-an-adapter).
 #
 # ## Take it with you
 #

@@ -13,9 +13,10 @@
 # %% [markdown]
 # # Lab 6 · Merge and combine
 #
-# You have trained an adapter with QLoRA. How do you get a single plain model? You can merge it into
-# the 16-bit original, or into the dequantized weights that it was trained on. You will try both and
-# measure which one reproduces the model you trained. Then you will combine two adapters into one.
+# You have trained an adapter with QLoRA. How do you get a single plain model? You can merge the
+# adapter into the 16-bit original, or into the dequantized weights that it was trained on. You will
+# try both and measure which one reproduces the model you trained. Then you will combine two
+# adapters into one.
 #
 # {{ time }}
 
@@ -124,9 +125,9 @@ def merged_weight(W, A, B, alpha):
 check.merges(merged_weight)
 
 # %% [markdown]
-# "A merged model is the same model." In theory, it is. In practice, an update is small compared
-# with the weights, and rounding the sum to 16 bits or fewer loses part of the update. To see how
-# much that matters, measure how much the two models' predictions differ.
+# "Merging doesn't change the model." In theory, that's true. In practice, an update is small
+# compared with the weights, and rounding the sum to 16 bits or fewer loses part of the update. To
+# see how much that matters, measure how much merging changes the predictions.
 
 # %% [markdown]
 # ### Exercise 6.2 · `kl_divergence`
@@ -255,13 +256,12 @@ if lab.experiment("One weight, one update, three grids", 1, needs=["6.3"]):
 
 # %% [markdown]
 # The gray ticks are the grid's values. A sum that lands in the *dead zone* is rounded back to the
-# old weight. On the bf16 grid, the update is longer than a step, so it survives. On the NF4 grid,
+# old weight. On the bf16 grid, the update is larger than a step, so it survives. On the NF4 grid,
 # it is a small fraction of a step, so the weight doesn't move.
 #
 # **Try it: the size of the update.** The next cell rounds a whole layer to each grid, then adds
-# updates of several sizes. The dashed line starts from the original weights, which don't lie on the
-# NF4 grid. The dotted line marks the size of the `home` update. Guess first, then add your own
-# sizes.
+# updates of several sizes. The dashed line is for the original weights, which don't lie on the NF4
+# grid. The dotted line marks the size of the `home` update. Guess first, then add your own sizes.
 
 # %%
 guess_arrives = lab.predict("If |dW| is 0.1% of |W|, what percentage of dW survives in bf16?", None)
@@ -286,8 +286,8 @@ if lab.experiment("How much arrives, by the size of the update", 1, needs=["6.3"
 # each block's 64 weights is stored exactly, as `absmax`.)
 #
 # The dashed line's weights lie *between* the NF4 values. The update pushes a few of them across a
-# rounding boundary, and each of those jumps by a whole step. The jumps add up to about the update,
-# plus noise. The same happens when you convert a merged 16-bit model to `Q8_0`.
+# rounding boundary, and each of those jumps by a whole step. Their sum is roughly the update, plus
+# noise. The same happens when you convert a merged 16-bit model to `Q8_0`.
 #
 # Print $\|\Delta W\| / \|W\|$ before you merge into bf16. At 2%, as in this layer, nearly the whole
 # update survives. At 0.1%, about 40% is lost, so store the sum in fp32 and load it in fp32, or keep
@@ -328,8 +328,8 @@ def merge_quantized(W4, absmax, codebook, A, B, alpha, shape):
 check.merges_quantized(merge_quantized)
 
 # %% [markdown]
-# Merge the `home` adapter in four ways. On 60 new commands, compare each result with the model you
-# trained:
+# Merge the `home` adapter in four ways, and compare each result with the model you trained, on 60
+# new commands:
 #
 # - into the *dequantized* base (the weights that the adapter was trained on), with the sum stored
 #   in 16 bits;
@@ -390,23 +390,23 @@ if lab.experiment("One adapter, four merges", 25, needs=["6.1", "6.2", "6.4"]):
 # With three other seeds, merging into the original costs 7 to 18 right answers out of 60
 # ([evidence](../docs/evidence/06_merging.md#the-merges)). The adapter was trained with NF4's
 # rounding error (lab 4), and the original weights don't have it. In the layer you looked at, this
-# error is about five times as large as the update, but it does less, because it wasn't trained to
-# change the answers.
+# error is about five times as large as the update, but it does less: unlike the update, it wasn't
+# trained to change answers.
 #
 # If you round the dequantized merge to NF4 again, most sums land in dead zones. Part of the update
-# survives (compare the KL with "no adapter"), but no answer is right. Rounding the merge into the
-# *original* to NF4 is a surprise: with every seed, it brings the model *closer* to the one you
-# trained. The weights lie between the grid's values, so the update survives, and most of them
-# regain the rounding error that the adapter was trained with.
+# survives (compare the KL with "no adapter"), but no answer is right. The surprise is the merge
+# into the *original*: with every seed, rounding it to NF4 brings the model *closer* to the one you
+# trained. The original weights lie between the grid's values, so the update survives, and most
+# weights regain the rounding error that the adapter was trained with.
 #
 # > **To get the model you trained, merge a QLoRA adapter into the dequantized base, and store the
 # > sum in 16 bits.** If the file must be NF4, keep the adapter separate.
 #
-# How much a second rounding costs depends on the ratio of the update to NF4's rounding error, a
-# fifth here. In longer runs with another recipe, the ratio reached 0.7, and models rounded again
-# got about as many answers right as before. In those runs, the choice of base hardly mattered,
-# either ([evidence](../docs/evidence/06_merging.md#from-short-to-long-training)). Unsloth considers
-# the original the better base for most models, but uses the dequantized base for Falcon-H1, where
+# How much a second rounding costs depends on the ratio of the update to NF4's rounding error (a
+# fifth here). In longer runs with another recipe, the ratio reached 0.7, and rounding again hardly
+# changed the number of right answers. In those runs, the choice of base hardly mattered either
+# ([evidence](../docs/evidence/06_merging.md#from-short-to-long-training)). Unsloth considers the
+# original the better base for most models, but uses the dequantized base for Falcon-H1, where
 # merging into the original gave a broken model ([pull request
 # 810](https://github.com/unslothai/unsloth-zoo/pull/810)). So compare your merges on held-out data
 # before you ship.
@@ -536,7 +536,7 @@ check.recompresses(recompress)
 #    has the elected sign, the result is 0.
 #
 # Return one matrix, and don't change the inputs. The check compares your result with PEFT's
-# function for full update matrices, at weights of 1. (To get an adapter,
+# function for full update matrices, with all weights 1. (To get an adapter,
 # `combination_type="ties_svd"` then cuts the rank.)
 #
 # <details><summary>Hint</summary>
@@ -567,7 +567,7 @@ check.merges_by_sign(ties)
 # **Try it: the mixture.** Mix the two adapters. Give `home` a weight of 1 and `tickets` a weight
 # from 0.25 to 1. Can one model do both jobs at any of these weights? Run the cell, then rerun it
 # with `mixes = [("cat, cut to r=8", (1, 0.5)), ("TIES 0.2", (1, 1))]`, or with other weights and
-# densities. Earlier points stay in the figure.
+# TIES densities. Earlier points stay in the figure.
 
 
 # %%
@@ -581,7 +581,7 @@ def mixture(way, weights):
     """A function that maps the pairs (A, B) of home and tickets to their combined update."""
 
     def mix(*both):
-        if way.startswith("TIES"):  # then its density
+        if way.startswith("TIES"):  # with its density
             updates = [w * product(pair) for w, pair in zip(weights, both, strict=True)]
             return ties(updates, float(way.removeprefix("TIES")))
         A, B = (combine_linear if way == "linear" else combine_cat)(both, weights)
@@ -617,19 +617,21 @@ if lab.experiment("Two adapters in one", 45, needs=["6.5", "6.6", "6.7"]):
 
 # %% [markdown]
 # Mixing trades one job for the other: as the weight of `tickets` grows, the `tickets` loss falls
-# and the `home` loss rises. Three other seeds show this, too. At 1 : 0.5, `cat` gets 38 `home` and
-# 7 `tickets` answers right out of 80, on average; alone, the adapters get 46 and 18
+# and the `home` loss rises. Three other seeds show the same. At 1 : 0.5, `cat` gets 38 of 80 `home`
+# answers and 7 of 80 `tickets` answers right on average; alone, the adapters get 46 and 18
 # ([evidence](../docs/evidence/06_merging.md#the-mixtures)).
 #
-# The cross terms of `linear` cost little: at 1 : 1, its `tickets` loss is slightly higher with
-# every seed, but it gets about as many answers right. The cut to rank 8 acts like a smaller weight
-# on `tickets`, probably because the SVD keeps the strongest directions, those of `home`. At 1 : 1,
-# `cat` adds the updates and TIES averages them, so TIES disturbs `home` less: with the three seeds,
-# 26, 3 and 28 `home` answers of 80 are right, and only 8, 0 and 3 with `cat`.
+# The cross terms of `linear` cost little: at 1 : 1, its `tickets` loss is slightly higher than
+# `cat`'s with every seed, but it gets about as many answers right. The cut to rank 8 acts like a
+# smaller weight on `tickets`, probably because the SVD keeps the strongest directions, which are
+# `home`'s. At 1 : 1, `cat` adds the updates and TIES averages them, so TIES disturbs `home` less:
+# with the three seeds, it gets 26, 3 and 28 of 80 `home` answers right, but `cat` gets only 8, 0
+# and 3.
 #
 # Averaging models trained on the *same* task is different: such *model soups* ([Wortsman et al.
 # 2022](https://arxiv.org/abs/2203.05482)) can beat every model in the average. For two jobs like
-# these, keep two adapters and switch between them. In lab 7, you serve several adapters at once.
+# these, keep two adapters and switch between them. In lab 7, you will serve several adapters at
+# once.
 #
 # ## Take it with you
 #
@@ -648,7 +650,7 @@ if lab.experiment("Two adapters in one", 45, needs=["6.5", "6.6", "6.7"]):
 #     how = {"quantization_config": NF4, "dtype": torch.bfloat16}
 #     return AutoModelForCausalLM.from_pretrained(MODEL, **how)
 #
-# # a random adapter in place of one that you trained on base()
+# # a random adapter; replace it with one you trained on base()
 # lora = LoraConfig(target_modules="all-linear", init_lora_weights=False)
 # get_peft_model(base(), lora).save_pretrained("my-lora")
 #

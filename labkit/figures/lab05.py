@@ -34,14 +34,14 @@ def rules(ranks: Sequence[int], losses: dict[str, Sequence[float]]) -> Figure:
 
 def first_steps(ranks: Sequence[int], helps: dict[str, Sequence[float]], guess: Guess) -> Figure:
     """How much a first step helps, by rank, as a multiple of the lowest rank's: {rule: values}."""
-    fig, ax = titled("With alpha = 2r, a first step helps more at a higher rank")
+    fig, ax = titled("With alpha = 2r, the first step helps more at higher ranks")
     for rule, values in helps.items():
         color, share = COLORS.get(rule, INK), values[-1] / values[0]
         ax.plot(ranks, np.array(values) / values[0], "o-", color=color)
         ax.annotate(f"{rule}: × {share:.0f}", (ranks[-1], share), (8, 0), color=color, **BESIDE)
     ax.set(xscale="log", xticks=ranks, xticklabels=ranks, xlabel="rank", xlim=(None, 4 * ranks[-1]))
     ax.set_yscale("log", base=2)
-    ax.set(ylabel=f"effect of the first step,\nas a multiple of r={ranks[0]}", ylim=(0.8, 20))
+    ax.set(ylabel=f"effect of the first step,\nrelative to r={ranks[0]}", ylim=(0.8, 20))
     ax.set_yticks([1, 2, 4, 8, 16], [f"× {times}" for times in (1, 2, 4, 8, 16)])
     ax.minorticks_off()
     guess.draw(ax)
@@ -59,7 +59,7 @@ def grid(losses: pd.DataFrame) -> Figure:
     for i, ((rank, row), end) in enumerate(zip(losses.iterrows(), ends, strict=True)):
         color = VARIANTS[i % len(VARIANTS)]
         ax.plot(rates, row, "o-", ms=9, markevery=[row.argmin()], color=color)
-        text = f"r={rank}: {row.min():.2f} at best"
+        text = f"r={rank}: best {row.min():.2f}"
         ax.annotate(text, (rates[-1], end), (8, 0), color=color, **BESIDE)
     ax.set(xscale="log", ylim=(0, top), xlabel="learning rate (dot: the best)", ylabel=HELD_OUT)
     ax.set(xticks=rates, xticklabels=rates)
@@ -89,7 +89,7 @@ def memory(stored: dict[tuple[int, int], float], guess: Guess) -> Figure:
     """Bits stored, in % of 6 per pair: {(rank, pairs): bits}. guess: in percent, of r=1."""
     shares = {(rank, n): 100 * bits / (6 * n) for (rank, n), bits in stored.items()}
     rank, n = least = min(shares, key=shares.get)
-    fig, ax = titled(f"At r={rank}, {shares[least]:.0f}% of the bits of {n:,} pairs are stored")
+    fig, ax = titled(f"An r={rank} adapter stores {shares[least]:.0f}% of the bits in {n:,} pairs")
     name = "r={}\n{:,} pairs" if len({n for _, n in stored}) > 1 else "r={}"
     values = {name.format(*setting): share for setting, share in shares.items()}
     bars(ax, values, "bits stored (%)", text="{:.0f}%", top=115, guess=guess)
@@ -101,7 +101,7 @@ def bits(stored: dict[int, Sequence[float]], available: int) -> Figure:
     sizes, values = 2112 * np.array(list(stored)), np.array(list(stored.values()))
     rate = (values.mean(axis=1) / sizes).max()
     enough = min(r for r, some in stored.items() if np.mean(some) > 0.98 * available)
-    fig, ax = titled(f"Below r={enough}, the rank limits what is stored")
+    fig, ax = titled(f"Below r={enough}, the rank limits how much is stored")
     ax.plot(sizes, values, **RING | {"mec": ROLES["LoRA"]})
     ends = np.array([sizes[0], available / rate])
     ax.plot(ends, rate * ends, color=INK, lw=1.2, ls=":")

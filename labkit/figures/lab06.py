@@ -53,7 +53,7 @@ def arrivals(sizes: Sequence, shares: dict, home: Sequence, guess: Guess) -> Fig
     A name with a comma, "NF4, …", is dashed: weights that are not on the grid. home: the adapter's
     size, and its share in NF4. guess: for bf16 at a size of 0.1%.
     """
-    fig, ax = titled("Weights on a grid lose small updates; weights between its values don't")
+    fig, ax = titled("Weights on a grid lose small updates; other weights keep them")
     for name, values in shares.items():
         color, off = GRIDS[name.partition(",")[0]], "," in name
         points = [*zip(sizes, values, strict=True), *([home] if name == "NF4" else [])]
@@ -81,7 +81,7 @@ def merges(kls: dict, right: dict, runs: pd.DataFrame, guess: Guess) -> Figure:
     nearest, trained = min(kls, key=kls.get), right["as trained"]
     title = f"Closest to the trained model: {nearest}"
     if nearest == "dequantized, 16 bits" and abs(right[nearest] - trained) <= 2:
-        title = "Merged into the dequantized base, the model answers as before"
+        title = "Merging into the dequantized base hardly changes the answers"
     fig, (left, other) = titled(title, 2, sharey=True)
     kls = {"as trained": 1e-9} | dict(sorted(kls.items(), key=lambda pair: pair[1]))
     roles = {name: "mistake" for name in kls if right[name] < trained / 2}
@@ -92,7 +92,7 @@ def merges(kls: dict, right: dict, runs: pd.DataFrame, guess: Guess) -> Figure:
     left.set(xscale="log", xlim=(min(1e-4, kls[nearest] / 2), 60))
     left.set_xticks([1e-4, 1e-2, 1], ["0.0001", "0.01", "1"])
     counts, rings = {k: right[k] for k in kls}, {k: runs[f"{k}: right"] for k in kls}
-    dots(other, counts, "right answers, of 60\n(ring: another seed)", roles, "{:.0f}", rings)
+    dots(other, counts, "right answers out of 60\n(ring: another seed)", roles, "{:.0f}", rings)
     other.set_xlim(-2, 63)
     guess.draw(other, "x")
     return fig
