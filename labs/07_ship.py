@@ -149,9 +149,9 @@ if lab.experiment("The file, audited", 1, needs=["7.1"]):
 # blank answer teaches it to say nothing. We drop these rows. In your own file, look at faulty rows
 # before dropping them: you can shorten a long *question* from the front, as `fit` did in lab 3.
 #
-# Five of our questions occur twice with contradictory answers. If both rows of such a pair land in
-# the test set, no model can get both right. (`labkit data` lists such rows in your own file, along
-# with wrong roles and missing system messages.)
+# Five of our questions occur twice with contradictory answers, so no model can get both rows right.
+# (`labkit data` lists such rows in your own file, along with wrong roles and missing system
+# messages.)
 #
 # ## Training and test
 #
@@ -245,7 +245,7 @@ if lab.experiment("Two ways to split one file", 0, needs=["7.1", "7.2"]):
 #
 # ## Baseline, training and score
 #
-# Before you train, try two baselines that need no training: the base model with five examples in
+# Compare the adapter with two baselines that need no training: the base model with five examples in
 # its prompt, and a lookup. The lookup finds the training question whose words overlap most with the
 # new question, and copies its answer. It then replaces each part of that answer with the first
 # known value in the new question, if any.
@@ -346,7 +346,7 @@ if lab.experiment("The office's adapter, and its score", 65, needs=["7.1", "7.2"
 # ## The same model, different prompts
 #
 # A chat template turns messages into the text of a prompt. The server's template may differ from
-# the one used in training. Ask the same questions with five wrong prompts.
+# the one used in training. Ask the same questions in five wrong ways.
 
 
 # %%
@@ -406,15 +406,15 @@ if lab.experiment("The same model, asked in other ways", 20, needs=["7.1", "7.2"
 # ## One file for other programs
 #
 # So far, every model has run in transformers. llama.cpp, Ollama and LM Studio read a single GGUF
-# file with the weights, tokenizer and chat template. For Llama models, llama.cpp expects the rows
-# of some weights in a different order.
+# file with the weights, tokenizer and chat template. (Ollama ignores that template: put one into
+# its Modelfile.) For Llama models, llama.cpp expects the rows of some weights in a different order.
 #
 # Rotary position embeddings rotate pairs of entries in q and k by an angle that grows with the
-# position. For the Llama family, transformers pairs the first half of a head with the second: in a
-# head of 64 entries, entry 0 is paired with entry 32. llama.cpp pairs neighbors, such as entries 0
-# and 1. The GGUF file therefore stores the weight rows of q and k in a different order, so that
-# both programs rotate the same pairs. (For Qwen, llama.cpp also pairs the two halves, so no rows
-# move.)
+# position, at a different speed for each pair. For the Llama family, transformers pairs the first
+# half of a head with the second: in a head of 64 entries, entry 0 is paired with entry 32.
+# llama.cpp pairs neighbors, such as entries 0 and 1. The GGUF file therefore stores the weight rows
+# of q and k in a different order, so that both programs rotate the same pairs. (For Qwen, llama.cpp
+# also pairs the two halves, so no rows move.)
 
 # %% [markdown]
 # ### Exercise 7.3 · `rotary_rows`
@@ -509,8 +509,8 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
         files[f"{kind}, {path.stat().st_size / 1e6:.0f} MB"] = divergence(exact, logits), hits
         b = sum(r > h for r, h in zip(right, hits, strict=True))
         c = sum(h > r for r, h in zip(right, hits, strict=True))
-        error = (b + c) ** 0.5
-        print(f"{kind}: {b} answers lost, {c} gained: net loss {b - c}, standard error {error:.1f}")
+        error = f", net {b - c} ± {(b + c) ** 0.5:.1f}" if b + c else ""
+        print(f"{kind}: {b} answers lost, {c} gained{error}")
     name, heads = "blk.0.attn_q.weight", whole.config.num_attention_heads
     q = next(t for t in GGUFReader(path).tensors if t.name == name)
     mine = rotary_rows(whole.model.layers[0].self_attn.q_proj.weight.data, heads)
@@ -525,9 +525,10 @@ if lab.experiment("One model, several files", 40, needs=["7.1", "7.2", "7.3"]):
 
 # %% [markdown]
 # Across three other seeds, bf16 and Q8_0 score the same as fp32. Q4_0 is a third the size of bf16
-# and loses a net three to six right answers out of 105; in one of our runs, it lost seven of 60
-# ([evidence](../docs/evidence/07_ship.md#files)). PyTorch computes these scores from the
-# dequantized weights.
+# and loses a net three to six right answers out of 105
+# ([evidence](../docs/evidence/07_ship.md#files)). Our copy of the base has already been rounded to
+# 4 bits once, so other models may lose more or less. fp16 has three more fraction bits than bf16,
+# so it rounds weights more finely. PyTorch computes these scores from the dequantized weights.
 #
 # If you skip the reordering, every size, name and value looks right, but the model writes nonsense.
 # The architecture `llama` implies a row order, and nothing checks whether your file follows it.
@@ -826,9 +827,10 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
 # llama.cpp batches only requests for the same adapter, so requests for different adapters take
 # turns.
 #
-# `labkit train FILE` and `labkit ship FOLDER` do all of this for your own file: see
-# [docs/own-data.md](../docs/own-data.md). For each file you ship, record the base model and its
-# hash, the data's hash, the settings, the score and the template.
+# For your own data, `labkit train FILE` does the audit, split, training and scoring, and `labkit
+# ship FOLDER` writes the GGUF files: see [docs/own-data.md](../docs/own-data.md). For each file you
+# ship, record the base model and its hash, the data's hash, the settings, the score and the
+# template.
 #
 # ## Take it with you
 #
@@ -867,7 +869,8 @@ if lab.experiment("One server, three adapters", 50, needs=["7.1", "7.2"]):
 # python llama.cpp/convert_lora_to_gguf.py my-lora --base base --outfile my-lora.gguf
 # llama-server -m base.gguf --lora my-lora.gguf --lora-init-without-apply  # repeat --lora for more
 # curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' -d '{"messages":
-#   [{"role": "user", "content": "Hi"}], "lora": [{"id": 0, "scale": 1}], "cache_prompt": false}'
+#   [{"role": "user", "content": "Hi"}], "lora": [{"id": 0, "scale": 1}], "cache_prompt": false,
+#   "temperature": 0}'
 # ```
 
 # %% [markdown]

@@ -52,7 +52,7 @@ def asked(right: dict[str, int], n: int, guess: Guess) -> Figure:
     named = {"no generation prompt": "no generation prompt\n(a header counts as wrong)"}
     values = {named.get(way, way): 100 * right[way] / n for way in order}
     rest, roles = ({named.get(k, k): v for k, v in d.items()} for d in (rest, roles))
-    dots(ax, values, "right answers, % (ring: other runs)", roles, "{:.0f}", rest)
+    dots(ax, values, "right answers, % (ring: another run, 105 rows)", roles, "{:.0f}", rest)
     ax.set_xlim(-4, 108)
     guess.draw(ax, "x")
     return fig
@@ -85,14 +85,14 @@ def files(made: dict[str, tuple[float, Sequence[bool]]], n: int, guess: Guess) -
 def batches(sizes: Sequence[int], times: dict[str, Sequence[float]]) -> Figure:
     """Seconds of a layer's batch by its rows: {way: seconds}; drawn per row."""
     slow, fast = (times[way][sizes.index(64)] for way in ("one by one", "grouped"))
-    quicker = f"For 64 rows, grouping is {slow / fast:.0f} times as fast as one by one"
+    quicker = f"For 64 rows, grouping is {slow / fast:.1f} times as fast as one by one"
     fig, ax = titled(quicker if fast < slow else "Here, grouping is slower than one by one")
     rows = {name: 1e6 * np.array(seconds) / np.array(sizes) for name, seconds in times.items()}
     ends = np.array([values[-1] for values in rows.values()])
     places = ends.min() * np.exp(spread(np.log(ends / ends.min()), 0.35, 99))
     for (name, values), place, color in zip(rows.items(), places, VARIANTS, strict=False):
         ax.plot(sizes, values, "o-", color=color)
-        ax.annotate(f"{name}: {values[-1]:.0f}", (sizes[-1], place), (10, 0), color=color, **BESIDE)
+        ax.annotate(f"{name}: {values[-1]:.2g}", (sizes[-1], place), (10, 0), color=color, **BESIDE)
     ax.set(xscale="log", yscale="log", xlabel="rows in the batch", ylabel="microseconds per row")
     ax.set_xticks(sizes, [str(n) for n in sizes])
     ax.set_yticks([1, 10, 100], ["1", "10", "100"])
