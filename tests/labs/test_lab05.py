@@ -81,18 +81,18 @@ def sweep_turned(train_fn, ranks, learning_rates, alpha_of):
 def bits_in_loop(losses, n_choices):
     total = 0
     for loss in losses:
-        bits = math.log2(n_choices) - loss.item() * math.log2(math.e)
-        if bits > 0:
-            total += bits
+        total += math.log2(n_choices) - loss.item() * math.log2(math.e)
+    if total < 0:
+        return 0
     return total
 
 
 def bits_in_numpy(losses, n_choices):
-    return np.maximum(np.log2(n_choices) - losses.numpy() / np.log(2), 0).sum()
+    return np.maximum((np.log2(n_choices) - losses.numpy() / np.log(2)).sum(), 0)
 
 
 def bits_by_probability(losses, n_choices):
-    return (losses.neg().exp() * n_choices).log2().clamp(min=0).sum().item()
+    return (losses.neg().exp() * n_choices).log2().sum().clamp(min=0).item()
 
 
 def pairs_pivoted(frame, a, b):
@@ -166,7 +166,7 @@ def sweep_that_pops(train_fn, ranks, learning_rates, alpha_of):
 
 
 def bits_of_whole_pairs(losses, n_choices):
-    return float((math.log2(n_choices) - losses / math.log(2)).clamp_min(0).round().sum())
+    return float((math.log2(n_choices) - losses / math.log(2)).round().sum().clamp_min(0))
 
 
 def pairs_in_place(frame, a, b):
