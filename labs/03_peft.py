@@ -174,10 +174,9 @@ if lab.experiment("Two learning rates", 30, needs=["3.1"]):
 
 # %% [markdown]
 # At the default learning rate, sixteen steps hardly change the loss, and you get no warning. This
-# default is meant for full fine-tuning of large models. LoRA needs a higher rate: 2e-4 is common
-# for long runs, and 2e-3 suits the short runs in this lab
-# ([evidence](../docs/evidence/03_peft.md#learning-rates)). Two other reasons why an adapter
-# "learned nothing" come later in this lab.
+# default is meant for full fine-tuning of large models. LoRA needs a higher rate: 2e-3 works far
+# better in the short runs of this lab ([evidence](../docs/evidence/03_peft.md#learning-rates)).
+# Other reasons why an adapter "learned nothing" come later in this lab.
 #
 # Now train longer at the higher learning rate: one epoch on 320 rows. Then test the model on 60
 # commands with unseen sentence patterns.
@@ -230,7 +229,7 @@ if lab.experiment("Which layers to adapt", 11, needs=["3.1"]):
 #
 # A common complaint is that a fine-tuned model answers well but then keeps writing. To find the
 # cause, train on rows without a chat template: each row is a command, a line break, an answer and
-# an end token. (With its chat template, SmolLM2 already stops, which would hide the bug.)
+# an end token. (With its chat template, SmolLM2 usually stops already, which would hide the bug.)
 #
 # A *label* of -100 excludes a token from the loss. The next function is meant to give this label to
 # prompts and padding. Like transformers' `DataCollatorForLanguageModeling`, it finds padding by
@@ -363,8 +362,8 @@ if lab.experiment("Trained on your labels", 18, needs=["3.1", "3.2"]):
 # tokens, and the end token had no label.
 #
 # SmolLM2's tokenizer uses the end token for padding. Many tokenizers have no padding token, so
-# tutorials set `tokenizer.pad_token = tokenizer.eos_token`, which leads to the same bug. TRL 1.16
-# builds labels before padding, so the padding id doesn't matter there.
+# tutorials set `tokenizer.pad_token = tokenizer.eos_token`, which can lead to the same bug. TRL
+# 1.16 builds labels before padding, so the padding id doesn't matter there.
 #
 # ## Where the answer begins
 #
@@ -522,9 +521,9 @@ if lab.experiment("What is left of a row after your cut", 1, needs=["3.4"]):
     print(f"cut to 64 tokens: {', '.join(left)}")
 
 # %% [markdown]
-# Now no row loses its answer. In exchange, 173 of 960 prompts lose their front at 64 tokens, and
-# 107 of these lose the whole system message. If the answer depends on the lost text, the row
-# teaches the model to make things up: raise `max_length` or drop the row. Don't rely on TRL's own
+# Now no row loses its answer. In exchange, 173 of 960 prompts lose their front at 64 tokens, and 98
+# of these lose the beginning of the question. Such a row teaches the model to make things up: raise
+# `max_length`, drop the row, or shorten the email inside the template. Don't rely on TRL's own
 # option for cutting rows from the front: it is deprecated as of TRL 1.16.
 #
 # ## Less memory, and an adapter that didn't train
@@ -619,10 +618,11 @@ if lab.experiment("Three ways to run a block", 15, needs=["3.1", "3.5"]):
 
 # %% [markdown]
 # With the given code, the loss falls a little because the head's adapter trains. Nothing else
-# trains, and memory is low only because the backward pass never reaches the blocks. PyTorch only
-# warns: *None of the inputs have requires_grad=True*. (The labs hide library warnings to keep their
-# output short.) Check the `B` matrices after the first step with a nonzero learning rate: they
-# start at zero, so a `B` that is still zero hasn't trained.
+# trains: the backward pass never reaches the blocks. The low memory is no warning, because correct
+# checkpointing needs little more. PyTorch only warns: *None of the inputs have requires_grad=True*.
+# (The labs hide library warnings to keep their output short.) Check the `B` matrices after the
+# first step with a nonzero learning rate: they start at zero, so a `B` that is still zero hasn't
+# trained.
 #
 # If you turn on checkpointing with `gradient_checkpointing=True`, this bug no longer happens:
 # transformers 5 sets `use_reentrant=False`. Your own training loop has no such protection.
@@ -682,8 +682,8 @@ if lab.experiment("An adapter whose names match nothing", 2, needs=["3.1"]):
     print(f"the loaded model's logits differ from the base model's by {gap:.1g}")
 
 # %% [markdown]
-# PEFT loads the adapter with a warning that is easy to miss in a log. The `B` matrices stay zero,
-# so you get the base model's outputs.
+# PEFT loads none of these weights and only warns, which is easy to miss in a log. The `B` matrices
+# stay zero, so you get the base model's outputs.
 #
 # ### Exercise 3.6 · `load_tuned`
 #
@@ -797,8 +797,9 @@ if lab.experiment("Everyday English, before and after", 3, needs=["3.1", "3.7"])
 # ## Take it with you
 #
 # Before a long run, check a batch and the trainable parameters. Then train briefly and check the
-# `B` matrices. (For a longer run, start with a lower learning rate, such as 2e-4. On a GPU, remove
-# `bf16=False`.) Save this script as `inspect_run.py` and insert your own model and rows.
+# `B` matrices. (For a longer run, start with a lower learning rate, such as 2e-4. On an Ampere or
+# newer GPU, remove `bf16=False`.) Save this script as `inspect_run.py` and insert your own model
+# and rows.
 #
 # ```python
 # from datasets import Dataset

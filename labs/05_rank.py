@@ -511,12 +511,12 @@ if lab.experiment("48 categories, five methods", 0, needs=["5.5"]):
     guess_words.compare(100 * scores.loc[scores["method"] == "TF-IDF", "accuracy"].mean())
 
 # %% [markdown]
-# TF-IDF trains in seconds and reaches 42% on words and 45% on characters: run such a baseline before
-# you train an adapter. LoRA's lead of two points may be noise, since each score is accurate only to
-# ±6 points. Full fine-tuning beats LoRA by 5 to 7 points for every seed, but on the same tickets,
-# which also served to choose both rates. The training labels carry only 5,400 bits, and the adapter
-# has 4.9 million parameters, so capacity is probably not the reason; the coarse grid of rates may
-# be.
+# TF-IDF trains in seconds and reaches 42% on words and 45% on characters: run such a baseline
+# before you train an adapter. LoRA's lead of two points may be noise, since each score is accurate
+# only to ±6 points. Full fine-tuning beats LoRA by 5 to 7 points for every seed, but on the same
+# tickets, which also served to choose both rates. The training labels carry only 5,400 bits, and
+# the adapter has 4.9 million parameters, so capacity is probably not the reason; the coarse grid of
+# rates may be.
 #
 # ## Defaults
 #

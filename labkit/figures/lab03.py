@@ -78,7 +78,7 @@ def checkpointed(runs: dict[str, tuple[Sequence[float], float, Sequence[bool]]])
     wrong = [way for way in runs if not all(moved[way])]
     title = "Checkpointing saves memory and trains every adapter"
     if wrong:
-        title = f"“{wrong[0]}” saves memory because its blocks don't train"
+        title = f"“{wrong[0]}” saves memory but trains only the head's adapter"
     fig, axes = titled(title, 3)
     first, *later = losses["plain"]
     panels = {
