@@ -19,12 +19,12 @@
 #
 # You already have a teacher in memory: with the adapter switched off, the model is the base model.
 # So let the tuned model answer, compute the base's probabilities for each next token, and train
-# toward those probabilities. Using the old model as the teacher is an old idea ([Li and Hoiem
-# 2016](https://arxiv.org/abs/1606.09282)). If the student writes the answers, this is *on-policy
-# distillation* ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)), which [Lu et al.
-# (2025)](https://thinkingmachines.ai/blog/on-policy-distillation/) use to restore lost skills. You
-# write the loss, the sampling function and the training step, and fix a measurement that reports
-# zero for every adapter.
+# toward those probabilities. Using the original model as the teacher is an old idea ([Li and Hoiem
+# 2016](https://arxiv.org/abs/1606.09282)). If the student (the tuned model) writes the answers,
+# this is *on-policy distillation* ([Agarwal et al. 2023](https://arxiv.org/abs/2306.13649)), which
+# [Lu et al. (2025)](https://thinkingmachines.ai/blog/on-policy-distillation/) use to restore lost
+# skills. You write the loss, the sampling function and the training step, and fix a measurement
+# that reports zero for every adapter.
 #
 # {{ time }}
 
@@ -54,7 +54,7 @@ from labkit.training import fast, generation, loop, models, packing, rollouts, t
 
 # %%
 def adapted(base, r=16, seed=0):
-    """Copy `base` and add a new LoRA to all linear layers; with it off, the copy acts as `base`."""
+    """Copy `base` and add a LoRA to all linear layers; with it off, the copy acts like `base`."""
     torch.manual_seed(seed)
     lora = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear")
     return get_peft_model(copy.deepcopy(base), lora)
@@ -73,12 +73,12 @@ chats = [row["messages"] for row in tasks.load("chat", "test") if "json" not in 
 
 
 def like_home(text):
-    """Whether an answer looks like a smart-home intent: a brace first, or an intent's name."""
+    """Whether an answer looks like a smart-home intent: starts with a brace or names an intent."""
     return text.startswith("{") or "Hass" in text
 
 
 def marks(model, n=100):
-    """Percentage of n commands that are answered right; number of intents in answer to `chats`."""
+    """Percentage of n commands answered correctly; number of intents in answers to `chats`."""
     commands = tasks.draw("home", "test", n)
     answers = generation.answers(model, tokenizer, commands["messages"], 40)
     right = sum(a == b for a, b in zip(answers, commands["answer"], strict=True))
@@ -99,8 +99,8 @@ if lab.experiment("An adapter for home alone", 50):
     answers["home alone"] = generation.answers(tuned, tokenizer, some, 48)
     display(compare_answers([messages[0]["content"] for messages in some], None, answers))
     by_base = sum(map(like_home, generation.answers(base, tokenizer, chats, 24)))
-    print(f"Intents in 54 other answers: {by_base} by the base, ", end="")
-    print("{intents} after training; right on home: {home:.0f}%".format(**found["home alone"]))
+    print(f"Intents in 54 other answers: {by_base} before training, ", end="")
+    print("{intents} after; right on home: {home:.0f}%".format(**found["home alone"]))
     guess_intents.compare(found["home alone"]["intents"])
 
 # %% [markdown]
@@ -108,11 +108,11 @@ if lab.experiment("An adapter for home alone", 50):
 # smart-home intent, or something like one. Every training example had the system prompt "Home
 # intent as JSON."; none showed what to do without it.
 #
-# With the adapter off, the model answers as before. You could switch it on for commands only, as in
-# lab 7. But then you must always know which requests are commands, and you can't merge the adapter.
-# The usual solution is to mix everyday instructions with written answers into the training data.
-# Somebody has to write them, and the model picks up the writer's style. Here, you only want the
-# base's answers back, good and bad.
+# With the adapter off, the model answers as before. You could turn the adapter on only for
+# commands, as in lab 7. But then you must always know which requests are commands, and you can't
+# merge the adapter. The usual solution is to add everyday instructions, with written answers, to
+# the training data. Someone has to write those answers, and the model picks up the writer's style.
+# Here, you only want the base's answers back, good and bad.
 #
 # ## How far apart are two models?
 #
@@ -192,8 +192,8 @@ check.kl(token_kl)
 # `model` is a `PeftModel` in the middle of training. `sample(model, prompts)` samples an answer to
 # each prompt. It returns a dict with `input_ids`, `attention_mask` and `labels`, each of shape
 # `(b, n)`. The labels are -100 everywhere except on the answer. Return this dict with one more
-# entry, `teacher_logits` of shape `(b, n, vocab)`: the logits for these tokens from the model
-# without its adapter.
+# entry, `teacher_logits` of shape `(b, n, vocab)`: the model's logits for these tokens with the
+# adapter off.
 #
 # - Sample from the student, with its adapter on. Call `sample` only once.
 # - Sample and compute the teacher's logits in eval mode and without gradients. Use `no_grad`,
@@ -262,8 +262,8 @@ if lab.experiment("Every token, marked", 2, needs=["9.1", "9.2"]):
 #
 # ## One step: the task loss and the KL
 #
-# If you train the student only to match its base, it will match the base and forget `home`. So each
-# step uses two batches: commands for the task loss and everyday prompts for the KL:
+# If you train the student only to match its base, it will forget `home`. So each step uses two
+# batches: commands for the task loss and everyday prompts for the KL:
 #
 # $$\text{loss} = \text{task loss} + \text{weight} \cdot \text{KL}$$
 #
@@ -290,7 +290,8 @@ if lab.experiment("Every token, marked", 2, needs=["9.1", "9.2"]):
 #
 # <details><summary>Hint</summary>
 #
-# Which position's logits choose the first token of the answer? It isn't part of the answer.
+# Which position's logits choose the first token of the answer? That position isn't part of the
+# answer.
 # </details>
 #
 # <details><summary>Another hint</summary>
@@ -322,8 +323,8 @@ check.steps(distill_step)
 # %% [markdown]
 # ## Measure the distance
 #
-# Before you train, you need a way to measure how far a model is from its base. Suppose a run
-# reports a KL of nearly 0 from the first step. It looks successful, but the model still answers
+# Before you train, you need a reliable way to measure how far a model is from its base. Suppose a
+# run reports a KL of nearly 0 from the first step. It looks successful, but the model still answers
 # with intents.
 
 # %% [markdown]
@@ -431,13 +432,13 @@ if lab.experiment("Distillation from its own base", 58, needs=["9.1", "9.2", "9.
     guess_kept.compare(found["distilled"]["intents"])
 
 # %% [markdown]
-# Nearly all intents are gone. Three other runs (rings) agree: 50, 50 and 48 intents before, 1, 2
+# Nearly all intents are gone. Three other runs (rings) agree: 50, 50 and 48 intents before; 1, 2
 # and 0 after ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The KL falls
-# to about 4% of its start, and the score on `home` hardly changes. Read the answers, too: one
-# without an intent isn't necessarily good, and it may repeat itself.
+# to about 4% of its initial value, and the score on `home` hardly changes. Read the answers, too:
+# an answer without an intent isn't necessarily good. It may repeat itself.
 #
 # **Try it: either half of the loss.** Start with the default, which leaves out the task batches.
-# Then use `{"weight": 0.0}`, which leaves out the KL. Predict all three panels.
+# Then use `{"weight": 0.0}`, which leaves out the KL. First predict all three panels.
 
 # %% tags=["experiment"]
 knobs = {"learned": ()}
@@ -451,7 +452,7 @@ if lab.experiment("Half of the loss", 48, needs=["9.1", "9.2", "9.3", "9.4"]):
 # %% [markdown]
 # Without task batches, the intents disappear, but so do nearly all right answers on `home`: the
 # steps that restore chat change the weights that `home` needs. Without the KL, eight more steps on
-# commands leave most intents where they were.
+# commands leave most of the intents in place.
 #
 # ## Whose answers?
 #
@@ -460,7 +461,7 @@ if lab.experiment("Half of the loss", 48, needs=["9.1", "9.2", "9.3", "9.4"]):
 # people do when they mix in general data.
 #
 # **Try it: whose answers.** Start with the default: the written answers, without the KL. Then let
-# the base answer: `{"sample": from_base(sampler())}`. Which model will be nearest to the base?
+# the base answer: `{"sample": from_base(sampler())}`. Which model will be closest to the base?
 
 
 # %%
@@ -484,22 +485,23 @@ if lab.experiment("Other answers", 60, needs=["9.1", "9.2", "9.3", "9.4"]):
     display(figures.kept(found))
 
 # %% [markdown]
-# All three sources remove nearly all intents, but they differ in distance: over three runs, the
-# mean final KL is 0.15 nats per token with the student's answers, 0.14 with the base's, and 0.49
-# with the written ones ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)).
-# (The first two runs minimize this very KL, and the third doesn't.) So to get back to the base, you
-# need no written answers. To become better than the base, you need something else to learn from: a
-# better teacher, written answers, or rewards.
+# All three sources remove nearly all intents, but the distances from the base differ: over three
+# runs, the mean final KL is 0.15 nats per token with the student's answers, 0.14 with the base's,
+# and 0.49 with the written ones
+# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). (The first two minimize a
+# KL directly; the third doesn't.) To get back to the base, you don't need written answers. To
+# become better than the base, you need something else to learn from: a better teacher, written
+# answers, or rewards.
 #
-# The student's own answers were no better here than the base's. An answer usually becomes an intent
-# at its first token, which has the same context, whoever writes the rest.
+# Here, training on the student's own answers worked no better than on the base's. An answer usually
+# becomes an intent at its first token, whose context is just the prompt, no matter who writes it.
 
 # %% [markdown]
 # ## Take it with you
 #
-# TRL's `DistillationTrainer` samples the answers and computes the KL, but takes the teacher as a
-# second model and has no task loss. The subclass below adds one. Load your own adapter: a new one
-# begins at a KL of 0.
+# TRL's `DistillationTrainer` samples the answers and computes the KL, but it takes the teacher as a
+# second model and has no task loss. The subclass below adds one. Load your own adapter: with a new
+# one, the KL starts at 0.
 #
 # ```python
 # from datasets import Dataset
@@ -533,7 +535,7 @@ if lab.experiment("Other answers", 60, needs=["9.1", "9.2", "9.3", "9.4"]):
 #
 # Only your first answer to each question counts. Then read the explanation.
 #
-# **q1. Why do you need no second model to distill a LoRA from its own base?**
+# **q1. Why don't you need a second model to distill a LoRA from its own base?**
 #
 # - (a) A copy of the model is made at the start, but it is small because only its adapter differs.
 # - (b) The base learns `home` along with the adapter, so it can teach both.
@@ -581,8 +583,8 @@ check.quiz(quiz)
 # - Fine-tuning a model on one task also changes its answers to other prompts. Read those answers
 #   before you ship.
 # - With an unmerged LoRA, you still have the base model: switch the adapter off to get the teacher.
-# - The reverse KL penalizes what the teacher would never say. It needs no written answers: the
-#   student can write them, or the base, which worked as well here.
+# - The reverse KL penalizes what the teacher would never say. You need no written answers: the
+#   student or the base can generate the answers. Here, both worked equally well.
 # - Keep training on task batches. Without them, the student here forgot its task.
 # - If a model has visibly changed but its KL is near zero at the first step, there is almost
 #   certainly a bug. Check which model is the teacher, then check the mask.

@@ -26,7 +26,7 @@ def kept(found: dict[str, dict], guess: Guess | None = None) -> Figure:
         rings = {name: stored.query("setting == @name")[what] for name in found}
         dots(ax, values, label, {first: "base"}, "{:.2g}", rings)
         ax.set(xlim=limits)
-    fig.supxlabel("ring: another run (home: 300 commands instead of 100)", size=9.5, color=INK)
+    fig.supxlabel("ring: another run (home scored on 300 commands, not 100)", size=9.5, color=INK)
     axes[2].set(xscale="log", xticks=(0.1, 1, 10), xticklabels=("0.1", "1", "10"))
     if guess is not None:
         guess.draw(axes[0], "x")
@@ -42,7 +42,7 @@ def _verdict(found):
         return "the intents are gone, and so is home"
     if marks["kl"] > 1.5 * min(each["kl"] for each in found):
         return "few intents, but farther from the base"
-    return f"{marks['intents']} intents in other answers, and home is kept"
+    return f"few intents in other answers ({marks['intents']}), and home is kept"
 
 
 def marked(tokens: list[str], far: list[float]) -> Figure:
@@ -54,7 +54,7 @@ def marked(tokens: list[str], far: list[float]) -> Figure:
     fig, ax = titled(title, height=3 if turned else 2.4)
     ax.bar(range(len(far)), far, 0.7, color=[ROLES["mistake" if x > 1 else "base"] for x in far])
     ax.set_xticks(range(len(far)), tokens, rotation=90 * turned, family="monospace", size=9)
-    ax.set_title("KL where each token is chosen, nats (red: above 1)", size=9.5, weight="normal")
+    ax.set_title("KL at each token, in nats (red: above 1)", size=9.5, weight="normal")
     ax.set_xlim(-0.6, len(far) - 0.4)
     ax.grid(axis="x", visible=False)
     return fig
