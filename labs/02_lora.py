@@ -441,12 +441,12 @@ if lab.experiment("Before and after", 5, needs=["2.2", "2.4"]):
 #
 # ### Rank and alpha
 #
-# How much does the rank matter, and what does $\alpha$ do? The next function trains for 12 steps,
+# How much does the rank matter, and what does $\alpha$ do? The next function trains for ten steps,
 # with 8 commands per step, at a rank, $\alpha$ and learning rate of your choice.
 
 
 # %%
-def short_run(r, alpha, learning_rate, steps=12):
+def short_run(r, alpha, learning_rate, steps=10):
     """Losses of a short LoRA run on `home`."""
     torch.manual_seed(lab.seed)
     model, tokenizer = models.load()
@@ -467,7 +467,7 @@ rank_runs = {}  # your runs so far: {setting: losses}
 
 # %% tags=["experiment"]
 settings = [(8, 16, 1e-3), (64, 16, 1e-3), (8, 128, 1e-3), (64, 128, 1e-3)]  # (r, alpha, rate)
-if lab.experiment("Rank and alpha", 55, needs=["2.2", "2.4"]):
+if lab.experiment("Rank and alpha", 46, needs=["2.2", "2.4"]):
     for r, alpha, rate in settings:
         rank_runs[f"r={r}, alpha={alpha}, rate {rate:g}"] = short_run(r, alpha, rate)
     display(figures.turned(rank_runs))
