@@ -396,8 +396,9 @@ if lab.experiment("One adapter, four merges", 25, needs=["6.1", "6.2", "6.4"]):
 # If you round the dequantized merge to NF4 again, most sums land in dead zones. Part of the update
 # survives (compare the KL with "no adapter"), but no answer is right. The surprise is the merge
 # into the *original*: with every seed, rounding it to NF4 brings the model *closer* to the one you
-# trained. The original weights lie between the grid's values, so the update survives, and most
-# weights regain the rounding error that the adapter was trained with.
+# trained. Because the original weights lie between the grid's values, rounding doesn't erase the
+# update. After rounding, most weights again have the rounding error that they had while the adapter
+# was trained.
 #
 # > **To get the model you trained, merge a QLoRA adapter into the dequantized base, and store the
 # > sum in 16 bits.** If the file must be NF4, keep the adapter separate.

@@ -354,9 +354,9 @@ if lab.experiment("Other pairs, beta or rate", 35, needs=["8.1", "8.2", "8.3"]):
 #
 # DPO's pairs were made before training. GRPO (*group relative policy optimization*, [Shao et al.
 # 2024](https://arxiv.org/abs/2402.03300)) uses answers sampled during training. For each prompt,
-# the model samples a *group* of answers, and a program scores each answer. Answers that score above
-# their group's mean become more likely, and those below it become less likely. The model is never
-# shown a right answer.
+# the model samples a *group* of answers, and a program or a reward model scores each answer.
+# Answers that score above their group's mean become more likely, and those below it become less
+# likely. The model is never shown a right answer.
 #
 # GRPO standardizes the rewards within each group. Rewards of 1, 0, 0 and 0 become advantages of
 # 1.5, -0.5, -0.5 and -0.5. Rewards of 0.1, 0, 0 and 0 give practically the same advantages, because
@@ -399,8 +399,7 @@ check.advantages(group_advantages)
 # $\nabla \pi = \pi \, \nabla \log \pi$, its gradient is the mean of $R \, \nabla \log \pi$ over the
 # model's own samples. So you can estimate it by averaging over samples. (This is the *policy
 # gradient*, or REINFORCE.) Subtracting a baseline from $R$ usually reduces noise and, since
-# $\sum_y \nabla \pi(y) = 0$, doesn't change the expected gradient. (In a group of $G$, the mean
-# includes the answer itself, which only scales the gradient by $1 - 1/G$.) Dividing by each group's
+# $\sum_y \nabla \pi(y) = 0$, doesn't change the expected gradient. Dividing by each group's
 # standard deviation changes how much its prompt counts.
 #
 # Sampling is expensive, so you want to take several steps on the same samples. After the first
@@ -491,7 +490,7 @@ check.clipped(grpo_loss)
 # - Each right key raises the reward, and each unwanted key lowers it, but never below 0.
 # - A wanted key with a wrong value earns no more than leaving the key out.
 #
-# Many formulas satisfy these rules. One more rule blocks a common hack. If two or more keys are
+# Many formulas satisfy these rules. One more rule blocks a common hack. If two to six keys are
 # wanted, an answer that **names all 16 keys** of `home`, even with every wanted key right, must
 # earn less than an answer with half of the wanted keys (rounded down) and no others.
 #

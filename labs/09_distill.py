@@ -15,7 +15,8 @@
 #
 # An adapter learns one task. What happens to the model's other skills? Train the model on `home`
 # alone, then ask why we have leap years: it answers with a scrap of a smart-home command. This is
-# *catastrophic forgetting*. In this lab, you undo it without any written answers.
+# *catastrophic forgetting*. In this lab, you undo most of it without written answers to everyday
+# instructions.
 #
 # You already have a teacher in memory: with the adapter switched off, the model is the base model.
 # So let the tuned model answer, compute the base's probabilities for each next token, and train
@@ -104,9 +105,9 @@ if lab.experiment("An adapter for home alone", 50):
     guess_intents.compare(found["home alone"]["intents"])
 
 # %% [markdown]
-# The tuned model gets many commands right, but it also answers most other instructions with a
-# smart-home intent, or something like one. Every training example had the system prompt "Home
-# intent as JSON."; none showed what to do without it.
+# The tuned model gets a third to half of the commands right, but it also answers most other
+# instructions with a smart-home intent, or something like one. Every training example had the
+# system prompt "Home intent as JSON."; none showed what to do without it.
 #
 # With the adapter off, the model answers as before. You could turn the adapter on only for
 # commands, as in lab 7. But then you must always know which requests are commands, and you can't
@@ -129,8 +130,9 @@ if lab.experiment("An adapter for home alone", 50):
 #
 # The two directions penalize different mistakes. The reverse KL weights each token by the
 # *student's* probability, so it is large where the student says what the teacher never would, such
-# as a brace here. It hardly penalizes omissions: as the student stops saying the second word in the
-# example, the reverse KL stays below $\ln 2 = 0.69$ nats, but the forward KL grows without limit.
+# as a brace here. Its penalty for omissions is bounded: as the student stops saying the second word
+# in the example, the reverse KL stays below $\ln 2 = 0.69$ nats, but the forward KL grows without
+# limit.
 
 # %% [markdown]
 # ### Exercise 9.1 · `token_kl`
@@ -178,8 +180,8 @@ check.kl(token_kl)
 #
 # The KL compares two models on a text. Whose text? What a model has already written affects what it
 # writes next. Once the student has written `{"intent"`, it is in a context that good answers never
-# contain, so training on good answers never corrects it. In *on-policy* training, the student
-# generates the answers, and training corrects its mistakes.
+# contain, so training on those doesn't teach it how to get back. In *on-policy* training, the
+# student generates the answers, and training corrects its mistakes.
 #
 # In lab 8, each answer got a single reward, and you needed groups of eight to see which answers
 # were better. Here, the teacher provides a whole distribution for every token.
@@ -197,7 +199,7 @@ check.kl(token_kl)
 #
 # - Sample from the student, with its adapter on. Call `sample` only once.
 # - Sample and compute the teacher's logits in eval mode and without gradients. Use `no_grad`,
-#   because tensors created in `inference_mode` can't be used in training.
+#   because tensors created in `inference_mode` can't be saved for the backward pass.
 # - Afterward, the model must be in its original mode, with its adapter on.
 #
 # <details><summary>Hint</summary>
@@ -262,8 +264,8 @@ if lab.experiment("Every token, marked", 2, needs=["9.1", "9.2"]):
 #
 # ## One step: the task loss and the KL
 #
-# If you train the student only to match its base, it will forget `home`. So each step uses two
-# batches: commands for the task loss and everyday prompts for the KL:
+# The KL alone does nothing to preserve `home`. So each step uses two batches: commands for the task
+# loss and everyday prompts for the KL:
 #
 # $$\text{loss} = \text{task loss} + \text{weight} \cdot \text{KL}$$
 #
@@ -432,10 +434,10 @@ if lab.experiment("Distillation from its own base", 58, needs=["9.1", "9.2", "9.
     guess_kept.compare(found["distilled"]["intents"])
 
 # %% [markdown]
-# Nearly all intents are gone. Three other runs (rings) agree: 50, 50 and 48 intents before; 1, 2
-# and 0 after ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). The KL falls
-# to about 4% of its initial value, and the score on `home` hardly changes. Read the answers, too:
-# an answer without an intent isn't necessarily good. It may repeat itself.
+# Nearly all intents are gone. Three other runs (rings) agree on the intents: 50, 50 and 48 intents
+# before; 1, 2 and 0 after ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)).
+# The KL falls to about 4% of its initial value, and the score on `home` hardly changes. Read the
+# answers, too: an answer without an intent isn't necessarily good. It may repeat itself.
 #
 # **Try it: either half of the loss.** Start with the default, which leaves out the task batches.
 # Then use `{"weight": 0.0}`, which leaves out the KL. First predict all three panels.
@@ -485,16 +487,16 @@ if lab.experiment("Other answers", 60, needs=["9.1", "9.2", "9.3", "9.4"]):
     display(figures.kept(found))
 
 # %% [markdown]
-# All three sources remove nearly all intents, but the distances from the base differ: over three
-# runs, the mean final KL is 0.15 nats per token with the student's answers, 0.14 with the base's,
-# and 0.49 with the written ones
-# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). (The first two minimize a
-# KL directly; the third doesn't.) To get back to the base, you don't need written answers. To
-# become better than the base, you need something else to learn from: a better teacher, written
-# answers, or rewards.
+# All three sources remove nearly all intents, but the written answers leave the model farther from
+# the base: over three runs, the mean final KL is 0.49 nats per token with them, 0.15 with the
+# student's answers, and 0.14 with the base's
+# ([evidence](../docs/evidence/09_distill.md#from-one-adapter-five-ways)). Only the last two
+# minimize a KL. To get back to the base, you don't need written answers. To become better than the
+# base, you need something else to learn from: a better teacher, written answers, or rewards.
 #
-# Here, training on the student's own answers worked no better than on the base's. An answer usually
-# becomes an intent at its first token, whose context is just the prompt, no matter who writes it.
+# The student's own answers worked no better here than the base's. A likely reason: an answer
+# usually becomes an intent at its first token, whose context is just the prompt, no matter who
+# writes it.
 
 # %% [markdown]
 # ## Take it with you
@@ -542,12 +544,12 @@ if lab.experiment("Other answers", 60, needs=["9.1", "9.2", "9.3", "9.4"]):
 # - (c) The base's weights haven't changed, so with the adapter off, the model is the base again.
 # - (d) The adapter changes the output only for commands, so all other answers match the base's.
 #
-# **q2. You leave out the task batches and distill for a long time. What do you get?**
+# **q2. What happened in this lab when you left out the task batches?**
 #
-# - (a) Nearly the base model: nothing in the loss rewards `home`, so the model forgets it.
-# - (b) The same model as with task batches, because chat prompts say nothing about commands.
-# - (c) The same model as with task batches, because the gradient norm is clipped to 1.
-# - (d) A model that has learned its own mistakes, because it wrote the answers itself.
+# - (a) The intents disappeared, but so did `home`, because nothing in the loss rewards it.
+# - (b) The same as with them, because chat prompts say nothing about commands.
+# - (c) The same as with them, because the gradient norm is clipped to 1.
+# - (d) The intents became more frequent, because the model learned from its own answers.
 #
 # **q3. A run reports a KL of 0.01 from the first step, but the model still answers with intents.
 # What do you check first?**

@@ -48,13 +48,13 @@ def _verdict(found):
 def marked(tokens: list[str], far: list[float]) -> Figure:
     """The KL from the teacher at each token of one answer, in nats."""
     n_far = sum(x > 1 for x in far)
-    title = f"The teacher disagrees at {n_far} of the student's {len(far)} tokens"
+    title = f"The KL exceeds 1 nat at {n_far} of the student's {len(far)} tokens"
     tokens = [token.replace("<|im_end|>", "end") for token in tokens]
     turned = len(tokens) * max(map(len, tokens)) > 80  # else they fit side by side
     fig, ax = titled(title, height=3 if turned else 2.4)
     ax.bar(range(len(far)), far, 0.7, color=[ROLES["mistake" if x > 1 else "base"] for x in far])
     ax.set_xticks(range(len(far)), tokens, rotation=90 * turned, family="monospace", size=9)
-    ax.set_title("KL at each token, in nats (red: above 1)", size=9.5, weight="normal")
+    ax.set_title("KL at each token, in nats", size=9.5, weight="normal")
     ax.set_xlim(-0.6, len(far) - 0.4)
     ax.grid(axis="x", visible=False)
     return fig
