@@ -690,7 +690,7 @@ def marks(model, samples=4):
 
 # %%
 guess_grpo = lab.predict(
-    "Half of the greedy answers have the right intent. How many of 100 after 12 steps?", None
+    "About half of the greedy answers have the right intent. How many of 100 after 12 steps?", None
 )
 
 # %% tags=["experiment"]
@@ -710,25 +710,26 @@ if lab.experiment("GRPO on home", 100, needs=["8.4", "8.5", "8.6", "8.7"]):
 
 # %% [markdown]
 # Sampled answers now have the right intent about twice as often. With three other seeds (rings),
-# the gains were 19, 15 and 22 points, each with a standard error of 3
-# ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). But greedy answers show no clear gain:
-# 4, -3 and 2 points. GRPO made likely answers likelier, and greedy decoding already takes the
-# likeliest tokens. A lower temperature does much the same without training: at 0.7, 35% of the warm
-# start's answers have the right intent. Whether rewards can teach a model what it couldn't say at
-# all is disputed ([Yue et al. 2025](https://arxiv.org/abs/2504.13837)).
+# the gains were 19, 15 and 22 points, each with a standard error of 3 or 4
+# ([evidence](../docs/evidence/08_rewards.md#grpo-on-home)). But greedy answers show no clear gain
+# (4, -3 and 2 points): about as many intents became wrong as right. And a lower temperature
+# achieves much of the gain without training: at 0.7, 35% of the warm start's answers have the right
+# intent. Whether rewards can teach a model what it couldn't say at all is disputed ([Yue et al.
+# 2025](https://arxiv.org/abs/2504.13837)).
 #
 # And you get what you pay for. Nobody paid for the other keys, so right answers fell from 33 of 100
 # to 8, 12 and 0.
 #
-# Written answers teach more, if you have them. In runs on another machine, 192 written answers
-# raised the mean of your reward from 0.42 to 0.59. GRPO with 768 sampled answers raised it only to
-# 0.47 ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)). So train on right
-# answers first. GRPO is for tasks where a program can recognize right answers, but too few have
-# been written.
+# Written answers teach more, if you have them. In runs on another machine at r=16, 192 written
+# answers raised the mean `reward` of greedy answers from 0.42 to 0.59. GRPO, paid that reward for
+# 768 sampled answers, raised it only to 0.47
+# ([evidence](../docs/evidence/08_rewards.md#rewards-and-written-answers)), and 0.50 at best
+# ([r=1](../docs/evidence/08_rewards.md#ranks-and-rates)). So train on right answers first. Use GRPO
+# when right answers are easy to check but expensive to write.
 #
 # ## A reward that can be hacked
 #
-# Answers now omit keys, so suppose you pay 0.2 for each key, up to five keys.
+# Few answers now have the right keys, so suppose you pay 0.2 for each key, up to five keys.
 
 
 # %%
@@ -739,7 +740,7 @@ def complete(answer, wanted):
 
 # %%
 guess_keys = lab.predict(
-    "An answer names about 2.5 keys at first. How many will it name when each key pays?", None
+    "An answer names about 2.4 keys at first. How many will it name when each key pays?", None
 )
 
 # %% [markdown]
@@ -763,8 +764,8 @@ if lab.experiment("Another reward", 80, needs=["8.4", "8.5", "8.6", "8.7"]):
 # %% [markdown]
 # When each key pays, the model in this run names more keys, but fewer of its answers are right. A
 # subtler mistake keeps your reward but adds 0.2 for each key, with the total capped at 1. In runs
-# on that other machine (three seeds), right answers rose from 17 of 100 to 20, 19 and 21 without
-# the bonus, and fell to 9, 0 and 0 with it
+# on that other machine (three seeds), the model started with 17 of 100 right answers and ended with
+# 20, 19 and 21 without the bonus, but 9, 0 and 0 with it
 # ([evidence](../docs/evidence/08_rewards.md#a-bonus-for-each-key)).
 #
 # The runs with the bonus looked healthy: the reward they earned rose. Judge a model by a measure it

@@ -73,7 +73,7 @@ def rewarded(found: dict[str, dict], cool: Sequence[float]) -> Figure:
     control = f"temperature 0.7, no GRPO: {start.mean():.0f} → {end.mean():.0f}"
     gains[control] = mean_interval(end - start)
     fig, ax = titled(title, height=2.8)
-    dots(ax, gains, "change (% of 100 commands)", {control: "base"}, "{:+.0f}", others)
+    dots(ax, gains, "change, percentage points", {control: "base"}, "{:+.0f}", others)
     ax.axvline(0, color=INK, lw=0.8)
     fig.supxlabel("line: 95% interval, ring: other seed", fontsize=9.5, color=INK)
     return fig
